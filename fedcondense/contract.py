@@ -1,0 +1,203 @@
+"""The pieces that plug into each other: objectives, network sources, parametrizations and holders of real data.
+
+Nothing here knows a method. A method is a frozen dataclass that derives from `Objective` (or `FeatureObjective`), a way
+to store images is one that satisfies `Parametrization`; both are values, keep no state, and print as their own recipe.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fedcondense.augment import Augmentation
+    from fedcondense.data import Data
+
+__all__ = [
+    "Batch",
+    "Codes",
+    "Draw",
+    "Holder",
+    "Network",
+    "NetworkFactory",
+    "NetworkSource",
+    "Objective",
+    "Parametrization",
+    "Recipe",
+    "Synthetic",
+]
+
+Codes = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Images with their targets."""
+
+    images: Tensor  # (N, C, H, W), floating point
+    targets: Tensor  # (N, K) probabilities
+
+
+class Synthetic(NamedTuple):
+    """The leaf tensors of a step: all synthetic images, or a group of classes."""
+
+    images: Tensor  # (N, C, H, W), normalised, requires a gradient
+    targets: Tensor  # (N, K) probabilities; requires a gradient only where labels are learned
+    extras: Mapping[str, Tensor] = {}  # what else an objective learns, by the names that `Objective.extras` gave
+
+
+class Network(Protocol):
+    """A classifier whose features can be read; every entry of `NETWORKS` and every wrapped `nn.Module` is one."""
+
+    def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
+        """Return flattened features, (N, D); ``"embedding"`` feeds the classifier, ``"logits"`` leaves it."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits, (N, K)."""
+
+
+NetworkFactory = Callable[[int], nn.Module]
+"""Builds a network from a seed: equal seeds give equal weights on every machine."""
+
+
+class Draw(NamedTuple):
+    """All that is random in a step; what follows is a pure function of it."""
+
+    network: Any  # a Network; None for kernels
+    augment: Augmentation  # one record with a row for each class, the same for the real and the synthetic branch
+    seed: int  # for the real batch, inner batches, frequencies
+    key: Hashable | None = None  # names a draw that comes again; None: it never does
+    goal: Any = None  # where an expert ended
+
+
+class NetworkSource(ABC):
+    """Where a step's network comes from: fresh, trained on the synthetic set, frozen into a pool."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
+        """Pick this step's network; what trains between two steps does so here, before it is handed out."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as tensors, numbers and nested dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+
+
+class Holder(Protocol):
+    """Whoever can answer for the real data: `Data`, or a private or summed stand-in for it."""
+
+    @property
+    def data(self) -> Data | None:
+        """The tensors, or None where networks may not be trained on them."""
+
+    def observe(self, objective: Objective, draw: Draw) -> Any:
+        """Return what `objective.observe` needs of the real data for `draw`; the same answer for the same key."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an objective is run unless the caller says otherwise; `ARCHITECTURE.md` says where the numbers come from.
+
+    Args:
+        steps: Optimisation steps.
+        lr: Step size, in [0, 1] pixel space.
+        source: Builds the network source from a network factory and the augmentation's operations.
+        optimizer: ``"adam"`` or ``"sgd"``.
+        betas: Adam's, or (momentum, unused) for SGD.
+        decay: The last step size as a share of the first, reached along a cosine; 1 keeps it constant.
+        start: The name in `STARTS` that research code begins from.
+        lr_per_image: Multiply `lr` by ipc, for losses of class means whose gradient per image shrinks with ipc.
+        clip: Largest gradient norm of all codes together; None leaves it alone.
+    """
+
+    steps: int
+    lr: float
+    source: Callable[[NetworkFactory, tuple[str, ...], int], NetworkSource]
+    optimizer: str = "adam"
+    betas: tuple[float, float] = (0.9, 0.99)
+    decay: float = 0.1
+    start: str = "gaussian"
+    lr_per_image: bool = False
+    clip: float | None = None
+
+
+class Objective(ABC):
+    """How real and synthetic data are compared; derive a frozen dataclass, whose repr goes into the record."""
+
+    recipe: ClassVar[Recipe]
+    separable: ClassVar[bool] = True  # a sum over classes: with hard labels, classes may be taken in groups
+
+    @abstractmethod
+    def observe(self, draw: Draw, data: Data) -> Any:
+        """Return all that a step needs of the real data, without a gradient: sums, gradients, a batch, or None."""
+
+    @abstractmethod
+    def loss(self, draw: Draw, observed: Any, synthetic: Synthetic) -> Tensor:
+        """Return the scalar to minimise, differentiable in `synthetic`; a class that is absent adds zero."""
+
+    def extras(self) -> dict[str, Tensor]:
+        """Return where the objective's own learnable tensors start; none by default."""
+        return {}
+
+    def backward(self, draw: Draw, observed: Any, synthetic: Synthetic, at_once: int) -> Tensor:
+        """Add the gradients of `loss` to the leaves, with about `at_once` images in a graph; return the loss.
+
+        A separable objective takes groups of whole classes, which bounds memory at the same speed; the others build one
+        graph of everything.
+        """
+        groups = [synthetic]
+        if self.separable and len(synthetic.images) > at_once:
+            groups = _by_class(synthetic, at_once)
+        total = synthetic.images.new_zeros(())
+        for group in groups:
+            loss = self.loss(draw, observed, group)
+            if loss.requires_grad:  # a group whose classes the real data lack says nothing
+                loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
+
+
+def _by_class(synthetic: Synthetic, at_once: int) -> list[Synthetic]:
+    """Split hard-labelled leaves into groups of whole classes of at most `at_once` images (or one class)."""
+    labels = synthetic.targets.detach().argmax(1)
+    order = labels.argsort(stable=True)
+    sizes = torch.unique_consecutive(labels[order], return_counts=True)[1].tolist()
+    bounds, filled = [0], 0
+    for size in sizes:
+        if filled and filled + size > at_once:
+            bounds.append(bounds[-1] + filled)
+            filled = 0
+        filled += size
+    bounds.append(bounds[-1] + filled)
+    pieces = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Synthetic(synthetic.images[i], synthetic.targets[i], synthetic.extras) for i in pieces]
+
+
+class Parametrization(Protocol):
+    """How a set's images are stored: a frozen dataclass of settings with pure functions on a dict of tensors.
+
+    `settings` are its fields; the header of a file holds them with the name in `PARAMETRIZATIONS`.
+    """
+
+    storage: ClassVar[Mapping[str, torch.dtype]]  # what is kept, and as what; uint8 stands for [0, 1]
+
+    def start_count(self, ipc: int) -> int:
+        """Return how many start images a class needs for the bytes of `ipc` plain images."""
+
+    def encode(self, images: Tensor, targets: Tensor) -> tuple[Codes, Tensor]:
+        """Return codes and their targets (M, K) for start images (N, C, H, W) in [0, 1], N a class first to last."""
+
+    def decode(self, codes: Codes, targets: Tensor) -> Batch:
+        """Return images in [0, 1] and targets: the same codes, the same images; differentiable in both."""
+
+    def project(self, codes: Codes) -> None:
+        """Put the codes back into their range, in place; called after each step."""
+
+    def decoded(self, shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, int, int]) -> int:
+        """Return how many images of `shape` codes of these shapes decode to, or raise ValueError: they do not fit."""

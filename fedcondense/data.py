@@ -1,0 +1,149 @@
+"""Real data: a data set, by name, folder, file or torch `Dataset`, becomes one uint8 tensor on a device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedcondense.contract import Batch
+from fedcondense.errors import DataError
+
+if TYPE_CHECKING:
+    from fedcondense.contract import Draw, Objective
+
+__all__ = ["Data", "DataSet", "Spec"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a data set's images and labels are.
+
+    Args:
+        name: The name it was loaded by.
+        shape: (C, H, W) of an image; C is 1 or 3.
+        classes: The class names, by label.
+        mean: A value a channel, in [0, 1] space.
+        std: A value a channel, in [0, 1] space.
+        operations: The augmentations that keep a label true here; digits are not mirrored.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    operations: tuple[str, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Take images from [0, 1] to zero mean and unit deviation, (N, C, H, W)."""
+        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+class DataSet(NamedTuple):
+    """A train and a test split."""
+
+    train: Data
+    test: Data
+
+
+class Data:
+    """Labelled images on one device, normalised when a batch is asked for.
+
+    Args:
+        images: (N, C, H, W), uint8.
+        labels: (N,), int64, each below ``len(spec.classes)``; classes may be absent.
+        spec: What the images are.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, spec: Spec) -> None:
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != spec.shape:
+            given = f"{images.dtype} {tuple(images.shape)}"
+            raise DataError(f"{spec.name}: images are {given}; needed: torch.uint8 (N, {', '.join(map(str, spec.shape))})")
+        if labels.shape != images.shape[:1]:
+            raise DataError(f"{spec.name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one an image")
+        labels = labels.to(torch.int64)
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(spec.classes)):
+            span = f"{int(labels.min())} to {int(labels.max())}"
+            raise DataError(f"{spec.name}: labels go from {span}; needed: 0 to {len(spec.classes) - 1}, one a class name")
+        self.images, self.labels, self.spec = images, labels, spec
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Data({self.spec.name}, {len(self)} images of {self.spec.shape}, {len(self.spec.classes)} classes)"
+
+    @property
+    def data(self) -> Data:
+        """Itself: the tensors are at hand (`Holder`)."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.images.device
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """How many images each class has, (K,) int64 on the CPU."""
+        return torch.bincount(self.labels.cpu(), minlength=len(self.spec.classes))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of labels and images: equal data, equal text."""
+        digest = hashlib.sha256(self.labels.cpu().contiguous().numpy().tobytes())
+        digest.update(self.images.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Data:
+        """Return the same data on another device."""
+        return Data(self.images.to(device), self.labels.to(device), self.spec)
+
+    def subset(self, index: Tensor) -> Data:
+        """Return the examples at `index`, (M,) int64 or a mask (N,)."""
+        index = torch.as_tensor(index).to(self.device)
+        return Data(self.images[index], self.labels[index], self.spec)
+
+    def named(self, name: str) -> Data:
+        """Return the same data under another name."""
+        return Data(self.images, self.labels, replace(self.spec, name=name))
+
+    def batch(self, index: Tensor | slice = slice(None)) -> Batch:
+        """Return normalised float32 images and one-hot targets (M, K) of the examples at `index`."""
+        if isinstance(index, Tensor):
+            index = index.to(self.device, non_blocking=True)
+        images = self.spec.normalise(self.images[index].float().div_(255))
+        return Batch(images, torch.nn.functional.one_hot(self.labels[index], len(self.spec.classes)).float())
+
+    def per_class(self, count: int | None, generator: torch.Generator) -> Tensor:
+        """Draw `count` examples of each class without replacement, or all a class has if it has fewer.
+
+        Returns:
+            Indices, int64 on the CPU, class by class.
+        """
+        if count is None:
+            return self._by_class
+        offsets = self.counts.cumsum(0) - self.counts
+        labels = self._labels_by_class
+        order = (labels + torch.rand(len(labels), generator=generator, dtype=torch.float64)).argsort()
+        rank = torch.arange(len(labels)) - offsets[labels]  # labels stay sorted: only the order inside a class changed
+        return self._by_class[order[rank < count]]
+
+    def observe(self, objective: Objective, draw: Draw) -> Any:
+        """Return what `objective` needs of these data for `draw` (`Holder`)."""
+        with torch.no_grad():
+            return objective.observe(draw, self)
+
+    @cached_property
+    def _by_class(self) -> Tensor:
+        return self.labels.cpu().argsort(stable=True)
+
+    @cached_property
+    def _labels_by_class(self) -> Tensor:
+        return self.labels.cpu()[self._by_class]
