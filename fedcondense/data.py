@@ -64,13 +64,19 @@ class Data:
     def __init__(self, images: Tensor, labels: Tensor, spec: Spec) -> None:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != spec.shape:
             given = f"{images.dtype} {tuple(images.shape)}"
-            raise DataError(f"{spec.name}: images are {given}; needed: torch.uint8 (N, {', '.join(map(str, spec.shape))})")
+            raise DataError(
+                f"{spec.name}: images are {given}; needed: torch.uint8 (N, {', '.join(map(str, spec.shape))})"
+            )
         if labels.shape != images.shape[:1]:
-            raise DataError(f"{spec.name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one an image")
+            raise DataError(
+                f"{spec.name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one an image"
+            )
         labels = labels.to(torch.int64)
         if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(spec.classes)):
             span = f"{int(labels.min())} to {int(labels.max())}"
-            raise DataError(f"{spec.name}: labels go from {span}; needed: 0 to {len(spec.classes) - 1}, one a class name")
+            raise DataError(
+                f"{spec.name}: labels go from {span}; needed: 0 to {len(spec.classes) - 1}, one a class name"
+            )
         self.images, self.labels, self.spec = images, labels, spec
 
     def __len__(self) -> int:

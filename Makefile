@@ -1,0 +1,41 @@
+# make install, make demo, make test: each makes what it needs, in .venv, and does nothing twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_FLAGS ?= -n 2
+
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make install   install fedcondense with Flower into $(VENV)"
+	@echo "make demo      a federation on the digits data, with a report in runs/demo"
+	@echo "make test      linter, type checker and the whole suite (PYTEST_FLAGS=\"-m 'not slow'\" for the short one)"
+	@echo "make clean     remove $(VENV), caches and builds; runs/ stays"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[flower]'
+	@touch $@
+
+# The suite runs Ray and the tools as well.
+$(VENV)/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[flower,simulation,dev]'
+	@touch $(VENV)/.installed $@
+
+demo: install
+	$(BIN)/fedcondense federate --data digits --clients 10 --alpha 0.1 --output runs/demo
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
