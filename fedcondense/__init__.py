@@ -1,0 +1,1 @@
+"""fedcondense: dataset distillation as a library, for federated and continual learning."""

@@ -1,0 +1,148 @@
+"""Training a classifier on tensors: the only loop of ours that does, and the test of what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedcondense.augment import Augmentation
+from fedcondense.errors import SettingError
+from fedcondense.randomness import stream
+
+if TYPE_CHECKING:
+    from fedcondense.data import Data
+
+__all__ = ["Fit", "accuracy", "fit"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a classifier is trained; the defaults are the evaluation of every table in `experiments/`.
+
+    The published evaluation of the field is ``Fit(steps=1000, batch=256, lr=0.01, schedule="step", nesterov=False)``:
+    steps stand for its epochs while a set holds at most 256 images.
+
+    Args:
+        steps: Optimisation steps.
+        batch: Images a step, drawn without replacement until all were seen.
+        lr: Largest step size.
+        momentum: SGD's.
+        weight_decay: SGD's.
+        nesterov: Whether the momentum looks ahead.
+        schedule: ``"one-cycle"`` (15 % warm-up, cosine to zero), ``"step"`` (a tenth from half way), ``"constant"``.
+        augment: Draw one augmentation an image and step.
+    """
+
+    steps: int = 400
+    batch: int = 64
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    schedule: str = "one-cycle"
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        if self.schedule not in _SCHEDULES:
+            raise SettingError(f"schedule {self.schedule!r}; needed: one of {', '.join(_SCHEDULES)}")
+        if self.steps < 0 or self.batch < 1:
+            raise SettingError(f"{self.steps} steps of {self.batch} images; needed: steps >= 0 and a batch >= 1")
+
+
+_WARM_UP = 0.15
+
+
+def _one_cycle(done: float) -> float:
+    if done < _WARM_UP:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * done / _WARM_UP)) / 2
+    return (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))) / 2
+
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "one-cycle": _one_cycle,
+    "step": lambda done: 1.0 if done < 0.5 else 0.1,
+    "constant": lambda done: 1.0,
+}
+
+
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    recipe: Fit = Fit(),  # noqa: B008  (frozen)
+    *,
+    seed: int = 0,
+    weights: Tensor | None = None,
+    operations: tuple[str, ...] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Train a network in place, on the device of the images, with the cross-entropy of soft or hard targets.
+
+    Args:
+        network: Maps images to logits (N, K); moved to the images' device.
+        images: (N, C, H, W), floating point, normalised.
+        targets: (N, K) probabilities.
+        recipe: Steps, batch, step size and schedule.
+        seed: Determines batches and augmentation.
+        weights: (N,), how much each image counts, of any scale; None: all the same.
+        operations: The augmentations to draw from, if the recipe augments.
+        progress: Called with (step, steps) after each step.
+    """
+    if not len(images):
+        raise SettingError("no images to train on; give at least one")
+    generator = stream(seed, "fit")
+    network.to(images.device).train().requires_grad_(True)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+    )
+    if weights is not None:
+        weights = weights / weights.mean()
+    if not recipe.augment:
+        operations = ()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(recipe.steps):
+        optimizer.param_groups[0]["lr"] = recipe.lr * _SCHEDULES[recipe.schedule](step / recipe.steps)
+        while len(order) < min(recipe.batch, len(images)):
+            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+        index, order = order[: recipe.batch].to(images.device, non_blocking=True), order[recipe.batch :]
+        batch = images[index]
+        if operations:
+            batch = Augmentation.draw(operations, len(batch), generator)(batch)
+        losses = F.cross_entropy(network(batch), targets[index], reduction="none")
+        loss = losses.mean() if weights is None else (losses * weights[index]).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if progress is not None:
+            progress(step + 1, recipe.steps)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: Data) -> tuple[float, Tensor]:
+    """Test a network, in evaluation mode.
+
+    Returns:
+        Accuracy in percent, and (K,) float32 in percent for each class, nan for a class without examples.
+    """
+    training = network.training
+    network.eval()
+    classes = len(data.spec.classes)
+    correct = torch.zeros(classes, device=data.device)
+    for piece in torch.arange(len(data)).split(1000):
+        batch = data.batch(piece)
+        labels = data.labels[piece.to(data.device)]
+        right = network(batch.images)[:, :classes].argmax(1) == labels
+        correct += torch.bincount(labels, weights=right.float(), minlength=classes)
+    network.train(training)
+    counts = data.counts.to(data.device)
+    return float(100 * correct.sum() / counts.sum()), (100 * correct / counts).cpu()
