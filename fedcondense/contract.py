@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fedcondense.augment import Augmentation
-    from fedcondense.data import Data
+    from fedcondense.data import Data, Spec
 
 __all__ = [
     "Batch",
@@ -92,6 +92,8 @@ class NetworkSource(ABC):
 class Holder(Protocol):
     """Whoever can answer for the real data: `Data`, or a private or summed stand-in for it."""
 
+    spec: Spec
+
     @property
     def data(self) -> Data | None:
         """The tensors, or None where networks may not be trained on them."""
@@ -112,6 +114,7 @@ class Recipe:
         betas: Adam's, or (momentum, unused) for SGD.
         decay: The last step size as a share of the first, reached along a cosine; 1 keeps it constant.
         start: The name in `STARTS` that research code begins from.
+        normalised: `lr` is for normalised images: it is multiplied by the variance of a pixel.
         lr_per_image: Multiply `lr` by ipc, for losses of class means whose gradient per image shrinks with ipc.
         clip: Largest gradient norm of all codes together; None leaves it alone.
     """
@@ -123,6 +126,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     decay: float = 0.1
     start: str = "gaussian"
+    normalised: bool = False
     lr_per_image: bool = False
     clip: float | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "DataError",
@@ -45,7 +45,11 @@ class ResumeError(FedcondenseError, ValueError):
 
 
 class DivergenceError(FedcondenseError, RuntimeError):
-    """An optimisation that left the finite numbers; the last good state is in the checkpoint that it names."""
+    """An optimisation that left the finite numbers; `synthetic` is the last good set."""
+
+    def __init__(self, message: str, synthetic: Any = None) -> None:
+        super().__init__(message)
+        self.synthetic = synthetic
 
 
 class MissingExtraError(FedcondenseError, ImportError):

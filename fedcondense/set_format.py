@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 import torch
@@ -81,7 +81,9 @@ def _compact(record: Record) -> dict[str, Any]:
 def parse(blob: bytes | memoryview, limits: Limits) -> SyntheticSet:
     """Return the set in bytes of unknown origin, or raise an UntrustedSetError that says what is wrong with them."""
     try:
-        return _parse(bytes(blob) if len(blob) <= limits.nbytes else _refuse(f"more than {limits.nbytes} bytes"), limits)
+        if len(blob) > limits.nbytes:
+            _refuse(f"{len(blob)} bytes; allowed: {limits.nbytes}")
+        return _parse(bytes(blob), limits)
     except UntrustedSetError:
         raise
     except RecursionError:
@@ -192,15 +194,10 @@ def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits
     ):
         given = "none" if targets is None else f"{targets.dtype} {targets.shape}"
         _refuse(f"targets of part {i}: {given}; needed: {labels} (M,) or torch.float16 (M, {classes})")
-    rows = len(targets_of(parametrization, shapes, i))
-    if targets.shape[0] != rows:  # type: ignore[union-attr]
-        _refuse(f"part {i} has {rows} codes but {targets.shape[0]} targets")  # type: ignore[union-attr]
+    rows = shapes[f"{i}.{next(iter(parametrization.storage))}"].shape[0]
+    if targets.shape[0] != rows:
+        _refuse(f"part {i} has {rows} codes but {targets.shape[0]} targets")
     return _Plan(parametrization, record, decoded)
-
-
-def targets_of(parametrization: Parametrization, shapes: Mapping[str, _Slice], i: int) -> range:
-    """Return a range over the rows that need a target: those of the first tensor that the storage names."""
-    return range(shapes[f"{i}.{next(iter(parametrization.storage))}"].shape[0])
 
 
 _RECORD_TEXT = ("data", "method", "network", "start")
@@ -269,5 +266,5 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _refuse(reason: str) -> Any:
+def _refuse(reason: str) -> NoReturn:
     raise UntrustedSetError(reason)

@@ -1,0 +1,300 @@
+"""The condense loop: decode, draw, observe, match, step. One for every objective and parametrization."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedcondense.checkpoints import Checkpoint
+from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
+from fedcondense.data import Data, Spec
+from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
+from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.randomness import stream
+from fedcondense.starts import STARTS
+from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
+
+__all__ = ["Progress", "condense", "images_per_class"]
+
+_LOG = logging.getLogger(__name__)
+_AT_ONCE = 512  # synthetic images in one graph
+_LOOK_S = 0.5  # seconds between two looks at the loss: each one waits for the device
+
+
+class Progress(NamedTuple):
+    """How far a run is."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float  # so far
+    remaining: float  # seconds, estimated
+
+
+def condense(
+    data: Data,
+    ipc: int = 10,
+    objective: str | Objective = DEFAULT_OBJECTIVE,
+    parametrization: str | Parametrization = "pixels",
+    *,
+    network: str | NetworkMaker | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    start: str | None = None,
+    recipe: Recipe | None = None,
+    source: NetworkSource | None = None,
+    limit: float = 1.0,
+    device: torch.device | str | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> SyntheticSet:
+    """Condense labelled images into a few synthetic ones of the same classes.
+
+    The default objective takes about 40 s of one CPU core at 10 classes, 10 images per class, 28x28 and width 32;
+    `plan` says what other settings take. Equal arguments give equal sets, bit by bit, on one CPU with as many threads.
+
+    Args:
+        data: The real images; classes may be absent or of any size.
+        ipc: Images per class whose bytes the codes of a class may take.
+        objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.
+        parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization.
+        network: Whose features or gradients are compared: a name in `NETWORKS`, or a function of an image shape and a
+            number of classes that builds an `nn.Module`; None: as the image size asks.
+        seed: All that is random follows from it.
+        steps: Optimisation steps; None: the recipe's.
+        start: A name in `STARTS`; None: the recipe's. ``"real"`` shows records.
+        recipe: Optimizer, step size, schedule; None: the objective's own.
+        source: Where networks come from; None: the recipe's.
+        limit: The largest share of a class's records that its images may number; 0.5 in federated code.
+        device: Where to run; None: where the data are.
+        checkpoint: Where to keep the state, and whether to go on from it.
+        progress: Called about twice a second.
+
+    Raises:
+        SettingError: A name or number that cannot work.
+        DataError: The data hold no images.
+        ResumeError: The checkpoint is of another configuration.
+        DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
+    """
+    began = time.monotonic()
+    spec = data.spec
+    data = data.to(device) if device is not None else data
+    objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
+    if isinstance(parametrization, str):
+        parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
+    recipe = recipe or objective.recipe
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=start or recipe.start)
+    network = network or default_network(spec.shape)
+    stored = images_per_class(data, ipc, limit)
+    if recipe.steps < 0:
+        raise SettingError(f"{recipe.steps} steps; give 0 or more")
+
+    operations = spec.operations if getattr(objective, "siamese", True) else ()
+    make = partial(_build, network, spec)
+    make(0)  # refuse a network that does not fit before anything is computed
+    source = source or recipe.source(make, operations, len(spec.classes))
+    codes, targets = _start(data, parametrization, recipe.start, stored, stream(seed, "start"))
+    learned = {name: code.requires_grad_() for name, code in codes.items()}
+    extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
+    optimizer = _optimizer([*learned.values(), *extras.values()], recipe, spec, max(stored))
+    draws = stream(seed, "draws")
+    configuration = {
+        "data": data.fingerprint,
+        "ipc": ipc,
+        "limit": limit,
+        "objective": repr(objective),
+        "parametrization": repr(parametrization),
+        "network": describe(network),
+        "seed": seed,
+        "recipe": repr(replace(recipe, source=type(source))),
+    }
+    run = _Run(learned, extras, targets, optimizer, source, draws, 0)
+    if checkpoint is not None and (state := checkpoint.read(configuration)) is not None:
+        run.load_state_dict(state)
+
+    def finished() -> SyntheticSet:
+        record = Record(
+            data=spec.name,
+            shape=spec.shape,
+            classes=spec.classes,
+            mean=spec.mean,
+            std=spec.std,
+            method=repr(objective),
+            ipc=ipc,
+            seed=seed,
+            network=describe(network),
+            augmentation=spec.operations,
+            start=recipe.start,
+            steps=run.step,
+            counts=tuple(data.counts.tolist()),
+            seconds=round(time.monotonic() - began, 1),
+        )
+        return SyntheticSet([Part(*to_storage(run.codes, targets, parametrization), parametrization, record)])
+
+    observations: dict[Any, Any] = {}
+    hard = bool((targets.amax(1) == 1).all())
+    first, loop_began, looked = run.step, time.monotonic(), 0.0
+    good = finished()
+    while run.step < recipe.steps:
+        loss = _step(run, recipe, data, objective, parametrization, observations, _AT_ONCE if hard else len(targets) * 64)
+        now = time.monotonic()
+        if now - looked < _LOOK_S and run.step < recipe.steps:
+            continue
+        looked = now
+        value = float(loss)
+        if not (math.isfinite(value) and all(bool(code.isfinite().all()) for code in run.codes.values())):
+            raise DivergenceError(
+                f"the loss is {value} at step {run.step} of {recipe.steps}; the set of step {good.record.steps} is kept: "
+                f"try a smaller step size than {recipe.lr:g} (recipe)",
+                good,
+            )
+        good = finished()
+        seconds = now - loop_began
+        if progress is not None:
+            remaining = seconds / (run.step - first) * (recipe.steps - run.step)
+            progress(Progress(run.step, recipe.steps, value, seconds, remaining))
+        if checkpoint is not None and checkpoint.is_due():
+            checkpoint.write(configuration, run.state_dict())
+    if checkpoint is not None:
+        checkpoint.write(configuration, run.state_dict())  # until the caller has saved the set
+    return finished()
+
+
+def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
+    """Return how many images' bytes each class gets: `ipc`, or as many as `limit` times its records, at least one.
+
+    Raises:
+        SettingError: `ipc` is no whole number from 1, or `limit` is not in (0, 1].
+        DataError: There are no images.
+    """
+    if not (isinstance(ipc, int) and ipc >= 1):
+        raise SettingError(f"ipc {ipc!r}; needed: a whole number of images per class, 1 or more")
+    if not 0 < limit <= 1:
+        raise SettingError(f"limit {limit!r}; needed: a share of the records of a class, above 0 and up to 1")
+    counts = data.counts.tolist()
+    if not sum(counts):
+        raise DataError(f"{data.spec.name}: no images to condense; give a split or a client that has some")
+    stored = [min(ipc, max(1, int(limit * n))) if n else 0 for n in counts]
+    short = [f"{data.spec.classes[c]} ({n})" for c, n in enumerate(stored) if 0 < n < ipc]
+    if short:
+        _LOG.warning("ipc %d is more than %g of some classes' records; they get what is there: %s", ipc, limit, short)
+    return stored
+
+
+@dataclass
+class _Run:
+    """What changes from step to step, and what a checkpoint keeps."""
+
+    codes: Codes
+    extras: dict[str, Tensor]
+    targets: Tensor
+    optimizer: torch.optim.Optimizer
+    source: NetworkSource
+    draws: torch.Generator
+    step: int
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "codes": dict(self.codes),
+            "extras": dict(self.extras),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "source": self.source.state_dict(),
+            "draws": self.draws.get_state(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for mine, kept in ((self.codes, state["codes"]), (self.extras, state["extras"])):
+                for name, value in kept.items():
+                    mine[name].copy_(value)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        device = next(iter(self.codes.values())).device
+        self.source.load_state_dict(_to(state["source"], device))
+        self.draws.set_state(state["draws"])
+        self.step = state["step"]
+
+
+def _step(
+    run: _Run,
+    recipe: Recipe,
+    holder: Holder,
+    objective: Objective,
+    parametrization: Parametrization,
+    observations: dict[Any, Any],
+    at_once: int,
+) -> Tensor:
+    """Take one step and return its loss, still on the device."""
+    spec = holder.spec
+    decoded = parametrization.decode(run.codes, run.targets)
+    leaves = Synthetic(spec.normalise(decoded.images).detach().requires_grad_(), decoded.targets.detach(), run.extras)
+    draw = run.source.draw(run.draws, leaves, holder.data)
+    if draw.key is None:
+        observed = holder.observe(objective, draw)
+    else:
+        if draw.key not in observations:
+            observations[draw.key] = holder.observe(objective, draw)
+        observed = observations[draw.key]
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = objective.backward(draw, observed, leaves, at_once)
+    if leaves.images.grad is not None:
+        scale = leaves.images.new_tensor(spec.std).view(1, -1, 1, 1)
+        decoded.images.backward(leaves.images.grad / scale)  # type: ignore[no-untyped-call]
+    group = run.optimizer.param_groups[0]
+    done = run.step / max(1, recipe.steps)
+    group["lr"] = group["initial_lr"] * (recipe.decay + (1 - recipe.decay) * (1 + math.cos(math.pi * done)) / 2)
+    if recipe.clip is not None:
+        torch.nn.utils.clip_grad_norm_(list(run.codes.values()), recipe.clip)
+    run.optimizer.step()
+    with torch.no_grad():
+        parametrization.project(run.codes)
+    run.step += 1
+    return loss
+
+
+def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:
+    return build(network, spec.shape, len(spec.classes), seed)
+
+
+def _start(
+    data: Data, parametrization: Parametrization, name: str, stored: list[int], generator: torch.Generator
+) -> tuple[Codes, Tensor]:
+    start = look_up("start", name, STARTS)
+    counts = [parametrization.start_count(n) if n else 0 for n in stored]
+    parametrization.decoded(  # refuse a parametrization that does not fit before anything is computed
+        {key: (sum(stored), *data.spec.shape) for key in parametrization.storage}, data.spec.shape
+    )
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
+    return parametrization.encode(start(data, counts, generator), targets)
+
+
+def _optimizer(leaves: list[Tensor], recipe: Recipe, spec: Spec, ipc: int) -> torch.optim.Optimizer:
+    lr = recipe.lr * (ipc if recipe.lr_per_image else 1)
+    if recipe.normalised:
+        lr *= sum(s * s for s in spec.std) / len(spec.std)
+    if recipe.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(leaves, lr=lr, betas=recipe.betas)
+    elif recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(leaves, lr=lr, momentum=recipe.betas[0])
+    else:
+        raise SettingError(f"optimizer {recipe.optimizer!r}; needed: 'adam' or 'sgd'")
+    optimizer.param_groups[0]["initial_lr"] = lr
+    return optimizer
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return {k: _to(v, device) for k, v in value.items()} if isinstance(value, dict) else value

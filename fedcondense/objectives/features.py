@@ -1,0 +1,124 @@
+"""What objectives on feature rows share: the rows, the pass over real data, the two-pass gradient, the sum of several."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.randomness import stream
+
+if TYPE_CHECKING:
+    from fedcondense.data import Data
+
+__all__ = ["FeatureObjective", "Sum"]
+
+_REAL_AT_ONCE = 2048  # rows of real features before they are summarised; bounds memory for classes of any size
+
+
+class FeatureObjective(Objective):
+    """An objective that sees images only through the features of one network layer.
+
+    A subclass is a frozen dataclass with the fields `layer` and `per_class`, and three functions of feature rows.
+    """
+
+    layer: str
+    per_class: int | None  # real images of a class that a draw sees; None: all of them
+
+    @abstractmethod
+    def summarise(self, rows: Tensor, targets: Tensor) -> Any:
+        """Return what is kept of real feature rows (N, D) with targets (N, K)."""
+
+    @abstractmethod
+    def merge(self, pieces: Sequence[Any]) -> Any:
+        """Return what is kept of all rows, from what was kept of each piece."""
+
+    @abstractmethod
+    def compare(self, observed: Any, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of synthetic rows (N, D), differentiable in them and in the targets (N, K)."""
+
+    def rows(self, draw: Draw, batch: Batch | Synthetic) -> Tensor:
+        """Return the features of the augmented images, (N, D)."""
+        images = draw.augment(batch.images, batch.targets.argmax(1))
+        return cast(Tensor, draw.network.features(images, self.layer))
+
+    def observe(self, draw: Draw, data: Data) -> Any:
+        """Draw real images of each class, and keep what `summarise` does of their features."""
+        index = data.per_class(self.per_class, stream(draw.seed, "real"))
+        pieces = []
+        for piece in index.split(_REAL_AT_ONCE):
+            batch = data.batch(piece)
+            pieces.append(self.summarise(self.rows(draw, batch), batch.targets))
+        return self.merge(pieces)
+
+    def loss(self, draw: Draw, observed: Any, synthetic: Synthetic) -> Tensor:
+        """Compare the rows of the synthetic images with what was kept of the real ones."""
+        return self.compare(observed, self.rows(draw, synthetic), synthetic.targets)
+
+    def backward(self, draw: Draw, observed: Any, synthetic: Synthetic, at_once: int) -> Tensor:
+        """As in `Objective`; what is not separable is done in two passes when it exceeds `at_once` images.
+
+        The first pass takes all rows without a graph and the gradient of the loss in them; the second rebuilds the graph
+        of a few images at a time. Memory stays that of `at_once` images for one more forward pass.
+        """
+        if self.separable or len(synthetic.images) <= at_once:
+            return super().backward(draw, observed, synthetic, at_once)
+        pieces = [
+            Synthetic(i, t) for i, t in zip(synthetic.images.split(at_once), synthetic.targets.split(at_once), strict=True)
+        ]
+        with torch.no_grad():
+            rows = torch.cat([self.rows(draw, piece) for piece in pieces])
+        rows.requires_grad_()
+        loss = self.compare(observed, rows, synthetic.targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for piece, gradient in zip(pieces, cast(Tensor, rows.grad).split(at_once), strict=True):
+            self.rows(draw, piece).backward(gradient)  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+@dataclass(frozen=True)
+class Sum(FeatureObjective):
+    """A weighted sum of objectives on the same rows: one forward pass serves them all.
+
+    Args:
+        terms: Objectives; the first one's layer, real images and recipe hold for all.
+        weights: A factor for each.
+    """
+
+    terms: tuple[FeatureObjective, ...]
+    weights: tuple[float, ...]
+
+    separable: ClassVar[bool] = False
+
+    @property
+    def layer(self) -> str:  # type: ignore[override]
+        """The layer of the first term."""
+        return self.terms[0].layer
+
+    @property
+    def per_class(self) -> int | None:  # type: ignore[override]
+        """The real images of a class that the first term asks for."""
+        return self.terms[0].per_class
+
+    @property
+    def recipe(self) -> Recipe:  # type: ignore[override]
+        """The recipe of the first term."""
+        return self.terms[0].recipe
+
+    def summarise(self, rows: Tensor, targets: Tensor) -> tuple[Any, ...]:
+        """Return what each term keeps."""
+        return tuple(term.summarise(rows, targets) for term in self.terms)
+
+    def merge(self, pieces: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Merge term by term."""
+        return tuple(term.merge(part) for term, part in zip(self.terms, zip(*pieces, strict=True), strict=True))
+
+    def compare(self, observed: tuple[Any, ...], rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted sum of the terms' losses."""
+        losses = [t.compare(o, rows, targets) for t, o in zip(self.terms, observed, strict=True)]
+        return sum((w * loss for w, loss in zip(self.weights, losses, strict=True)), rows.new_zeros(()))
