@@ -84,15 +84,17 @@ def draw_partition(partition: Partition, path: str | Path) -> Path:
 
     clients, classes = partition.counts.shape
     numbers = partition.counts.numpy()
-    figure = Figure(figsize=(min(2.2 + 0.55 * classes, 24), min(1.6 + 0.34 * clients, 24)), layout="constrained")
+    row, column = 0.34 if clients <= 60 else 0.08, 0.55 if classes <= 40 else 0.12  # inches; small ones hold no numbers
+    size = (min(2.4 + column * classes, 24), min(1.6 + row * clients, 24))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     largest = max(int(numbers.max(initial=0)), 2)
     shown = np.ma.masked_equal(numbers, 0)  # an absent class stays white
     picture = axes.imshow(shown, cmap="YlGnBu", norm=LogNorm(1, largest), aspect="auto")
     if clients <= 60 and classes <= 40:
-        for (row, column), count in np.ndenumerate(numbers):
+        for (client, label), count in np.ndenumerate(numbers):
             ink = "white" if count > largest**0.6 else "black"
-            axes.text(column, row, str(count) if count else "·", ha="center", va="center", fontsize=7, color=ink)
+            axes.text(label, client, str(count) if count else "·", ha="center", va="center", fontsize=7, color=ink)
     if classes <= 40:
         axes.set_xticks(range(classes), partition.classes, rotation=45, ha="right", fontsize=8)
     if clients <= 60:
