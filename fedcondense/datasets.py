@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import zipfile
 import zlib
@@ -39,6 +40,8 @@ Labels = npt.NDArray[np.int64]
 _MOST_CLASSES = 10_000
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
+"""What numpy raises for damaged files; the last two for a lone .npy array, which has no keys."""
 _TEST_SHARE = 5  # where a source has no test split, every fifth image of a class is for testing
 
 
@@ -111,7 +114,7 @@ def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[s
     for i in range(len(dataset)):
         try:
             image, label = dataset[i]
-            labels.append(int(label))
+            labels.append(operator.index(label))
         except (TypeError, ValueError) as error:
             raise DataError(f"{name}: item {i} is not (image, label) with a whole-number label: {error}") from error
         images.append(channels_last(image, f"{name}: item {i}"))
@@ -138,13 +141,8 @@ def available(root: str | Path | None = None) -> list[Available]:
         if file.is_file():
             rows.append(_npz_row(name, file, entry.files))
             continue
-        where = (
-            "scikit-learn"
-            if not entry.files
-            else None
-            if entry.missing(top)
-            else str(top / Path(entry.files[0]).parts[0])
-        )
+        folder = top / Path(entry.files[0]).parts[0] if entry.files else "scikit-learn"
+        where = None if entry.missing(top) else str(folder)
         count = len(entry.classes) if isinstance(entry.classes, tuple) else 200
         rows.append(Available(name, where, entry.shape, *entry.sizes, count, entry.files))
     others = sorted(p for p in top.glob("*.npz") if p.stem not in CATALOGUE)
@@ -189,17 +187,7 @@ def _load_npz(path: Path, name: str, entry: Entry | None = None) -> DataSet:
             classes = tuple(str(c) for c in held["classes"]) if "classes" in held else ()
     except DataError:
         raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-    ) as error:
-        # A lone .npy array has no keys: AttributeError or TypeError.
+    except _BROKEN as error:
         raise DataError(
             f"{path}: not a whole .npz of plain arrays ({error}); write it anew with numpy.savez"
         ) from error
@@ -360,5 +348,5 @@ def _npz_row(name: str, path: Path, files: tuple[str, ...]) -> Available:
         height, width, channels = batch_channels_last(empty, name).shape[1:]
         sizes = (shapes["x_train"][0], shapes["x_test"][0])
         return Available(name, str(path), (channels, height, width), *sizes, classes, files)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except _BROKEN:
         return Available(name, str(path), None, None, None, None, files)
