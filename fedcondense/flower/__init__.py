@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedcondense.flower.federation import federate as federate
     from fedcondense.flower.inprocess import InProcessGrid as InProcessGrid
     from fedcondense.flower.inprocess import run_in_process as run_in_process
-    from fedcondense.flower.message import ReplyLimits as ReplyLimits
+    from fedcondense.flower.message import Expected as Expected
     from fedcondense.flower.server import make_server_app as make_server_app
     from fedcondense.flower.simulation import simulate as simulate
     from fedcondense.flower.strategy import OneShot as OneShot
@@ -33,7 +33,7 @@ _HOMES = {
     "LocalTraining": "fedavg",
     "OneShot": "strategy",
     "ROWS": "federation",
-    "ReplyLimits": "message",
+    "Expected": "message",
     "fedavg": "fedavg",
     "federate": "federation",
     "make_client_app": "client",
@@ -43,7 +43,7 @@ _HOMES = {
     "simulate": "simulation",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - one list of names, above
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

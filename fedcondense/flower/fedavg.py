@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from fedcondense.data import Data
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.flower.inprocess import flower_log, run_in_process
+from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 from fedcondense.training import accuracy
@@ -129,7 +129,7 @@ def fedavg(
     network: str,
     *,
     rounds: int = 20,
-    training: LocalTraining = LocalTraining(),  # noqa: B008 - frozen
+    training: LocalTraining = LocalTraining(),
     seed: int = 0,
     evaluate_at: Sequence[int] = (1, 5, 20),
     checkpoint: Path | None = None,
@@ -209,7 +209,7 @@ def fedavg(
         config = ConfigRecord({**asdict(training), "seed": seed, "rounds-before": first})
         strategy.start(grid, ArrayRecord(state.weights), rounds - first, train_config=config, evaluate_fn=after_round)
 
-    with flower_log(logging.ERROR):
+    with log_from(logging.ERROR):
         run_in_process(server, client, len(partition))
     return {r: row for r, row in state.rows.items() if r in wanted}
 

@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["InProcessGrid", "Traffic", "flower_log", "run_in_process", "task_identity"]
+__all__ = ["InProcessGrid", "Traffic", "log_from", "run_in_process", "task_identity"]
 
 CLIENT_RAISED = 2  # Flower's code for an exception in a ClientApp
 
@@ -147,9 +147,9 @@ def task_identity() -> Iterator[None]:
 
 
 @contextmanager
-def flower_log(level: int) -> Iterator[None]:
-    """Let Flower log from `level` upwards for a while; a library call has no use for its round-by-round INFO lines."""
-    logger = logging.getLogger("flwr")
+def log_from(level: int, name: str = "flwr") -> Iterator[None]:
+    """Let a logger log from `level` upwards for a while; a library call has no use for Flower's lines on each round."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
     try:

@@ -1,0 +1,291 @@
+"""The client app: it condenses its partition on whatever device its node has, within caps that the node sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from fedcondense.checkpoints import Checkpoint
+from fedcondense.condensation import Progress, condense
+from fedcondense.data import Data
+from fedcondense.errors import FedcondenseError, SettingError, look_up, unknown
+from fedcondense.flower.message import CONDENSE, pack, safe_text
+from fedcondense.networks import NETWORKS, default_network
+from fedcondense.objectives import OBJECTIVES
+from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.planning import plan
+from fedcondense.randomness import child_seed
+from fedcondense.select import SELECTIONS, select
+from fedcondense.synthetic import SyntheticSet
+
+__all__ = ["ClientCaps", "Request", "app", "load_partition", "make_client_app"]
+
+_log = logging.getLogger(__name__)
+_REFUSED = 2  # Flower's code for a ClientApp that failed; the reason is ours
+
+LIMIT = 0.5
+"""The share of a class's records that a set may number: more would be cheaper to steal from than to send."""
+
+
+@dataclass(frozen=True)
+class ClientCaps:
+    """What a node lets a server ask of it; the node's config overrides each by its name in kebab-case, ``max-ipc`` say.
+
+    Args:
+        max_ipc: Images per class.
+        max_steps: Optimisation steps.
+        max_seconds: As `plan` estimates them for this machine.
+        max_bytes: Of the reply's set.
+        allow_real: Whether sets may hold real images or start from them, which publishes records.
+    """
+
+    max_ipc: int = 50
+    max_steps: int = 5000
+    max_seconds: float = 3600.0
+    max_bytes: int = 8 << 20
+    allow_real: bool = False
+
+    def of_node(self, context: Context) -> ClientCaps:
+        """Return these caps with what the node's own config says."""
+        changes: dict[str, Any] = {}
+        for item in fields(self):
+            name, kind = item.name.replace("_", "-"), type(getattr(self, item.name))
+            value = context.node_config.get(name)
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, int | float):
+                if value is not None:
+                    raise SettingError(f"{name} = {value!r} in the node's config; needed: a {kind.__name__}")
+                continue
+            changes[item.name] = kind(value)
+        return replace(self, **changes)
+
+
+class Request(NamedTuple):
+    """What the server asks for, checked; the fields are the message's config keys, in kebab-case."""
+
+    ipc: int
+    method: str  # a name in OBJECTIVES, or in SELECTIONS
+    parametrization: str
+    steps: int | None
+    seed: int
+    network: str
+    start: str
+
+    @classmethod
+    def read(cls, config: ConfigRecord, data: Data) -> Request:
+        """Read a message's config; names are looked up in this node's dicts and never imported.
+
+        Raises:
+            SettingError: A key or a name is unknown, or a value is of the wrong type.
+        """
+        known = {"ipc", "objective", "method", "parametrization", "steps", "seed", "network", "start"}
+        for key in config:
+            if key not in known:
+                raise SettingError(unknown("setting", key[:60], known))
+        method = _text(config, "method", _text(config, "objective", "dm-ridge"))
+        if method not in SELECTIONS:
+            look_up("objective", method, OBJECTIVES)
+        parametrization = _text(config, "parametrization", "pixels")
+        look_up("parametrization", parametrization, PARAMETRIZATIONS)
+        network = _text(config, "network", "") or default_network(data.spec.shape)
+        look_up("network", network, NETWORKS)
+        steps = _whole(config, "steps", 0)
+        return cls(
+            ipc=_whole(config, "ipc", 10),
+            method=method,
+            parametrization=parametrization,
+            steps=steps or None,
+            seed=_whole(config, "seed", 0),
+            network=network,
+            start=_text(config, "start", "gaussian"),
+        )
+
+
+LoadPartition = Callable[[Context], Data]
+"""Returns a node's data; empty where it has none."""
+
+
+def make_client_app(
+    load_partition: LoadPartition,
+    *,
+    caps: ClientCaps = ClientCaps(),
+    cache: Path | None = None,
+    progress: Callable[[int, Progress], None] | None = None,
+) -> ClientApp:
+    """Return a ClientApp that answers ``query.condense`` with the synthetic set of its partition.
+
+    A request that breaks the caps, names something unknown or meets no data is answered with an error and its reason.
+    What is unexpected goes into the node's log only: an exception's text may quote the data.
+
+    Args:
+        load_partition: Returns the node's data.
+        caps: What a server may ask for, before the node's config has its say.
+        cache: A folder that keeps each answer and the checkpoint of one in progress, so that a node which died or is
+            asked the same again goes on where it was. None: nothing is kept.
+        progress: Called with the partition id and how far condensing is.
+    """
+    client = ClientApp()
+
+    @client.query(CONDENSE.partition(".")[2])
+    def answer(message: Message, context: Context) -> Message:
+        partition = int(context.node_config.get("partition-id", context.node_id))
+        try:
+            threads = int(context.node_config.get("threads", 0))
+            if threads:
+                torch.set_num_threads(threads)
+            data = load_partition(context)
+            if not len(data):
+                raise SettingError("has no data")
+            request = Request.read(message.content.config_records.get("config", ConfigRecord()), data)
+            report = None if progress is None else lambda step: progress(partition, step)
+            synthetic = _answer(data.to(_device(context)), request, caps.of_node(context), partition, cache, report)
+        except FedcondenseError as refused:
+            return Message(Error(_REFUSED, safe_text(f"partition {partition}: {refused}")), reply_to=message)
+        except Exception as surprise:
+            _log.exception("condensing partition %d failed", partition)
+            reason = f"partition {partition}: failed with {type(surprise).__name__}; the node's log says more"
+            return Message(Error(_REFUSED, reason), reply_to=message)
+        content = pack(
+            synthetic,
+            partition=partition,
+            num_examples=len(data),
+            seconds=sum(p.record.seconds for p in synthetic.parts),
+        )
+        return Message(content, reply_to=message)
+
+    return client
+
+
+def _answer(
+    data: Data,
+    request: Request,
+    caps: ClientCaps,
+    partition: int,
+    cache: Path | None,
+    progress: Callable[[Progress], None] | None,
+) -> SyntheticSet:
+    """Condense or select within the caps, or take the answer from the cache."""
+    _check_caps(data, request, caps)
+    kept = cache and cache / f"{_key(data, request, partition)}.safetensors"
+    if kept and kept.exists():
+        return SyntheticSet.load(kept)
+    seed = child_seed(request.seed, "client", partition)  # clients that start alike would send the same images
+    if request.method in SELECTIONS:
+        synthetic = select(data, request.ipc, request.method, seed=seed, limit=LIMIT)
+    else:
+        synthetic = condense(
+            data,
+            request.ipc,
+            request.method,
+            request.parametrization,
+            network=request.network,
+            seed=seed,
+            steps=request.steps,
+            start=request.start,
+            limit=LIMIT,
+            checkpoint=Checkpoint(kept.with_suffix(".checkpoint"), resume=True) if kept else None,
+            progress=progress,
+        )
+    if synthetic.nbytes > caps.max_bytes:
+        raise SettingError(f"the set takes {synthetic.nbytes} bytes; this node sends at most {caps.max_bytes}")
+    if kept:
+        synthetic.save(kept, overwrite=True)
+        kept.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return synthetic
+
+
+def _check_caps(data: Data, request: Request, caps: ClientCaps) -> None:
+    """Refuse what this node does not do for a server, before any work."""
+    if not 1 <= request.ipc <= caps.max_ipc:
+        raise SettingError(f"ipc {request.ipc} asked for; this node condenses to 1 to {caps.max_ipc} images per class")
+    if request.method in SELECTIONS or request.start == "real":
+        if not caps.allow_real:
+            what = "start 'real'" if request.start == "real" else f"method {request.method!r}"
+            raise SettingError(f"{what} publishes real records; this node's config has no allow-real = true")
+        if request.method in SELECTIONS:
+            return
+    estimate = plan(data, request.ipc, request.method, request.parametrization, request.network, request.steps)
+    for what, value, cap, unit in (
+        ("steps", estimate.steps, caps.max_steps, "steps"),
+        ("seconds", estimate.seconds, caps.max_seconds, "seconds"),
+        ("bytes", estimate.nbytes, caps.max_bytes, "bytes"),
+    ):
+        if value > cap:
+            raise SettingError(f"{value:.0f} {unit} asked for; this node allows {cap:.0f} {what}")
+
+
+def _key(data: Data, request: Request, partition: int) -> str:
+    """Name an answer by everything that it follows from."""
+    text = json.dumps([*request, partition, data.fingerprint, data.spec.name, data.spec.classes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _device(context: Context) -> str:
+    given = str(context.node_config.get("device", ""))
+    return given or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _text(config: ConfigRecord, key: str, default: str) -> str:
+    value = config.get(key, default)
+    if not isinstance(value, str) or len(value) > 200:
+        raise SettingError(f"{key} is no short text")
+    return value
+
+
+def _whole(config: ConfigRecord, key: str, default: int) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise SettingError(f"{key} is no whole number from 0")
+    return value
+
+
+def load_partition(context: Context) -> Data:
+    """Return the data of a node that was started from the command line.
+
+    The node's config names them: ``data`` (as `load_data`, ``folder:...`` for a site's own), ``data-root``, and where
+    the set is to be divided ``num-partitions`` and ``partition-id``. What it leaves out comes from the run's config,
+    which the server's side wrote; that one can name data sets of the toolkit only, no paths.
+    """
+    node, run = context.node_config, context.run_config
+    name = str(node.get("data", ""))
+    if not name:
+        name = str(run.get("data", "digits"))
+        if ":" in name:
+            raise SettingError(f"a run may not name a path ({name[:100]}); put data = ... into the node's config")
+    root = str(node.get("data-root", run.get("data-root", ""))) or None
+    if "num-partitions" not in node:
+        return _train(name, root)
+    settings = {key: type(default)(node.get(key, run.get(key, default))) for key, default in _PARTITION.items()}
+    parts = _divided(name, root, int(node["num-partitions"]), *settings.values())
+    return parts[int(node["partition-id"])]
+
+
+_PARTITION: dict[str, Any] = {"partition-by": "dirichlet", "alpha": 0.5, "partition-seed": 42, "min-partition-size": 10}
+
+
+@lru_cache(maxsize=1)
+def _train(name: str, root: str | None) -> Data:
+    from fedcondense.datasets import load_data
+
+    return load_data(name, root).train
+
+
+@lru_cache(maxsize=1)
+def _divided(name: str, root: str | None, number: int, by: str, alpha: float, seed: int, smallest: int) -> list[Data]:
+    from fedcondense.partitions import partition
+
+    train = _train(name, root)
+    parts = partition(train, number, by, alpha=alpha, seed=seed, min_partition_size=smallest)
+    return [train.subset(index) for index in parts]
+
+
+app = make_client_app(load_partition)
