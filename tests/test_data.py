@@ -59,7 +59,7 @@ def test_no_count_means_all_class_by_class() -> None:
 
 
 def test_each_example_of_a_class_is_drawn_equally_often() -> None:
-    """2 of 5 in 3,000 draws: 1,200 each, with a deviation of sqrt(3000 * 0.4 * 0.6) = 27; five of these are allowed."""
+    """2 of 5 in 3,000 draws: 1,200 each, with a deviation of sqrt(3000 * 0.4 * 0.6) = 27; five are allowed."""
     data = toy([1, 0, 0, 0, 0, 0])
     generator = torch.Generator().manual_seed(1)
     drawn = torch.cat([data.per_class(2, generator) for _ in range(3000)])
@@ -124,7 +124,7 @@ def test_observing_makes_no_graph() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), r"images are torch.float32 .*needed: torch.uint8 \(N, 3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), r"are torch.float32 .*needed: torch.uint8 \(N, 3, 8, 8\)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), r"\(2, 1, 8, 8\); needed"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), r"2 images but labels of shape \(1,\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 4]), r"labels go from 0 to 4; needed: 0 to 3"),

@@ -11,7 +11,8 @@ def test_look_up_returns_the_entry() -> None:
 
 
 def test_look_up_names_the_closest_and_all_entries() -> None:
-    with pytest.raises(SettingError, match=r"no colour is called 'gren'; did you mean 'green'\? all of them: green, red"):
+    message = r"no colour is called 'gren'; did you mean 'green'\? all of them: green, red"
+    with pytest.raises(SettingError, match=message):
         look_up("colour", "gren", {"red": 1, "green": 2})
 
 
