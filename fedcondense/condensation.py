@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.checkpoints import Checkpoint
-from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
+from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
 from fedcondense.networks import NetworkMaker, build, default_network, describe
@@ -24,7 +24,7 @@ from fedcondense.randomness import stream
 from fedcondense.starts import STARTS
 from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
-__all__ = ["Progress", "condense", "images_per_class"]
+__all__ = ["Loop", "Progress", "condense", "images_per_class", "prepare"]
 
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # synthetic images in one graph
@@ -86,7 +86,65 @@ def condense(
         ResumeError: The checkpoint is of another configuration.
         DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
     """
-    began = time.monotonic()
+    loop = prepare(
+        data,
+        ipc,
+        objective,
+        parametrization,
+        network=network,
+        seed=seed,
+        steps=steps,
+        start=start,
+        recipe=recipe,
+        source=source,
+        limit=limit,
+        device=device,
+    )
+    if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
+        loop.load_state_dict(state)
+    first, loop_began, looked = loop.done, time.monotonic(), 0.0
+    good = loop.finished()
+    while loop.done < loop.recipe.steps:
+        loss = loop.step()
+        now = time.monotonic()
+        if now - looked < _LOOK_S and loop.done < loop.recipe.steps:
+            continue
+        looked = now
+        value = float(loss)
+        if not (math.isfinite(value) and all(bool(code.isfinite().all()) for code in loop.codes.values())):
+            raise DivergenceError(
+                f"the loss is {value} at step {loop.done} of {loop.recipe.steps}; the set of step {good.record.steps} is "
+                f"kept: try a smaller step size than {loop.recipe.lr:g} (recipe)",
+                good,
+            )
+        good = loop.finished()
+        seconds = now - loop_began
+        if progress is not None:
+            remaining = seconds / (loop.done - first) * (loop.recipe.steps - loop.done)
+            progress(Progress(loop.done, loop.recipe.steps, value, seconds, remaining))
+        if checkpoint is not None and checkpoint.is_due():
+            checkpoint.write(loop.configuration, loop.state_dict())
+    if checkpoint is not None:
+        checkpoint.write(loop.configuration, loop.state_dict())  # kept until the caller has saved the set
+    return good
+
+
+def prepare(
+    data: Data,
+    ipc: int,
+    objective: str | Objective,
+    parametrization: str | Parametrization,
+    *,
+    network: str | NetworkMaker | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    start: str | None = None,
+    recipe: Recipe | None = None,
+    source: NetworkSource | None = None,
+    limit: float = 1.0,
+    device: torch.device | str | None = None,
+) -> Loop:
+    """Check the arguments of `condense`, draw the start, and return the loop before its first step."""
     spec = data.spec
     data = data.to(device) if device is not None else data
     objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
@@ -94,20 +152,17 @@ def condense(
         parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
     recipe = recipe or objective.recipe
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=start or recipe.start)
-    network = network or default_network(spec.shape)
-    stored = images_per_class(data, ipc, limit)
     if recipe.steps < 0:
         raise SettingError(f"{recipe.steps} steps; give 0 or more")
-
-    operations = spec.operations if getattr(objective, "siamese", True) else ()
+    network = network or default_network(spec.shape)
+    stored = images_per_class(data, ipc, limit)
     make = partial(_build, network, spec)
     make(0)  # refuse a network that does not fit before anything is computed
+    operations = spec.operations if getattr(objective, "siamese", True) else ()
     source = source or recipe.source(make, operations, len(spec.classes))
     codes, targets = _start(data, parametrization, recipe.start, stored, stream(seed, "start"))
-    learned = {name: code.requires_grad_() for name, code in codes.items()}
+    codes = {name: code.requires_grad_() for name, code in codes.items()}
     extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
-    optimizer = _optimizer([*learned.values(), *extras.values()], recipe, spec, max(stored))
-    draws = stream(seed, "draws")
     configuration = {
         "data": data.fingerprint,
         "ipc": ipc,
@@ -118,56 +173,36 @@ def condense(
         "seed": seed,
         "recipe": repr(replace(recipe, source=type(source))),
     }
-    run = _Run(learned, extras, targets, optimizer, source, draws, 0)
-    if checkpoint is not None and (state := checkpoint.read(configuration)) is not None:
-        run.load_state_dict(state)
-
-    def finished() -> SyntheticSet:
-        record = Record(
-            data=spec.name,
-            shape=spec.shape,
-            classes=spec.classes,
-            mean=spec.mean,
-            std=spec.std,
-            method=repr(objective),
-            ipc=ipc,
-            seed=seed,
-            network=describe(network),
-            augmentation=spec.operations,
-            start=recipe.start,
-            steps=run.step,
-            counts=tuple(data.counts.tolist()),
-            seconds=round(time.monotonic() - began, 1),
-        )
-        return SyntheticSet([Part(*to_storage(run.codes, targets, parametrization), parametrization, record)])
-
-    observations: dict[Any, Any] = {}
-    hard = bool((targets.amax(1) == 1).all())
-    first, loop_began, looked = run.step, time.monotonic(), 0.0
-    good = finished()
-    while run.step < recipe.steps:
-        loss = _step(run, recipe, data, objective, parametrization, observations, _AT_ONCE if hard else len(targets) * 64)
-        now = time.monotonic()
-        if now - looked < _LOOK_S and run.step < recipe.steps:
-            continue
-        looked = now
-        value = float(loss)
-        if not (math.isfinite(value) and all(bool(code.isfinite().all()) for code in run.codes.values())):
-            raise DivergenceError(
-                f"the loss is {value} at step {run.step} of {recipe.steps}; the set of step {good.record.steps} is kept: "
-                f"try a smaller step size than {recipe.lr:g} (recipe)",
-                good,
-            )
-        good = finished()
-        seconds = now - loop_began
-        if progress is not None:
-            remaining = seconds / (run.step - first) * (recipe.steps - run.step)
-            progress(Progress(run.step, recipe.steps, value, seconds, remaining))
-        if checkpoint is not None and checkpoint.is_due():
-            checkpoint.write(configuration, run.state_dict())
-    if checkpoint is not None:
-        checkpoint.write(configuration, run.state_dict())  # until the caller has saved the set
-    return finished()
+    record = Record(
+        data=spec.name,
+        shape=spec.shape,
+        classes=spec.classes,
+        mean=spec.mean,
+        std=spec.std,
+        method=repr(objective),
+        ipc=ipc,
+        seed=seed,
+        network=describe(network),
+        augmentation=spec.operations,
+        start=recipe.start,
+        counts=tuple(data.counts.tolist()),
+    )
+    optimizer = _optimizer([*codes.values(), *extras.values()], recipe, spec, max(stored))
+    draws = stream(seed, "draws")
+    return Loop(
+        data,
+        objective,
+        parametrization,
+        recipe,
+        record,
+        configuration,
+        codes,
+        extras,
+        targets,
+        optimizer,
+        source,
+        draws,
+    )
 
 
 def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
@@ -192,75 +227,86 @@ def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
 
 
 @dataclass
-class _Run:
-    """What changes from step to step, and what a checkpoint keeps."""
+class Loop:
+    """A run between two steps: what it was asked for, and what changes from step to step."""
 
+    holder: Holder
+    objective: Objective
+    parametrization: Parametrization
+    recipe: Recipe
+    record: Record
+    configuration: dict[str, Any]
     codes: Codes
     extras: dict[str, Tensor]
     targets: Tensor
     optimizer: torch.optim.Optimizer
     source: NetworkSource
     draws: torch.Generator
-    step: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    observations: dict[Hashable, Any] = field(default_factory=dict)
+
+    def step(self) -> Tensor:
+        """Take one step and return its loss, still on the device."""
+        spec = self.holder.spec
+        decoded = self.parametrization.decode(self.codes, self.targets)
+        images = spec.normalise(decoded.images.detach()).requires_grad_()
+        leaves = Synthetic(images, decoded.targets.detach(), self.extras)
+        draw = self.source.draw(self.draws, leaves, self.holder.data)
+        observed = self._observe(draw)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
+        if images.grad is not None:
+            std = images.new_tensor(spec.std).view(1, -1, 1, 1)
+            decoded.images.backward(images.grad / std)  # type: ignore[no-untyped-call]
+        group = self.optimizer.param_groups[0]
+        fall = (1 + math.cos(math.pi * self.done / max(1, self.recipe.steps))) / 2
+        group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.codes.values()), self.recipe.clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.parametrization.project(self.codes)
+        self.done += 1
+        return loss
+
+    def finished(self) -> SyntheticSet:
+        """Return the set as it stands, rounded to what is stored."""
+        codes, targets = to_storage(self.codes, self.targets, self.parametrization)
+        record = replace(self.record, steps=self.done, seconds=round(time.monotonic() - self.began, 1))
+        return SyntheticSet([Part(codes, targets, self.parametrization, record)])
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
         return {
             "codes": dict(self.codes),
             "extras": dict(self.extras),
             "optimizer": self.optimizer.state_dict()["state"],
             "source": self.source.state_dict(),
             "draws": self.draws.get_state(),
-            "step": self.step,
+            "done": self.done,
+            "seconds": time.monotonic() - self.began,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
         with torch.no_grad():
             for mine, kept in ((self.codes, state["codes"]), (self.extras, state["extras"])):
                 for name, value in kept.items():
                     mine[name].copy_(value)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        device = next(iter(self.codes.values())).device
-        self.source.load_state_dict(_to(state["source"], device))
+        self.source.load_state_dict(_to(state["source"], self.targets.device))
         self.draws.set_state(state["draws"])
-        self.step = state["step"]
+        self.done = state["done"]
+        self.began = time.monotonic() - state["seconds"]
 
-
-def _step(
-    run: _Run,
-    recipe: Recipe,
-    holder: Holder,
-    objective: Objective,
-    parametrization: Parametrization,
-    observations: dict[Any, Any],
-    at_once: int,
-) -> Tensor:
-    """Take one step and return its loss, still on the device."""
-    spec = holder.spec
-    decoded = parametrization.decode(run.codes, run.targets)
-    leaves = Synthetic(spec.normalise(decoded.images).detach().requires_grad_(), decoded.targets.detach(), run.extras)
-    draw = run.source.draw(run.draws, leaves, holder.data)
-    if draw.key is None:
-        observed = holder.observe(objective, draw)
-    else:
-        if draw.key not in observations:
-            observations[draw.key] = holder.observe(objective, draw)
-        observed = observations[draw.key]
-    run.optimizer.zero_grad(set_to_none=True)
-    loss = objective.backward(draw, observed, leaves, at_once)
-    if leaves.images.grad is not None:
-        scale = leaves.images.new_tensor(spec.std).view(1, -1, 1, 1)
-        decoded.images.backward(leaves.images.grad / scale)  # type: ignore[no-untyped-call]
-    group = run.optimizer.param_groups[0]
-    done = run.step / max(1, recipe.steps)
-    group["lr"] = group["initial_lr"] * (recipe.decay + (1 - recipe.decay) * (1 + math.cos(math.pi * done)) / 2)
-    if recipe.clip is not None:
-        torch.nn.utils.clip_grad_norm_(list(run.codes.values()), recipe.clip)
-    run.optimizer.step()
-    with torch.no_grad():
-        parametrization.project(run.codes)
-    run.step += 1
-    return loss
+    def _observe(self, draw: Draw) -> Any:
+        if draw.key is None:
+            return self.holder.observe(self.objective, draw)
+        if draw.key not in self.observations:
+            self.observations[draw.key] = self.holder.observe(self.objective, draw)
+        return self.observations[draw.key]
 
 
 def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:

@@ -123,9 +123,7 @@ def evaluate(
     )
 
 
-def evaluate_as_recorded(
-    synthetic: SyntheticSet, test: Data, device: torch.device | str | None = None
-) -> Evaluation:
+def evaluate_as_recorded(synthetic: SyntheticSet, test: Data, device: torch.device | str | None = None) -> Evaluation:
     """Evaluate a set as the evaluation in its file was made: on one machine it gives the same number.
 
     Raises:
@@ -169,7 +167,9 @@ def train_on(
     images, targets = synthetic.decode(device)
     classes = like.spec.classes
     if synthetic.shape != like.spec.shape:
-        raise SettingError(f"the set has images of {synthetic.shape}, the data of {like.spec.shape}; give data of one shape")
+        raise SettingError(
+            f"the set has images of {synthetic.shape}, the data of {like.spec.shape}; give data of one shape"
+        )
     columns = [classes.index(name) if name in classes else -1 for name in synthetic.classes]
     known = torch.tensor([c >= 0 for c in columns], device=device)
     if not bool(known.any()):
@@ -177,7 +177,9 @@ def train_on(
     full = targets.new_zeros(len(targets), len(classes))
     full[:, [c for c in columns if c >= 0]] = targets[:, known]
     kept = full.sum(1) > 0.5
-    module = build(network or default_network(synthetic.shape), synthetic.shape, len(classes), child_seed(seed, "network"))
+    module = build(
+        network or default_network(synthetic.shape), synthetic.shape, len(classes), child_seed(seed, "network")
+    )
     weights = synthetic.weights().to(device)[kept] if weighted else None
     operations = synthetic.record.augmentation or like.spec.operations
     images, full = images[kept], full[kept]

@@ -45,7 +45,9 @@ class ConvNet(nn.Module):
         super().__init__()
         channels, *sides = shape
         if min(sides) < 2**depth:
-            raise SettingError(f"a ConvNet of depth {depth} halves {sides[0]}x{sides[1]} to nothing; take a smaller depth")
+            raise SettingError(
+                f"a ConvNet of depth {depth} halves {sides[0]}x{sides[1]} to nothing; take a smaller depth"
+            )
         padded = [-(-side // 2**depth) * 2**depth for side in sides]
         padding = [1 + (p - side + 1) // 2 for p, side in zip(padded, sides, strict=True)]
         sides = [side + 2 * p - 2 for side, p in zip(sides, padding, strict=True)]

@@ -184,7 +184,9 @@ def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits
         found = shapes.get(f"{i}.{code}")
         if found is None or found.dtype != dtype:
             _refuse(f"part {i} has {'no' if found is None else _short(found.dtype)} {code}; needed: {dtype}")
-    decoded = parametrization.decoded({code: shapes[f"{i}.{code}"].shape for code in parametrization.storage}, record.shape)
+    decoded = parametrization.decoded(
+        {code: shapes[f"{i}.{code}"].shape for code in parametrization.storage}, record.shape
+    )
     targets = shapes.get(f"{i}.targets")
     classes = len(record.classes)
     labels = torch.uint8 if classes <= 256 else torch.int16

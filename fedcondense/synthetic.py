@@ -111,7 +111,9 @@ class SyntheticSet:
 
     def __repr__(self) -> str:
         made = ", ".join(sorted({part.record.method for part in self.parts}))
-        return f"SyntheticSet({self.name}, {len(self)} images in {self.nbytes} bytes, {len(self.parts)} part(s), {made})"
+        return (
+            f"SyntheticSet({self.name}, {len(self)} images in {self.nbytes} bytes, {len(self.parts)} part(s), {made})"
+        )
 
     @property
     def record(self) -> Record:

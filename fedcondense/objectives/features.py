@@ -69,7 +69,8 @@ class FeatureObjective(Objective):
         if self.separable or len(synthetic.images) <= at_once:
             return super().backward(draw, observed, synthetic, at_once)
         pieces = [
-            Synthetic(i, t) for i, t in zip(synthetic.images.split(at_once), synthetic.targets.split(at_once), strict=True)
+            Synthetic(i, t)
+            for i, t in zip(synthetic.images.split(at_once), synthetic.targets.split(at_once), strict=True)
         ]
         with torch.no_grad():
             rows = torch.cat([self.rows(draw, piece) for piece in pieces])

@@ -50,7 +50,14 @@ class GradientMatching(Objective):
         steps=300, lr=0.01, source=partial(Trained, outer=10, epochs=5), start="gaussian", decay=0.1
     )
     published: ClassVar[Recipe] = Recipe(
-        steps=10_000, lr=0.1, source=Trained, optimizer="sgd", betas=(0.5, 0.0), decay=1.0, start="real", normalised=True
+        steps=10_000,
+        lr=0.1,
+        source=Trained,
+        optimizer="sgd",
+        betas=(0.5, 0.0),
+        decay=1.0,
+        start="real",
+        normalised=True,
     )
 
     def observe(self, draw: Draw, data: Data) -> ClassGradients:

@@ -33,7 +33,9 @@ class MultiFormation:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.factor, int) and 2 <= self.factor <= 8):
-            raise SettingError(f"multi-formation factor {self.factor!r}; needed: a whole number from 2 to 8 (1 is 'pixels')")
+            raise SettingError(
+                f"multi-formation factor {self.factor!r}; needed: a whole number from 2 to 8 (1 is 'pixels')"
+            )
 
     def start_count(self, ipc: int) -> int:
         """Return `ipc` times factor**2: so many small images fit."""
