@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fedcondense.errors import DataError, FedcondenseError
 
-__all__ = ["Client", "Row", "headline", "read_result", "read_rows", "write_report"]
+__all__ = ["Client", "Row", "headline", "read_result", "read_rows", "table", "write_report"]
 
 OURS = "one-shot"
 _SHOWN_IMAGES = 20  # of a class and client; the file itself holds the rest
@@ -28,6 +28,7 @@ _TRAVELS = {
     "herding": "real images",
     "k-means": "averages of real images",
     "ridge": "sums of random features",
+    "ridge-equal-bytes": "sums of few random features",
     "feature-statistics": "mean and spread of features, a class",
 }
 
@@ -159,6 +160,8 @@ def write_report(directory: str | Path) -> Path:
     """Write `report.html` into the folder of a federation, over an older one, and return its path."""
     import jinja2
 
+    from fedcondense.synthetic import write_file
+
     directory = Path(directory)
     result = read_result(directory)
     rows = read_rows(result)
@@ -189,9 +192,14 @@ def write_report(directory: str | Path) -> Path:
         command=result.get("command"),
         versions=_mapping(result.get("versions")),
     )
-    path = directory / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_file(directory / "report.html", page.encode(), overwrite=True)
+
+
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the rows as lines of text, a heading first."""
+    heading = ("way", "accuracy", "bytes up a client", "bytes down a client", "seconds")
+    lines = [_cells(row) for row in rows]
+    return [heading, *((c["label"], c["measured"], c["up"], c["down"], c["seconds"]) for c in lines)]
 
 
 def _title(result: Mapping[str, Any]) -> str:

@@ -1,0 +1,49 @@
+"""The command line: `fedcondense plan | condense | evaluate | show | federate | report | data`.
+
+Results go to stdout, progress and everything else to stderr. A `FedcondenseError` is one line there and exit code 2,
+Ctrl-C is exit code 130; any other exception is a bug of ours and keeps its traceback. torch, flwr and the rest of the
+library are imported inside the commands: `--help` waits for none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedcondense.cli import federation, sets
+from fedcondense.cli.terminal import own_version
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedcondense",
+    help="Condense data into a few synthetic images, and let those travel or stay instead of the data or the weights.",
+    epilog="Start with: fedcondense condense digits --ipc 1 --output digits.safetensors",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+sets.add_to(app)
+federation.add_to(app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedcondense {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Hold the options that come before a command."""
+
+
+def main() -> None:
+    """Run the command line: the `fedcondense` script."""
+    app()

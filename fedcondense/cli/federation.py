@@ -1,0 +1,188 @@
+"""The commands around a federation: `federate`, `report`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedcondense.cli.sets import DataName, Ipc, Network, Objective, Parametrization, Seed, Steps
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Device,
+    Format,
+    Output,
+    Plugin,
+    Threads,
+    check_folder,
+    columns,
+    command,
+    emit,
+    finish,
+    given,
+    invocation,
+    jsonable,
+    own_version,
+    pick_device,
+    progress,
+    set_up,
+)
+from fedcondense.errors import DataError, OutputError, SettingError
+
+if TYPE_CHECKING:
+    from fedcondense.flower.federation import FederationProgress
+
+_WRITTEN = ("result.json", "report.html", "joined.safetensors", "weights.safetensors", "clients/*.safetensors", "work/*")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(epilog="Example: fedcondense federate digits --clients 10 --alpha 0.1 --output runs/demo")(federate)
+    app.command(epilog="Example: fedcondense report runs/demo")(report)
+
+
+@command
+def federate(
+    name: DataName,
+    output: Annotated[Path, typer.Option(help="The folder for the result, all sets and the report.")],
+    clients: Annotated[int, typer.Option(help="How many clients hold the data.")] = 10,
+    partition: Annotated[str, typer.Option(help="dirichlet, client-dirichlet, iid, shards or classes.")] = "dirichlet",
+    alpha: Annotated[float, typer.Option(help="Of the two Dirichlets; small is skewed.")] = 0.1,
+    num_classes_per_partition: Annotated[int | None, typer.Option(help="Of the partition `classes`.")] = None,
+    num_shards_per_partition: Annotated[int | None, typer.Option(help="Of the partition `shards`.")] = None,
+    ipc: Ipc = 10,
+    rows: Annotated[str | None, typer.Option(help="What to run, by commas; any fedavg-N; default: all.")] = None,
+    objective: Objective = None,
+    parametrization: Parametrization = None,
+    network: Network = None,
+    steps: Steps = None,
+    start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (publishes records).")] = None,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Networks that measure each row.")] = 3,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")] = False,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    form: Output = Format.text,
+) -> None:
+    """Split DATA among clients, let each send a condensed set once, and compare with FedAvg and cheap controls.
+
+    All of it runs in this process, over Flower's real serialisation: bytes are those of its messages.
+
+    JSON keys: `rows`, an object a row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
+    `half-resolution-real`, `ridge`, `ridge-equal-bytes`, `feature-statistics`) with `accuracy` (percent),
+    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`; `partition` (`by`,
+    `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`, `output`.
+    """
+    from fedcondense.flower import federate as run_federation  # names the pip command if flwr is missing
+
+    set_up(threads, plugin)
+    if seeds < 1:
+        raise SettingError(f"{seeds} seeds; needed: 1 or more")
+    _check_folder(output, resume, overwrite)
+    from fedcondense.datasets import load_data
+    from fedcondense.flower.strategy import AggregationError
+    from fedcondense.partitions import partition as split
+
+    device = pick_device(device)
+    train, test = (part.to(device) for part in load_data(name, data_root))
+    rule = given(
+        num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition
+    )
+    held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
+    options = given(
+        objective=objective,
+        parametrization=parametrization,
+        network=network,
+        steps=steps,
+        start=start,
+        rows=None if rows is None else [row.strip() for row in rows.split(",") if row.strip()],
+    )
+    with progress("federation") as update:
+
+        def follow(now: FederationProgress) -> None:
+            update(now.done, now.detail, now.row)
+
+        try:
+            result = run_federation(
+                train,
+                test,
+                held,
+                ipc=ipc,
+                seed=seed,
+                evaluation_seeds=tuple(range(seeds)),
+                output=output,
+                resume=resume,
+                progress=follow,
+                **options,
+            )
+        except AggregationError as error:
+            raise DataError(f"no federation: {error}") from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{output} keeps what is done; go on with: {invocation('--resume')}") from None
+    written = _record(output, result.to_dict())
+    emit(written | {"output": output}, _text(written), form)
+    finish([*result.paths, _report(output)], ["report", output])
+
+
+@command
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR")],
+    form: Output = Format.text,
+) -> None:
+    """Build the HTML report of the federation in DIR anew: one file, no scripts, no requests.
+
+    JSON keys: `output`.
+    """
+    path = _report(directory)
+    emit({"output": path}, _text(_read(directory)), form)
+    finish([path], ["show", directory / "joined.safetensors", "--output", directory / "joined.png"])
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds a run or cannot be written; delete an older run if that was asked for."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give the path of a folder")
+    if (folder / "result.json").exists() and not (resume or overwrite):
+        raise OutputError(f"{folder} holds a run; pass --resume to go on, --overwrite to delete it, or choose another folder")
+    check_folder(folder)
+    if overwrite and not resume:
+        for pattern in _WRITTEN:
+            for path in folder.glob(pattern):
+                path.unlink()
+
+
+def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the command and our version to the result, in the file too."""
+    from fedcondense.synthetic import write_file
+
+    versions = {"fedcondense": own_version(), **result["versions"]}
+    typed = invocation().replace(" --resume", "").replace(" --overwrite", "")
+    whole: dict[str, Any] = jsonable({**result, "versions": versions, "command": typed})
+    write_file(folder / "result.json", json.dumps(whole, indent=1, allow_nan=False).encode(), overwrite=True)
+    return whole
+
+
+def _report(folder: Path) -> Path:
+    from fedcondense.report import write_report
+
+    return write_report(folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    from fedcondense.report import read_result
+
+    return read_result(folder)
+
+
+def _text(result: Mapping[str, Any]) -> str:
+    """Return the rows as a table, and what follows from them in words."""
+    from fedcondense.report import headline, read_rows, table
+
+    rows = read_rows(result)
+    return "\n".join([columns(table(rows)), "", *headline(rows)])

@@ -1,0 +1,331 @@
+"""The commands around one synthetic set: `data`, `plan`, `condense`, `evaluate`, `show`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Device,
+    Format,
+    Output,
+    Overwrite,
+    Plugin,
+    Threads,
+    check_output,
+    clock,
+    columns,
+    command,
+    emit,
+    finish,
+    given,
+    invocation,
+    note,
+    pick_device,
+    printable,
+    progress,
+    set_up,
+)
+from fedcondense.errors import DivergenceError, OutputError, SettingError
+
+if TYPE_CHECKING:
+    from fedcondense.checkpoints import Checkpoint
+    from fedcondense.condensation import Progress
+    from fedcondense.data import Data
+    from fedcondense.evaluation import Evaluation
+    from fedcondense.synthetic import SyntheticSet
+
+DataName = Annotated[str, typer.Argument(metavar="DATA")]
+SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
+Ipc = Annotated[int, typer.Option(help="Images per class whose bytes the set may take.")]
+Objective = Annotated[str | None, typer.Option(help="dm-ridge (default), dm, dc, dsa, or a plugin's.")]
+Parametrization = Annotated[str | None, typer.Option(help="pixels (default) or multi-formation: four images in one.")]
+Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")]
+Steps = Annotated[int | None, typer.Option(help="Optimisation steps; default: the objective's.")]
+Seed = Annotated[int, typer.Option(help="All that is random follows from it.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line, in the order in which they are used."""
+    app.command(epilog="Example: fedcondense data --data-root ~/data")(data)
+    app.command(epilog="Example: fedcondense plan cifar10 --ipc 10 --objective dsa")(plan)
+    app.command(epilog="Example: fedcondense condense fashion-mnist --ipc 10 --output fashion.safetensors")(condense)
+    app.command(epilog="Example: fedcondense evaluate fashion.safetensors --seeds 3 --format json")(evaluate)
+    app.command(epilog="Example: fedcondense show fashion.safetensors --output fashion.png")(show)
+
+
+@command
+def data(data_root: DataRoot = None, form: Output = Format.text) -> None:
+    """List the data sets that can be named, and where each one lies or is looked for.
+
+    JSON keys: `root`, and `data`: an object a name with `where` (null: not here, `condense` tries to download it),
+    `shape`, `train` and `test` (images), `classes` (their number) and `files` (what the root would hold).
+    """
+    from fedcondense.catalogue import CATALOGUE
+    from fedcondense.datasets import available
+    from fedcondense.datasets import data_root as find_root
+
+    found = available(data_root)
+    lines: list[tuple[object, ...]] = [("name", "images", "of", "classes", "where")]
+    for row in found:
+        size = "x".join(map(str, row.shape)) if row.shape else "?"
+        images = f"{row.train}+{row.test}" if row.train is not None else "?"
+        advice = CATALOGUE[row.name].where if row.name in CATALOGUE else ""
+        where = row.where or f"not here; {advice or 'downloaded when it is asked for'}"
+        lines.append((row.name, images, size, row.classes or "?", where))
+    result = {row.name: {k: v for k, v in row._asdict().items() if k != "name"} for row in found}
+    emit({"root": find_root(data_root), "data": result}, columns(lines), form)
+    note(f"looked in {find_root(data_root)}; folder:DIR and npz:FILE name data of your own")
+    finish([], ["condense", "digits", "--ipc", "1", "--output", "digits.safetensors"])
+
+
+@command
+def plan(
+    name: DataName,
+    ipc: Ipc = 10,
+    objective: Objective = None,
+    parametrization: Parametrization = None,
+    network: Network = None,
+    steps: Steps = None,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    form: Output = Format.text,
+) -> None:
+    """Say what condensing DATA would take before anything starts: bytes, seconds, memory, and what wins without it.
+
+    JSON keys: `nbytes`, `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
+    """
+    from fedcondense.datasets import load_data
+    from fedcondense.pictures import human_bytes
+    from fedcondense.planning import plan as plan_run
+
+    set_up(threads, plugin)
+    train = load_data(name, data_root).train
+    options = given(objective=objective, parametrization=parametrization, network=network, steps=steps)
+    planned = plan_run(train, ipc, **options)
+    fields = [
+        ("set", f"{human_bytes(planned.nbytes)}, {planned.decoded} images to train on"),
+        ("time", f"{clock(planned.seconds)} for {planned.steps} steps on this machine"),
+        ("memory", human_bytes(planned.memory)),
+        *(("advice", text) for text in planned.advice),
+    ]
+    emit(planned.to_dict(), columns(fields), form)
+    finish([], ["condense", name, "--ipc", ipc, "--output", f"{_stem(name)}.safetensors"])
+
+
+@command
+def condense(
+    name: DataName,
+    output: Annotated[Path, typer.Option(help="Where the set is written, as safetensors.")],
+    ipc: Ipc = 10,
+    objective: Objective = None,
+    parametrization: Parametrization = None,
+    method: Annotated[
+        str | None, typer.Option(help="Select instead: random, herding, k-means or half-resolution.")
+    ] = None,
+    network: Network = None,
+    start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (shows records).")] = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
+    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints, at least.")] = 5.0,
+    overwrite: Overwrite = False,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    form: Output = Format.text,
+) -> None:
+    """Condense DATA into a few synthetic images per class, and measure them.
+
+    DATA is a name that `fedcondense data` lists, folder:DIR (one sub-folder for each class) or npz:FILE (x_train, y_train,
+    x_test, y_test). The training split is condensed, the test split measures.
+
+    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
+    `accuracy_std` (both null with --no-evaluate), `output`.
+    """
+    from fedcondense.checkpoints import Checkpoint
+    from fedcondense.condensation import condense as condense_data
+    from fedcondense.datasets import load_data
+    from fedcondense.selection import select
+
+    set_up(threads, plugin)
+    checkpoint = Checkpoint(output.with_name(f"{output.name}.checkpoint"), checkpoint_every, resume)
+    _check_run(output, Path(checkpoint.path), resume, overwrite)
+    options = given(objective=objective, parametrization=parametrization, network=network, start=start, steps=steps)
+    if method is not None and options:
+        raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
+    device = pick_device(device)
+    train, test = (split.to(device) for split in load_data(name, data_root))
+    with _kept(checkpoint, output):
+        if method is not None:
+            synthetic = select(train, ipc, method, seed=seed)
+        else:
+            with progress(f"condensing {name}") as update:
+
+                def follow(now: Progress) -> None:
+                    update(now.step / now.steps, f"loss {now.loss:.4g}")
+
+                synthetic = condense_data(train, ipc, seed=seed, checkpoint=checkpoint, progress=follow, **options)
+        synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
+        if not no_evaluate:
+            synthetic = synthetic.with_evaluation(_evaluate(synthetic, test, seeds, network).to_dict())
+            synthetic.save(output, overwrite=True)
+    checkpoint.remove()
+    emit(_result(synthetic) | {"output": output}, _text(synthetic), form)
+    finish([output], ["show", output, "--output", output.with_suffix(".png")])
+
+
+def _check_run(output: Path, checkpoint: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output path that is taken, unless it belongs to the run that is resumed."""
+    if not checkpoint.exists():
+        check_output(output, overwrite)
+        return
+    if not (resume or overwrite):
+        raise OutputError(f"{checkpoint} is an unfinished run's; pass --resume to go on, or --overwrite to start anew")
+    check_output(output, overwrite=True)
+
+
+@contextlib.contextmanager
+def _kept(checkpoint: Checkpoint, output: Path) -> Iterator[None]:
+    """Say what is kept and how to go on when a run is interrupted, diverges or finds the disk full."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if Path(checkpoint.path).exists():
+            kept = f"{checkpoint.path} is kept; go on with: {invocation('--resume')}"
+        else:
+            kept = "there was no checkpoint yet"
+        raise KeyboardInterrupt(kept) from None
+    except DivergenceError as error:
+        good = output.with_name(f"{output.stem}-last-good{output.suffix}")
+        if error.synthetic is not None:
+            note(f"wrote {error.synthetic.save(good, overwrite=True)}")
+        raise
+    except OutputError as error:
+        if Path(checkpoint.path).exists():
+            raise OutputError(f"{error}; the checkpoint is kept, go on with: {invocation('--resume')}") from error
+        raise
+
+
+@command
+def evaluate(
+    file: SetFile,
+    data: Annotated[str | None, typer.Option(help="Whose test split; default: the one in the set's record.")] = None,
+    network: Network = None,
+    seeds: Annotated[int, typer.Option(help="How many networks are trained, from seed 0 on.")] = 3,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    form: Output = Format.text,
+) -> None:
+    """Train networks from scratch on the set in FILE and test them on real data.
+
+    JSON keys: `accuracy` (percent, mean), `accuracy_std`, `accuracies`, `per_class` (percent a class, by name; null
+    where the test data have none), `network`, `seeds`, `recipe`, `weighted`, `test`, `seconds`, `nbytes`, `data`,
+    `file`.
+    """
+    from fedcondense.datasets import load_data
+    from fedcondense.networks import NETWORKS
+    from fedcondense.synthetic import SyntheticSet
+
+    set_up(threads, plugin)
+    synthetic = SyntheticSet.load(file)
+    name = data or synthetic.name
+    if data is None and ":" in name:  # a stranger's file must not choose what is read from this disk
+        raise SettingError(f"the set was made from {printable(name)!r}; name the data to test on with --data")
+    test = load_data(name, data_root).test
+    if network is None and synthetic.evaluation:  # the set's own number is made again on the network it was made on
+        network = next((known for known in NETWORKS if known == synthetic.evaluation.get("network")), None)
+    measured = _evaluate(synthetic, test.to(pick_device(device)), seeds, network)
+    per_class = {name: round(v, 3) for name, v in zip(test.spec.classes, measured.per_class, strict=True)}
+    result = measured.to_dict() | {"per_class": per_class, "nbytes": synthetic.nbytes, "data": name, "file": file}
+    emit(result, _text(synthetic.with_evaluation(measured.to_dict())), form)
+    finish([], ["show", file, "--output", file.with_suffix(".png")])
+
+
+@command
+def show(
+    file: SetFile,
+    output: Annotated[Path, typer.Option(help="Where the PNG is written.")],
+    columns: Annotated[int | None, typer.Option(help="Images a row; default: all of a class, at most 20.")] = None,
+    scale: Annotated[int | None, typer.Option(help="Screen pixels a pixel; default: images 64 high.")] = None,
+    overwrite: Overwrite = False,
+    plugin: Plugin = None,
+    form: Output = Format.text,
+) -> None:
+    """Draw the set in FILE as a PNG: a row for each class, every pixel as it is stored.
+
+    JSON keys: `output`, `images`, `nbytes`.
+    """
+    from fedcondense.pictures import show_set
+    from fedcondense.synthetic import SyntheticSet
+
+    set_up(plugins=plugin)
+    check_output(output, overwrite)
+    synthetic = SyntheticSet.load(file)
+    show_set(synthetic, output, columns, scale)
+    result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes}
+    emit(result, _text(synthetic), form)
+    finish([output], ["evaluate", file])
+
+
+def _evaluate(synthetic: SyntheticSet, test: Data, seeds: int, network: str | None) -> Evaluation:
+    """Measure what `seeds` networks reach after training on the set."""
+    from fedcondense.evaluation import evaluate as evaluate_set
+
+    if seeds < 1:
+        raise SettingError(f"{seeds} seeds; needed: 1 or more")
+    with progress("evaluating") as update:
+
+        def follow(step: int, steps: int) -> None:
+            update(step / steps)
+
+        return evaluate_set(synthetic, test, seeds=tuple(range(seeds)), progress=follow, **given(network=network))
+
+
+def _result(synthetic: SyntheticSet) -> dict[str, Any]:
+    """Return the keys that machines rely on."""
+    record, evaluation = synthetic.record, synthetic.evaluation or {}
+    return {
+        "data": record.data,
+        "method": record.method,
+        "ipc": record.ipc,
+        "images": len(synthetic),
+        "nbytes": synthetic.nbytes,
+        "seconds": record.seconds,
+        "network": record.network,
+        "accuracy": evaluation.get("accuracy"),
+        "accuracy_std": evaluation.get("accuracy_std"),
+    }
+
+
+def _text(synthetic: SyntheticSet) -> str:
+    """Describe a set and, where it was measured, its accuracy, for people."""
+    from fedcondense.pictures import human_bytes
+
+    record, evaluation = synthetic.record, synthetic.evaluation
+    fields = [
+        ("data", f"{record.data}, {len(synthetic.classes)} classes"),
+        ("method", record.method),
+        ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}, made in {record.seconds:.1f} s"),
+    ]
+    if evaluation and "accuracy" in evaluation:
+        spread = evaluation.get("accuracy_std") or 0.0
+        network = evaluation.get("network", "")
+        fields.append(("accuracy", f"{evaluation['accuracy']:.1f} ± {spread:.1f} % ({network}, trained on the set alone)"))
+    return columns(fields)
+
+
+def _stem(name: str) -> str:
+    """Return a file name for a data set's."""
+    return Path(name.partition(":")[2] or name).stem
