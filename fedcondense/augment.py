@@ -18,8 +18,8 @@ from fedcondense.errors import SettingError, unknown
 __all__ = ["OPERATIONS", "Augmentation"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
-"""What an augmentation may do: brightness, saturation and contrast; shifts of an eighth; a grey square of half the side;
-a mirror image, half the time; stretching by up to 1.2; turning by up to 15 degrees. Constants as published."""
+"""What an augmentation may do: brightness, saturation and contrast; shifts of an eighth; a grey square of half the
+side; a mirror image, half the time; stretching by up to 1.2; turning by up to 15 degrees. Constants as published."""
 
 _CROP, _CUTOUT, _SCALE, _DEGREES = 0.125, 0.5, 1.2, 15.0
 

@@ -69,8 +69,8 @@ class Checkpoint:
         ]
         if differs:
             raise ResumeError(
-                f"{self.path} belongs to another run: {'; '.join(differs)}. Resume with the settings it was started with, "
-                "or delete it to start again"
+                f"{self.path} belongs to another run: {'; '.join(differs)}. Resume with the settings it was started "
+                "with, or delete it to start again"
             )
         return dict(state)
 

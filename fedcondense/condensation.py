@@ -113,8 +113,8 @@ def condense(
         value = float(loss)
         if not (math.isfinite(value) and all(bool(code.isfinite().all()) for code in loop.codes.values())):
             raise DivergenceError(
-                f"the loss is {value} at step {loop.done} of {loop.recipe.steps}; the set of step {good.record.steps} is "
-                f"kept: try a smaller step size than {loop.recipe.lr:g} (recipe)",
+                f"the loss is {value} at step {loop.done} of {loop.recipe.steps}; step {good.record.steps}'s set is kept: "
+                f"try a smaller step size than {loop.recipe.lr:g} (recipe)",
                 good,
             )
         good = loop.finished()
@@ -258,7 +258,7 @@ class Loop:
         loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
         if images.grad is not None:
             std = images.new_tensor(spec.std).view(1, -1, 1, 1)
-            decoded.images.backward(images.grad / std)  # type: ignore[no-untyped-call]
+            decoded.images.backward(images.grad / std)
         group = self.optimizer.param_groups[0]
         fall = (1 + math.cos(math.pi * self.done / max(1, self.recipe.steps))) / 2
         group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)

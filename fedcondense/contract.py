@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -85,7 +86,7 @@ class NetworkSource(ABC):
         """Return what a resumed run needs, as tensors, numbers and nested dicts of them."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most sources keep nothing)
         """Take what `state_dict` returned."""
 
 
@@ -162,7 +163,7 @@ class Objective(ABC):
         for group in groups:
             loss = self.loss(draw, observed, group)
             if loss.requires_grad:  # a group whose classes the real data lack says nothing
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             total = total + loss.detach()
         return total
 
@@ -179,7 +180,7 @@ def _by_class(synthetic: Synthetic, at_once: int) -> list[Synthetic]:
             filled = 0
         filled += size
     bounds.append(bounds[-1] + filled)
-    pieces = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [order[a:b] for a, b in pairwise(bounds)]
     return [Synthetic(synthetic.images[i], synthetic.targets[i], synthetic.extras) for i in pieces]
 
 

@@ -72,7 +72,7 @@ class Data:
                 f"{spec.name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one an image"
             )
         labels = labels.to(torch.int64)
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(spec.classes)):
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(spec.classes)):
             span = f"{int(labels.min())} to {int(labels.max())}"
             raise DataError(
                 f"{spec.name}: labels go from {span}; needed: 0 to {len(spec.classes) - 1}, one a class name"

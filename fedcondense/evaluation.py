@@ -74,7 +74,7 @@ def evaluate(
     test: Data,
     *,
     network: str | NetworkMaker | None = None,
-    recipe: Fit = Fit(),  # noqa: B008  (frozen)
+    recipe: Fit = Fit(),
     seeds: Sequence[int] = (0, 1, 2),
     weighted: bool | None = None,
     device: torch.device | str | None = None,
@@ -145,7 +145,7 @@ def train_on(
     like: Data,
     *,
     network: str | NetworkMaker | None = None,
-    recipe: Fit = Fit(),  # noqa: B008  (frozen)
+    recipe: Fit = Fit(),
     seed: int = 0,
     weighted: bool = True,
     device: torch.device | str | None = None,

@@ -53,13 +53,12 @@ class ConvNet(nn.Module):
         sides = [side + 2 * p - 2 for side, p in zip(sides, padding, strict=True)]
         make_norm = look_up("norm", norm, NORMS)
         self.blocks = nn.ModuleList()
+        self.image_bytes = 4 * width * sides[0] * sides[1]  # the largest activation of an image
         for k in range(depth):
             convolution = nn.Conv2d(width if k else channels, width, 3, padding=1 if k else (padding[0], padding[1]))
             self.blocks.append(nn.Sequential(convolution, make_norm(width, *sides)))
-            largest = sides if k == 0 else largest
             sides = [side // 2 for side in sides]
         self.classifier = nn.Linear(width * sides[0] * sides[1], classes)
-        self.image_bytes = 4 * width * largest[0] * largest[1]
         self.mixes_images = norm == "batch"
 
     def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
@@ -139,7 +138,7 @@ def resnet18(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
 
     module = resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=norm_layer)
     module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-    module.maxpool = nn.Identity()  # type: ignore[assignment]
+    module.maxpool = nn.Identity()
     return Headed(module)
 
 

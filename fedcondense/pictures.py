@@ -231,7 +231,7 @@ def _name_points(figure: Figure, axes: Any, points: Sequence[Point], ink: Ink) -
         return float(sum(covered) + 3 * outside + 2 * (abs(x) + abs(y)))
 
     for point in sorted(points, key=lambda p: p.series):  # ours chooses first
-        x, y = min(_OFFSETS, key=lambda offset: cost(point, *offset))  # noqa: B023 - used up within the turn
+        x, y = min(_OFFSETS, key=lambda offset: cost(point, *offset))
         line = {"arrowstyle": "-", "color": ink.series[point.series], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
         text = write(point, x, y, arrowprops=line if x * x + y * y > 300 else None)
         taken.append(text.get_window_extent(renderer))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from fedcondense.condensation import prepare
-from fedcondense.contract import Objective, Parametrization, Recipe
+from fedcondense.contract import Network, Objective, Parametrization, Recipe
 from fedcondense.data import Data
 from fedcondense.networks import NetworkMaker, build
 from fedcondense.objectives import DEFAULT_OBJECTIVE
@@ -93,9 +93,9 @@ def _memory(data: Data, decoded: int, network: str | NetworkMaker, pool: int) ->
     module = build(network, data.spec.shape, len(data.spec.classes), 0)
     image_bytes = int(getattr(module, "image_bytes", 4 * 64 * math.prod(data.spec.shape[1:])))
     with torch.no_grad():
-        width = module.features(torch.zeros(1, *data.spec.shape)).shape[1]
+        width = cast(Network, module).features(torch.zeros(1, *data.spec.shape)).shape[1]
     rows = 64 * int((data.counts > 0).sum())
-    return 4 * image_bytes * min(decoded, 512) + pool * rows * width * 2
+    return int(4 * image_bytes * min(decoded, 512) + pool * rows * width * 2)
 
 
 def _advice(data: Data, ipc: int, stored: int, seconds: float, parametrization: Parametrization) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The report of a federation: one HTML file that needs nothing else, from the folder that `federate` wrote.
 
-Whatever comes from clients (class names, reasons, images) is a stranger's: text is escaped, sets are read through the same
-checks as any other file, and a policy in the page forbids scripts and requests.
+Whatever comes from clients (class names, reasons, images) is a stranger's: text is escaped, sets are read through the
+same checks as any other file, and a policy in the page forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ __all__ = ["Client", "Row", "headline", "read_result", "read_rows", "table", "wr
 OURS = "one-shot"
 _SHOWN_IMAGES = 20  # of a class and client; the file itself holds the rest
 _SHOWN_CLIENTS = 100
+_NUMBERS = ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")
+_JOINED = "\N{NO-BREAK SPACE}"
+_NONE = "\N{EN DASH}"
 _TRAVELS = {
     OURS: "synthetic images",
     "random-real": "real images",
@@ -66,7 +69,7 @@ class Row:
         """The name as a reader would say it."""
         if self.rounds:
             return f"FedAvg, {self.rounds} round{'s' if self.rounds > 1 else ''}"
-        return self.name if self.name == OURS else self.name.replace("half-resolution", "half resolution").replace("-", " ")
+        return OURS if self.name == OURS else self.name.replace("-", " ")
 
     @property
     def travels(self) -> str:
@@ -76,8 +79,10 @@ class Row:
     @property
     def measured(self) -> str:
         """Accuracy and spread, such as ``83.1 ± 0.4 %``."""
-        spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{self.accuracy_std:.1f}" if math.isfinite(self.accuracy_std) else ""
-        return f"{self.accuracy:.1f}{spread}\N{NO-BREAK SPACE}%" if math.isfinite(self.accuracy) else "not measured"
+        if not math.isfinite(self.accuracy):
+            return "not measured"
+        spread = f" ± {self.accuracy_std:.1f}" if math.isfinite(self.accuracy_std) else ""
+        return f"{self.accuracy:.1f}{spread} %".replace(" ", _JOINED)
 
     def clearly_above(self, other: Row) -> bool:
         """Tell whether the lead over `other` is larger than both spreads together (added in quadrature)."""
@@ -116,9 +121,12 @@ def read_result(directory: str | Path) -> dict[str, Any]:
 def read_rows(result: Mapping[str, Any]) -> list[Row]:
     """Return the measured rows, ours first, then FedAvg by rounds, then the controls; tolerant of what is missing."""
     rows = []
+    once = len(_sequence(_mapping(result.get("settings")).get("evaluation_seeds"))) == 1
     for name, values in _mapping(result.get("rows")).items():
         values = _mapping(values)
-        numbers = {key: _number(values.get(key)) for key in ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")}
+        numbers = {key: _number(values.get(key)) for key in _NUMBERS}
+        if once:
+            numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
         per_class = tuple(map(_number, _sequence(values.get("per_class"))))
         rows.append(Row(str(name), **numbers, per_class=per_class))
     return sorted(rows, key=lambda row: (row.name != OURS, not row.rounds, row.rounds))
@@ -139,7 +147,7 @@ def headline(rows: Sequence[Row]) -> list[str]:
         factor = row.bytes_up / ours.bytes_up if ours.bytes_up else math.nan
         cost = f"{row.measured} with {human_bytes(row.bytes_up)}, {factor:.3g} times the bytes"
         rounds = f"{row.rounds} round{'s' if row.rounds > 1 else ''}"
-        said.append(f"FedAvg gets there in {rounds}: {cost}." if there else f"FedAvg is not there after {rounds}: {cost}.")
+        said.append(f"FedAvg {'gets there in' if there else 'is not there after'} {rounds}: {cost}.")
     controls = [row for row in rows if row.name != OURS and not row.rounds and math.isfinite(row.accuracy)]
     affordable = [row for row in controls if not row.bytes_up > 1.02 * ours.bytes_up]
     if affordable:
@@ -152,7 +160,8 @@ def headline(rows: Sequence[Row]) -> list[str]:
             said.append(f"That is within the spread of a simpler way, {best.label}, {best.measured}.")
     dearer = max((row for row in controls if row not in affordable), key=lambda row: row.accuracy, default=None)
     if dearer and dearer.clearly_above(ours):
-        said.append(f"With more bytes, {dearer.label} does better: {dearer.measured} with {human_bytes(dearer.bytes_up)}.")
+        cost = f"{dearer.measured} with {human_bytes(dearer.bytes_up)}"
+        said.append(f"With more bytes, {dearer.label} does better: {cost}.")
     return said
 
 
@@ -199,7 +208,8 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Return the rows as lines of text, a heading first."""
     heading = ("way", "accuracy", "bytes up a client", "bytes down a client", "seconds")
     lines = [_cells(row) for row in rows]
-    return [heading, *((c["label"], c["measured"], c["up"], c["down"], c["seconds"]) for c in lines)]
+    measured = [c["measured"].replace(_JOINED, " ") for c in lines]
+    return [heading, *((c["label"], m, c["up"], c["down"], c["seconds"]) for c, m in zip(lines, measured, strict=True))]
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -219,9 +229,9 @@ def _cells(row: Row) -> dict[str, Any]:
         "ours": row.name == OURS,
         "real": row.travels.startswith("real"),
         "measured": row.measured,
-        "up": human_bytes(row.bytes_up) if math.isfinite(row.bytes_up) else "–",
-        "down": human_bytes(row.bytes_down) if math.isfinite(row.bytes_down) else "–",
-        "seconds": f"{row.seconds:.1f}" if math.isfinite(row.seconds) else "–",
+        "up": human_bytes(row.bytes_up) if math.isfinite(row.bytes_up) else _NONE,
+        "down": human_bytes(row.bytes_down) if math.isfinite(row.bytes_down) else _NONE,
+        "seconds": f"{row.seconds:.1f}" if math.isfinite(row.seconds) else _NONE,
     }
 
 
@@ -283,7 +293,9 @@ def _classes(result: Mapping[str, Any], counts: Sequence[Sequence[int]]) -> list
     return [str(k) for k in range(wide)]
 
 
-def _coverage(result: Mapping[str, Any], rows: Sequence[Row], classes: Sequence[str], counts: Any) -> list[dict[str, Any]]:
+def _coverage(
+    result: Mapping[str, Any], rows: Sequence[Row], classes: Sequence[str], counts: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
     """Return for each class how many records and clients hold it, what arrived, and the one-shot accuracy."""
     arrived = _mapping(result.get("coverage"))
     ours = next((row for row in rows if row.name == OURS), Row(OURS))
@@ -294,10 +306,10 @@ def _coverage(result: Mapping[str, Any], rows: Sequence[Row], classes: Sequence[
         lines.append(
             {
                 "name": name,
-                "records": sum(column) if counts else "–",
-                "clients": sum(n > 0 for n in column) if counts else "–",
-                "arrived": arrived.get(name, "–"),
-                "accuracy": f"{accuracy:.1f} %" if math.isfinite(accuracy) else "–",
+                "records": sum(column) if counts else _NONE,
+                "clients": sum(n > 0 for n in column) if counts else _NONE,
+                "arrived": arrived.get(name, _NONE),
+                "accuracy": f"{accuracy:.1f} %" if math.isfinite(accuracy) else _NONE,
             }
         )
     return lines

@@ -1,8 +1,8 @@
 """The file and wire format of a synthetic set: one safetensors file, checked before memory is allocated.
 
-Layout: 8 bytes, the header's length (little endian); the header, JSON, with a `__metadata__` entry whose `fedcondense`
-string is JSON again (version, parts, evaluation); then the tensors, back to back. Tensor `i.name` is code `name` of part
-`i`, and `i.targets` its labels or probabilities. Any safetensors reader opens it.
+Layout: 8 bytes, the header's length (little endian); the header, JSON, with a `__metadata__` entry whose
+`fedcondense` string is JSON again (version, parts, evaluation); then the tensors, back to back. Tensor `i.name`
+is code `name` of part `i`, and `i.targets` its labels or probabilities. Any safetensors reader opens it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Limits:
 def dump(synthetic: SyntheticSet) -> bytes:
     """Return the bytes of a set."""
     names = {kind: name for name, kind in PARAMETRIZATIONS.items()}
-    tensors, parts = {}, []
+    tensors: dict[str, Tensor] = {}
+    parts: list[dict[str, Any]] = []
     for i, part in enumerate(synthetic.parts):
         kind = type(part.parametrization)
         if kind not in names:
@@ -131,7 +132,7 @@ class _Slice:
 
 
 def _header(blob: bytes, limits: Limits) -> tuple[dict[str, _Slice], memoryview, str]:
-    """Read the safetensors header: every slice inside the data, of the size its shape and dtype say, none overlapping."""
+    """Read the safetensors header: every slice inside the data, as large as shape and dtype say, none overlapping."""
     if len(blob) < 8:
         _refuse(f"{len(blob)} bytes; needed: a safetensors file that `save` wrote")
     length = int.from_bytes(blob[:8], "little")
@@ -210,7 +211,7 @@ def _record(given: Any, limits: Limits) -> Record:
     extra = set(given) - fields
     if extra:
         _refuse(f"record fields {_short(sorted(extra))} are not known")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     record = Record(**values)
     if not all(isinstance(getattr(record, name), str) and len(getattr(record, name)) <= _TEXT for name in _RECORD_TEXT):
         _refuse("a record text that is no text, or too long")

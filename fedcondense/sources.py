@@ -39,8 +39,8 @@ class Fresh(NetworkSource):
 class Pool(NetworkSource):
     """A number of frozen draws that come again and again, so that what the real data say to each is asked once.
 
-    Entry i follows from the pool's seed and i alone: whoever knows the seed has the same pool, and nothing but the number
-    of steps is needed to resume.
+    Entry i follows from the pool's seed and i alone: whoever knows the seed has the same pool, and nothing but the
+    number of steps is needed to resume.
 
     Args:
         build: Builds a network from a seed.

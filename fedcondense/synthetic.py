@@ -263,7 +263,7 @@ def _from_storage(code: Tensor) -> Tensor:
 
 
 def write_file(path: str | os.PathLike[str], blob: bytes, overwrite: bool) -> Path:
-    """Write bytes to a path through a temporary neighbour, so that a full disk or a kill leaves the old file or none."""
+    """Write bytes to a path through a temporary neighbour, so that a full disk or a kill leaves the old file."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; choose another path or pass overwrite=True (--overwrite)")

@@ -75,7 +75,7 @@ def fit(
     network: nn.Module,
     images: Tensor,
     targets: Tensor,
-    recipe: Fit = Fit(),  # noqa: B008  (frozen)
+    recipe: Fit = Fit(),
     *,
     seed: int = 0,
     weights: Tensor | None = None,
@@ -121,7 +121,7 @@ def fit(
         losses = F.cross_entropy(network(batch), targets[index], reduction="none")
         loss = losses.mean() if weights is None else (losses * weights[index]).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if progress is not None:
             progress(step + 1, recipe.steps)

@@ -35,7 +35,14 @@ from fedcondense.errors import DataError, OutputError, SettingError
 if TYPE_CHECKING:
     from fedcondense.flower.federation import FederationProgress
 
-_WRITTEN = ("result.json", "report.html", "joined.safetensors", "weights.safetensors", "clients/*.safetensors", "work/*")
+_WRITTEN = (
+    "result.json",
+    "report.html",
+    "joined.safetensors",
+    "weights.safetensors",
+    "clients/*.safetensors",
+    "work/*",
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -91,9 +98,7 @@ def federate(
 
     device = pick_device(device)
     train, test = (part.to(device) for part in load_data(name, data_root))
-    rule = given(
-        num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition
-    )
+    rule = given(num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition)
     held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
     options = given(
         objective=objective,
@@ -127,7 +132,7 @@ def federate(
             raise KeyboardInterrupt(f"{output} keeps what is done; go on with: {invocation('--resume')}") from None
     written = _record(output, result.to_dict())
     emit(written | {"output": output}, _text(written), form)
-    finish([*result.paths, _report(output)], ["report", output])
+    finish([*result.paths, _report(output)], ["evaluate", output / "joined.safetensors"])
 
 
 @command
@@ -149,7 +154,9 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give the path of a folder")
     if (folder / "result.json").exists() and not (resume or overwrite):
-        raise OutputError(f"{folder} holds a run; pass --resume to go on, --overwrite to delete it, or choose another folder")
+        raise OutputError(
+            f"{folder} holds a run; pass --resume to go on, --overwrite to delete it, or choose another folder"
+        )
     check_folder(folder)
     if overwrite and not resume:
         for pattern in _WRITTEN:

@@ -146,8 +146,8 @@ def condense(
 ) -> None:
     """Condense DATA into a few synthetic images per class, and measure them.
 
-    DATA is a name that `fedcondense data` lists, folder:DIR (one sub-folder for each class) or npz:FILE (x_train, y_train,
-    x_test, y_test). The training split is condensed, the test split measures.
+    DATA is a name that `fedcondense data` lists, folder:DIR (one sub-folder for each class) or npz:FILE (x_train,
+    y_train, x_test, y_test). The training split is condensed, the test split measures.
 
     JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
     `accuracy_std` (both null with --no-evaluate), `output`.
@@ -320,9 +320,11 @@ def _text(synthetic: SyntheticSet) -> str:
         ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}, made in {record.seconds:.1f} s"),
     ]
     if evaluation and "accuracy" in evaluation:
-        spread = evaluation.get("accuracy_std") or 0.0
         network = evaluation.get("network", "")
-        fields.append(("accuracy", f"{evaluation['accuracy']:.1f} ± {spread:.1f} % ({network}, trained on the set alone)"))
+        once = len(evaluation.get("seeds", ())) < 2
+        spread = "" if once else f" ± {evaluation.get('accuracy_std', 0.0):.1f}"
+        measured = f"{evaluation['accuracy']:.1f}{spread} %"
+        fields.append(("accuracy", f"{measured} of {network}, trained on the set alone"))
     return columns(fields)
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: options, one-line errors, results on stdout, progress on stderr, checks of the output path."""
+"""What all commands share: options, one-line errors, results on stdout, progress on stderr, checked output paths."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def note(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace line breaks by spaces and other control characters by their escapes.
+    r"""Replace line breaks by spaces and other control characters by their escapes.
 
-    >>> printable("two\\nlines \\x1b[31m")
-    'two lines \\\\x1b[31m'
+    >>> printable("two\nlines \x1b[31m")
+    'two lines \\x1b[31m'
     """
     flat = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
@@ -125,7 +125,7 @@ def set_up(threads: int | None = None, plugins: Sequence[Path] | None = None) ->
         torch.set_num_threads(threads)
     for path in plugins or ():
         if not path.is_file():
-            raise SettingError(f"{path}: no such plugin; give a Python file, such as one with OBJECTIVES['mine'] = Mine()")
+            raise SettingError(f"{path}: no such plugin; give a Python file, say one with OBJECTIVES['mine'] = Mine()")
         spec = importlib.util.spec_from_file_location(f"fedcondense_plugin_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise SettingError(f"{path}: not a Python file; its name must end in .py")
@@ -187,7 +187,7 @@ def columns(lines: Sequence[Sequence[object]]) -> str:
 def progress(label: str) -> Iterator[Callable[..., None]]:
     """Show a bar with time left on stderr while inside; a pipe sees nothing of it.
 
-    What it yields is called with the share that is done, in [0, 1], a detail such as the loss, and a label if it changed.
+    What it yields is called with the share that is done, in [0, 1], a detail such as the loss, and a new label.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -195,8 +195,16 @@ def progress(label: str) -> Iterator[Callable[..., None]]:
 
     console = Console(stderr=True)
     label_column, detail_column = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}", markup=False)
-    shape = (label_column, BarColumn(30), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"), detail_column)
-    with Progress(*shape, console=console, transient=True, disable=not console.is_terminal) as bar:
+    times = (TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(
+        label_column,
+        BarColumn(30),
+        *times,
+        detail_column,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task(escape(label), total=1.0, detail="")
         shown = label
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -18,14 +19,14 @@ from flwr.clientapp import ClientApp
 from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensation import Progress, condense
 from fedcondense.data import Data
-from fedcondense.errors import FedcondenseError, SettingError, look_up, unknown
+from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import NETWORKS, default_network
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.planning import plan
 from fedcondense.randomness import child_seed
-from fedcondense.select import SELECTIONS, select
+from fedcondense.selection import SELECTIONS, select
 from fedcondense.synthetic import SyntheticSet
 
 __all__ = ["ClientCaps", "Request", "app", "load_partition", "make_client_app"]
@@ -148,7 +149,7 @@ def make_client_app(
             request = Request.read(message.content.config_records.get("config", ConfigRecord()), data)
             report = None if progress is None else lambda step: progress(partition, step)
             synthetic = _answer(data.to(_device(context)), request, caps.of_node(context), partition, cache, report)
-        except FedcondenseError as refused:
+        except (SettingError, DivergenceError) as refused:
             return Message(Error(_REFUSED, safe_text(f"partition {partition}: {refused}")), reply_to=message)
         except Exception as surprise:
             _log.exception("condensing partition %d failed", partition)
@@ -195,8 +196,7 @@ def _answer(
             checkpoint=Checkpoint(kept.with_suffix(".checkpoint"), resume=True) if kept else None,
             progress=progress,
         )
-    if synthetic.nbytes > caps.max_bytes:
-        raise SettingError(f"the set takes {synthetic.nbytes} bytes; this node sends at most {caps.max_bytes}")
+    _check_bytes(synthetic.nbytes, caps)
     if kept:
         synthetic.save(kept, overwrite=True)
         kept.with_suffix(".checkpoint").unlink(missing_ok=True)
@@ -213,19 +213,28 @@ def _check_caps(data: Data, request: Request, caps: ClientCaps) -> None:
             raise SettingError(f"{what} publishes real records; this node's config has no allow-real = true")
         if request.method in SELECTIONS:
             return
-    estimate = plan(data, request.ipc, request.method, request.parametrization, request.network, request.steps)
-    for what, value, cap, unit in (
-        ("steps", estimate.steps, caps.max_steps, "steps"),
-        ("seconds", estimate.seconds, caps.max_seconds, "seconds"),
-        ("bytes", estimate.nbytes, caps.max_bytes, "bytes"),
-    ):
-        if value > cap:
-            raise SettingError(f"{value:.0f} {unit} asked for; this node allows {cap:.0f} {what}")
+    steps = OBJECTIVES[request.method].recipe.steps if request.steps is None else request.steps
+    if steps > caps.max_steps:
+        raise SettingError(f"{steps} steps asked for; this node allows {caps.max_steps}")
+    if math.isinf(caps.max_seconds):
+        return  # an estimate takes some seconds itself
+    ask = {"network": request.network, "steps": request.steps, "limit": LIMIT}
+    estimate = plan(data, request.ipc, request.method, request.parametrization, **ask)
+    if estimate.seconds > caps.max_seconds:
+        needed = f"about {estimate.seconds:.0f} seconds would be needed"
+        raise SettingError(f"{needed}; this node allows {caps.max_seconds:.0f}: ask for fewer steps or a smaller ipc")
+    _check_bytes(estimate.nbytes, caps)
+
+
+def _check_bytes(nbytes: int, caps: ClientCaps) -> None:
+    if nbytes > caps.max_bytes:
+        raise SettingError(f"a set of {nbytes} bytes; this node sends at most {caps.max_bytes}: ask for a smaller ipc")
 
 
 def _key(data: Data, request: Request, partition: int) -> str:
     """Name an answer by everything that it follows from."""
-    text = json.dumps([*request, partition, data.fingerprint, data.spec.name, data.spec.classes])
+    method = repr(OBJECTIVES.get(request.method, request.method))  # a recipe of the same name may have been changed
+    text = json.dumps([*request, method, partition, data.fingerprint, data.spec.name, data.spec.classes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

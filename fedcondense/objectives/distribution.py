@@ -18,7 +18,7 @@ __all__ = ["ClassSums", "DistributionMatching", "FirstMoment", "class_sums"]
 
 
 class ClassSums(NamedTuple):
-    """Sums of feature rows a class: all that first-moment matching needs of real data, and what adds up over clients."""
+    """Sums of feature rows a class: all that first-moment matching needs of real data; they add up over clients."""
 
     sums: Tensor  # (K, D)
     counts: Tensor  # (K,), how many rows each holds
@@ -68,8 +68,8 @@ class DistributionMatching(FirstMoment):
 
     .. math:: \sum_c \lVert \mu_c(\mathrm{real}) - \mu_c(\mathrm{synthetic}) \rVert_2^2
 
-    A step costs a forward and a backward pass over the synthetic images. A pool of draws pays the real side once a draw;
-    with `published`, each step also passes `per_class` real images of each class forward.
+    A step costs a forward and a backward pass over the synthetic images. A pool of draws pays the real side once
+    a draw; with `published`, each step also passes `per_class` real images of each class forward.
 
     Args:
         layer: Which features are matched: ``"embedding"``, as published, or ``"logits"``.

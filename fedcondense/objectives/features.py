@@ -1,4 +1,4 @@
-"""What objectives on feature rows share: the rows, the pass over real data, the two-pass gradient, the sum of several."""
+"""What objectives on feature rows share: the pass over real data, the two-pass gradient, the sum of several."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class FeatureObjective(Objective):
     def backward(self, draw: Draw, observed: Any, synthetic: Synthetic, at_once: int) -> Tensor:
         """As in `Objective`; what is not separable is done in two passes when it exceeds `at_once` images.
 
-        The first pass takes all rows without a graph and the gradient of the loss in them; the second rebuilds the graph
-        of a few images at a time. Memory stays that of `at_once` images for one more forward pass.
+        The first pass takes all rows without a graph and the gradient of the loss in them; the second rebuilds the
+        graph of a few images at a time. Memory stays that of `at_once` images for one more forward pass.
         """
         if self.separable or len(synthetic.images) <= at_once:
             return super().backward(draw, observed, synthetic, at_once)
@@ -76,9 +76,9 @@ class FeatureObjective(Objective):
             rows = torch.cat([self.rows(draw, piece) for piece in pieces])
         rows.requires_grad_()
         loss = self.compare(observed, rows, synthetic.targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for piece, gradient in zip(pieces, cast(Tensor, rows.grad).split(at_once), strict=True):
-            self.rows(draw, piece).backward(gradient)  # type: ignore[no-untyped-call]
+            self.rows(draw, piece).backward(gradient)
         return loss.detach()
 
 

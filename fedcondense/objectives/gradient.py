@@ -1,5 +1,6 @@
-"""Gradient matching: DC (Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929) and, with siamese augmentation, DSA
-(Zhao and Bilen, ICML 2021, https://arxiv.org/abs/2102.08259)
+"""Gradient matching: DC and, with siamese augmentation, DSA.
+
+Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929; Zhao and Bilen, ICML 2021, https://arxiv.org/abs/2102.08259
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GradientMatching", "row_cosine_distance"]
 
-ClassGradients = dict[int, list[Tensor]]
+ClassGradients = dict[int, Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,5 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 def row_cosine_distance(real: Tensor, synthetic: Tensor) -> Tensor:
     """Return the sum over rows of one minus their cosine, for two gradients of one weight, (out, ...)."""
     a, b = real.flatten(1), synthetic.flatten(1)
-    return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+    cosine: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+    return (1 - cosine).sum()

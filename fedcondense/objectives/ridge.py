@@ -35,8 +35,8 @@ class RidgeRegression(FeatureObjective):
 
     .. math:: \tfrac12 \lVert \Phi_r \Phi_s^\top (\Phi_s \Phi_s^\top + \lambda \bar d\, I)^{-1} Y_s - Y_r \rVert^2 / M
 
-    with features :math:`\Phi`, centred targets :math:`Y` and the mean diagonal :math:`\bar d` of the kernel. It sees what
-    tells classes apart, which means alone do not; alone it fits the pool, and a client with one class learns nothing.
+    with features :math:`\Phi`, centred targets :math:`Y` and the mean diagonal :math:`\bar d` of the kernel. It sees
+    what tells classes apart, which means alone do not; alone it fits the pool, and a client with one class learns nothing.
     Besides the passes over the synthetic images a step solves an N x N system: cheap up to some thousand images.
 
     Args:
@@ -71,7 +71,8 @@ class RidgeRegression(FeatureObjective):
         system = kernel + ridge * torch.eye(len(rows), device=rows.device)
         weights, _ = torch.linalg.solve_ex(system, targets - centre)  # no wait for a device's error code
         predicted = observed.rows.to(rows.dtype) @ (rows.T @ weights)
-        return (predicted - (observed.targets - centre)).square().sum(1).mean() / 2
+        error: Tensor = (predicted - (observed.targets - centre)).square().sum(1)
+        return error.mean() / 2
 
 
 def means_and_ridge(per_class: int | None = 64, ridge: float = 1.0, penalty: float = 0.01) -> Sum:
