@@ -38,7 +38,16 @@ class Ink(NamedTuple):
 LIGHT = Ink("#1f2328", "#c9ced6", ("#0072B2", "#D55E00", "#6b7280"))
 DARK = Ink("#e6e8eb", "#454b54", ("#56B4E9", "#E69F00", "#a3acb9"))
 _MARKERS = "oDs"
-_OFFSETS = [(9, 0), (-9, 0), (0, 9), (0, -9), (8, 8), (-8, 8), (8, -8), (-8, -8)]  # points from the marker, as tried
+_OFFSETS: list[tuple[float, float]] = [
+    (9, 0),
+    (-9, 0),
+    (0, 9),
+    (0, -9),
+    (8, 8),
+    (-8, 8),
+    (8, -8),
+    (-8, -8),
+]  # points from the marker, as tried
 _OFFSETS += [(x, y) for far in (20, 34, 50) for x in (far, -far) for y in (far, -far, far / 2, -far / 2)]
 
 

@@ -85,9 +85,9 @@ class Row:
         return f"{self.accuracy:.1f}{spread} %".replace(" ", _JOINED)
 
     def clearly_above(self, other: Row) -> bool:
-        """Tell whether the lead over `other` is larger than both spreads together (added in quadrature)."""
+        """Tell whether the lead over `other` is half a point, and more than both spreads (added in quadrature)."""
         spreads = [s for s in (self.accuracy_std, other.accuracy_std) if math.isfinite(s)]
-        return self.accuracy - other.accuracy > math.hypot(*spreads)
+        return self.accuracy - other.accuracy > max(0.5, math.hypot(*spreads))
 
 
 class Client(NamedTuple):

@@ -83,8 +83,8 @@ def federate(
 
     JSON keys: `rows`, an object a row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
     `half-resolution-real`, `ridge`, `ridge-equal-bytes`, `feature-statistics`) with `accuracy` (percent),
-    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`; `partition` (`by`,
-    `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`, `output`.
+    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`;
+    `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`, `output`.
     """
     from fedcondense.flower import federate as run_federation  # names the pip command if flwr is missing
 

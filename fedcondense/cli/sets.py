@@ -116,7 +116,7 @@ def plan(
         *(("advice", text) for text in planned.advice),
     ]
     emit(planned.to_dict(), columns(fields), form)
-    finish([], ["condense", name, "--ipc", ipc, "--output", f"{_stem(name)}.safetensors"])
+    finish([], ["condense", name, "--ipc", str(ipc), "--output", f"{_stem(name)}.safetensors"])
 
 
 @command
