@@ -179,7 +179,7 @@ def _load_npz(path: Path, name: str, entry: Entry | None = None) -> DataSet:
     if not path.is_file():
         raise DataError(f"{path}: no such file; needed: an .npz with {', '.join(_ARRAYS)}")
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             if lacking := [key for key in _ARRAYS if key not in held]:
                 there = ", ".join(held) or "nothing"
                 raise DataError(f"{path}: {', '.join(lacking)} missing; it holds {there}; needed: {', '.join(_ARRAYS)}")
@@ -342,7 +342,7 @@ def _npz_row(name: str, path: Path, files: tuple[str, ...]) -> Available:
                     version = np.lib.format.read_magic(stream)
                     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                     shapes[key] = header[version](stream)[0]
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             classes = int(held["y_train"].max()) + 1
         empty = np.broadcast_to(np.uint8(0), shapes["x_train"])  # no memory: the layout's rule, applied to a shape
         height, width, channels = batch_channels_last(empty, name).shape[1:]
