@@ -7,8 +7,8 @@ give one model, so label skew costs these baselines nothing; what they cannot do
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedcondense.contract import Network
 from fedcondense.data import Data
 from fedcondense.errors import DataError
 from fedcondense.flower.inprocess import log_from, run_in_process
@@ -50,8 +51,9 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
         dims: Project to so many dimensions by a random Gaussian matrix; 0 keeps all.
     """
     model = build(network, data.spec.shape, len(data.spec.classes), seed).to(data.device).eval()
+    embed = cast(Network, model).features
     with torch.no_grad():
-        pieces = [model.features(data.batch(index).images) for index in torch.arange(len(data)).split(500)]
+        pieces = [embed(data.batch(index).images) for index in torch.split(torch.arange(len(data)), 500)]
         features = torch.cat(pieces)
         if 0 < dims < features.shape[1]:
             projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
@@ -68,7 +70,8 @@ def make_statistics_client(load_partition: Callable[[Context], Data]) -> ClientA
 
     @app.query(STATISTICS.partition(".")[2])
     def answer(message: Message, context: Context) -> Message:
-        config, data = message.content["config"], load_partition(context)
+        config: Mapping[str, Any] = message.content.config_records["config"]
+        data = load_partition(context)
         if not len(data):
             raise DataError("has no data")
         features = random_features(data, str(config["network"]), int(config["seed"]), int(config["dims"]))
@@ -164,7 +167,7 @@ def feature_statistics(
         network: A name in `NETWORKS`.
         seed: Of the network, the draws and the head.
     """
-    config = {"kind": "feature-statistics", "network": network, "seed": seed, "dims": 0}
+    config: dict[str, str | int] = {"kind": "feature-statistics", "network": network, "seed": seed, "dims": 0}
     replies, traffic = _ask(train, partition, config)
     generator = stream(seed, "feature-statistics")
     total = sum(int(r["counts"].numpy().sum()) for r in replies)
@@ -193,16 +196,17 @@ def _head(features: Tensor, labels: Tensor, classes: int, generator: torch.Gener
         index = torch.randint(len(features), (256,), generator=generator)
         loss = F.cross_entropy(features[index] @ weights[:-1] + weights[-1], labels[index])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return weights.detach(), mean, std
 
 
 def _ask(
-    train: Data, partition: Sequence[Tensor], config: dict[str, str | int]
+    train: Data, partition: Sequence[Tensor], config: Mapping[str, str | int]
 ) -> tuple[list[ArrayRecord], tuple[float, float]]:
     """Send one question to every client; return the statistics and the mean bytes a client (up, down)."""
-    server, answers = ServerApp(), []
+    server = ServerApp()
+    answers: list[Message] = []
     client = make_statistics_client(lambda context: train.subset(partition[int(context.node_config["partition-id"])]))
 
     @server.main()

@@ -218,8 +218,15 @@ def _check_caps(data: Data, request: Request, caps: ClientCaps) -> None:
         raise SettingError(f"{steps} steps asked for; this node allows {caps.max_steps}")
     if math.isinf(caps.max_seconds):
         return  # an estimate takes some seconds itself
-    ask = {"network": request.network, "steps": request.steps, "limit": LIMIT}
-    estimate = plan(data, request.ipc, request.method, request.parametrization, **ask)
+    estimate = plan(
+        data,
+        request.ipc,
+        request.method,
+        request.parametrization,
+        network=request.network,
+        steps=request.steps,
+        limit=LIMIT,
+    )
     if estimate.seconds > caps.max_seconds:
         needed = f"about {estimate.seconds:.0f} seconds would be needed"
         raise SettingError(f"{needed}; this node allows {caps.max_seconds:.0f}: ask for fewer steps or a smaller ipc")

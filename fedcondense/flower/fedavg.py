@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from fedcondense.data import Data
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.flower.inprocess import log_from, run_in_process
+from fedcondense.flower.inprocess import InProcessGrid, log_from, run_in_process
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 from fedcondense.training import accuracy
@@ -74,13 +75,13 @@ def train_locally(network: nn.Module, data: Data, training: LocalTraining, gener
     mean = torch.zeros((), device=data.device)
     for _ in range(training.epochs):
         losses, seen = torch.zeros((), device=data.device), 0
-        for index in torch.randperm(len(data), generator=generator).split(training.batch):
+        for index in torch.split(torch.randperm(len(data), generator=generator), training.batch):
             if len(index) == 1 < len(data):
                 continue
             images = data.batch(index).images
             loss = F.cross_entropy(network(images), data.labels[index.to(data.device)])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses += loss.detach() * len(index)
             seen += len(index)
@@ -105,7 +106,8 @@ def make_fedavg_client(train: Data, partition: Sequence[Tensor], network: str) -
 
     @app.train()
     def local_round(message: Message, context: Context) -> Message:
-        identifier, config = int(context.node_config["partition-id"]), message.content["config"]
+        identifier = int(context.node_config["partition-id"])
+        config: Mapping[str, Any] = message.content.config_records["config"]
         data = train.subset(partition[identifier])
         if not len(data):
             raise ValueError("has no data")
@@ -114,7 +116,7 @@ def make_fedavg_client(train: Data, partition: Sequence[Tensor], network: str) -
         )
         number = int(config["rounds-before"]) + int(config["server-round"])
         model = build(network, train.spec.shape, len(train.spec.classes), 0).to(train.device)
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         loss = train_locally(model, data, training, stream(int(config["seed"]), "fedavg", identifier, number))
         metrics = MetricRecord({"num-examples": len(data), "loss": loss})
         return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
@@ -172,15 +174,14 @@ def fedavg(
         state = _State(settings, dict(model.state_dict()), 0, {}, 0.0, 0.0, 0.0)
     if state.done >= rounds:
         return {r: row for r, row in state.rows.items() if r in wanted}
-    first, started, grid_of_run = state.done, time.perf_counter() - state.seconds, []
+    first, started = state.done, time.perf_counter() - state.seconds
     before = (state.bytes_up, state.bytes_down)
     client = make_fedavg_client(train, partition, network)
     server = ServerApp()
 
-    def after_round(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+    def after_round(grid: InProcessGrid, number: int, arrays: ArrayRecord) -> MetricRecord | None:
         if number == 0:  # Flower evaluates the start too
             return None
-        grid = grid_of_run[0]
         state.done, state.weights = first + number, dict(arrays.to_torch_state_dict())
         state.bytes_up = before[0] + sum(t.up for t in grid.traffic.values()) / len(partition)
         state.bytes_down = before[1] + sum(t.down for t in grid.traffic.values()) / len(partition)
@@ -203,11 +204,17 @@ def fedavg(
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        grid_of_run.append(grid)
+        assert isinstance(grid, InProcessGrid)
         everyone = len(partition)
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone)
         config = ConfigRecord({**asdict(training), "seed": seed, "rounds-before": first})
-        strategy.start(grid, ArrayRecord(state.weights), rounds - first, train_config=config, evaluate_fn=after_round)
+        strategy.start(
+            grid,
+            ArrayRecord(state.weights),
+            rounds - first,
+            train_config=config,
+            evaluate_fn=partial(after_round, grid),
+        )
 
     with log_from(logging.ERROR):
         run_in_process(server, client, len(partition))
@@ -242,7 +249,9 @@ class _State:
             blob = path.read_bytes()
             size = int.from_bytes(blob[:8], "little")
             record = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["fedavg"])
-            rows = {int(r): FedAvgRow(*row[:2], tuple(row[2]), *row[3:]) for r, row in record.pop("rows").items()}
+            rows = {
+                int(r): FedAvgRow._make([*row[:2], tuple(row[2]), *row[3:]]) for r, row in record.pop("rows").items()
+            }
             state = cls(weights=load(blob), rows=rows, **record)
         except Exception as damaged:  # whatever a damaged file raises
             raise ResumeError(f"{path}: not a FedAvg checkpoint ({damaged}); delete it to start over") from damaged

@@ -25,7 +25,7 @@ from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate, train_on
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, make_client_app
-from fedcondense.flower.fedavg import LocalTraining, fedavg
+from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg
 from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
@@ -117,7 +117,7 @@ def federate(
     seed: int = 0,
     rows: Sequence[str] = ROWS,
     fedavg_grid: Sequence[LocalTraining] = FEDAVG_GRID,
-    recipe: Fit = Fit(),  # noqa: B008 - frozen
+    recipe: Fit = Fit(),
     evaluation_seeds: Sequence[int] = (0, 1, 2),
     output: str | Path | None = None,
     resume: bool = False,
@@ -206,6 +206,7 @@ class _Run:
     resume: bool
     progress: Callable[[FederationProgress], None]
     result: FederationResult = field(default_factory=FederationResult)
+    fedavg_rows: dict[int, dict[int, FedAvgRow]] = field(default_factory=dict)  # by place in the grid, then by rounds
 
     def all(self, rows: Sequence[str]) -> FederationResult:
         """Run what is not done, row by row, and write the result after each."""
@@ -265,11 +266,10 @@ class _Run:
 
     def _sets(self, name: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], OneShot, Evaluation]:
         """Run one round of `OneShot` and evaluate the joined set."""
-        everyone, found = len(self.partition), []
-        began = dict.fromkeys(range(everyone), False)
+        everyone = len(self.partition)
+        found: list[Evaluation] = []
 
         def step(partition: int, at: Progress) -> None:
-            began[partition] = True
             place = f"client {partition + 1} of {everyone}"
             share = (partition + at.step / max(at.steps, 1)) / everyone
             detail = f"{place}, step {at.step} of {at.steps}, loss {at.loss:.3g}"
@@ -340,8 +340,8 @@ class _Run:
                 where = f"lr {training.lr:g}, {training.epochs} local epochs, round {number} of {total}"
                 self.progress(FederationProgress(f"fedavg-{last}", where, (k + number / total) / len(self.grid)))
 
-            if k not in self._fedavg_rows:
-                self._fedavg_rows[k] = fedavg(
+            if k not in self.fedavg_rows:
+                self.fedavg_rows[k] = fedavg(
                     self.train,
                     self.partition,
                     self.test,
@@ -354,7 +354,7 @@ class _Run:
                     resume=self.resume,
                     progress=done,
                 )
-            row = self._fedavg_rows[k][rounds]
+            row = self.fedavg_rows[k][rounds]
             if row.accuracy > best["accuracy"]:
                 best = {
                     "accuracy": row.accuracy,
@@ -367,10 +367,6 @@ class _Run:
                     "local_epochs": training.epochs,
                 }
         return best
-
-    @property
-    def _fedavg_rows(self) -> dict[int, Any]:
-        return self.__dict__.setdefault("_fedavg_done", {})
 
     def _statistics(self, name: str) -> dict[str, Any]:
         """Run a baseline of statistics with a random network for each evaluation seed."""
@@ -425,6 +421,8 @@ class _Run:
         joined = self.output / "joined.safetensors"
         if "one-shot" in rows and joined.exists():
             self.result.joined = SyntheticSet.load(joined)
+            sets = sorted((self.output / "clients").glob("*.safetensors"))
+            self.result.paths = [*sets, joined, self.output / "weights.safetensors"]
 
     def _write_result(self) -> None:
         if self.output is not None:

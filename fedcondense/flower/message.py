@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,12 @@ def pack(synthetic: SyntheticSet, *, partition: int, num_examples: int, seconds:
         seconds: What condensing took.
     """
     blob = np.frombuffer(synthetic.to_bytes(), np.uint8)
-    metrics = {"num-examples": num_examples, "partition-id": partition, "seconds": seconds, "bytes": len(blob)}
+    metrics: dict[str, Any] = {
+        "num-examples": num_examples,
+        "partition-id": partition,
+        "seconds": seconds,
+        "bytes": len(blob),
+    }
     return RecordDict({"synthetic": ArrayRecord({"file": Array(blob)}), "metrics": MetricRecord(metrics)})
 
 
@@ -118,7 +123,7 @@ def _unpack(content: RecordDict, expected: Expected) -> Reply:
     file = untrusted_array(arrays["file"], ("uint8",), expected.limits.nbytes)
     if file.ndim != 1:
         raise UntrustedSetError(f"the file has {file.ndim} dimensions; needed: 1")
-    synthetic = SyntheticSet.from_bytes(memoryview(file).toreadonly(), expected.limits)
+    synthetic = SyntheticSet.from_bytes(file.data, expected.limits)
     _check(synthetic, expected)
     return Reply(partition, synthetic, num_examples, float(seconds), file.nbytes)
 

@@ -30,7 +30,7 @@ _POLL_S = 0.2
 def train_network(
     joined: SyntheticSet,
     network: str = "",
-    recipe: Fit = Fit(),  # noqa: B008 - frozen
+    recipe: Fit = Fit(),
     seed: int = 0,
 ) -> nn.Module:
     """Train a network from scratch on a set, on a GPU if there is one; its outputs are the set's classes.
@@ -100,7 +100,7 @@ class OneShot(Strategy):
         log(INFO, "\t├──> Needs %d usable sets, then waits %s", self.min_replies, grace)
         log(INFO, "\t└──> Accepts up to %d bytes a set", self.expected.limits.nbytes)
 
-    def start(  # type: ignore[override]  # Flower's arguments, with defaults for one round without initial weights
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord | None = None,
@@ -174,7 +174,7 @@ class OneShot(Strategy):
             )
         self.joined = SyntheticSet.join(reply.synthetic for reply in accepted)
         network = self.fit(self.joined)
-        metrics = {
+        metrics: dict[str, Any] = {
             "clients": len(accepted),
             "refused": len(refused),
             "num-examples": sum(reply.num_examples for reply in accepted),
