@@ -6,6 +6,7 @@ Drawn with Pillow and matplotlib's objects (`Figure`, never pyplot), so nothing 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -187,7 +188,7 @@ def accuracy_by_bytes(points: Iterable[Point], ink: Ink = LIGHT) -> Figure:
         sizes, heights = [p.nbytes for p in shown], [p.accuracy for p in shown]
         axes.set_xlim(min(sizes) / 4, max(sizes) * 4)
         room = max(3.0, 0.2 * (max(heights) - min(heights)))
-        axes.set_ylim(min(heights) - room, max(heights) + room)
+        axes.set_ylim(min(heights) - room, min(max(heights) + room, max(103.0, max(heights))))
     axes.xaxis.set_major_locator(LogLocator(10, numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -214,7 +215,17 @@ def _name_points(figure: Figure, axes: Any, points: Sequence[Point], ink: Ink) -
     canvas.draw()  # the layout moves the axes: before it, nobody knows where a point is on the screen
     figure.set_layout_engine("none")  # and must not move them again for the labels
     renderer, frame = canvas.get_renderer(), axes.get_window_extent()
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in axes.transData.transform([p[1:3] for p in points])]
+    centres = axes.transData.transform([p[1:3] for p in points])
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in centres]
+    joined = [
+        centre
+        for _, centre in sorted((p.nbytes, tuple(c)) for p, c in zip(points, centres, strict=True) if p.series == 1)
+    ]
+    for (ax, ay), (bx, by) in itertools.pairwise(joined):  # the line between two points, as a row of small boxes
+        steps = int(max(abs(bx - ax), abs(by - ay)) / 6) + 1
+        taken += [
+            Bbox.from_bounds(ax + (bx - ax) * i / steps - 2, ay + (by - ay) * i / steps - 2, 4, 4) for i in range(steps)
+        ]
 
     def write(point: Point, x: float, y: float, **more: Any) -> Any:
         return axes.annotate(

@@ -27,12 +27,12 @@ _NONE = "\N{EN DASH}"
 _TRAVELS = {
     OURS: "synthetic images",
     "random-real": "real images",
-    "half-resolution-real": "real images at half the resolution",
+    "half-resolution-real": "real images, half resolution",
     "herding": "real images",
     "k-means": "averages of real images",
     "ridge": "sums of random features",
     "ridge-equal-bytes": "sums of few random features",
-    "feature-statistics": "mean and spread of features, a class",
+    "feature-statistics": "feature statistics a class",
 }
 
 

@@ -84,7 +84,8 @@ def federate(
     JSON keys: `rows`, an object a row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
     `half-resolution-real`, `ridge`, `ridge-equal-bytes`, `feature-statistics`) with `accuracy` (percent),
     `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`;
-    `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`, `output`.
+    `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`,
+    `output`.
     """
     from fedcondense.flower import federate as run_federation  # names the pip command if flwr is missing
 
@@ -132,7 +133,8 @@ def federate(
             raise KeyboardInterrupt(f"{output} keeps what is done; go on with: {invocation('--resume')}") from None
     written = _record(output, result.to_dict())
     emit(written | {"output": output}, _text(written), form)
-    finish([*result.paths, _report(output)], ["evaluate", output / "joined.safetensors"])
+    wrote = dict.fromkeys(path if path.parent == output else path.parent for path in result.paths)
+    finish([*wrote, _report(output)], ["evaluate", output / "joined.safetensors"])
 
 
 @command
