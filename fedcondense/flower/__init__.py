@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from fedcondense.flower.fedavg import LocalTraining as LocalTraining
     from fedcondense.flower.fedavg import fedavg as fedavg
     from fedcondense.flower.fedavg import make_fedavg_client as make_fedavg_client
-    from fedcondense.flower.federation import ROWS as ROWS
-    from fedcondense.flower.federation import FederationResult as FederationResult
     from fedcondense.flower.federation import federate as federate
+    from fedcondense.flower.federation_result import ROWS as ROWS
+    from fedcondense.flower.federation_result import FederationResult as FederationResult
     from fedcondense.flower.inprocess import InProcessGrid as InProcessGrid
     from fedcondense.flower.inprocess import run_in_process as run_in_process
     from fedcondense.flower.message import Expected as Expected
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ClientCaps": "client",
-    "FederationResult": "federation",
+    "FederationResult": "federation_result",
     "InProcessGrid": "inprocess",
     "LocalTraining": "fedavg",
     "OneShot": "strategy",
-    "ROWS": "federation",
+    "ROWS": "federation_result",
     "Expected": "message",
     "fedavg": "fedavg",
     "federate": "federation",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
@@ -26,6 +26,7 @@ from fedcondense.evaluation import Evaluation, evaluate, train_on
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, make_client_app
 from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg
+from fedcondense.flower.federation_result import ROWS, FederationProgress, FederationResult, rounds_of
 from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
@@ -35,19 +36,6 @@ from fedcondense.synthetic import SyntheticSet, write_file
 from fedcondense.training import Fit
 
 __all__ = ["FEDAVG_GRID", "ROWS", "FederationProgress", "FederationResult", "federate"]
-
-ROWS = (
-    "one-shot",
-    "fedavg-1",
-    "fedavg-5",
-    "fedavg-20",
-    "random-real",
-    "half-resolution-real",
-    "ridge",
-    "ridge-equal-bytes",
-    "feature-statistics",
-)
-"""What is run unless the caller says otherwise; besides, ``fedavg-N`` of any N, ``herding`` and ``k-means``."""
 
 FEDAVG_GRID = (LocalTraining(0.02), LocalTraining(0.05), LocalTraining(0.1), LocalTraining(0.05, epochs=5))
 """What FedAvg is tuned over; each row takes the best of the grid for its number of rounds, on the test data."""
@@ -61,46 +49,6 @@ _SELECTIONS = {
 _MAX_CAPS = ClientCaps(
     max_ipc=2**31, max_steps=2**31, max_seconds=math.inf, max_bytes=2**40, allow_real=True
 )  # all nodes are this process, and whoever calls it
-
-
-class FederationProgress(NamedTuple):
-    """How far a federation is, handed to the `progress` callback."""
-
-    row: str  # the row that is computed
-    detail: str  # such as "client 3 of 10, step 120 of 800, loss 0.31"
-    done: float  # of the row, in [0, 1]
-
-
-@dataclass
-class FederationResult:
-    """What a federation measured.
-
-    Args:
-        rows: By name: ``accuracy`` and ``accuracy_std`` (percent, points), ``per_class`` (percent; None for a class
-            that the test data lack), ``bytes_up`` and ``bytes_down`` (mean over clients, all rounds), ``seconds`` (wall
-            clock) and what belongs to the row alone.
-        settings: What was asked for.
-        partition: The rule, its settings, the count matrix and its hash.
-        refused: One mapping for each client left out: ``client``, ``reason``, ``row``.
-        coverage: How many synthetic images of each class arrived, by class name.
-        versions: Of the packages that the numbers depend on.
-        joined: The union of the clients' sets, with its evaluation; None if the row was not asked for.
-        paths: The files that were written.
-    """
-
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    partition: dict[str, Any] = field(default_factory=dict)
-    refused: list[dict[str, Any]] = field(default_factory=list)
-    coverage: dict[str, int] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    joined: SyntheticSet | None = None
-    paths: list[Path] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``result.json`` holds, of JSON's types."""
-        names = ("rows", "settings", "partition", "refused", "coverage", "versions")
-        return {name: getattr(self, name) for name in names} | {"classes": self.partition["classes"]}
 
 
 def federate(
@@ -155,7 +103,7 @@ def federate(
     """
     network = network or default_network(train.spec.shape)
     for name in rows:
-        if name not in {*ROWS, *_SELECTIONS} and not _rounds(name):
+        if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))
     run = _Run(
         train,
@@ -175,17 +123,12 @@ def federate(
             "start": start,
         },
         grid=tuple(fedavg_grid),
-        rounds=tuple(sorted({_rounds(name) for name in rows} - {0})),
+        rounds=tuple(sorted({rounds_of(name) for name in rows} - {0})),
         output=None if output is None else Path(output),
         resume=resume,
         progress=progress or (lambda _: None),
     )
     return run.all(rows)
-
-
-def _rounds(name: str) -> int:
-    head, _, rounds = name.rpartition("-")
-    return int(rounds) if head == "fedavg" and rounds.isdecimal() else 0
 
 
 @dataclass
@@ -241,7 +184,7 @@ class _Run:
             return self._one_shot()
         if name in _SELECTIONS:
             return self._sets(name, {**self.request, "method": _SELECTIONS[name], "start": "real"})[0]
-        if rounds := _rounds(name):
+        if rounds := rounds_of(name):
             return self._fedavg(rounds)
         return self._statistics(name)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result
+from flwr.supercore import log
 from safetensors.torch import save
 from torch import nn
 
@@ -25,8 +26,6 @@ from fedcondense.flower.strategy import OneShot, train_network
 from fedcondense.synthetic import SyntheticSet, write_file
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ def _write(
         "versions": {name: version(name) for name in ("torch", "flwr", "numpy")},
     }
     write_file(output / "result.json", json.dumps(record, indent=1).encode(), overwrite=True)
-    _log.info("wrote %s", output)
+    log(INFO, "wrote %s", output)
 
 
 def _refused(strategy: OneShot) -> list[dict[str, Any]]:

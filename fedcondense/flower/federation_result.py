@@ -1,0 +1,70 @@
+"""What a federation measured: the rows, and everything that a report needs beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedcondense.synthetic import SyntheticSet
+
+__all__ = ["ROWS", "FederationProgress", "FederationResult", "rounds_of"]
+
+ROWS = (
+    "one-shot",
+    "fedavg-1",
+    "fedavg-5",
+    "fedavg-20",
+    "random-real",
+    "half-resolution-real",
+    "ridge",
+    "ridge-equal-bytes",
+    "feature-statistics",
+)
+"""What is run unless the caller says otherwise; besides, ``fedavg-N`` of any N, ``herding`` and ``k-means``."""
+
+
+def rounds_of(name: str) -> int:
+    """Return N of ``"fedavg-N"``, and 0 for every other row."""
+    head, _, rounds = name.rpartition("-")
+    return int(rounds) if head == "fedavg" and rounds.isdecimal() else 0
+
+
+class FederationProgress(NamedTuple):
+    """How far a federation is, handed to the `progress` callback."""
+
+    row: str  # the row that is computed
+    detail: str  # such as "client 3 of 10, step 120 of 800, loss 0.31"
+    done: float  # of the row, in [0, 1]
+
+
+@dataclass
+class FederationResult:
+    """What a federation measured.
+
+    Args:
+        rows: By name: ``accuracy`` and ``accuracy_std`` (percent, points), ``per_class`` (percent; None for a class
+            that the test data lack), ``bytes_up`` and ``bytes_down`` (mean over clients, all rounds), ``seconds`` (wall
+            clock) and what belongs to the row alone.
+        settings: What was asked for.
+        partition: The rule, its settings, the count matrix and its hash.
+        refused: One mapping for each client left out: ``client``, ``reason``, ``row``.
+        coverage: How many synthetic images of each class arrived, by class name.
+        versions: Of the packages that the numbers depend on.
+        joined: The union of the clients' sets, with its evaluation; None if the row was not asked for.
+        paths: The files that were written.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    coverage: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    joined: SyntheticSet | None = None
+    paths: list[Path] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``result.json`` holds, of JSON's types."""
+        names = ("rows", "settings", "partition", "refused", "coverage", "versions")
+        return {name: getattr(self, name) for name in names} | {"classes": self.partition["classes"]}

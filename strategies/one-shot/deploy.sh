@@ -1,0 +1,64 @@
+#!/bin/sh
+# One SuperLink and two SuperNodes on this machine, as on three: TLS, and nodes that are known by their keys.
+# Usage: strategies/one-shot/deploy.sh [FOLDER]    keys, certificates, logs and the result go to FOLDER (./deployment)
+set -eu
+
+app=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "${1:-deployment}"
+cd "${1:-deployment}"
+here=$(pwd)
+port=${PORT:-18001}
+
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+export FLWR_HOME="$here/flwr"
+
+# 1. A certificate authority, and the server's certificate. On real machines: your own, and the server's name.
+openssl req -x509 -newkey rsa:2048 -nodes -days 30 -keyout ca.key -out ca.crt -subj "/CN=fedcondense test CA" \
+    -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign 2> openssl.log
+openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj "/CN=localhost" 2>> openssl.log
+printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > san.ext
+openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -out server.pem \
+    -extfile san.ext 2>> openssl.log
+
+# 2. A key for each node; only the public half leaves it. It must be an EC key.
+for node in 0 1; do
+    [ -f "node$node" ] || ssh-keygen -q -t ecdsa -b 384 -N "" -f "node$node"
+done
+
+# 3. The SuperLink.
+flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.pem --ssl-keyfile server.key --enable-supernode-auth \
+    --host 127.0.0.1 --port "$port" --disable-runtime-dependency-installation > superlink.log 2>&1 &
+started=$!
+# shellcheck disable=SC2086  # the list of process ids is meant to be split
+trap 'kill $started 2> /dev/null || true' EXIT INT TERM
+mkdir -p "$FLWR_HOME"
+cat > "$FLWR_HOME/config.toml" << END
+[superlink]
+default = "tls"
+[superlink.tls]
+address = "127.0.0.1:$port"
+root-certificates = "$here/ca.crt"
+END
+tries=0
+until curl --silent --fail --cacert ca.crt "https://127.0.0.1:$port/health" > /dev/null; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 60 ] || { echo "the SuperLink did not start, see $here/superlink.log" >&2; exit 1; }
+    sleep 1
+done
+
+# 4. Register the nodes' public keys, then start the nodes. What a node allows stands in its own config.
+for node in 0 1; do
+    flwr supernode register "node$node.pub" tls
+    flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
+        --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
+        --node-config "partition-id=$node num-partitions=2 data='digits' max-ipc=10 max-seconds=600.0" \
+        > "node$node.log" 2>&1 &
+    started="$started $!"
+done
+
+# 5. The round. `flwr run` exits with 0 whatever happened: the result's folder says how it ended.
+rm -rf result
+flwr run "$app" tls --stream --run-config "ipc=${IPC:-2} steps=${STEPS:-200} output=\"$here/result\""
+flwr list --format json > runs.json
+[ -f result/joined.safetensors ] || { echo "the run failed, see $here/result/result.json and the logs" >&2; exit 1; }
+echo "wrote $here/result"
