@@ -229,7 +229,7 @@ def _name_points(figure: Figure, axes: Any, points: Sequence[Point], ink: Ink) -
 
     def write(point: Point, x: float, y: float, **more: Any) -> Any:
         return axes.annotate(
-            point.label.replace("$", r"\$"),  # a dollar sign would start a formula
+            _printable(point.label).replace("$", r"\$"),  # a dollar sign would start a formula
             (point.nbytes, point.accuracy),
             (x, y),
             textcoords="offset points",
