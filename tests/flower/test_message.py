@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import io
+import json
+import random
+import resource
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedcondense.data import Data
+from fedcondense.errors import UntrustedSetError
+from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.message import CONDENSE, Expected, pack, safe_text, unpack, untrusted_array
+from fedcondense.flower.strategy import OneShot
+from fedcondense.selection import select
+from fedcondense.synthetic import SyntheticSet
+
+HOSTILE = 1000
+
+
+@pytest.fixture(scope="module")
+def honest(train: Data) -> SyntheticSet:
+    return select(train, 2, "random", seed=0)
+
+
+@pytest.fixture(scope="module")
+def expected(train: Data) -> Expected:
+    return Expected.of(train.spec)
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held; Linux counts in kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def content_of(blob: bytes, **metrics: Any) -> RecordDict:
+    array = Array(np.frombuffer(blob, np.uint8))
+    numbers = {"num-examples": 100, "partition-id": 0, "seconds": 1.0, "bytes": len(blob)} | metrics
+    return RecordDict({"synthetic": ArrayRecord({"file": array}), "metrics": MetricRecord(numbers)})
+
+
+def edited(blob: bytes, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> bytes:
+    """Return a file whose header and record were changed, with a header length that is right again."""
+    size = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + size])
+    content = json.loads(header["__metadata__"]["fedcondense"])
+    edit(header, content)
+    if "__metadata__" in header:
+        header["__metadata__"]["fedcondense"] = json.dumps(content)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + blob[8 + size :]
+
+
+def npy(shape: tuple[int, ...], dtype: str = "|u1", data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    """Return an npy file that says what it likes about the data behind it."""
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}\n".encode()
+    return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + data
+
+
+def replaced(honest: SyntheticSet, array: Array) -> RecordDict:
+    content = pack(honest, partition=0, num_examples=100, seconds=1.0)
+    content["synthetic"] = ArrayRecord({"file": array})
+    return content
+
+
+def raw(data: bytes, stype: str = "numpy.ndarray") -> Array:
+    return Array(dtype="uint8", shape=(10,), stype=stype, data=data)
+
+
+def in_record(**changes: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    def edit(header: dict[str, Any], content: dict[str, Any]) -> None:
+        content["parts"][0]["record"].update(changes)
+
+    return edit
+
+
+def in_tensor(name: str, **changes: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    def edit(header: dict[str, Any], content: dict[str, Any]) -> None:
+        header[name].update(changes)
+
+    return edit
+
+
+def hostile(kind: str, honest: SyntheticSet, rng: random.Random) -> RecordDict:
+    """Return one reply of a kind, every one of which has to be refused."""
+    blob = honest.to_bytes()
+    classes, names = len(honest.classes), list(honest.classes)
+    html = f"<img src=x onerror=alert({rng.randrange(99)})>"
+    big = rng.randrange(10**6, 10**12)
+    edits: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+        "wrong image shape": in_record(shape=[1, rng.randrange(9, 4000), 8]),
+        "wrong channels": in_record(shape=[3, 8, 8]),
+        "negative shape": in_tensor("0.images", shape=[-1, 1, 8, 8]),
+        "huge shape": in_tensor("0.images", shape=[big, 1, 8, 8]),
+        "other dtype": in_tensor("0.images", dtype=rng.choice(["F32", "F16", "I16", "F64", "BF16", "U7"])),
+        "offsets outside": in_tensor("0.images", data_offsets=[0, big]),
+        "offsets overlap": in_tensor("0.targets", data_offsets=[0, 20]),
+        "html class": in_record(classes=[html, *names[1:]]),
+        "unknown class": in_record(classes=[*names[:-1], f"other {rng.random()}"]),
+        "repeated class": in_record(classes=[names[0], *names[:-1]]),
+        "fewer classes than labels": in_record(classes=names[:1], counts=[1]),
+        "many classes": in_record(classes=[str(k) for k in range(20_000)], counts=[]),
+        "nan mean": in_record(mean=[float("nan")]),
+        "infinite std": in_record(std=[float("inf")]),
+        "zero std": in_record(std=[0.0]),
+        "tiny std": in_record(std=[10.0 ** -rng.randrange(2, 6)]),
+        "other mean": in_record(mean=[rng.uniform(2, 1e9)]),
+        "claims of many records": in_record(counts=[rng.randrange(10**8, 10**12)] * classes),
+        "negative counts": in_record(counts=[-rng.randrange(1, 99)] * classes),
+        "counts of another length": in_record(counts=[1] * (classes + 1)),
+        "text for a number": in_record(ipc=html),
+        "negative seed": in_record(seed=-1),
+        "unknown field": in_record(**{html: 1}),
+        "long method": in_record(method=html * 1000),
+        "nested privacy": in_record(privacy=[[[]]]),
+        "unknown augmentation": in_record(augmentation=["flip", html]),
+        "unknown parametrization": lambda h, c: c["parts"][0].update(parametrization=f"__import__('os').{html}"),
+        "settings of another kind": lambda h, c: c["parts"][0].update(factor=rng.randrange(2, 9)),
+        "decompression": lambda h, c: c["parts"][0].update(parametrization="multi-formation", factor=10**6),
+        "newer version": lambda h, c: c.update(version=rng.randrange(2, 10**6)),
+        "no version": lambda h, c: c.pop("version"),
+        "no parts": lambda h, c: c.update(parts=[]),
+        "many parts": lambda h, c: c.update(parts=c["parts"] * 20_000),
+        "part that is missing": lambda h, c: c.update(parts=c["parts"] * 2),
+        "no record": lambda h, c: c["parts"][0].pop("record"),
+        "no metadata": lambda h, c: h.pop("__metadata__"),
+        "no targets": lambda h, c: h.pop("0.targets"),
+        "another tensor": lambda h, c: h.update({"0.more": {**h["0.targets"]}}),
+        "huge metadata": lambda h, c: h["__metadata__"].update(filler="x" * (2 << 20)),
+        "deep metadata": lambda h, c: c.update(evaluation=[[]]),
+    }
+    if kind in edits:
+        return content_of(edited(blob, edits[kind]))
+    cut = rng.randrange(len(blob))
+    files: dict[str, Callable[[], bytes]] = {
+        "truncated": lambda: blob[:cut],
+        "longer": lambda: blob + bytes(rng.randrange(1, 5000)),
+        "empty": lambda: b"",
+        "noise": lambda: rng.randbytes(rng.randrange(1, 5000)),
+        "header length": lambda: rng.randrange(2**20, 2**63).to_bytes(8, "little") + blob[8:],
+        "deep json": lambda: (200_000).to_bytes(8, "little") + b"[" * 200_000 + blob[8:],
+        "labels beyond the classes": lambda: blob[: -len(honest)] + bytes([rng.randrange(classes, 256)]) * len(honest),
+        "not a file": lambda: b"<html>" + rng.randbytes(100),
+    }
+    if kind in files:
+        return content_of(files[kind]())
+    arrays: dict[str, Callable[[], Array]] = {
+        "npy header bomb": lambda: raw(npy((big, big), "<f8")),
+        "npy shape beyond the data": lambda: raw(npy((big,), data=blob)),
+        "npy object dtype": lambda: raw(npy((3,), "|O", rng.randbytes(24))),
+        "npy code in the header": lambda: raw(
+            b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').getcwd()       \n" + blob
+        ),
+        "npy of version 3": lambda: raw(npy((len(blob),), data=blob, version=b"\x03\x00")),
+        "npy of floats": lambda: Array(np.full(rng.randrange(9, 99), np.nan)),
+        "npy in two dimensions": lambda: Array(np.frombuffer(blob, np.uint8)[None]),
+        "npy without end": lambda: raw(b"\x93NUMPY\x01\x00\xff\xff"),
+        "pickle": lambda: raw(b"\x80\x04cos\nsystem\n(S'true'\ntR.", "pickle"),
+        "larger than allowed": lambda: raw(npy((20 << 20,), data=bytes(20 << 20))),
+    }
+    if kind in arrays:
+        return replaced(honest, arrays[kind]())
+    content = content_of(blob)
+    records: dict[str, Callable[[], RecordDict]] = {
+        "no records": RecordDict,
+        "another record": lambda: RecordDict({**content, html: ConfigRecord({"a": html})}),
+        "records swapped": lambda: RecordDict({"synthetic": content["metrics"], "metrics": content["synthetic"]}),
+        "no partition": lambda: content_of(blob, **{"partition-id": -1}),
+        "partition that is no number": lambda: content_of(blob, **{"partition-id": [1, 2]}),
+        "partition that is not whole": lambda: content_of(blob, **{"partition-id": float("nan")}),
+        "examples below zero": lambda: content_of(blob, **{"num-examples": -5}),
+        "seconds without end": lambda: content_of(blob, seconds=float("inf")),
+        "seconds that are none": lambda: content_of(blob, seconds=float("nan")),
+        "two arrays": lambda: RecordDict(
+            {"synthetic": ArrayRecord({"file": raw(b""), "more": raw(b"")}), "metrics": content["metrics"]}
+        ),
+    }
+    return records[kind]()
+
+
+KINDS = (
+    *("wrong image shape", "wrong channels", "negative shape", "huge shape", "other dtype", "offsets outside"),
+    *("offsets overlap", "html class", "unknown class", "repeated class", "fewer classes than labels", "many classes"),
+    *("nan mean", "infinite std", "zero std", "tiny std", "other mean", "claims of many records", "negative counts"),
+    *("counts of another length", "text for a number", "negative seed", "unknown field", "long method"),
+    *("nested privacy", "unknown augmentation", "unknown parametrization", "settings of another kind", "decompression"),
+    *("newer version", "no version", "no parts", "many parts", "part that is missing", "no record", "no metadata"),
+    *("no targets", "another tensor", "huge metadata", "deep metadata", "truncated", "longer", "empty", "noise"),
+    *("header length", "deep json", "labels beyond the classes", "not a file", "npy header bomb"),
+    *("npy shape beyond the data", "npy object dtype", "npy code in the header", "npy of version 3", "npy of floats"),
+    *("npy in two dimensions", "npy without end", "pickle", "larger than allowed", "no records", "another record"),
+    *("records swapped", "no partition", "partition that is no number", "partition that is not whole"),
+    *("examples below zero", "seconds without end", "seconds that are none", "two arrays"),
+)
+
+
+class TestRoundTrip:
+    def test_a_set_arrives_bit_by_bit_and_says_its_bytes(self, honest: SyntheticSet, expected: Expected) -> None:
+        reply = unpack(pack(honest, partition=3, num_examples=100, seconds=1.5), expected)
+        assert reply.synthetic.to_bytes() == honest.to_bytes()
+        assert (reply.partition, reply.num_examples, reply.seconds, reply.nbytes) == (3, 100, 1.5, honest.nbytes)
+
+    def test_half_resolution_travels_too(self, train: Data, expected: Expected) -> None:
+        small = select(train, 1, "half-resolution", seed=0)
+        reply = unpack(pack(small, partition=0, num_examples=9, seconds=0.0), expected)
+        torch.testing.assert_close(reply.synthetic.decode().images, small.decode().images, rtol=0, atol=0)
+
+
+class TestHostileReplies:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_each_kind_is_refused_with_a_reason_that_is_safe_to_show(
+        self, kind: str, honest: SyntheticSet, expected: Expected
+    ) -> None:
+        with pytest.raises(UntrustedSetError) as refused:
+            unpack(hostile(kind, honest, random.Random(0)), expected)
+        reason = str(refused.value)
+        assert 0 < len(reason) <= 300
+        assert reason.isprintable()
+        assert not set(reason) & set("<>&")
+
+    def test_a_thousand_of_them_cost_an_honest_client_nothing(
+        self, honest: SyntheticSet, expected: Expected, train: Data
+    ) -> None:
+        """All go through Flower's serialisation and the strategy; one honest set is left, and memory stays bounded."""
+        client = ClientApp()
+
+        @client.query(CONDENSE.partition(".")[2])
+        def answer(message: Message, context: Context) -> Message:
+            k = int(context.node_config["partition-id"])
+            if k == HOSTILE:
+                return Message(pack(honest, partition=k, num_examples=100, seconds=1.0), reply_to=message)
+            content = hostile(KINDS[k % len(KINDS)], honest, random.Random(k))
+            return Message(content, reply_to=message)
+
+        with task_identity():
+            grid = InProcessGrid(client, HOSTILE + 1)
+            strategy = OneShot(lambda joined: torch.nn.Linear(1, 1), expected, min_train_nodes=HOSTILE + 1)
+            messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
+            replies = list(grid.send_and_receive(messages))
+            before = peak_bytes()
+            strategy.aggregate_train(1, replies)
+        assert [reply.partition for reply in strategy.accepted] == [HOSTILE]
+        assert len(strategy.refused) == HOSTILE
+        assert strategy.joined is not None
+        assert strategy.joined.to_bytes() == honest.to_bytes()
+        assert peak_bytes() - before < 128 << 20
+
+    @given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=20))
+    def test_bytes_changed_at_random_give_a_refusal_or_a_sound_set(
+        self, honest: SyntheticSet, expected: Expected, changes: list[tuple[int, int]]
+    ) -> None:
+        blob = bytearray(honest.to_bytes())
+        for place, value in changes:
+            blob[place % len(blob)] = value
+        try:
+            reply = unpack(content_of(bytes(blob)), expected)
+        except UntrustedSetError:
+            return
+        images, targets = reply.synthetic.decode()
+        assert images.shape[1:] == expected.shape
+        assert bool(images.isfinite().all())
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)), rtol=0, atol=0.02)
+        assert expected.classes is not None
+        assert set(reply.synthetic.classes) <= set(expected.classes)
+
+
+class TestUntrustedArray:
+    @given(st.integers(0, 300))
+    def test_what_numpy_wrote_is_read_without_a_copy(self, size: int) -> None:
+        values = np.arange(size, dtype=np.uint8)
+        read = untrusted_array(Array(values), ("uint8",), 300)
+        np.testing.assert_array_equal(read, values)
+        assert not read.flags.writeable
+
+    def test_a_header_that_lies_allocates_nothing(self) -> None:
+        before = peak_bytes()
+        with pytest.raises(UntrustedSetError, match="header says"):
+            untrusted_array(raw(npy((3 << 30,))), ("uint8",), 1 << 20)
+        assert peak_bytes() - before < 16 << 20
+
+    @given(st.binary(max_size=200))
+    def test_any_bytes_are_refused_or_read(self, data: bytes) -> None:
+        for blob in (data, b"\x93NUMPY\x01\x00" + data):
+            try:
+                untrusted_array(raw(blob), ("uint8",), 1 << 20)
+            except UntrustedSetError:
+                continue
+            assert np.load(io.BytesIO(blob), allow_pickle=False) is not None
+
+
+class TestSafeText:
+    @given(st.text())
+    def test_it_is_printable_short_and_holds_no_markup(self, text: str) -> None:
+        shown = safe_text(text)
+        assert shown.isprintable()
+        assert 0 < len(shown) <= 300
+        assert not set(shown) & set("<>&")
+
+    def test_the_last_line_of_a_traceback_is_what_counts(self) -> None:
+        assert safe_text("Traceback\n  File x\nValueError: no \x1b[31mred\x1b[0m\n\n") == "ValueError: no red"
