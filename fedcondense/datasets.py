@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,6 @@ from fedcondense.layouts import (
     stack,
     to_uint8,
 )
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["Available", "available", "data_root", "from_dataset", "load_data"]
 
