@@ -46,7 +46,8 @@ def channels_last(image: Any, name: str) -> Pixels:
         return from_pil(image)
     else:
         raise DataError(f"{name}: the image is a {type(image).__name__}; needed: a PIL image, an array or a tensor")
-    return to_uint8(batch_channels_last(array[None], name), name)[0]
+    only: Pixels = to_uint8(batch_channels_last(array[None], name), name)[0]
+    return only
 
 
 def from_pil(image: Image) -> Pixels:
