@@ -110,47 +110,47 @@ def page(tmp_path: Path) -> Page:
 
 
 class TestThePage:
-    def test_is_well_formed(self, page: Page):
+    def test_is_well_formed(self, page: Page) -> None:
         assert page.open == []
 
-    def test_loads_nothing_and_runs_nothing(self, page: Page):
+    def test_loads_nothing_and_runs_nothing(self, page: Page) -> None:
         assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "form", "base"})
         for tag, attributes in page.tags:
             assert not [name for name in attributes if name.startswith("on")], tag
             for name in ("src", "srcset", "href"):
                 assert (attributes.get(name) or "data:").startswith("data:"), tag
 
-    def test_forbids_requests_by_a_policy_of_its_own(self, page: Page):
+    def test_forbids_requests_by_a_policy_of_its_own(self, page: Page) -> None:
         policies = [a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
         assert policies == [
             "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
         ]
 
-    def test_shows_hostile_text_as_text(self, page: Page):
+    def test_shows_hostile_text_as_text(self, page: Page) -> None:
         assert page.text.count("<script>document.title='owned'</script>") >= 8
         assert "{{ 7*7 }}" in page.text
         assert "49" not in re.findall(r"\b49\b", page.text)
 
-    def test_describes_every_picture(self, page: Page):
+    def test_describes_every_picture(self, page: Page) -> None:
         texts = [attributes.get("alt") for tag, attributes in page.tags if tag == "img"]
         assert len(texts) == 1 + 2 * 2, "the plot, and two classes of two clients"
         assert all(texts)
 
-    def test_names_every_row_and_refusal(self, page: Page):
+    def test_names_every_row_and_refusal(self, page: Page) -> None:
         for text in ("one-shot", "FedAvg, 20 rounds", "random real", "83.0 ± 0.2 %", "40 kB", "2 MB", "part 0: NaN"):
             assert text in page.text
 
-    def test_says_which_controls_publish_records(self, page: Page):
+    def test_says_which_controls_publish_records(self, page: Page) -> None:
         assert page.text.count("publishes records") == 1
 
-    def test_counts_what_each_class_has(self, page: Page):
+    def test_counts_what_each_class_has(self, page: Page) -> None:
         assert "cat 6 2 2 90.0 %" in page.text, "records, clients, synthetic images, accuracy"
 
-    def test_a_damaged_set_is_a_sentence_without_the_path(self, page: Page, tmp_path: Path):
+    def test_a_damaged_set_is_a_sentence_without_the_path(self, page: Page, tmp_path: Path) -> None:
         assert "02.safetensors:" in page.text
         assert str(tmp_path) not in page.text
 
-    def test_images_are_the_stored_pixels(self, page: Page, tmp_path: Path):
+    def test_images_are_the_stored_pixels(self, page: Page, tmp_path: Path) -> None:
         sources = [
             a["src"] or "" for tag, a in page.tags if tag == "img" and (a["src"] or "").startswith("data:image/png")
         ]
@@ -173,18 +173,18 @@ class TestThePage:
         {"rows": {"one-shot": {"accuracy": 50, "bytes_up": 0}}},
     ],
 )
-def test_a_page_is_written_whatever_is_missing_or_odd(content: Any, tmp_path: Path):
+def test_a_page_is_written_whatever_is_missing_or_odd(content: Any, tmp_path: Path) -> None:
     assert Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8")).open == []
 
 
-def test_one_hundred_classes_are_a_map_without_numbers(tmp_path: Path):
+def test_one_hundred_classes_are_a_map_without_numbers(tmp_path: Path) -> None:
     counts = [list(range(100)) for _ in range(3)]
     text = write_report(write_run(tmp_path / "run", result(partition={"counts": counts}, classes=None))).read_text()
     assert 'class="heat dense"' in text
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "does not exist"), ("{", "cannot be read"), ("[]", "a list")])
-def test_a_folder_without_a_result_is_one_clear_error(content: str | None, says: str, tmp_path: Path):
+def test_a_folder_without_a_result_is_one_clear_error(content: str | None, says: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(DataError, match=says):
@@ -196,43 +196,43 @@ def said(rows: dict[str, Any], **settings: Any) -> str:
 
 
 class TestTheHeadline:
-    def test_names_the_bytes_that_fedavg_needs(self):
+    def test_names_the_bytes_that_fedavg_needs(self) -> None:
         assert "FedAvg gets there in 20 rounds: 84.0 % with 2 MB, 50 times the bytes." in said(ROWS)
 
-    def test_says_when_fedavg_does_not_get_there(self):
+    def test_says_when_fedavg_does_not_get_there(self) -> None:
         text = said({"one-shot": row(83, 40_000), "fedavg-5": row(70, 400_000, None)})
         assert "FedAvg is not there after 5 rounds: 70.0 %" in text
 
-    def test_says_when_a_simpler_way_wins(self):
+    def test_says_when_a_simpler_way_wins(self) -> None:
         text = said({"one-shot": row(83, 40_000), "k-means": row(85, 40_000), "herding": row(84, 1_000)})
         assert "A simpler way wins here: k means, 85.0 ± 0.2 % with 40 kB." in text
 
-    def test_does_not_call_a_lead_within_the_spread_a_win(self):
+    def test_does_not_call_a_lead_within_the_spread_a_win(self) -> None:
         text = said({"one-shot": row(83, 40_000, 1.0), "random-real": row(82, 40_000, 1.0)})
         assert "within the spread of a simpler way, random real" in text
 
-    def test_says_what_wins_with_more_bytes(self):
+    def test_says_what_wins_with_more_bytes(self) -> None:
         text = said({"one-shot": row(83, 40_000), "ridge": row(90, 400_000)})
         assert "With more bytes, ridge does better: 90.0 ± 0.2 % with 400 kB." in text
 
-    def test_claims_nothing_without_our_row(self):
+    def test_claims_nothing_without_our_row(self) -> None:
         assert "nothing to compare" in said({"fedavg-1": row(40, 1)})
 
-    def test_a_single_run_has_no_spread(self):
+    def test_a_single_run_has_no_spread(self) -> None:
         assert "83.0 % with" in said({"one-shot": row(83, 40_000, 0.0)}, evaluation_seeds=[0])
 
 
-def test_rows_are_ours_then_fedavg_by_rounds_then_controls():
+def test_rows_are_ours_then_fedavg_by_rounds_then_controls() -> None:
     names = [r.name for r in read_rows({"rows": ROWS})]
     assert names == ["one-shot", "fedavg-1", "fedavg-20", "random-real", HOSTILE]
 
 
-def test_the_table_of_the_terminal_holds_what_the_page_holds():
+def test_the_table_of_the_terminal_holds_what_the_page_holds() -> None:
     assert table(read_rows({"rows": ROWS}))[1] == ("one-shot", "83.0 ± 0.2 %", "40 kB", "500 B", "1.5")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_a_browser_shows_the_whole_page_and_runs_nothing(tmp_path: Path):
+def test_a_browser_shows_the_whole_page_and_runs_nothing(tmp_path: Path) -> None:
     report = write_report(write_run(tmp_path / "run", result()))
     picture = tmp_path / "picture.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
