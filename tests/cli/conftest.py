@@ -1,0 +1,49 @@
+"""Runs commands in this process, for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fedcondense.cli import app
+
+
+class CommandLine:
+    """Runs commands and says what came of them."""
+
+    def run(self, *arguments: object) -> Any:
+        """Run a command, and return typer's result of it."""
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    def done(self, *arguments: object) -> Any:
+        """Run a command that must succeed, and return its JSON."""
+        ended = self.run(*arguments, "--format", "json")
+        assert ended.exit_code == 0, ended.output
+        return json.loads(ended.stdout)
+
+    def refused(self, *arguments: object) -> str:
+        """Run a command that must be refused, and return its one line."""
+        ended = self.run(*arguments)
+        assert ended.exit_code == 2, (ended.output, ended.exception)
+        assert ended.stdout == ""
+        lines = ended.stderr.splitlines()
+        assert len(lines) == 1, ended.stderr
+        assert lines[0].startswith("error: ")
+        return str(lines[0])
+
+
+@pytest.fixture(scope="session")
+def cli() -> CommandLine:
+    return CommandLine()
+
+
+@pytest.fixture(scope="session")
+def made(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a set of digits in a folder of its own."""
+    path = tmp_path_factory.mktemp("made") / "digits.safetensors"
+    cli.done("condense", "digits", "--ipc", 1, "--steps", 2, "--no-evaluate", "--output", path)
+    return path

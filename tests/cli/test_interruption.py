@@ -1,0 +1,120 @@
+"""Killed, interrupted, diverged, out of disk: nothing that was done is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedcondense.errors import OutputError
+from fedcondense.synthetic import SyntheticSet
+
+SCRIPT = [sys.executable, "-c", "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
+QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
+
+
+class TestInterruption:
+    @staticmethod
+    def start(output: Path, *more: str) -> subprocess.Popen[str]:
+        """Start a run of many steps that writes checkpoints all the time, and wait for the first."""
+        arguments = ["condense", "digits", "--ipc", "1", "--steps", "120", "--no-evaluate", "--checkpoint-every", "0"]
+        arguments += ["--threads", "1", "--output", str(output), *more]
+        process = subprocess.Popen([*SCRIPT, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        end = time.monotonic() + 60
+        while not output.with_name(f"{output.name}.checkpoint").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return process
+
+    def test_killed_and_resumed_is_bit_equal_to_uninterrupted(self, cli: Any, tmp_path: Path) -> None:
+        whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+        self.start(whole).communicate(timeout=120)
+        process = self.start(parts)
+        process.kill()
+        process.communicate(timeout=60)
+        assert not parts.exists()
+        assert "pass --resume" in cli.refused("condense", "digits", "--output", parts)
+        self.start(parts, "--resume").communicate(timeout=120)
+        first, second = (SyntheticSet.load(path).with_record(seconds=0.0).to_bytes() for path in (whole, parts))
+        assert first == second
+
+    def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(self, tmp_path: Path) -> None:
+        output = tmp_path / "set.safetensors"
+        process = self.start(output)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert printed == ""
+        assert said.startswith("interrupted; ")
+        assert said.rstrip().endswith("--resume")
+        assert len(said.splitlines()) == 1
+        typed = shlex.split(said[said.index("go on with: ") + len("go on with: ") :])
+        assert subprocess.run([*SCRIPT, *typed[1:]], timeout=120, check=False).returncode == 0
+        assert output.exists()
+
+    def test_resume_with_another_configuration_is_refused_and_the_checkpoint_kept(
+        self, cli: Any, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "set.safetensors"
+        process = self.start(output)
+        process.kill()
+        process.communicate(timeout=60)
+        said = cli.refused("condense", "digits", "--ipc", 2, "--steps", 120, "--output", output, "--resume")
+        assert "ipc was 1, is 2" in said
+        assert output.with_name(f"{output.name}.checkpoint").exists()
+
+    def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
+        self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OutputError("set.safetensors: No space left on device; free the disk")
+
+        monkeypatch.setattr(SyntheticSet, "save", full)
+        said = cli.refused("condense", "digits", *QUICK, "--output", tmp_path / "set.safetensors")
+        assert "No space left on device" in said
+        assert "--resume" in said
+        assert (tmp_path / "set.safetensors.checkpoint").exists()
+
+    def test_divergence_keeps_the_last_good_set(
+        self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import fedcondense.condensation
+        from fedcondense.errors import DivergenceError
+
+        def diverge(*_: object, **__: object) -> None:
+            raise DivergenceError("the loss is nan at step 7", SyntheticSet.load(made))
+
+        monkeypatch.setattr(fedcondense.condensation, "condense", diverge)
+        ended = cli.run("condense", "digits", *QUICK, "--output", tmp_path / "set.safetensors")
+        assert ended.exit_code == 2
+        assert ended.stderr.splitlines()[-1] == "error: the loss is nan at step 7"
+        assert (tmp_path / "set-last-good.safetensors").read_bytes() == made.read_bytes()
+
+    def test_an_error_of_the_system_names_the_file(
+        self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import fedcondense.pictures
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "grid.png")
+
+        monkeypatch.setattr(fedcondense.pictures, "show_set", full)
+        said = cli.refused("show", made, "--output", tmp_path / "grid.png")
+        assert "grid.png: No space left on device" in said
+
+    def test_a_bug_keeps_its_traceback(
+        self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import fedcondense.pictures
+
+        monkeypatch.setattr(fedcondense.pictures, "show_set", lambda *_: 1 / 0)
+        assert isinstance(cli.run("show", made, "--output", tmp_path / "grid.png").exception, ZeroDivisionError)
