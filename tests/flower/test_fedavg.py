@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,51 +9,45 @@ from flwr.app import ArrayRecord
 
 from fedcondense.data import Data
 from fedcondense.errors import ResumeError
-from fedcondense.flower import fedavg as fedavg_module
-from fedcondense.flower.fedavg import LocalTraining, fedavg, train_locally
+from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, train_locally
 from fedcondense.networks import build
 from fedcondense.partitions import Partition
 from fedcondense.randomness import stream
+from fedcondense.training import accuracy
 
 NETWORK = "convnet2-w32"
 FAST = LocalTraining(lr=0.1)
 
 
 @pytest.fixture(scope="module")
-def two_rounds(train: Data, test: Data, held: Partition) -> dict[int, fedavg_module.FedAvgRow]:
+def two_rounds(train: Data, test: Data, held: Partition) -> dict[int, FedAvgRow]:
     return fedavg(train, held, test, NETWORK, rounds=2, training=FAST, evaluate_at=(1, 2))
 
 
 def test_one_client_with_all_data_is_plain_training(train: Data, test: Data) -> None:
     """FedAvg of one client averages nothing: two rounds equal two local trainings, bit by bit."""
     everything = [torch.arange(len(train))]
-    weights: list[dict[str, torch.Tensor]] = []
-
-    def keep(number: int, rounds: int) -> None:
-        weights.append({})
-
-    row = fedavg(train, everything, test, NETWORK, rounds=2, training=FAST, seed=3, progress=keep)[2]
+    told: list[tuple[int, int]] = []
+    rows = fedavg(
+        train, everything, test, NETWORK, rounds=2, training=FAST, seed=3, progress=lambda *now: told.append(now)
+    )
     model = build(NETWORK, train.spec.shape, 10, 3)
     for number in (1, 2):
         train_locally(model, train, FAST, stream(3, "fedavg", 0, number))
-    from fedcondense.training import accuracy
-
-    assert row.accuracy == accuracy(model, test)[0]
-    assert len(weights) == 2
+    assert rows[2].accuracy == accuracy(model, test)[0]
+    assert told == [(1, 2), (2, 2)]
 
 
-def test_bytes_are_the_weights_each_way_and_round(two_rounds: dict[int, fedavg_module.FedAvgRow]) -> None:
-    weights = sum(
-        array.count_bytes() if hasattr(array, "count_bytes") else len(array.data)
-        for array in ArrayRecord(build(NETWORK, (1, 8, 8), 10, 0).state_dict()).values()
-    )
+def test_bytes_are_the_weights_each_way_and_round(two_rounds: dict[int, FedAvgRow]) -> None:
+    state = build(NETWORK, (1, 8, 8), 10, 0).state_dict()
+    weights = sum(len(array.data) for array in ArrayRecord(dict(state)).values())
     for rounds, row in two_rounds.items():
         assert row.bytes_up == pytest.approx(rounds * weights, rel=0.12)
         assert row.bytes_down == pytest.approx(rounds * weights, rel=0.12)
 
 
 def test_the_same_seed_gives_the_same_rows(
-    two_rounds: dict[int, fedavg_module.FedAvgRow], train: Data, test: Data, held: Partition
+    two_rounds: dict[int, FedAvgRow], train: Data, test: Data, held: Partition
 ) -> None:
     again = fedavg(train, held, test, NETWORK, rounds=2, training=FAST, evaluate_at=(1, 2))
     assert [row[:5] for row in again.values()] == [row[:5] for row in two_rounds.values()]
@@ -61,7 +56,7 @@ def test_the_same_seed_gives_the_same_rows(
 class TestResume:
     def test_a_run_that_was_cut_ends_as_one_that_was_not(
         self,
-        two_rounds: dict[int, fedavg_module.FedAvgRow],
+        two_rounds: dict[int, FedAvgRow],
         train: Data,
         test: Data,
         held: Partition,
@@ -77,7 +72,7 @@ class TestResume:
                 raise CutError
 
         arguments = (train, held, test, NETWORK)
-        options = {"rounds": 2, "training": FAST, "evaluate_at": (1, 2), "checkpoint": checkpoint}
+        options: dict[str, Any] = {"rounds": 2, "training": FAST, "evaluate_at": (1, 2), "checkpoint": checkpoint}
         with pytest.raises(CutError):
             fedavg(*arguments, **options, progress=cut)
         resumed = fedavg(*arguments, **options, resume=True)

@@ -69,13 +69,8 @@ class TestInProcessGrid:
         array = np.arange(3)
         with task_identity():
             grid = InProcessGrid(echo_client(), 1)
-            reply = next(
-                iter(
-                    grid.send_and_receive(
-                        [Message(RecordDict({"arrays": ArrayRecord({"a": Array(array)})}), 100, "train")]
-                    )
-                )
-            )
+            content = RecordDict({"arrays": ArrayRecord({"a": Array(array)})})
+            reply = next(iter(grid.send_and_receive([Message(content, 100, "train")])))
         array[0] = 9
         assert reply.content.array_records["arrays"]["a"].numpy().tolist() == [0, 1, 2]
 
