@@ -97,6 +97,7 @@ def fit(
     if not len(images):
         raise SettingError("no images to train on; give at least one")
     generator = stream(seed, "fit")
+    device = images.device.type
     network.to(images.device).train().requires_grad_(True)
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -118,7 +119,10 @@ def fit(
         batch = images[index]
         if operations:
             batch = Augmentation.draw(operations, len(batch), generator)(batch)
-        losses = F.cross_entropy(network(batch), targets[index], reduction="none")
+        # a caller's autocast is heeded, but not its cache: that would keep the weights of the first step
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
+            logits = network(batch)
+        losses = F.cross_entropy(logits.float(), targets[index], reduction="none")
         loss = losses.mean() if weights is None else (losses * weights[index]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

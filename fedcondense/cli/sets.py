@@ -263,7 +263,7 @@ def show(
     plugin: Plugin = None,
     form: Output = Format.text,
 ) -> None:
-    """Draw the set in FILE as a PNG: a row for each class, every pixel as it is stored.
+    """Draw the set in FILE as a PNG: a row for each class, every pixel a square.
 
     JSON keys: `output`, `images`, `nbytes`.
     """

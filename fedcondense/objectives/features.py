@@ -53,12 +53,17 @@ class FeatureObjective(Objective):
         pieces = []
         for piece in index.split(_REAL_AT_ONCE):
             batch = data.batch(piece)
-            pieces.append(self.summarise(self.rows(draw, batch), batch.targets))
-        return self.merge(pieces)
+            rows = self.rows(draw, batch)
+            with _full_precision(rows):
+                pieces.append(self.summarise(rows, batch.targets))
+        with _full_precision(rows):
+            return self.merge(pieces)
 
     def loss(self, draw: Draw, observed: Any, synthetic: Synthetic) -> Tensor:
         """Compare the rows of the synthetic images with what was kept of the real ones."""
-        return self.compare(observed, self.rows(draw, synthetic), synthetic.targets)
+        rows = self.rows(draw, synthetic)
+        with _full_precision(rows):
+            return self.compare(observed, rows, synthetic.targets)
 
     def backward(self, draw: Draw, observed: Any, synthetic: Synthetic, at_once: int) -> Tensor:
         """As in `Objective`; what is not separable is done in two passes when it exceeds `at_once` images.
@@ -75,11 +80,17 @@ class FeatureObjective(Objective):
         with torch.no_grad():
             rows = torch.cat([self.rows(draw, piece) for piece in pieces])
         rows.requires_grad_()
-        loss = self.compare(observed, rows, synthetic.targets)
+        with _full_precision(rows):
+            loss = self.compare(observed, rows, synthetic.targets)
         loss.backward()
         for piece, gradient in zip(pieces, cast(Tensor, rows.grad).split(at_once), strict=True):
             self.rows(draw, piece).backward(gradient)
         return loss.detach()
+
+
+def _full_precision(rows: Tensor) -> torch.autocast:
+    """Leave a caller's autocast for the features alone: means of many rows and a linear solve need all the digits."""
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 @dataclass(frozen=True)

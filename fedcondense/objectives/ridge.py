@@ -36,7 +36,7 @@ class RidgeRegression(FeatureObjective):
     .. math:: \tfrac12 \lVert \Phi_r \Phi_s^\top (\Phi_s \Phi_s^\top + \lambda \bar d\, I)^{-1} Y_s - Y_r \rVert^2 / M
 
     with features :math:`\Phi`, centred targets :math:`Y` and the mean diagonal :math:`\bar d` of the kernel. It sees
-    what tells classes apart, which means alone do not; alone it fits the pool, and a client with one class learns nothing.
+    what tells classes apart, which means alone do not; alone it fits the pool, and one class teaches it nothing.
     Besides the passes over the synthetic images a step solves an N x N system: cheap up to some thousand images.
 
     Args:
