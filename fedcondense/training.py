@@ -18,7 +18,7 @@ from fedcondense.randomness import stream
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["Fit", "accuracy", "fit"]
+__all__ = ["Fit", "accuracy", "autocast_of_caller", "fit"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,6 @@ def fit(
     if not len(images):
         raise SettingError("no images to train on; give at least one")
     generator = stream(seed, "fit")
-    device = images.device.type
     network.to(images.device).train().requires_grad_(True)
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -119,8 +118,7 @@ def fit(
         batch = images[index]
         if operations:
             batch = Augmentation.draw(operations, len(batch), generator)(batch)
-        # a caller's autocast is heeded, but not its cache: that would keep the weights of the first step
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
+        with autocast_of_caller(images.device):
             logits = network(batch)
         losses = F.cross_entropy(logits.float(), targets[index], reduction="none")
         loss = losses.mean() if weights is None else (losses * weights[index]).mean()
@@ -129,6 +127,11 @@ def fit(
         optimizer.step()
         if progress is not None:
             progress(step + 1, recipe.steps)
+
+
+def autocast_of_caller(device: torch.device) -> torch.autocast:
+    """Heed a caller's autocast, but not its cache: while weights train, that would keep those of the first step."""
+    return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type), cache_enabled=False)
 
 
 @torch.no_grad()

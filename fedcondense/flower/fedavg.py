@@ -28,7 +28,7 @@ from fedcondense.errors import ResumeError, SettingError
 from fedcondense.flower.inprocess import InProcessGrid, log_from, run_in_process
 from fedcondense.networks import build
 from fedcondense.randomness import stream
-from fedcondense.training import accuracy
+from fedcondense.training import accuracy, autocast_of_caller
 
 __all__ = ["FedAvgRow", "LocalTraining", "fedavg", "make_fedavg_client", "train_locally"]
 
@@ -79,7 +79,9 @@ def train_locally(network: nn.Module, data: Data, training: LocalTraining, gener
             if len(index) == 1 < len(data):
                 continue
             images = data.batch(index).images
-            loss = F.cross_entropy(network(images), data.labels[index.to(data.device)])
+            with autocast_of_caller(data.device):
+                logits = network(images)
+            loss = F.cross_entropy(logits.float(), data.labels[index.to(data.device)])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
