@@ -81,7 +81,9 @@ def main() -> None:
             results["rows"][name] = {
                 "partition": split.hash,
                 "training": vars(best),
-                "rounds": {r: row._asdict() | {"per_class": [round(a, 1) for a in row.per_class]} for r, row in rows.items()},
+                "rounds": {
+                    r: row._asdict() | {"per_class": [round(a, 1) for a in row.per_class]} for r, row in rows.items()
+                },
             }
             keep()
             print(name, {r: round(row.accuracy, 1) for r, row in rows.items()}, flush=True)

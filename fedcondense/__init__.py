@@ -7,24 +7,56 @@
 (10, (1, 8, 8))
 """
 
-from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Progress, condense
-from fedcondense.data import Data, DataSet, Spec
-from fedcondense.datasets import load_data
-from fedcondense.errors import FedcondenseError
-from fedcondense.evaluation import Evaluation, evaluate
-from fedcondense.networks import NETWORKS
-from fedcondense.objectives import OBJECTIVES
-from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.partitions import Partition, partition
-from fedcondense.planning import Plan, plan
-from fedcondense.selection import SELECTIONS, select
-from fedcondense.set_format import Limits
-from fedcondense.starts import STARTS
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedcondense.checkpoints import Checkpoint
+    from fedcondense.condensation import Progress, condense
+    from fedcondense.data import Data, DataSet, Spec
+    from fedcondense.datasets import load_data
+    from fedcondense.errors import FedcondenseError
+    from fedcondense.evaluation import Evaluation, evaluate
+    from fedcondense.networks import NETWORKS
+    from fedcondense.objectives import OBJECTIVES
+    from fedcondense.parametrizations import PARAMETRIZATIONS
+    from fedcondense.partitions import Partition, partition
+    from fedcondense.planning import Plan, plan
+    from fedcondense.selection import SELECTIONS, select
+    from fedcondense.set_format import Limits
+    from fedcondense.starts import STARTS
+    from fedcondense.synthetic import SyntheticSet
+    from fedcondense.training import Fit
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Checkpoint": "checkpoints",
+    "Data": "data",
+    "DataSet": "data",
+    "Evaluation": "evaluation",
+    "FedcondenseError": "errors",
+    "Fit": "training",
+    "Limits": "set_format",
+    "NETWORKS": "networks",
+    "OBJECTIVES": "objectives",
+    "PARAMETRIZATIONS": "parametrizations",
+    "Partition": "partitions",
+    "Plan": "planning",
+    "Progress": "condensation",
+    "SELECTIONS": "selection",
+    "STARTS": "starts",
+    "Spec": "data",
+    "SyntheticSet": "synthetic",
+    "condense": "condensation",
+    "evaluate": "evaluation",
+    "load_data": "datasets",
+    "partition": "partitions",
+    "plan": "planning",
+    "select": "selection",
+}
 
 __all__ = [
     "NETWORKS",
@@ -51,3 +83,16 @@ __all__ = [
     "plan",
     "select",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: ``fedcondense --help`` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedcondense' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fedcondense.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

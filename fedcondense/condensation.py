@@ -159,7 +159,7 @@ def prepare(
     stored = images_per_class(data, ipc, limit)
     make = partial(_build, network, spec)
     make(0)  # refuse a network that does not fit before anything is computed
-    operations = spec.operations if getattr(objective, "siamese", True) else ()
+    operations = spec.operations if objective.siamese else ()
     source = source or recipe.source(make, operations, len(spec.classes))
     codes, targets = _start(data, parametrization, recipe.start, stored, stream(seed, "start"))
     codes = {name: code.requires_grad_() for name, code in codes.items()}
@@ -181,7 +181,7 @@ def prepare(
         classes=spec.classes,
         mean=spec.mean,
         std=spec.std,
-        method=repr(objective),
+        method=next((name for name, known in OBJECTIVES.items() if known == objective), repr(objective)),
         ipc=ipc,
         seed=seed,
         network=describe(network),

@@ -1,0 +1,45 @@
+"""What the experiments share: cells that are computed once and kept as JSON, side by side in several processes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run_cells(path: Path, cells: Mapping[str, Callable[[], dict[str, Any]]], shard: str = "0/1") -> None:
+    """Compute the cells that the file lacks, in order, and add each when it is done.
+
+    Args:
+        path: A JSON object, by cell name.
+        cells: Compute one each.
+        shard: ``"i/n"``: of the cells that are missing, take every n-th from the i-th on.
+    """
+    first, every = map(int, shard.split("/"))
+    for name in list(cells)[first::every]:
+        if name in read(path):
+            continue
+        began, cpu = time.monotonic(), time.process_time()
+        result = cells[name]()
+        took = {"wall_s": round(time.monotonic() - began, 1), "cpu_s": round(time.process_time() - cpu, 1)}
+        _add(path, name, result | took)
+        print(name, json.dumps(result)[:160], flush=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what the file holds; nothing if there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _add(path: Path, name: str, result: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = read(path) | {name: result}
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(content[key])}" for key in sorted(content))
+        path.write_text(f"{{\n{lines}\n}}\n")

@@ -1,0 +1,124 @@
+"""One data holder: accuracy at 1, 10 and 50 images per class against the controls at equal bytes.
+
+    python experiments/central.py                 # all cells, resumes; results/central.json
+    python experiments/central.py --table         # the Markdown table, from what is there
+
+ConvNet-3 width 32, features in bfloat16 (autocast) for every row, one thread. Three sets a row (seeds 0 to 2), one network
+each, 400 steps, last step, all test images. Distilled sets start from class Gaussians and hold no real image. Steps are
+chosen so that a set takes about a minute of one CPU core (`cpu_condense_s` says what it took, the machine being shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, read, run_cells
+
+import fedcondense as fc
+
+DATA = ("fashion-mnist", "mnist", "cifar10")
+IPC = (1, 10, 50)
+SEEDS = (0, 1, 2)
+NETWORK = "convnet3-w32"
+
+STEPS = {  # by objective, parametrization and images per class
+    ("dm-ridge", "pixels"): {1: 1200, 10: 1200, 50: 300},
+    ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
+    ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
+    ("dsa", "pixels"): {1: 100, 10: 60},
+}
+
+
+def row(data: str, ipc: int, method: str, storage: str, seed: int) -> Callable[[], dict[str, Any]]:
+    def compute() -> dict[str, Any]:
+        train, test = fc.load_data(data)
+        cpu = time.process_time()
+        if method in fc.SELECTIONS:
+            synthetic = fc.select(train, ipc, method, seed=seed)
+        else:
+            steps = STEPS[method, storage][ipc]
+            synthetic = fc.condense(train, ipc, method, storage, network=NETWORK, seed=seed, steps=steps)
+        cpu = time.process_time() - cpu
+        result = fc.evaluate(synthetic, test, network=NETWORK, seeds=[seed])
+        return {
+            "accuracy": result.accuracy,
+            "nbytes": synthetic.nbytes,
+            "images": len(synthetic),
+            "steps": synthetic.record.steps,
+            "cpu_condense_s": round(cpu, 1),
+        }
+
+    return compute
+
+
+def methods(data: str, ipc: int) -> list[tuple[str, str]]:
+    controls = [(name, "pixels") for name in ("random", "herding", "k-means", "half-resolution")]
+    distilled = [("dm", "pixels"), ("dm-ridge", "pixels")]
+    if data == "cifar10":
+        distilled.append(("dm-ridge", "multi-formation"))
+    if ipc < 50:
+        distilled.append(("dsa", "pixels"))
+    return controls + distilled
+
+
+def name_of(data: str, ipc: int, method: str, storage: str, seed: int) -> str:
+    return f"{data} ipc{ipc:02d} {method} {storage} seed{seed}"
+
+
+def table(path: Path) -> str:
+    results = read(path)
+    lines = [
+        "| data | images per class | bytes | row | accuracy | CPU s a set | sets |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data in DATA:
+        for ipc in IPC:
+            for method, storage in methods(data, ipc):
+                cells = [results.get(name_of(data, ipc, method, storage, seed)) for seed in SEEDS]
+                found = [cell for cell in cells if cell]
+                if found:
+                    accuracies = [cell["accuracy"] for cell in found]
+                    spread = f" ± {statistics.stdev(accuracies):.1f}" if len(found) > 1 else ""
+                    name = f"{method}, factor 2" if storage == "multi-formation" else method
+                    cpu = statistics.fmean(cell["cpu_condense_s"] for cell in found)
+                    mean = statistics.fmean(accuracies)
+                    size = round(statistics.fmean(cell["nbytes"] for cell in found))
+                    lines.append(
+                        f"| {data} | {ipc} | {size:,} | {name} | {mean:.1f}{spread} | {cpu:.0f} | {len(found)} |"
+                    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=DATA)
+    parser.add_argument("--ipc", nargs="+", type=int, default=IPC)
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--only", help="one method, such as dsa")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS / "central.json")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.output))
+        return
+    torch.set_num_threads(1)
+    cells = {
+        name_of(data, ipc, method, storage, seed): row(data, ipc, method, storage, seed)
+        for seed in SEEDS
+        for data in arguments.data
+        for ipc in arguments.ipc
+        for method, storage in methods(data, ipc)
+        if arguments.only in (None, method)
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        run_cells(arguments.output, cells, arguments.shard)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Ten clients, label-wise Dirichlet, Fashion-MNIST: one round of sets against the controls, and bytes against accuracy.
+
+    python experiments/fedavg.py                  # the tuned baseline, once; results/fedavg.json
+    python experiments/federated.py               # all other rows, resumes; results/federated.json
+    python experiments/federated.py --table       # Markdown, from what is there
+    python experiments/federated.py --figure      # accuracy against bytes, results/federated.png
+
+`fedcondense.flower.federate` runs each row: every client condenses its own partition (Gaussian start, at most half of the
+records it has of a class) and the server trains a ConvNet-3 width 32 on the union, weighted by records per image, 1,000
+steps, last step, all 10,000 test images. Three seeds: partition, sets and network change with it. Features in bfloat16.
+Bytes are those of Flower's serialised messages, a client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, read, run_cells
+
+import fedcondense as fc
+from fedcondense.flower import federate
+
+SEEDS = (0, 1, 2)
+IPC = (1, 2, 5, 10, 20)
+NETWORK = "convnet3-w32"
+STEPS = {"pixels": {1: 800, 2: 800, 5: 600, 10: 600, 20: 400}, "multi-formation": {10: 200}}
+STATISTICS = ("ridge", "ridge-equal-bytes", "feature-statistics")
+
+Key = tuple[float, int, str, str]  # alpha, images per class, row, parametrization
+
+
+def keys() -> list[Key]:
+    at_ten = [
+        ("one-shot dm-ridge", "pixels"),
+        ("one-shot dm", "pixels"),
+        ("random-real", ""),
+        ("half-resolution-real", ""),
+    ]
+    first: list[Key] = [(0.1, 10, *row) for row in at_ten]
+    curve: list[Key] = [
+        (0.1, ipc, row, storage)
+        for ipc in (2, 1, 5, 20)
+        for row, storage in (("one-shot dm-ridge", "pixels"), ("random-real", ""), ("half-resolution-real", ""))
+    ]
+    statistics_rows: list[Key] = [(alpha, 10, row, "") for alpha in (0.1,) for row in STATISTICS]
+    small_dm: list[Key] = [(0.1, 2, "one-shot dm", "pixels")]
+    mild: list[Key] = [(0.5, 10, *row) for row in at_ten]
+    factor: list[Key] = [(0.1, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
+    factor += [(0.5, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
+    return first + curve + statistics_rows + small_dm + mild + factor
+
+
+def name_of(key: Key, seed: int) -> str:
+    alpha, ipc, row, storage = key
+    return f"alpha{alpha} ipc{ipc:02d} {row} {storage} seed{seed}".replace("  ", " ")
+
+
+def row(key: Key, seed: int) -> Callable[[], dict[str, Any]]:
+    def compute() -> dict[str, Any]:
+        alpha, ipc, name, storage = key
+        train, test = fc.load_data("fashion-mnist")
+        kind, _, objective = name.partition(" ")
+        result = federate(
+            train,
+            test,
+            fc.partition(train, 10, "dirichlet", alpha=alpha, seed=seed),
+            ipc=ipc,
+            objective=objective or "dm-ridge",
+            parametrization=storage or "pixels",
+            network=NETWORK,
+            steps=STEPS[storage][ipc] if objective else None,
+            seed=seed,
+            rows=[kind],
+            recipe=fc.Fit(steps=1000),
+            evaluation_seeds=[seed],
+        )
+        kept = ("accuracy", "bytes_up", "bytes_down", "images", "client_seconds", "seconds")
+        return {k: v for k, v in result.rows[kind].items() if k in kept} | {"partition": result.partition["hash"]}
+
+    return compute
+
+
+def summary(results: dict[str, Any], key: Key) -> dict[str, float] | None:
+    """Return mean and spread of accuracy and the mean of everything else, over the seeds that are there."""
+    found = [results[name_of(key, seed)] for seed in SEEDS if name_of(key, seed) in results]
+    if not found:
+        return None
+    numbers = {
+        k: statistics.fmean(cell[k] for cell in found) for k in found[0] if isinstance(found[0][k], (int, float))
+    }
+    accuracies = [cell["accuracy"] for cell in found]
+    return numbers | {"std": statistics.stdev(accuracies) if len(found) > 1 else 0.0, "seeds": len(found)}
+
+
+def fedavg_rows(alpha: float) -> dict[int, dict[str, float]]:
+    runs = [v for k, v in read(RESULTS / "fedavg.json").get("rows", {}).items() if k.startswith(f"alpha {alpha} ")]
+    rows: dict[int, dict[str, float]] = {}
+    for number in (1, 5, 10, 20):
+        cells = [run["rounds"][str(number)] for run in runs if str(number) in run["rounds"]]
+        if cells:
+            accuracies = [cell["accuracy"] for cell in cells]
+            rows[number] = {
+                "accuracy": statistics.fmean(accuracies),
+                "std": statistics.stdev(accuracies) if len(cells) > 1 else 0.0,
+                "bytes_up": statistics.fmean(cell["bytes_up"] for cell in cells),
+                "bytes_down": statistics.fmean(cell["bytes_down"] for cell in cells),
+                "seeds": len(cells),
+            }
+    return rows
+
+
+def table(path: Path) -> str:
+    results = read(path)
+    lines = ["| Dirichlet | row | images per class | kB up a client | kB down | accuracy | s a client | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for key in sorted(keys()):
+        cell = summary(results, key)
+        if cell:
+            alpha, ipc, name, storage = key
+            name += ", factor 2" if storage == "multi-formation" else ""
+            size = f"{cell['bytes_up'] / 1000:.1f} | {cell['bytes_down'] / 1000:.1f}"
+            per_class = "" if name in STATISTICS else str(ipc)
+            spent = f"{cell['client_seconds']:.0f}" if "client_seconds" in cell else ""
+            accuracy = f"{cell['accuracy']:.1f} ± {cell['std']:.1f}"
+            lines.append(f"| {alpha} | {name} | {per_class} | {size} | {accuracy} | {spent} | {cell['seeds']} |")
+    for alpha in (0.1, 0.5):
+        for rounds, cell in fedavg_rows(alpha).items():
+            size = f"{cell['bytes_up'] / 1000:.0f} | {cell['bytes_down'] / 1000:.0f}"
+            accuracy = f"{cell['accuracy']:.1f} ± {cell['std']:.1f}"
+            lines.append(f"| {alpha} | FedAvg, {rounds} round(s) | | {size} | {accuracy} | | {cell['seeds']} |")
+    return "\n".join(lines)
+
+
+def figure(path: Path, output: Path) -> None:
+    from matplotlib.figure import Figure
+
+    results = read(path)
+    drawing = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = drawing.add_subplot()
+    rows = (("one-shot dm-ridge", "pixels", "distilled (one-shot)"), ("random-real", "", "random real images"))
+    for (name, storage, label), colour in zip(
+        (*rows, ("half-resolution-real", "", "half-resolution real")), "C0 C1 C2".split()
+    ):
+        found = [cell for ipc in IPC if (cell := summary(results, (0.1, ipc, name, storage)))]
+        if found:
+            size = [cell["bytes_up"] / 1000 for cell in found]
+            axes.errorbar(
+                size, [c["accuracy"] for c in found], [c["std"] for c in found], label=label, color=colour, marker="o"
+            )
+    averaged = list(fedavg_rows(0.1).values())
+    if averaged:
+        size = [cell["bytes_up"] / 1000 for cell in averaged]
+        axes.errorbar(
+            size,
+            [c["accuracy"] for c in averaged],
+            [c["std"] for c in averaged],
+            label="FedAvg, 1 to 20 rounds",
+            color="C7",
+            marker="s",
+        )
+    for name, marker in zip(STATISTICS, "^v*"):
+        cell = summary(results, (0.1, 10, name, ""))
+        if cell:
+            axes.plot(cell["bytes_up"] / 1000, cell["accuracy"], marker, color="C4", label=name, linestyle="")
+    axes.set(
+        xscale="log",
+        xlabel="kB up a client (log)",
+        ylabel="accuracy, %",
+        title="Fashion-MNIST, 10 clients, Dirichlet 0.1",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    drawing.savefig(output, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--figure", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS / "federated.json")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.output))
+    if arguments.figure:
+        figure(arguments.output, RESULTS / "federated.png")
+    if arguments.table or arguments.figure:
+        return
+    torch.set_num_threads(1)
+    cells = {name_of(key, seed): row(key, seed) for key in keys() for seed in SEEDS}
+    with torch.autocast("cpu", torch.bfloat16):
+        run_cells(arguments.output, cells, arguments.shard)
+
+
+if __name__ == "__main__":
+    main()
