@@ -21,8 +21,8 @@ from torch import nn
 
 from fedcondense.condensation import Progress
 from fedcondense.data import Data
-from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
-from fedcondense.evaluation import Evaluation, evaluate, train_on
+from fedcondense.errors import OutputError, ResumeError, SettingError, look_up, unknown
+from fedcondense.evaluation import Evaluation, evaluate
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, make_client_app
 from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg
@@ -31,7 +31,7 @@ from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
-from fedcondense.networks import default_network
+from fedcondense.networks import NETWORKS, default_network
 from fedcondense.synthetic import SyntheticSet, write_file
 from fedcondense.training import Fit
 
@@ -102,6 +102,7 @@ def federate(
         ResumeError: `output` holds the result of other settings.
     """
     network = network or default_network(train.spec.shape)
+    look_up("network", network, NETWORKS)
     for name in rows:
         if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))
@@ -219,15 +220,25 @@ class _Run:
             self.progress(FederationProgress(name, detail, 0.9 * share))
 
         def trained(joined: SyntheticSet) -> nn.Module:
-            detail = f"training on {len(joined)} images of {everyone} clients"
-            self.progress(FederationProgress(name, detail, 0.9))
-            return train_on(joined, self.test, network=self.network, recipe=self.recipe, seed=self.seeds[0])
+            """Evaluate the set, and hand out the first of the networks that this trains: none is trained twice."""
+            networks: list[nn.Module] = []
+
+            def make(shape: tuple[int, int, int], classes: int) -> nn.Module:
+                networks.append(NETWORKS[self.network](shape, classes))
+                return networks[-1]
+
+            def trains(step: int, steps: int) -> None:
+                detail = f"training on {len(joined)} images, step {step} of {steps}"
+                self.progress(FederationProgress(name, detail, 0.9 + 0.1 * step / steps))
+
+            make.__name__ = self.network  # by which the set's record calls it
+            evaluation = evaluate(
+                joined, self.test, network=make, recipe=self.recipe, seeds=self.seeds, progress=trains
+            )
+            found.append(evaluation)
+            return networks[0]
 
         def tested(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            assert strategy.joined is not None
-            found.append(
-                evaluate(strategy.joined, self.test, network=self.network, recipe=self.recipe, seeds=self.seeds)
-            )
             return MetricRecord({"accuracy": found[0].accuracy})
 
         cache = None if self.output is None else self.output / "work"

@@ -56,7 +56,8 @@ class OneShot(Strategy):
     The client must answer ``query.condense``, as `make_client_app` does; weights never travel up. The round ends when
     all have answered, when `grace` seconds have passed since `min_replies` sets arrived, or at the deadline that
     `start` is given. After it, `joined` is the union of the usable sets, `accepted` and `refused` say whose they are
-    and who was left out and why, and Flower's ``Result.arrays`` holds the trained weights.
+    and who was left out and why, `missing` names the classes that no set holds, and Flower's ``Result.arrays`` holds
+    the trained weights.
 
     Args:
         fit: Trains a network on the joined set; `train_network` is the usual one.
@@ -90,6 +91,7 @@ class OneShot(Strategy):
         self.joined: SyntheticSet | None = None
         self.accepted: tuple[Reply, ...] = ()
         self.refused: tuple[Refusal, ...] = ()
+        self.missing: tuple[str, ...] = ()
         self._sent: list[Message] = []
 
     def summary(self) -> None:
@@ -173,6 +175,11 @@ class OneShot(Strategy):
                 f"needed; {first or 'no node was asked'}"
             )
         self.joined = SyntheticSet.join(reply.synthetic for reply in accepted)
+        counts = dict(zip(self.joined.classes, self.joined.counts().tolist(), strict=True))
+        self.missing = tuple(name for name in self.expected.classes or counts if not counts.get(name))
+        if self.missing:
+            names = ", ".join(map(repr, self.missing[:10]))
+            log(WARNING, "round %d: no set holds images of %d classes: %s", server_round, len(self.missing), names)
         network = self.fit(self.joined)
         metrics: dict[str, Any] = {
             "clients": len(accepted),

@@ -166,6 +166,20 @@ class TestOneShot:
         with pytest.raises(TimeoutError, match=r"1 of 2 nodes connected within 0 s; start the others"):
             run(OneShot(trained, wait=0.0), client_that(honest), 1)
 
+    def test_classes_that_nobody_sent_are_named(
+        self, train: Data, held: Partition, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        few = select(train.subset(torch.where(train.labels < 8)[0]), 1, "random")
+
+        def answers(k: int, message: Message) -> Message:
+            return Message(pack(few, partition=k, num_examples=1, seconds=0.0), reply_to=message)
+
+        strategy = OneShot(trained, Expected.of(train.spec))
+        with caplog.at_level(logging.WARNING, "flwr"):
+            run(strategy, client_that(answers), 2)
+        assert strategy.missing == ("8", "9")
+        assert "no set holds images of 2 classes: '8', '9'" in caplog.text
+
     def test_a_fraction_of_the_nodes_is_drawn_by_the_seed(self, honest: Answer) -> None:
         asked = []
         for seed in (0, 0, 1, 2, 3):
