@@ -3,9 +3,10 @@
     python experiments/central.py                 # all cells, resumes; results/central.json
     python experiments/central.py --table         # the Markdown table, from what is there
 
-ConvNet-3 width 32, features in bfloat16 (autocast) for every row, one thread. Three sets a row (seeds 0 to 2), one network
-each, 400 steps, last step, all test images. Distilled sets start from class Gaussians and hold no real image. Steps are
-chosen so that a set takes about a minute of one CPU core (`cpu_condense_s` says what it took, the machine being shared).
+ConvNet-3 width 32, features in bfloat16 (autocast) for every row, one thread. Three sets a row (seeds 0 to 2), one
+network each, 400 steps, last step, all test images. Distilled sets start from class Gaussians and hold no real image.
+Steps are chosen so that a set takes about a minute of one CPU core (`cpu_condense_s` says what it took on a shared
+machine).
 """
 
 from __future__ import annotations

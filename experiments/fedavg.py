@@ -3,7 +3,8 @@
     python experiments/fedavg.py --alpha 0.1 0.5 --seeds 0 1 2
 
 The step size and the number of local epochs are chosen by the accuracy after 5 rounds on 5,000 training images that no
-client holds (Dirichlet 0.1, seed 0); the rows then train on all 60,000. Features in bfloat16 (autocast). Writes results/fedavg.json after every run.
+client holds (Dirichlet 0.1, seed 0); the rows then train on all 60,000. Features in bfloat16 (autocast). Writes
+results/fedavg.json after every run.
 """
 
 from __future__ import annotations

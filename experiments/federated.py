@@ -5,10 +5,10 @@
     python experiments/federated.py --table       # Markdown, from what is there
     python experiments/federated.py --figure      # accuracy against bytes, results/federated.png
 
-`fedcondense.flower.federate` runs each row: every client condenses its own partition (Gaussian start, at most half of the
-records it has of a class) and the server trains a ConvNet-3 width 32 on the union, weighted by records per image, 1,000
-steps, last step, all 10,000 test images. Three seeds: partition, sets and network change with it. Features in bfloat16.
-Bytes are those of Flower's serialised messages, a client.
+`fedcondense.flower.federate` runs each row: every client condenses its own partition (Gaussian start, at most half of
+the records it has of a class) and the server trains a ConvNet-3 width 32 on the union, weighted by records per image,
+1,000 steps, last step, all 10,000 test images. Three seeds: partition, sets and network change with it. Features in
+bfloat16. Bytes are those of Flower's serialised messages, a client.
 """
 
 from __future__ import annotations
@@ -142,16 +142,17 @@ def figure(path: Path, output: Path) -> None:
     results = read(path)
     drawing = Figure(figsize=(7, 4.2), layout="constrained")
     axes = drawing.add_subplot()
-    rows = (("one-shot dm-ridge", "pixels", "distilled (one-shot)"), ("random-real", "", "random real images"))
-    for (name, storage, label), colour in zip(
-        (*rows, ("half-resolution-real", "", "half-resolution real")), "C0 C1 C2".split()
-    ):
+    rows = (
+        ("one-shot dm-ridge", "pixels", "distilled (one-shot)", "C0"),
+        ("random-real", "", "random real images", "C1"),
+        ("half-resolution-real", "", "half-resolution real images", "C2"),
+    )
+    for name, storage, label, colour in rows:
         found = [cell for ipc in IPC if (cell := summary(results, (0.1, ipc, name, storage)))]
         if found:
             size = [cell["bytes_up"] / 1000 for cell in found]
-            axes.errorbar(
-                size, [c["accuracy"] for c in found], [c["std"] for c in found], label=label, color=colour, marker="o"
-            )
+            accuracies, spread = [c["accuracy"] for c in found], [c["std"] for c in found]
+            axes.errorbar(size, accuracies, spread, label=label, color=colour, marker="o")
     averaged = list(fedavg_rows(0.1).values())
     if averaged:
         size = [cell["bytes_up"] / 1000 for cell in averaged]
@@ -163,7 +164,7 @@ def figure(path: Path, output: Path) -> None:
             color="C7",
             marker="s",
         )
-    for name, marker in zip(STATISTICS, "^v*"):
+    for name, marker in zip(STATISTICS, "^v*", strict=True):
         cell = summary(results, (0.1, 10, name, ""))
         if cell:
             axes.plot(cell["bytes_up"] / 1000, cell["accuracy"], marker, color="C4", label=name, linestyle="")

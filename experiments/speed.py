@@ -1,0 +1,281 @@
+"""How fast a step and an accuracy are reached, against the published loops written naively (`naive.py`).
+
+    python experiments/speed.py steps        # ratios of a step, interleaved; peak memory; share of the convolution peak
+    python experiments/speed.py accuracy     # CPU seconds to the accuracy that the naive loop reaches
+
+Fashion-MNIST, 10 classes, 10 images per class, ConvNet-3 width 32, one thread, CPU time of the process. Ratios of the
+naive median to ours, with their range over interleaved repeats. Writes results/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from cells import RESULTS, run_cells
+from naive import PlainConvNet, distribution_matching_loss, gradient_matching_loss
+
+import fedcondense as fc
+from fedcondense.condensation import Loop, prepare
+from fedcondense.data import Data
+from fedcondense.networks import build
+from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.sources import Fresh, Pool
+from fedcondense.synthetic import Part, SyntheticSet
+
+NETWORK = "convnet3-w32"
+REPEATS = 7
+
+
+class Naive:
+    """The published loop on [0, 1] pixels: a fresh network and 256 real images of each class a step, SGD."""
+
+    def __init__(self, data: Data, seed: int, loss: Callable[..., torch.Tensor], per_class: int = 256) -> None:
+        self.data, self.loss, self.per_class = data, loss, per_class
+        self.generator = torch.Generator().manual_seed(seed)
+        chosen = data.per_class(10, self.generator)
+        self.images = data.batch(chosen).images.view(10, 10, *data.spec.shape).clone().requires_grad_()
+        self.optimizer = torch.optim.SGD([self.images], lr=10.0, momentum=0.5)  # 10: better than the published 1 here
+        self.steps = 0
+
+    def step(self) -> None:
+        """Take one step."""
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        torch.manual_seed(seed)
+        network = PlainConvNet(self.data.spec.shape[0], 32, 10, padding=3)
+        if self.loss is distribution_matching_loss:
+            network.requires_grad_(False)
+        index = self.data.per_class(self.per_class, self.generator)
+        real = list(self.data.batch(index).images.split(self.per_class))
+        loss = self.loss(network, real, list(self.images), seed)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+
+    def finished(self) -> SyntheticSet:
+        """Return the set as it stands, rounded to bytes as ours are."""
+        spec = self.data.spec
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+        pixels = (self.images.detach().flatten(0, 1) * std + mean).clamp(0, 1)
+        record = fc.select(self.data, 10).record
+        targets = torch.arange(10).repeat_interleave(10).to(torch.uint8)
+        part = Part(
+            {"images": pixels.mul(255).round().to(torch.uint8)}, targets, fc.PARAMETRIZATIONS["pixels"](), record
+        )
+        return SyntheticSet([part])
+
+
+def fresh(objective: Any, data: Data, seed: int = 0) -> Loop:
+    """Return our loop with a new network and new real images in every step."""
+    return prepare(data, 10, objective, "pixels", network=NETWORK, seed=seed, source=_source(Fresh, data))
+
+
+def cached(objective: Any, data: Data, seed: int = 0) -> Loop:
+    """Return our loop on a pool whose real side was paid before."""
+    loop = prepare(
+        data, 10, objective, "pixels", network=NETWORK, seed=seed, source=_source(partial(Pool, size=4), data)
+    )
+    for _ in range(4):
+        loop.step()
+    return loop
+
+
+def _source(kind: Callable[..., Any], data: Data) -> Any:
+    def make(seed: int) -> torch.nn.Module:
+        return build(NETWORK, data.spec.shape, len(data.spec.classes), seed)
+
+    return kind(make, data.spec.operations, len(data.spec.classes))
+
+
+def variants(data: Data) -> dict[str, dict[str, Callable[[], Any]]]:
+    dm = DistributionMatching(per_class=256)
+    dsa = GradientMatching(per_class=64)
+    return {
+        "dm": {
+            "naive": Naive(data, 0, distribution_matching_loss).step,
+            "fresh": fresh(dm, data).step,
+            "cached": cached(dm, data).step,
+            "default recipe, cached": cached("dm-ridge", data).step,
+        },
+        "dsa": {
+            "naive": Naive(data, 0, gradient_matching_loss, 64).step,
+            "ours": fresh(dsa, data).step,
+        },
+    }
+
+
+def steps(kind: str, precision: str) -> Callable[[], dict[str, Any]]:
+    def compute() -> dict[str, Any]:
+        train, _ = fc.load_data("fashion-mnist")
+        times: dict[str, list[float]] = {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            choices = variants(train)[kind]
+            for repeat in range(REPEATS + 1):
+                for name, step in choices.items():
+                    inner = 1 if name in ("naive", "fresh", "ours") else 5
+                    naive_precision = torch.autocast("cpu", enabled=precision == "bfloat16" and name != "naive")
+                    began = time.process_time()
+                    with naive_precision:
+                        for _ in range(inner):
+                            step()
+                    if repeat:  # the first one warms up
+                        times.setdefault(name, []).append((time.process_time() - began) / inner)
+        result: dict[str, Any] = {"ms": {k: round(1000 * statistics.median(v), 1) for k, v in times.items()}}
+        for name in times:
+            if name != "naive":
+                ratios = sorted(a / b for a, b in zip(times["naive"], times[name], strict=True))
+                middle = statistics.median(times["naive"]) / statistics.median(times[name])
+                result[f"naive / {name}"] = [round(x, 2) for x in (ratios[0], middle, ratios[-1])]
+        return result
+
+    return compute
+
+
+def peak_memory(kind: str, name: str) -> Callable[[], dict[str, Any]]:
+    """Measure in a process of its own: what two steps add to the peak of an idle one."""
+
+    def compute() -> dict[str, Any]:
+        peaks = []
+        for what in ("idle", name):
+            command = [sys.executable, __file__, "memory", kind, what]
+            peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        return {"MB": round((peaks[1] - peaks[0]) / 1000, 1)}
+
+    return compute
+
+
+def memory(kind: str, name: str) -> None:
+    train, _ = fc.load_data("fashion-mnist")
+    train = train.subset(train.per_class(1000, torch.Generator().manual_seed(0)))
+    if name != "idle":
+        step = {
+            "naive": lambda: (
+                Naive(
+                    train,
+                    0,
+                    distribution_matching_loss if kind == "dm" else gradient_matching_loss,
+                    256 if kind == "dm" else 64,
+                ).step
+            ),
+            "fresh": lambda: fresh(DistributionMatching(per_class=256), train).step,
+            "ours": lambda: fresh(GradientMatching(per_class=64), train).step,
+            "cached": lambda: cached(DistributionMatching(per_class=256), train).step,
+            "default recipe, cached": lambda: cached("dm-ridge", train).step,
+        }[name]()
+        step()
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def convolution_peak() -> dict[str, Any]:
+    """Compare the arithmetic of a cached step with what large matrix products and the same convolutions alone reach."""
+    train, _ = fc.load_data("fashion-mnist")
+    loop = cached(DistributionMatching(per_class=256), train)
+    flops = 2 * 100 * 2 * 9 * (1 * 32 * 32 * 32 + 32 * 32 * 16 * 16 + 32 * 32 * 8 * 8)  # forward and input gradient
+    matrix = torch.randn(1024, 1024)
+    middle, weights = torch.randn(20, 32, 16, 16), torch.randn(32, 32, 3, 3)
+
+    def rate(run: Callable[[], Any], operations: float, repeats: int) -> float:
+        run()
+        began = time.process_time()
+        for _ in range(repeats):
+            run()
+        return repeats * operations / (time.process_time() - began) / 1e9
+
+    found: dict[str, list[float]] = {"step": [], "matmul": [], "convolution": []}
+    with torch.no_grad():
+        for _ in range(5):
+            with torch.enable_grad():
+                found["step"].append(rate(loop.step, flops, 5))
+            found["matmul"].append(rate(lambda: matrix @ matrix, 2 * 1024**3, 10))
+            once = 2 * 9 * 20 * 32 * 32 * 16 * 16
+            found["convolution"].append(rate(lambda: torch.conv2d(middle, weights, padding=1), once, 50))
+    gigaflops = {name: statistics.median(values) for name, values in found.items()}
+    return {"GFLOP/s": {k: round(v, 1) for k, v in gigaflops.items()}} | {
+        "share of the convolution peak": round(gigaflops["step"] / gigaflops["convolution"], 3),
+        "share of the matrix peak": round(gigaflops["step"] / gigaflops["matmul"], 3),
+    }
+
+
+def to_accuracy(seed: int) -> Callable[[], dict[str, Any]]:
+    """Follow naive DM, plain DM on a pool and the default recipe: (CPU seconds, accuracy) at growing budgets."""
+
+    def compute() -> dict[str, Any]:
+        train, test = fc.load_data("fashion-mnist")
+        curves: dict[str, list[list[float]]] = {"naive": [], "dm": [], "dm-ridge": []}
+
+        def note(name: str, seconds: float, synthetic: SyntheticSet) -> None:
+            accuracy = fc.evaluate(synthetic, test, network=NETWORK, seeds=range(2)).accuracy
+            curves[name].append([round(seconds, 1), round(accuracy, 2)])
+
+        naive, spent = Naive(train, seed, distribution_matching_loss), 0.0
+        for target in (30, 60, 120):
+            began = time.process_time()
+            while naive.steps < target:
+                naive.step()
+            spent += time.process_time() - began
+            note("naive", spent, naive.finished())
+        for name in ("dm", "dm-ridge"):
+            recipe = fc.OBJECTIVES[name].recipe
+            for number, size in ((20, 8), (40, 12), (80, 16), (160, 32), (320, 48)):
+                began = time.process_time()
+                short = replace(recipe, steps=number, source=partial(Pool, size=size), lr=max(recipe.lr, 0.03))
+                synthetic = fc.condense(train, 10, _few(name), network=NETWORK, seed=seed, recipe=short)
+                note(name, time.process_time() - began, synthetic)
+                if curves[name][-1][1] > curves["naive"][-1][1] + 1:
+                    break
+        best = max(accuracy for _, accuracy in curves["naive"])
+        first = next(s for s, accuracy in curves["naive"] if accuracy == best)
+        result: dict[str, Any] = {"curves": curves, "accuracy": best}
+        for name in ("dm", "dm-ridge"):
+            reached = [s for s, accuracy in curves[name] if accuracy >= best]
+            result[f"naive / {name}"] = round(first / reached[0], 2) if reached else None
+        return result
+
+    return compute
+
+
+def _few(name: str) -> Any:
+    return DistributionMatching(per_class=64) if name == "dm" else name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["steps", "accuracy", "memory"])
+    parser.add_argument("rest", nargs="*")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "memory":
+        memory(*arguments.rest)
+        return
+    cells: dict[str, Callable[[], dict[str, Any]]] = {}
+    if arguments.what == "steps":
+        cells = {f"step {kind} {p}": steps(kind, p) for kind in ("dm", "dsa") for p in ("float32", "bfloat16")}
+        names = (
+            ("dm", "naive"),
+            ("dm", "fresh"),
+            ("dm", "cached"),
+            ("dm", "default recipe, cached"),
+            ("dsa", "naive"),
+            ("dsa", "ours"),
+        )
+        cells |= {f"memory {kind} {name}": peak_memory(kind, name) for kind, name in names}
+        cells["convolution peak"] = convolution_peak
+    else:
+        cells = {f"accuracy seed{seed}": to_accuracy(seed) for seed in (0, 1, 2)}
+    run_cells(RESULTS / "speed.json", cells)
+
+
+if __name__ == "__main__":
+    main()
