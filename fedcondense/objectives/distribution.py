@@ -81,7 +81,7 @@ class DistributionMatching(FirstMoment):
     per_class: int | None = 256
     relative: bool = False
 
-    recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.01, source=partial(Pool, size=96))
+    recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.02, source=partial(Pool, size=96))
     published: ClassVar[Recipe] = Recipe(
         steps=20_000, lr=1.0, source=Fresh, optimizer="sgd", betas=(0.5, 0.0), decay=1.0, start="real", normalised=True
     )

@@ -50,7 +50,7 @@ class RidgeRegression(FeatureObjective):
     penalty: float = 0.01
 
     separable: ClassVar[bool] = False
-    recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.01, source=partial(Pool, size=96))
+    recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.02, source=partial(Pool, size=96))
 
     def summarise(self, rows: Tensor, targets: Tensor) -> FeatureRows:
         """Keep the rows."""
