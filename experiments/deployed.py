@@ -3,8 +3,8 @@
     python experiments/deployed.py           # results/deployed.json, resumes
     python experiments/deployed.py --table
 
-The clients of `federated.py` (Dirichlet 0.1) condense with ConvNet-3 width 32 as before; the server trains torchvision's
-ResNet-18 (small-image stem, group norm with a group a channel) on the union, 300 steps of 32 images, as a CPU bears. What
+The clients of `federated.py` (Dirichlet 0.1) condense with ConvNet-3 width 32 as before; the server trains
+torchvision's ResNet-18 (small-image stem, group norm with a group a channel) on the union, 300 steps of 32 images. What
 weights would cost is the length of its state in float32, which FedAvg sends both ways in every round; FedAvg itself is
 run for one round of one epoch, on request.
 """

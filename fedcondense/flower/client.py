@@ -131,7 +131,7 @@ def make_client_app(
         load_partition: Returns the node's data.
         caps: What a server may ask for, before the node's config has its say.
         cache: A folder that keeps each answer and the checkpoint of one in progress, so that a node which died or is
-            asked the same again goes on where it was. None: nothing is kept.
+            asked the same again goes on where it was. None: ``cache`` of the node's config, or nothing is kept.
         progress: Called with the partition id and how far condensing is.
     """
     client = ClientApp()
@@ -148,7 +148,8 @@ def make_client_app(
                 raise SettingError("has no data")
             request = Request.read(message.content.config_records.get("config", ConfigRecord()), data)
             report = None if progress is None else lambda step: progress(partition, step)
-            synthetic = _answer(data.to(_device(context)), request, caps.of_node(context), partition, cache, report)
+            kept = cache or (Path(str(context.node_config["cache"])) if "cache" in context.node_config else None)
+            synthetic = _answer(data.to(_device(context)), request, caps.of_node(context), partition, kept, report)
         except (SettingError, DivergenceError) as refused:
             return Message(Error(_REFUSED, safe_text(f"partition {partition}: {refused}")), reply_to=message)
         except Exception as surprise:

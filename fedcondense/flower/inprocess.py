@@ -127,7 +127,8 @@ def run_in_process(
     """
     with task_identity():
         grid = InProcessGrid(client_app, num_nodes, run_config, node_config)
-        server_app(grid, Context(1, 0, {}, RecordDict(), dict(run_config or {})))
+        run_id = uuid.uuid4().int >> 65  # as Flower draws one: results may be filed under it
+        server_app(grid, Context(run_id, 0, {}, RecordDict(), dict(run_config or {})))
     return grid
 
 
