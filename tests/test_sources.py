@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedcondense.contract import Draw, NetworkSource, Synthetic
+from fedcondense.networks import ConvNet, build
+from fedcondense.randomness import child_seed
+from fedcondense.sources import Fresh, Pool, Trained, published_loops
+from fedcondense.training import Fit, fit
+
+OPERATIONS = ("crop", "flip")
+
+
+def make(seed: int) -> nn.Module:
+    return build(partial(ConvNet, width=4, depth=2), (1, 8, 8), 3, seed)
+
+
+def synthetic(per_class: int = 2) -> Synthetic:
+    images = torch.randn(3 * per_class, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    targets = F.one_hot(torch.arange(3).repeat_interleave(per_class), 3).float()
+    return Synthetic(images.requires_grad_(), targets)
+
+
+def flat(draw: Draw) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in draw.network.parameters()])
+
+
+def taken(
+    source: NetworkSource, count: int, seed: int = 0, leaves: Synthetic | None = None
+) -> list[tuple[Draw, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    leaves = leaves or synthetic()
+    return [(draw, flat(draw)) for draw in (source.draw(generator, leaves, None) for _ in range(count))]
+
+
+class TestFresh:
+    def test_every_draw_is_new_and_never_comes_again(self) -> None:
+        draws = taken(Fresh(make, OPERATIONS, 3), 5)
+        assert len({tuple(weights.tolist()) for _, weights in draws}) == 5
+        assert len({draw.seed for draw, _ in draws}) == 5
+        assert all(draw.key is None for draw, _ in draws)
+        assert all(draw.augment.choice.shape == (3,) for draw, _ in draws)
+
+    def test_networks_are_frozen(self) -> None:
+        draw, _ = taken(Fresh(make, OPERATIONS, 3), 1)[0]
+        assert not any(p.requires_grad for p in draw.network.parameters())
+
+    def test_draws_follow_from_the_generator(self) -> None:
+        first, second = (taken(Fresh(make, OPERATIONS, 3), 3) for _ in range(2))
+        for (a, x), (b, y) in zip(first, second, strict=True):
+            assert torch.equal(x, y)
+            assert torch.equal(a.augment.amounts, b.augment.amounts)
+            assert a.seed == b.seed
+
+
+class TestPool:
+    def test_each_pass_takes_every_entry_once_in_another_order(self) -> None:
+        draws = taken(Pool(make, OPERATIONS, 3, size=7), 28)
+        passes = [[draw.key for draw, _ in draws[k : k + 7]] for k in range(0, 28, 7)]
+        assert all(set(keys) == set(passes[0]) and len(set(keys)) == 7 for keys in passes)
+        assert len({tuple(keys) for keys in passes}) > 1
+
+    def test_a_key_always_names_the_same_draw(self) -> None:
+        by_key: dict[object, tuple[Draw, Tensor]] = {}
+        for draw, weights in taken(Pool(make, OPERATIONS, 3, size=4), 12):
+            before, kept = by_key.setdefault(draw.key, (draw, weights))
+            assert torch.equal(kept, weights)
+            assert draw.seed == before.seed
+            assert torch.equal(draw.augment.amounts, before.augment.amounts)
+        assert len({tuple(weights.tolist()) for _, weights in by_key.values()}) == 4
+
+    def test_who_knows_the_seed_has_the_same_pool(self) -> None:
+        """Whatever the generator: clients share a pool by its seed."""
+        first = taken(Pool(make, OPERATIONS, 3, size=4, seed=9), 4, seed=0)
+        second = taken(Pool(make, OPERATIONS, 3, size=4, seed=9), 4, seed=1)
+        assert all(a.key == b.key and torch.equal(x, y) for (a, x), (b, y) in zip(first, second, strict=True))
+
+    def test_an_entry_does_not_depend_on_the_size(self) -> None:
+        small = {draw.key: weights for draw, weights in taken(Pool(make, OPERATIONS, 3, size=3, seed=9), 3)}
+        large = {draw.key: weights for draw, weights in taken(Pool(make, OPERATIONS, 3, size=8, seed=9), 8)}
+        assert all(torch.equal(weights, large[key]) for key, weights in small.items())
+
+    def test_another_seed_is_another_pool(self) -> None:
+        first, second = (taken(Pool(make, OPERATIONS, 3, size=3, seed=seed), 3) for seed in (1, 2))
+        assert not {draw.key for draw, _ in first} & {draw.key for draw, _ in second}
+
+    @pytest.mark.parametrize("after", [0, 3, 5])
+    def test_it_goes_on_from_its_state(self, after: int) -> None:
+        unbroken, broken, resumed = (Pool(make, OPERATIONS, 3, size=4) for _ in range(3))
+        expected = taken(unbroken, 9)[after:]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(after):
+            broken.draw(generator, synthetic(), None)
+        resumed.load_state_dict(broken.state_dict())
+        for draw, weights in expected:
+            again = resumed.draw(generator, synthetic(), None)
+            assert again.key == draw.key
+            assert torch.equal(flat(again), weights)
+
+
+class TestTrained:
+    def test_a_network_serves_outer_steps(self) -> None:
+        draws = taken(Trained(make, OPERATIONS, 3, outer=3, epochs=0), 9)
+        assert [torch.equal(draws[k][1], draws[k - 1][1]) for k in range(1, 9)] == [True, True, False] * 2 + [True] * 2
+        assert len({draw.seed for draw, _ in draws}) == 9
+        assert all(draw.key is None for draw, _ in draws)
+
+    def test_it_is_trained_on_the_synthetic_set_between_two_steps(self) -> None:
+        """By the published inner loop, done here by hand: plain SGD, step size 0.01, `epochs` passes."""
+        source, leaves = Trained(make, OPERATIONS, 3, outer=2, epochs=3), synthetic()
+        (_, first), (second, weights) = taken(source, 2, leaves=leaves)
+        by_hand = make(source.seed)
+        torch.testing.assert_close(torch.cat([p.detach().flatten() for p in by_hand.parameters()]), first)
+        recipe = Fit(3, 6, 0.01, 0.0, schedule="constant")
+        images = leaves.images.detach()
+        fit(by_hand, images, leaves.targets, recipe, seed=child_seed(source.seed, 1), operations=OPERATIONS)
+        torch.testing.assert_close(torch.cat([p.detach().flatten() for p in by_hand.parameters()]), weights)
+        assert not torch.equal(first, weights)
+        assert leaves.images.grad is None
+        assert not any(p.requires_grad for p in second.network.parameters())
+
+    def test_published_loops_are_used_unless_told_otherwise(self) -> None:
+        """Ten images a class: a network serves ten steps."""
+        draws = taken(Trained(make, (), 3, epochs=0), 11, leaves=synthetic(10))
+        changes = [k for k in range(1, 11) if not torch.equal(draws[k][1], draws[k - 1][1])]
+        assert changes == [10]
+
+    @pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+    def test_it_goes_on_from_its_state(self, after: int) -> None:
+        unbroken, broken, resumed = (Trained(make, OPERATIONS, 3, outer=3, epochs=2) for _ in range(3))
+        expected = taken(unbroken, 7)[after:]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(after):
+            broken.draw(generator, synthetic(), None)
+        resumed.load_state_dict(broken.state_dict())
+        for draw, weights in expected:
+            again = resumed.draw(generator, synthetic(), None)
+            assert again.seed == draw.seed
+            assert torch.equal(flat(again), weights)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "loops"), [(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 17)), (40, (40, 12)), (50, (50, 10))]
+)
+def test_published_loops(ipc: int, loops: tuple[int, int]) -> None:
+    """The papers have (30, 20) and (40, 15): the product of 500 that they keep elsewhere is kept here throughout."""
+    assert published_loops(ipc) == loops
+
+
+def test_between_one_and_ten_the_loops_grow() -> None:
+    epochs = [published_loops(ipc)[1] for ipc in range(1, 11)]
+    assert epochs == sorted(epochs)
+    assert published_loops(0) == (1, 1)
