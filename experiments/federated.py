@@ -28,31 +28,25 @@ from fedcondense.flower import federate
 SEEDS = (0, 1, 2)
 IPC = (1, 2, 5, 10, 20)
 NETWORK = "convnet3-w32"
-STEPS = {"pixels": {1: 800, 2: 800, 5: 600, 10: 600, 20: 400}, "multi-formation": {10: 200}}
+STEPS = {"pixels": {1: 400, 2: 500, 5: 500, 10: 600, 20: 400}, "multi-formation": {10: 150}}
 STATISTICS = ("ridge", "ridge-equal-bytes", "feature-statistics")
 
 Key = tuple[float, int, str, str]  # alpha, images per class, row, parametrization
 
 
 def keys() -> list[Key]:
-    at_ten = [
-        ("one-shot dm-ridge", "pixels"),
-        ("one-shot dm", "pixels"),
-        ("random-real", ""),
-        ("half-resolution-real", ""),
-    ]
-    first: list[Key] = [(0.1, 10, *row) for row in at_ten]
-    curve: list[Key] = [
-        (0.1, ipc, row, storage)
-        for ipc in (2, 1, 5, 20)
-        for row, storage in (("one-shot dm-ridge", "pixels"), ("random-real", ""), ("half-resolution-real", ""))
-    ]
-    statistics_rows: list[Key] = [(alpha, 10, row, "") for alpha in (0.1,) for row in STATISTICS]
-    small_dm: list[Key] = [(0.1, 2, "one-shot dm", "pixels")]
-    mild: list[Key] = [(0.5, 10, *row) for row in at_ten]
-    factor: list[Key] = [(0.1, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
-    factor += [(0.5, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
-    return first + curve + statistics_rows + small_dm + mild + factor
+    controls = [("random-real", ""), ("half-resolution-real", "")]
+    ours = ("one-shot dm-ridge", "pixels")
+    plain = ("one-shot dm", "pixels")
+    rows: list[Key] = [(0.1, 10, *row) for row in (ours, *controls)]
+    rows += [(0.1, ipc, *row) for ipc in (2, 20, 1, 5) for row in (ours, *controls)]
+    rows += [(0.1, 10, name, "") for name in STATISTICS]
+    rows += [(0.1, 10, *plain), (0.1, 2, *plain)]
+    rows += [(0.5, 10, *row) for row in (ours, *controls)]
+    rows += [(0.1, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
+    rows += [(0.5, 10, *plain)]
+    rows += [(0.5, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
+    return rows
 
 
 def name_of(key: Key, seed: int) -> str:
