@@ -105,7 +105,8 @@ def test_the_python_examples_of_the_readme_run(tmp_path: Path) -> None:
     """The first, in one process, as it stands but for its folder; the second is the contract test above."""
     text = (APP / "README.md").read_text()
     example = text.split("```python\n")[1].split("```")[0].replace("/tmp/one-shot-in-process", str(tmp_path / "run"))
-    subprocess.run([sys.executable, "-c", example], check=True, timeout=200, cwd=APP.parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # small images: more threads only wait for one another
+    subprocess.run([sys.executable, "-c", example], check=True, timeout=200, cwd=APP.parents[1], env=environment)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["rows"]["one-shot"]["clients"] == 10
     assert result["rows"]["one-shot"]["accuracy"] > 90
