@@ -91,8 +91,9 @@ def summary(results: dict[str, Any], key: Key) -> dict[str, float] | None:
     return numbers | {"std": statistics.stdev(accuracies) if len(found) > 1 else 0.0, "seeds": len(found)}
 
 
-def fedavg_rows(alpha: float) -> dict[int, dict[str, float]]:
-    runs = [v for k, v in read(RESULTS / "fedavg.json").get("rows", {}).items() if k.startswith(f"alpha {alpha} ")]
+def fedavg_rows(alpha: float, epochs: int = 1) -> dict[int, dict[str, float]]:
+    all_rows = read(RESULTS / "fedavg.json").get("rows", {})
+    runs = [v for k, v in all_rows.items() if k.startswith(f"alpha {alpha} epochs {epochs} ")]
     rows: dict[int, dict[str, float]] = {}
     for number in (1, 5, 10, 20):
         cells = [run["rounds"][str(number)] for run in runs if str(number) in run["rounds"]]
@@ -122,11 +123,13 @@ def table(path: Path) -> str:
             spent = f"{cell['client_seconds']:.0f}" if "client_seconds" in cell else ""
             accuracy = f"{cell['accuracy']:.1f} ± {cell['std']:.1f}"
             lines.append(f"| {alpha} | {name} | {per_class} | {size} | {accuracy} | {spent} | {cell['seeds']} |")
-    for alpha in (0.1, 0.5):
-        for rounds, cell in fedavg_rows(alpha).items():
+    for alpha, epochs in ((0.1, 1), (0.1, 3), (0.5, 1)):
+        for rounds, cell in fedavg_rows(alpha, epochs).items():
             size = f"{cell['bytes_up'] / 1000:.0f} | {cell['bytes_down'] / 1000:.0f}"
             accuracy = f"{cell['accuracy']:.1f} ± {cell['std']:.1f}"
-            lines.append(f"| {alpha} | FedAvg, {rounds} round(s) | | {size} | {accuracy} | | {cell['seeds']} |")
+            lines.append(
+                f"| {alpha} | FedAvg, {rounds} round(s) of {epochs} epoch(s) | | {size} | {accuracy} | | {cell['seeds']} |"
+            )
     return "\n".join(lines)
 
 
@@ -147,16 +150,18 @@ def figure(path: Path, output: Path) -> None:
             size = [cell["bytes_up"] / 1000 for cell in found]
             accuracies, spread = [c["accuracy"] for c in found], [c["std"] for c in found]
             axes.errorbar(size, accuracies, spread, label=label, color=colour, marker="o")
-    averaged = list(fedavg_rows(0.1).values())
-    if averaged:
+    for epochs, marker in ((1, "s"), (3, "D")):
+        averaged = list(fedavg_rows(0.1, epochs).values())
+        if not averaged:
+            continue
         size = [cell["bytes_up"] / 1000 for cell in averaged]
         axes.errorbar(
             size,
             [c["accuracy"] for c in averaged],
             [c["std"] for c in averaged],
-            label="FedAvg, 1 to 20 rounds",
+            label=f"FedAvg, 1 to 20 rounds of {epochs} epoch(s)",
             color="C7",
-            marker="s",
+            marker=marker,
         )
     for name, marker in zip(STATISTICS, "^v*", strict=True):
         cell = summary(results, (0.1, 10, name, ""))

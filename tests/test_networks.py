@@ -50,9 +50,9 @@ def test_28_pixels_are_padded_by_three_as_published() -> None:
     assert first.padding == (3, 3)
     x = images(2, 1, 28, 28)
     for k, block in enumerate(network.blocks):
-        convolution, norm = block  # type: ignore[misc]
-        x = F.conv2d(x, convolution.weight, convolution.bias, padding=3 if k == 0 else 1)
-        x = F.instance_norm(x, weight=norm.weight, bias=norm.bias)
+        weights = dict(block.named_parameters())
+        x = F.conv2d(x, weights["0.weight"], weights["0.bias"], padding=3 if k == 0 else 1)
+        x = F.instance_norm(x, weight=weights["1.weight"], bias=weights["1.bias"])
         x = F.avg_pool2d(F.relu(x), 2)
     torch.testing.assert_close(network.features(images(2, 1, 28, 28)), x.flatten(1), rtol=1e-4, atol=1e-5)
 
@@ -77,7 +77,7 @@ def test_chunks_equal_one_pass(norm: str, monkeypatch: pytest.MonkeyPatch) -> No
     whole = network(images(37, 3, 8, 8))
     monkeypatch.setattr(networks, "_CHUNK_BYTES", 1)  # eight images a chunk
     seen: list[int] = []
-    network.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))  # type: ignore[index, union-attr, operator]
+    network.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))  # type: ignore[index, union-attr]
     torch.testing.assert_close(network(images(37, 3, 8, 8)), whole, rtol=1e-5, atol=1e-6)
     assert seen == [8, 8, 8, 8, 5]
 
@@ -86,7 +86,7 @@ def test_batch_norm_sees_the_whole_batch_while_it_trains(monkeypatch: pytest.Mon
     monkeypatch.setattr(networks, "_CHUNK_BYTES", 1)
     network = build(partial(TINY, norm="batch"), (3, 8, 8), 5, seed=0)
     seen: list[int] = []
-    network.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))  # type: ignore[index, union-attr, operator]
+    network.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))  # type: ignore[index, union-attr]
     network(images(20, 3, 8, 8))
     network.eval()(images(20, 3, 8, 8))
     assert seen == [20, 8, 8, 4]

@@ -183,7 +183,7 @@ def test_a_frozen_network_is_thawed() -> None:
 def test_a_callers_autocast_is_heeded() -> None:
     seen: list[torch.dtype] = []
     module = build(TINY, (1, 8, 8), 3, 0)
-    module.classifier.register_forward_hook(lambda m, i, o: seen.append(o.dtype))  # type: ignore[union-attr, operator]
+    module.classifier.register_forward_hook(lambda m, i, o: seen.append(o.dtype))  # type: ignore[union-attr]
     with torch.autocast("cpu", torch.bfloat16):
         fit(module, *batch(8), Fit(2))
     assert seen == [torch.bfloat16] * 2
