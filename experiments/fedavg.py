@@ -4,7 +4,7 @@
     python experiments/fedavg.py --alpha 0.1 --seeds 0 --epochs 3
 
 The step size is chosen by the accuracy after 1 and after 5 rounds (their mean) on 5,000 training images that no client
-holds, at Dirichlet 0.1 and seed 0; the rows then train on all 60,000. Features in bfloat16 (autocast). Three local epochs
+holds, at Dirichlet 0.1 and seed 0; the rows then train on all 60,000. Features in bfloat16 (autocast). Three epochs
 do better a round and cost three times the work: `--epochs 3`. Writes results/fedavg.json after every run.
 """
 

@@ -127,9 +127,8 @@ def table(path: Path) -> str:
         for rounds, cell in fedavg_rows(alpha, epochs).items():
             size = f"{cell['bytes_up'] / 1000:.0f} | {cell['bytes_down'] / 1000:.0f}"
             accuracy = f"{cell['accuracy']:.1f} ± {cell['std']:.1f}"
-            lines.append(
-                f"| {alpha} | FedAvg, {rounds} round(s) of {epochs} epoch(s) | | {size} | {accuracy} | | {cell['seeds']} |"
-            )
+            name = f"FedAvg, {rounds} round(s) of {epochs} epoch(s)"
+            lines.append(f"| {alpha} | {name} | | {size} | {accuracy} | | {cell['seeds']} |")
     return "\n".join(lines)
 
 
