@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedcondense.contract import Draw, Synthetic
+from fedcondense.data import Data
+from fedcondense.objectives import features
+from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.objectives.features import FeatureObjective, Sum
+from fedcondense.objectives.ridge import FeatureRows, RidgeRegression, means_and_ridge
+
+Step = tuple[Draw, Data, Synthetic]
+MakeStep = Callable[..., Step]
+
+
+@dataclass(frozen=True)
+class Energy(FeatureObjective):
+    """Half the squared norm of all rows, for gradients that are known: the rows themselves."""
+
+    layer: str = "embedding"
+    per_class: int | None = None
+    separable = False
+
+    def summarise(self, rows: Tensor, targets: Tensor) -> int:
+        return len(rows)
+
+    def merge(self, pieces: Sequence[int]) -> int:
+        return sum(pieces)
+
+    def compare(self, observed: int, rows: Tensor, targets: Tensor) -> Tensor:
+        assert rows.dtype == torch.float32 or torch.is_autocast_enabled("cpu") is False
+        return rows.float().square().sum() / 2
+
+
+def test_rows_are_the_features_of_the_augmented_images(step: MakeStep) -> None:
+    draw, _, synthetic = step()
+    expected = torch.cat(
+        [
+            draw.network.features(draw.augment(image[None], target.argmax().view(1)))
+            for image, target in zip(synthetic.images, synthetic.targets, strict=True)
+        ]
+    )
+    torch.testing.assert_close(Energy().rows(draw, synthetic), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [DistributionMatching(), RidgeRegression(), means_and_ridge()])
+def test_real_images_are_taken_in_pieces(
+    objective: FeatureObjective, step: MakeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, data, synthetic = step()
+    whole = objective.loss(draw, data.observe(objective, draw), synthetic)
+    monkeypatch.setattr(features, "_REAL_AT_ONCE", 4)
+    torch.testing.assert_close(objective.loss(draw, data.observe(objective, draw), synthetic), whole)
+
+
+def test_all_images_of_a_class_are_seen_where_no_number_is_given(step: MakeStep) -> None:
+    draw, data, _ = step()
+    assert data.observe(Energy(), draw) == len(data)
+    assert data.observe(Energy(per_class=2), draw) == 2 + 2 + 2 + 1
+
+
+def test_what_is_not_separable_never_builds_a_larger_graph_than_asked(step: MakeStep) -> None:
+    """By the closed form of half a squared norm: the gradient of an image is that of its own row."""
+    draw, _, synthetic = step()
+    graphs: list[int] = []
+
+    class Spied(Energy):
+        def rows(self, draw: Draw, batch: Synthetic) -> Tensor:  # type: ignore[override]
+            if torch.is_grad_enabled():
+                graphs.append(len(batch.images))
+            return super().rows(draw, batch)
+
+    loss = Energy().loss(draw, 0, synthetic)
+    expected = torch.autograd.grad(loss, synthetic.images)[0]
+    total = Spied().backward(draw, 0, synthetic, at_once=3)
+    assert graphs == [3, 3, 1]
+    torch.testing.assert_close(total, loss.detach())
+    assert synthetic.images.grad is not None
+    torch.testing.assert_close(synthetic.images.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+class TestSum:
+    def test_it_is_the_weighted_sum_of_its_terms(self, step: MakeStep) -> None:
+        draw, data, synthetic = step()
+        terms = (DistributionMatching(), DistributionMatching(relative=True), RidgeRegression(per_class=256))
+        both = Sum(terms, (1.0, 2.0, 0.5))
+        apart = [term.loss(draw, data.observe(term, draw), synthetic) for term in terms]
+        expected = apart[0] + 2 * apart[1] + 0.5 * apart[2]
+        torch.testing.assert_close(both.loss(draw, data.observe(both, draw), synthetic), expected)
+
+    def test_one_pass_over_the_synthetic_images_serves_all(self, step: MakeStep) -> None:
+        draw, data, synthetic = step()
+        both = means_and_ridge()
+        observed = data.observe(both, draw)
+        passes: list[int] = []
+        draw.network.blocks[0].register_forward_hook(lambda m, i, o: passes.append(len(o)))
+        both.loss(draw, observed, synthetic)
+        assert passes == [len(synthetic.images)]
+
+    def test_layer_images_and_recipe_are_those_of_the_first_term(self) -> None:
+        both = Sum((DistributionMatching("logits", 7), RidgeRegression()), (1.0, 1.0))
+        assert (both.layer, both.per_class, both.recipe) == ("logits", 7, DistributionMatching.recipe)
+
+    def test_its_repr_is_the_recipe(self) -> None:
+        assert repr(means_and_ridge(ridge=0.5)) == (
+            "Sum(terms=(DistributionMatching(layer='embedding', per_class=64, relative=True), "
+            "RidgeRegression(layer='embedding', per_class=64, penalty=0.01)), weights=(1.0, 0.5))"
+        )
+
+
+@pytest.mark.parametrize("objective", [DistributionMatching(), RidgeRegression(), means_and_ridge()])
+def test_autocast_holds_for_features_alone(objective: FeatureObjective, step: MakeStep) -> None:
+    """Features in bfloat16, everything after them in full precision: close to float32, and a float32 loss."""
+    draw, data, synthetic = step()
+    exact = objective.loss(draw, data.observe(objective, draw), synthetic)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert objective.rows(draw, synthetic).dtype == torch.bfloat16
+        loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=0.05, atol=0)
+    assert not torch.equal(loss, exact)
+
+
+def test_a_piece_of_rows_and_a_whole_merge_to_the_same() -> None:
+    rows, targets = torch.randn(6, 4), torch.eye(3).repeat(2, 1)
+    objective = means_and_ridge()
+    parts = objective.merge([objective.summarise(rows[k : k + 2], targets[k : k + 2]) for k in (0, 2, 4)])
+    sums, kept = objective.merge([objective.summarise(rows, targets)])
+    torch.testing.assert_close(parts[0].sums, sums.sums)
+    assert isinstance(kept, FeatureRows)
+    assert torch.equal(parts[1].rows, kept.rows)
