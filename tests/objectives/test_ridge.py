@@ -9,6 +9,7 @@ from torch import Tensor
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data import Data
 from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.objectives.features import FeatureObjective
 from fedcondense.objectives.ridge import FeatureRows, RidgeRegression, means_and_ridge
 
 Step = tuple[Draw, Data, Synthetic]
@@ -26,7 +27,8 @@ def dense(real: Tensor, real_targets: Tensor, rows: Tensor, targets: Tensor, rid
         ridge = 0.01 * float(kernel.diagonal().mean())
     inverse = torch.linalg.inv(kernel + ridge * torch.eye(len(rows), dtype=torch.float64))
     predicted = real @ rows.T @ inverse @ (targets - centre)
-    return 0.5 * (predicted - (real_targets - centre)).pow(2).sum() / len(real)
+    loss: Tensor = 0.5 * (predicted - (real_targets - centre)).pow(2).sum() / len(real)
+    return loss
 
 
 def toy_rows(seed: int = 0, *, n: int = 9, width: int = 20, classes: int = 4) -> tuple[FeatureRows, Tensor, Tensor]:
@@ -127,7 +129,7 @@ def test_observing_keeps_half_precision_rows_of_each_class(step: MakeStep) -> No
 
 
 def loss_and_gradient(
-    objective: RidgeRegression, draw: Draw, data: Data, synthetic: Synthetic
+    objective: FeatureObjective, draw: Draw, data: Data, synthetic: Synthetic
 ) -> tuple[Tensor, Tensor]:
     loss = objective.loss(draw, data.observe(objective, draw), synthetic)
     return loss.detach(), torch.autograd.grad(loss, synthetic.images)[0]
@@ -136,9 +138,9 @@ def loss_and_gradient(
 @pytest.mark.parametrize("weight", [1.0, 0.25])
 def test_the_default_is_both_terms_computed_apart(step: MakeStep, weight: float) -> None:
     toy = step()
-    means = loss_and_gradient(DistributionMatching(per_class=64, relative=True), *toy)  # type: ignore[arg-type]
+    means = loss_and_gradient(DistributionMatching(per_class=64, relative=True), *toy)
     ridge = loss_and_gradient(RidgeRegression(per_class=64), *toy)
-    both = loss_and_gradient(means_and_ridge(ridge=weight), *toy)  # type: ignore[arg-type]
+    both = loss_and_gradient(means_and_ridge(ridge=weight), *toy)
     for a, b, c in zip(means, ridge, both, strict=True):
         assert b.abs().max() > 0
         torch.testing.assert_close(a + weight * b, c, rtol=1e-5, atol=1e-5 * float(c.abs().max()))
@@ -159,7 +161,7 @@ def test_settings_of_the_default_reach_both_terms() -> None:
 def test_two_passes_give_the_gradient_of_one_graph(step: MakeStep, at_once: int) -> None:
     draw, data, synthetic = step()
     for objective in (RidgeRegression(), means_and_ridge()):
-        loss, gradient = loss_and_gradient(objective, draw, data, synthetic)  # type: ignore[arg-type]
+        loss, gradient = loss_and_gradient(objective, draw, data, synthetic)
         synthetic.images.grad = None
         total = objective.backward(draw, data.observe(objective, draw), synthetic, at_once)
         assert synthetic.images.grad is not None
