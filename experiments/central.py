@@ -117,7 +117,7 @@ def main() -> None:
         for method, storage in methods(data, ipc)
         if arguments.only in (None, method)
     }
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         run_cells(arguments.output, cells, arguments.shard)
 
 

@@ -51,6 +51,7 @@ def main() -> None:
     rest[held_out] = False
     tuning_train, tuning_test = train.subset(rest), train.subset(held_out)
     torch.set_autocast_enabled("cpu", True)
+    torch.set_autocast_cache_enabled(False)
     torch.set_autocast_dtype("cpu", torch.bfloat16)
     for training in GRID:
         name = f"lr {training.lr} epochs {training.epochs}"

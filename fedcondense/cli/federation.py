@@ -16,6 +16,8 @@ from fedcondense.cli.terminal import (
     Format,
     Output,
     Plugin,
+    Precisely,
+    Precision,
     Threads,
     check_folder,
     columns,
@@ -75,6 +77,7 @@ def federate(
     plugin: Plugin = None,
     device: Device = None,
     threads: Threads = None,
+    precision: Precisely = Precision.float32,
     form: Output = Format.text,
 ) -> None:
     """Split DATA among clients, let each send a condensed set once, and compare with FedAvg and cheap controls.
@@ -89,7 +92,7 @@ def federate(
     """
     from fedcondense.flower import federate as run_federation  # names the pip command if flwr is missing
 
-    set_up(threads, plugin)
+    set_up(threads, plugin, precision)
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
     _check_folder(output, resume, overwrite)

@@ -16,6 +16,8 @@ from fedcondense.cli.terminal import (
     Output,
     Overwrite,
     Plugin,
+    Precisely,
+    Precision,
     Threads,
     check_output,
     clock,
@@ -95,6 +97,7 @@ def plan(
     data_root: DataRoot = None,
     plugin: Plugin = None,
     threads: Threads = None,
+    precision: Precisely = Precision.float32,
     form: Output = Format.text,
 ) -> None:
     """Say what condensing DATA would take before anything starts: bytes, seconds, memory, and what wins without it.
@@ -105,7 +108,7 @@ def plan(
     from fedcondense.pictures import human_bytes
     from fedcondense.planning import plan as plan_run
 
-    set_up(threads, plugin)
+    set_up(threads, plugin, precision)
     train = load_data(name, data_root).train
     options = given(objective=objective, parametrization=parametrization, network=network, steps=steps)
     planned = plan_run(train, ipc, **options)
@@ -142,6 +145,7 @@ def condense(
     plugin: Plugin = None,
     device: Device = None,
     threads: Threads = None,
+    precision: Precisely = Precision.float32,
     form: Output = Format.text,
 ) -> None:
     """Condense DATA into a few synthetic images per class, and measure them.
@@ -157,7 +161,7 @@ def condense(
     from fedcondense.datasets import load_data
     from fedcondense.selection import select
 
-    set_up(threads, plugin)
+    set_up(threads, plugin, precision)
     checkpoint = Checkpoint(output.with_name(f"{output.name}.checkpoint"), checkpoint_every, resume)
     _check_run(output, Path(checkpoint.path), resume, overwrite)
     options = given(objective=objective, parametrization=parametrization, network=network, start=start, steps=steps)
@@ -226,6 +230,7 @@ def evaluate(
     plugin: Plugin = None,
     device: Device = None,
     threads: Threads = None,
+    precision: Precisely = Precision.float32,
     form: Output = Format.text,
 ) -> None:
     """Train networks from scratch on the set in FILE and test them on real data.
@@ -238,7 +243,7 @@ def evaluate(
     from fedcondense.networks import NETWORKS
     from fedcondense.synthetic import SyntheticSet
 
-    set_up(threads, plugin)
+    set_up(threads, plugin, precision)
     synthetic = SyntheticSet.load(file)
     name = data or synthetic.name
     if data is None and ":" in name:  # a stranger's file must not choose what is read from this disk

@@ -31,6 +31,16 @@ class Format(StrEnum):
     json = "json"
 
 
+class Precision(StrEnum):
+    """What features are computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Precisely = Annotated[
+    Precision, typer.Option("--precision", help="bfloat16 is quicker on a GPU or a CPU with AMX, at the same accuracy.")
+]
 DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie; default: the variable FEDCONDENSE_DATA.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; a resumed run is bit-equal only with as many.")]
@@ -115,8 +125,17 @@ def pick_device(name: str | None) -> str:
     return name
 
 
-def set_up(threads: int | None = None, plugins: Sequence[Path] | None = None) -> None:
-    """Set the number of threads, and run the user's own files that add methods to the dicts."""
+def set_up(
+    threads: int | None = None, plugins: Sequence[Path] | None = None, precision: Precision = Precision.float32
+) -> None:
+    """Set threads and precision for the process, and run the user's own files that add methods to the dicts."""
+    if precision is not Precision.float32:
+        import torch
+
+        torch.set_autocast_cache_enabled(False)  # it would keep every network until the process ends
+        for device in ("cpu", "cuda"):
+            torch.set_autocast_enabled(device, True)
+            torch.set_autocast_dtype(device, getattr(torch, precision))
     if threads is not None:
         import torch
 

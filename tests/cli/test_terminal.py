@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from fedcondense.cli.terminal import check_folder, columns, jsonable
+from fedcondense.synthetic import SyntheticSet
 
 
 def test_json_has_no_nan_and_no_tuples() -> None:
@@ -18,3 +21,20 @@ def test_columns_are_aligned() -> None:
 def test_a_folder_is_checked_by_writing_and_left_empty(tmp_path: Path) -> None:
     check_folder(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_bfloat16_is_asked_for_by_name_and_changes_the_set_a_little(tmp_path: Path) -> None:
+    sets = []
+    for precision in ("float32", "bfloat16"):
+        path = tmp_path / f"{precision}.safetensors"
+        command = ["condense", "digits", "--ipc", "1", "--steps", "5", "--no-evaluate", "--threads", "1"]
+        run = subprocess.run(
+            [sys.executable, "-c", "from fedcondense.cli import main; main()"]  # autocast stays on: not in this process
+            + [*command, "--precision", precision, "--output", str(path)],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        sets.append(SyntheticSet.load(path).pixels().images)
+    difference = (sets[0] - sets[1]).abs()
+    assert 0 < float(difference.max()) < 0.2
