@@ -331,7 +331,8 @@ def _start(
     )
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
-    return parametrization.encode(start(data, counts, generator), targets)
+    with torch.autocast(data.device.type, enabled=False):  # the same start at any precision
+        return parametrization.encode(start(data, counts, generator), targets)
 
 
 def _optimizer(leaves: list[Tensor], recipe: Recipe, spec: Spec, ipc: int) -> torch.optim.Optimizer:

@@ -30,6 +30,7 @@ VERSION = 1
 
 _DTYPES = {"U8": torch.uint8, "I16": torch.int16, "F16": torch.float16, "F32": torch.float32}
 _TEXT = 2000  # characters a text field may have
+_LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
 _SUM = 0.02  # how far the sum of half-precision probabilities may be from 1
 
 
@@ -89,7 +90,7 @@ def parse(blob: bytes | memoryview, limits: Limits) -> SyntheticSet:
         raise
     except RecursionError:
         raise UntrustedSetError("the header is nested too deeply") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise UntrustedSetError(f"malformed: {_short(error)}") from None
 
 
@@ -204,6 +205,7 @@ def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits
 
 
 _RECORD_TEXT = ("data", "method", "network", "start")
+_RECORD_LISTS = ("shape", "classes", "mean", "std", "augmentation", "counts")
 
 
 def _record(given: Any, limits: Limits) -> Record:
@@ -213,6 +215,8 @@ def _record(given: Any, limits: Limits) -> Record:
         _refuse(f"record fields {_short(sorted(extra))} are not known")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     record = Record(**values)
+    if not all(isinstance(getattr(record, name), tuple) for name in _RECORD_LISTS):
+        _refuse(f"{', '.join(_RECORD_LISTS)} have to be lists")
     if not all(isinstance(getattr(record, name), str) and len(getattr(record, name)) <= _TEXT for name in _RECORD_TEXT):
         _refuse("a record text that is no text, or too long")
     if not (len(record.shape) == 3 and all(type(n) is int and 1 <= n <= 4096 for n in record.shape)):
@@ -224,7 +228,7 @@ def _record(given: Any, limits: Limits) -> Record:
         _refuse("class names that repeat")
     for name in ("mean", "std"):
         value = getattr(record, name)
-        finite = all(type(v) in (int, float) and math.isfinite(v) for v in value)
+        finite = all(type(v) in (int, float) and abs(v) <= _LARGEST for v in value)
         if len(value) != record.shape[0] or not finite or (name == "std" and min(value) < 1e-6):
             _refuse(f"{name} {_short(value)}; needed: {record.shape[0]} finite numbers, std above zero")
     numbers = (record.ipc, record.seed, record.steps, *record.counts)
