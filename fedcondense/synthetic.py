@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -276,6 +277,7 @@ def write_file(path: str | os.PathLike[str], blob: bytes, overwrite: bool) -> Pa
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a path through a file has nothing to remove, and says so in its own way
+            temporary.unlink()
         raise OutputError(f"{path}: {error.strerror}; free the disk or choose a folder that can be written") from error
     return path
