@@ -3,7 +3,7 @@
     python experiments/fedavg.py                  # the tuned baseline, once; results/fedavg.json
     python experiments/federated.py               # all other rows, resumes; results/federated.json
     python experiments/federated.py --table       # Markdown, from what is there
-    python experiments/federated.py --figure      # accuracy against bytes, results/federated.png
+    python experiments/overview.py                # accuracy against bytes, results/overview.png
 
 `fedcondense.flower.federate` runs each row: every client condenses its own partition (Gaussian start, at most half of
 the records it has of a class) and the server trains a ConvNet-3 width 32 on the union, weighted by records per image,
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from cells import RESULTS, read, run_cells
 import fedcondense as fc
 from fedcondense.flower import federate
 
+PATH = RESULTS / "federated.json"
 SEEDS = (0, 1, 2)
 IPC = (1, 2, 5, 10, 20)
 NETWORK = "convnet3-w32"
@@ -109,8 +109,8 @@ def fedavg_rows(alpha: float, epochs: int = 1) -> dict[int, dict[str, float]]:
     return rows
 
 
-def table(path: Path) -> str:
-    results = read(path)
+def table() -> str:
+    results = read(PATH)
     lines = ["| Dirichlet | row | images per class | kB up a client | kB down | accuracy | s a client | seeds |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for key in sorted(keys()):
@@ -132,68 +132,48 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def figure(path: Path, output: Path) -> None:
-    from matplotlib.figure import Figure
-
-    results = read(path)
-    drawing = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = drawing.add_subplot()
+def curve(axes: Any) -> None:
+    """Draw accuracy against bytes at Dirichlet 0.1 on matplotlib axes."""
+    results = read(PATH)
     rows = (
-        ("one-shot dm-ridge", "pixels", "distilled (one-shot)", "C0"),
-        ("random-real", "", "random real images", "C1"),
-        ("half-resolution-real", "", "half-resolution real images", "C2"),
+        ("one-shot dm-ridge", "pixels", "distilled, one round", "C0"),
+        ("random-real", "", "random real images, one round", "C1"),
+        ("half-resolution-real", "", "half-resolution real images, one round", "C2"),
     )
     for name, storage, label, colour in rows:
         found = [cell for ipc in IPC if (cell := summary(results, (0.1, ipc, name, storage)))]
-        if found:
-            size = [cell["bytes_up"] / 1000 for cell in found]
-            accuracies, spread = [c["accuracy"] for c in found], [c["std"] for c in found]
-            axes.errorbar(size, accuracies, spread, label=label, color=colour, marker="o")
+        _line(axes, found, label, color=colour, marker="o")
     for epochs, marker in ((1, "s"), (3, "D")):
-        averaged = list(fedavg_rows(0.1, epochs).values())
-        if not averaged:
-            continue
-        size = [cell["bytes_up"] / 1000 for cell in averaged]
-        axes.errorbar(
-            size,
-            [c["accuracy"] for c in averaged],
-            [c["std"] for c in averaged],
-            label=f"FedAvg, 1 to 20 rounds of {epochs} epoch(s)",
-            color="C7",
-            marker=marker,
-        )
+        found = list(fedavg_rows(0.1, epochs).values())
+        rounds = ", ".join(map(str, fedavg_rows(0.1, epochs)))
+        _line(axes, found, f"FedAvg, {rounds} rounds of {epochs} epoch(s)", color="C7", marker=marker)
     for name, marker in zip(STATISTICS, "^v*", strict=True):
         cell = summary(results, (0.1, 10, name, ""))
-        if cell:
-            axes.plot(cell["bytes_up"] / 1000, cell["accuracy"], marker, color="C4", label=name, linestyle="")
-    axes.set(
-        xscale="log",
-        xlabel="kB up a client (log)",
-        ylabel="accuracy, %",
-        title="Fashion-MNIST, 10 clients, Dirichlet 0.1",
-    )
+        _line(axes, [cell] if cell else [], name, color="C4", marker=marker, linestyle="")
+    axes.set(xscale="log", xlabel="kB up a client (log)", ylabel="accuracy, %")
+    axes.set_title("Fashion-MNIST, 10 clients, label-wise Dirichlet 0.1", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend()
-    drawing.savefig(output, dpi=150)
+    axes.legend(fontsize=8)
+
+
+def _line(axes: Any, cells: Sequence[Mapping[str, float]], label: str, **style: Any) -> None:
+    if cells:
+        size = [cell["bytes_up"] / 1000 for cell in cells]
+        axes.errorbar(size, [c["accuracy"] for c in cells], [c["std"] for c in cells], label=label, **style)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--figure", action="store_true")
-    parser.add_argument("--output", type=Path, default=RESULTS / "federated.json")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(arguments.output))
-    if arguments.figure:
-        figure(arguments.output, RESULTS / "federated.png")
-    if arguments.table or arguments.figure:
+        print(table())
         return
     torch.set_num_threads(1)
     cells = {name_of(key, seed): row(key, seed) for key in keys() for seed in SEEDS}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        run_cells(arguments.output, cells, arguments.shard)
+        run_cells(PATH, cells, arguments.shard)
 
 
 if __name__ == "__main__":
