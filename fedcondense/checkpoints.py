@@ -58,8 +58,8 @@ class Checkpoint:
         try:
             with safetensors.safe_open(self.path, framework="pt") as file:
                 content = json.loads(file.metadata()["checkpoint"])
-                state = _join(content["state"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            before = content["configuration"]
+                state = dict(_join(content["state"], {name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
+            before = dict(content["configuration"])
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise ResumeError(f"{self.path} is no checkpoint ({error}); delete it and start again") from None
         differs = [
@@ -72,7 +72,7 @@ class Checkpoint:
                 f"{self.path} belongs to another run: {'; '.join(differs)}. Resume with the settings it was started "
                 "with, or delete it to start again"
             )
-        return dict(state)
+        return state
 
     def remove(self) -> None:
         """Delete the file: the run is done."""
