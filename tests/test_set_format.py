@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -321,7 +321,7 @@ def test_labels_beyond_the_classes_are_refused() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_codes_that_are_not_finite_are_refused(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     class Half(Pixels):
-        storage = {"images": torch.float16}  # noqa: RUF012 (as the class it derives from)
+        storage: ClassVar[Mapping[str, torch.dtype]] = {"images": torch.float16}
 
     monkeypatch.setitem(PARAMETRIZATIONS, "half", Half)
     images = torch.rand(1, 1, 8, 8).half()
