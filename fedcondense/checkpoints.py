@@ -25,7 +25,7 @@ class Checkpoint:
     """Where and how often a run keeps its state, and whether it goes on from one.
 
     Args:
-        path: The file; a run that ends well removes it.
+        path: The file; whoever saved the run's set removes it.
         every_s: Seconds between two writes, at least.
         resume: Go on from the file if there is one.
     """

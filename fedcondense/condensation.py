@@ -175,6 +175,7 @@ def prepare(
         "precision": _precision(data.device.type),
         "seed": seed,
         "recipe": repr(replace(recipe, source=type(source))),
+        "source": _settings(source),
     }
     record = Record(
         data=spec.name,
@@ -315,6 +316,12 @@ class Loop:
 def _precision(device: str) -> str:
     """Return the dtype that the caller's autocast, if any, computes features in."""
     return str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
+
+
+def _settings(source: NetworkSource) -> str:
+    """Return the plain values that a source was built with: a pool of another size is another run."""
+    plain = {k: v for k, v in vars(source).items() if v is None or isinstance(v, (int, float, str, tuple))}
+    return f"{type(source).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
 
 
 def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:
