@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +14,15 @@ import pytest
 import safetensors.torch
 import torch
 
+from fedcondense import condensation
 from fedcondense.checkpoints import Checkpoint
+from fedcondense.condensation import Loop, Progress, condense
+from fedcondense.data import Data, Spec
 from fedcondense.errors import ResumeError
+from fedcondense.networks import ConvNet
+from fedcondense.objectives import OBJECTIVES
+from fedcondense.sources import Fresh, Pool, Trained
+from fedcondense.synthetic import SyntheticSet
 
 CONFIGURATION = {"seed": 3, "objective": "dm", "limit": 0.5}
 
@@ -136,3 +149,184 @@ def test_removing_twice_is_fine(tmp_path: Path) -> None:
     checkpoint.remove()
     checkpoint.remove()
     assert not list(tmp_path.iterdir())
+
+
+TINY = partial(ConvNet, width=8, depth=2)
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the loss, report and keep a checkpoint after each step."""
+    monkeypatch.setattr(condensation, "_LOOK_S", 0.0)
+
+
+def toy(counts: tuple[int, ...] = (20, 15, 12)) -> Data:
+    spec = Spec("toy", (1, 8, 8), ("a", "b", "c"), (0.5,), (0.25,))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (sum(counts), 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return Data(images, torch.arange(3).repeat_interleave(torch.tensor(counts)), spec)
+
+
+def bytes_of(synthetic: SyntheticSet) -> bytes:
+    return synthetic.with_record(seconds=0.0).to_bytes()
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        ("change", "differs"),
+        [
+            ({"seed": 1}, ["seed was 0, is 1"]),
+            ({"ipc": 3}, ["ipc was 2, is 3"]),
+            ({"limit": 0.5}, ["limit was 1.0, is 0.5"]),
+            ({"objective": "ridge"}, ["objective was ", "DistributionMatching(", "RidgeRegression("]),
+            ({"parametrization": "multi-formation"}, ["parametrization was 'Pixels()'"]),
+            ({"network": "convnet2-w32"}, ["network was ", "is 'convnet2-w32'"]),
+            ({"steps": 5}, ["steps=4", "steps=5"]),
+            ({"start": "noise"}, ["start='gaussian'", "start='noise'"]),
+            ({"data": toy((9, 9, 9))}, ["data was "]),
+            ({"recipe": replace(OBJECTIVES["dm"].recipe, lr=0.5, steps=4)}, ["lr=0.5"]),
+            (
+                {"recipe": replace(OBJECTIVES["dm"].recipe, source=partial(Pool, size=5), steps=4)},
+                ["size=96", "size=5"],
+            ),
+            ({"seed": 1, "ipc": 1}, ["seed was 0, is 1", "ipc was 2, is 1"]),
+        ],
+    )
+    def test_another_configuration_is_refused_with_what_differs(
+        self, change: dict[str, Any], differs: list[str], tmp_path: Path
+    ) -> None:
+        settings: dict[str, Any] = {"data": toy(), "ipc": 2, "objective": "dm", "network": TINY, "steps": 4}
+        condense(**settings, checkpoint=Checkpoint(tmp_path / "c"))
+        before = (tmp_path / "c").read_bytes()
+        with pytest.raises(ResumeError) as refused:
+            condense(**(settings | change), checkpoint=Checkpoint(tmp_path / "c", resume=True))
+        for text in differs:
+            assert text in str(refused.value)
+        assert (tmp_path / "c").read_bytes() == before
+
+    def test_a_damaged_checkpoint_is_refused(self, tmp_path: Path) -> None:
+        condense(toy(), 1, network=TINY, steps=1, checkpoint=Checkpoint(tmp_path / "c"))
+        (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-9])
+        with pytest.raises(ResumeError, match="is no checkpoint"):
+            condense(toy(), 1, network=TINY, steps=1, checkpoint=Checkpoint(tmp_path / "c", resume=True))
+
+    def test_a_run_that_was_done_is_not_done_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = condense(toy(), 1, network=TINY, steps=3, checkpoint=Checkpoint(tmp_path / "c"))
+        monkeypatch.setattr(Loop, "step", lambda self: pytest.fail("a step was taken"))
+        again = condense(toy(), 1, network=TINY, steps=3, checkpoint=Checkpoint(tmp_path / "c", resume=True))
+        assert bytes_of(again) == bytes_of(first)
+
+    @pytest.mark.parametrize("parametrization", ["pixels", "multi-formation"])
+    @pytest.mark.parametrize("make", [partial(Trained, outer=3, epochs=1), partial(Pool, size=3), Fresh])
+    def test_at_every_step_it_goes_on_bit_by_bit(
+        self, make: Callable[..., Any], parametrization: str, tmp_path: Path, every_step: None
+    ) -> None:
+        recipe = replace(OBJECTIVES["dm"].recipe, source=make, steps=7)
+
+        def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:
+            def progress(now: Progress) -> None:
+                if now.step == stop:
+                    raise KeyboardInterrupt
+
+            made = condense(
+                *(toy(), 1, "dm", parametrization),
+                network=TINY,
+                recipe=recipe,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+            return bytes_of(made)
+
+        unbroken = run(None)
+        for stop in range(1, 8):
+            path = tmp_path / str(stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(Checkpoint(path, 0), stop)
+            assert run(Checkpoint(path, 0, resume=True)) == unbroken
+
+
+KILLS = """
+import json, os, random, signal, sys, time
+from dataclasses import replace
+from functools import partial
+import torch
+from fedcondense import condensation
+from fedcondense.checkpoints import Checkpoint
+from fedcondense.datasets import load_data
+from fedcondense.networks import ConvNet
+from fedcondense.objectives import OBJECTIVES
+from fedcondense.sources import Pool, Trained
+
+torch.set_num_threads(1)
+condensation._LOOK_S = 0.0
+folder, name, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+train = load_data("digits").train.subset(torch.arange(200))
+objective = OBJECTIVES[name]
+source = partial(Pool, size=6) if name == "dm-ridge" else partial(Trained, outer=4, epochs=1)
+if name == "dsa":
+    objective = replace(objective, per_class=8)
+recipe = replace(objective.recipe, source=source, steps=steps)
+network = partial(ConvNet, width=4, depth=2)
+
+
+def start(run, resume):
+    # one process a run; it says each step to the pipe
+    read, write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(write)
+        return child, read
+    kept = Checkpoint(f"{folder}/{run}.checkpoint", 0, resume)
+    made = condensation.condense(
+        train, 1, objective, network=network, recipe=recipe, checkpoint=kept, progress=lambda now: os.write(write, b".")
+    )
+    made.with_record(seconds=0.0).save(f"{folder}/{run}")
+    os._exit(0)
+
+
+def end(child, read):
+    os.close(read)
+    return os.waitpid(child, 0)[1]
+
+
+leaf = torch.zeros(1, requires_grad=True)
+leaf.grad = torch.zeros(1)
+torch.optim.Adam([leaf]).step()  # what torch imports at the first step, each child would import again
+child, read = start("whole", False)
+os.read(read, 1)
+began = time.monotonic()
+while os.read(read, 1):
+    pass
+a_step = (time.monotonic() - began) / steps
+assert end(child, read) == 0
+moments = random.Random(0)
+for run in range(10):
+    child, read = start(run, False)
+    for _ in range(moments.randrange(1, steps)):
+        os.read(read, 1)
+    time.sleep(a_step * moments.random())
+    os.kill(child, signal.SIGKILL)
+    status = end(child, read)
+    assert os.waitstatus_to_exitcode(status) in (-signal.SIGKILL, 0), status
+    killed = os.WIFSIGNALED(status)
+    child, read = start(run, True) if killed else (0, 0)
+    taken = 0
+    while killed and os.read(read, 1):
+        taken += 1
+    assert not killed or end(child, read) == 0
+    equal = open(f"{folder}/{run}", "rb").read() == open(f"{folder}/whole", "rb").read()
+    print(json.dumps({"killed": killed, "taken": taken, "equal": equal}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "steps"), [("dm-ridge", 24), ("dsa", 12)])
+def test_killed_at_ten_random_moments_and_resumed_it_ends_bit_equal(objective: str, steps: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLS, str(tmp_path), objective, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(runs) == 10
+    assert all(run["equal"] for run in runs)
+    assert sum(run["killed"] for run in runs) >= 8
+    assert sum(0 < run["taken"] < steps for run in runs) >= 8  # they went on from a checkpoint, not from the start

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedcondense import condensation
+from fedcondense.checkpoints import Checkpoint
+from fedcondense.condensation import Loop, Progress, condense, images_per_class, prepare
+from fedcondense.contract import Draw, Objective, Recipe, Synthetic
+from fedcondense.data import Data, Spec
+from fedcondense.errors import DataError, DivergenceError, ResumeError, SettingError
+from fedcondense.networks import ConvNet
+from fedcondense.objectives import OBJECTIVES
+from fedcondense.parametrizations import MultiFormation
+from fedcondense.sources import Fresh, Pool
+from fedcondense.synthetic import SyntheticSet
+
+TINY = partial(ConvNet, width=8, depth=2)
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the loss, report and keep a checkpoint after each step."""
+    monkeypatch.setattr(condensation, "_LOOK_S", 0.0)
+
+
+def toy(counts: tuple[int, ...] = (20, 15, 12), shape: tuple[int, int, int] = (1, 8, 8)) -> Data:
+    names = tuple("abcdefgh"[: len(counts)])
+    channels = shape[0]
+    spec = Spec("toy", shape, names, (0.5, 0.4, 0.3)[:channels], (0.25, 0.2, 0.3)[:channels])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (sum(counts), *shape), generator=generator, dtype=torch.uint8)
+    return Data(images, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), spec)
+
+
+def bytes_of(synthetic: SyntheticSet) -> bytes:
+    return synthetic.with_record(seconds=0.0).to_bytes()
+
+
+class Linear(Objective):
+    """The loss is the sum of all normalised images: every gradient is one."""
+
+    recipe = Recipe(steps=3, lr=0.001, source=Fresh, optimizer="sgd", betas=(0.0, 0.0), decay=1.0, start="grey")
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign = sign
+
+    def __repr__(self) -> str:
+        return "Linear()"
+
+    def observe(self, draw: Draw, data: Data) -> int:
+        return len(data)
+
+    def loss(self, draw: Draw, observed: int, synthetic: Synthetic) -> Tensor:
+        return self.sign * synthetic.images.sum()
+
+
+def codes_after(steps: int, recipe: Recipe, ipc: int = 1, shape: tuple[int, int, int] = (1, 8, 8)) -> Tensor:
+    data = toy(shape=shape)
+    loop = prepare(data, ipc, Linear(), "pixels", network=TINY, recipe=replace(recipe, steps=steps))
+    for _ in range(steps):
+        loop.step()
+    return loop.codes["images"].detach()
+
+
+class TestStep:
+    def test_a_gradient_goes_through_normalising_into_the_codes(self) -> None:
+        """d(x - mean) / std is 1 / std, channel by channel: by hand, down the gradient."""
+        shape = (3, 8, 8)
+        moved = codes_after(2, Linear.recipe, shape=shape) - codes_after(0, Linear.recipe, shape=shape)
+        expected = -2 * 0.001 / torch.tensor([0.25, 0.2, 0.3])
+        inside = (codes_after(2, Linear.recipe, shape=shape) > 0).flatten(2)
+        for c in range(3):
+            torch.testing.assert_close(
+                moved.flatten(2)[:, c][inside[:, c]], expected[c].expand(int(inside[:, c].sum())), rtol=1e-3, atol=1e-7
+            )
+
+    def test_codes_stay_in_the_unit_range(self) -> None:
+        recipe = replace(Linear.recipe, lr=0.3)
+        assert torch.equal(codes_after(3, recipe), torch.zeros(3, 1, 8, 8))
+
+    def test_a_step_size_for_normalised_images_is_scaled_by_the_variance(self) -> None:
+        plain, scaled = Linear.recipe, replace(Linear.recipe, normalised=True, lr=0.001 / 0.25**2)
+        torch.testing.assert_close(codes_after(1, plain), codes_after(1, scaled))
+
+    def test_a_step_size_per_image_grows_with_ipc(self) -> None:
+        plain, each = replace(Linear.recipe, lr=0.004), replace(Linear.recipe, lr_per_image=True)
+        torch.testing.assert_close(codes_after(1, plain, ipc=4), codes_after(1, each, ipc=4))
+
+    def test_clipping_bounds_the_gradient_of_all_codes_together(self) -> None:
+        """Each of 192 gradients is 4; together they are 4 sqrt(192), cut to 1."""
+        clipped = replace(Linear.recipe, clip=1.0, lr=0.1)
+        moved = codes_after(0, clipped) - codes_after(1, clipped)
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.1 / math.sqrt(192)), rtol=1e-3, atol=1e-6)
+
+    def test_the_step_size_falls_along_a_cosine_to_its_share(self) -> None:
+        recipe = replace(Linear.recipe, decay=0.2, steps=4)
+        loop = prepare(toy(), 1, Linear(), "pixels", network=TINY, recipe=recipe)
+        sizes = []
+        for _ in range(4):
+            loop.step()
+            sizes.append(loop.optimizer.param_groups[0]["lr"] / 0.001)
+        assert sizes == pytest.approx([0.2 + 0.8 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)])
+
+    def test_momentum_is_that_of_sgd(self) -> None:
+        """1 and 1 + 0.5: two and a half steps after two."""
+        with_momentum, without = replace(Linear.recipe, betas=(0.5, 0.0)), replace(Linear.recipe, lr=0.0025)
+        torch.testing.assert_close(codes_after(2, with_momentum), codes_after(1, without))
+
+    def test_multi_formation_gathers_the_gradient_of_all_pixels_of_a_tile(self) -> None:
+        """Enlarging by two repeats each stored pixel four times in all, and the sum of a bilinear line is kept."""
+        loop = prepare(toy(), 1, Linear(), MultiFormation(2), network=TINY)
+        before = loop.codes["images"].detach().clone()
+        loop.step()
+        moved = before - loop.codes["images"].detach()
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.001 * 4 / 0.25), rtol=1e-3, atol=1e-6)
+
+    def test_an_unknown_optimizer_is_refused(self) -> None:
+        with pytest.raises(SettingError, match="optimizer 'lion'; needed: 'adam' or 'sgd'"):
+            codes_after(0, replace(Linear.recipe, optimizer="lion"))
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_equal_seeds_give_equal_bytes_whatever_the_global_state(self, objective: str) -> None:
+        made = []
+        for state in (1, 2):
+            torch.manual_seed(state)
+            before = torch.random.get_rng_state()
+            made.append(bytes_of(condense(toy(), 2, objective, network=TINY, steps=3, seed=4)))
+            assert torch.equal(torch.random.get_rng_state(), before)
+        assert made[0] == made[1]
+
+    def test_other_seeds_give_other_sets(self) -> None:
+        first, second = (condense(toy(), 2, "dm", network=TINY, steps=3, seed=seed) for seed in (0, 1))
+        assert not torch.equal(first.pixels().images, second.pixels().images)
+
+    def test_the_seed_moves_start_and_draws_apart(self) -> None:
+        """With a start that the seed does not reach, the draws still differ."""
+        starts = [condense(toy((3, 3, 3)), 3, "dm", network=TINY, steps=0, start="real", seed=s) for s in (0, 1)]
+        assert sorted(starts[0].pixels().images.sum((1, 2, 3)).tolist()) == pytest.approx(
+            sorted(starts[1].pixels().images.sum((1, 2, 3)).tolist())
+        )
+        loops = [prepare(toy(), 1, "dm", "pixels", network=TINY, seed=s) for s in (0, 1)]
+        assert not torch.equal(loops[0].draws.get_state(), loops[1].draws.get_state())
+
+
+class TestPool:
+    def run(self, monkeypatch: pytest.MonkeyPatch, forget: bool) -> tuple[Tensor, int]:
+        asked: list[Any] = []
+        observe = Data.observe
+        monkeypatch.setattr(Data, "observe", lambda s, o, d: (asked.append(d.key), observe(s, o, d))[1])
+        recipe = replace(OBJECTIVES["dm-ridge"].recipe, source=partial(Pool, size=3))
+        loop = prepare(toy(), 2, "dm-ridge", "pixels", network=TINY, steps=9, recipe=recipe)
+        for _ in range(9):
+            loop.step()
+            if forget:
+                loop.observations.clear()
+        monkeypatch.undo()
+        return loop.codes["images"].detach(), len(asked)
+
+    def test_what_the_pool_keeps_equals_asking_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cached, asked_once = self.run(monkeypatch, forget=False)
+        fresh, asked_often = self.run(monkeypatch, forget=True)
+        assert torch.equal(cached, fresh)
+        assert (asked_once, asked_often) == (3, 9)
+
+    def test_fresh_draws_are_never_kept(self) -> None:
+        loop = prepare(toy(), 1, "dm", "pixels", network=TINY, recipe=replace(OBJECTIVES["dm"].recipe, source=Fresh))
+        loop.step()
+        assert not loop.observations
+
+
+class TestData:
+    @pytest.mark.parametrize("ipc", [0, -1, 1.5, "2", None])
+    def test_an_ipc_that_is_no_whole_number_from_one_is_refused(self, ipc: Any) -> None:
+        with pytest.raises(SettingError, match=r"ipc .*; needed: a whole number of images per class, 1 or more"):
+            condense(toy(), ipc, network=TINY)
+
+    def test_a_class_smaller_than_ipc_gives_what_it_has_and_the_log_says_so(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            made = condense(toy((20, 2, 0, 5)), 4, network=TINY, steps=1)
+        assert made.counts().tolist() == [4, 2, 0, 4]
+        assert "ipc 4 is more than 1 of some classes' records; they get what is there: ['b (2)']" in caplog.text
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    @pytest.mark.parametrize("counts", [(0, 12, 0, 9), (0, 7, 0), (1,), (1, 1, 1)])
+    def test_absent_single_and_tiny_classes(self, objective: str, counts: tuple[int, ...]) -> None:
+        made = condense(toy(counts), 1, objective, network=TINY, steps=2)
+        assert made.counts().tolist() == [min(1, n) for n in counts]
+        assert made.record.counts == counts
+        assert made.classes == toy(counts).spec.classes
+
+    def test_a_limit_caps_the_share_of_a_class_but_leaves_one(self) -> None:
+        assert images_per_class(toy((20, 7, 1, 0)), 5, 0.5) == [5, 3, 1, 0]
+        assert images_per_class(toy((20, 7, 1, 0)), 5) == [5, 5, 1, 0]
+
+    @pytest.mark.parametrize("limit", [0, -0.5, 1.01, math.nan])
+    def test_a_limit_outside_its_range_is_refused(self, limit: float) -> None:
+        with pytest.raises(SettingError, match=r"limit .*; needed: a share of the records of a class"):
+            condense(toy(), 1, network=TINY, limit=limit)
+
+    def test_no_images_are_refused(self) -> None:
+        with pytest.raises(DataError, match="toy: no images to condense"):
+            condense(toy().subset(torch.tensor([], dtype=torch.int64)), 1, network=TINY)
+
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 12, 20)])
+    @pytest.mark.parametrize("parametrization", ["pixels", "multi-formation"])
+    def test_grey_and_colour_from_8_to_64_pixels(self, shape: tuple[int, int, int], parametrization: str) -> None:
+        small = partial(ConvNet, width=4, depth=2)
+        made = condense(toy((6, 5), shape), 1, "dm-ridge", parametrization, network=small, steps=2)
+        assert made.shape == shape
+        assert made.decode().images.shape == (2 if parametrization == "pixels" else 8, *shape)
+
+    @pytest.mark.parametrize(("side", "name"), [(8, "convnet2-w32"), (28, "convnet3-w32"), (64, "convnet4-w32")])
+    def test_the_default_network_is_as_deep_as_the_images_are_large(self, side: int, name: str) -> None:
+        assert condense(toy((3, 3), (1, side, side)), 1, "dm", steps=0).record.network == name
+
+    @pytest.mark.parametrize("counts", [(5, 9, 3), (20, 39, 12), (60, 40, 80)])
+    def test_no_image_is_a_record_from_the_default_start(self, counts: tuple[int, int, int]) -> None:
+        data = toy(counts)
+        for steps in (0, 2):
+            images = condense(data, 3, network=TINY, steps=steps).parts[0].codes["images"]
+            assert torch.cdist(images.flatten(1).float(), data.images.flatten(1).float()).min() > 0
+
+    def test_the_real_start_is_records(self) -> None:
+        data = toy()
+        images = condense(data, 3, network=TINY, steps=0, start="real").parts[0].codes["images"]
+        assert torch.cdist(images.flatten(1).float(), data.images.flatten(1).float()).amin(1).max() == 0
+
+
+class TestRecord:
+    def test_it_says_how_the_set_was_made(self) -> None:
+        record = condense(toy(), 2, "dsa", network="convnet2-w32", steps=2, seed=9, start="grey").record
+        assert (record.data, record.method, record.ipc, record.seed) == ("toy", "dsa", 2, 9)
+        assert (record.network, record.start, record.steps) == ("convnet2-w32", "grey", 2)
+        assert record.counts == (20, 15, 12)
+        assert record.augmentation == toy().spec.operations
+
+    def test_an_objective_of_other_settings_is_named_by_its_repr(self) -> None:
+        objective = replace(OBJECTIVES["dm"], per_class=5)  # type: ignore[type-var]
+        assert condense(toy(), 1, objective, network=TINY, steps=0).record.method == repr(objective)
+
+    def test_progress_tells_of_every_look(self, every_step: None) -> None:
+        seen: list[Progress] = []
+        condense(toy(), 1, "dm", network=TINY, steps=4, progress=seen.append)
+        assert [(p.step, p.steps) for p in seen] == [(k, 4) for k in range(1, 5)]
+        assert seen[-1].remaining == 0
+        assert all(p.loss > 0 and p.seconds >= 0 for p in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "dmm"}, r"no objective is called 'dmm'; did you mean 'dm'\? all of them: dc, dm"),
+        ({"parametrization": "pixel"}, r"no parametrization is called 'pixel'; did you mean 'pixels'"),
+        ({"network": "convnet"}, r"no network is called 'convnet'"),
+        ({"start": "gausian"}, r"no start is called 'gausian'; did you mean 'gaussian'"),
+        ({"steps": -1}, r"-1 steps; give 0 or more"),
+        (
+            {"parametrization": MultiFormation(3)},
+            r"factor 3 does not divide images of 8x8; factors that do: \[2, 4, 8\]",
+        ),
+        ({"network": partial(ConvNet, depth=4)}, r"a ConvNet of depth 4 halves 8x8 to nothing"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_first_step(
+    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loop, "step", lambda self: pytest.fail("a step was taken"))
+    with pytest.raises(SettingError, match=message):
+        condense(toy(), 1, **settings)
+
+
+@dataclass(frozen=True)
+class MeanColour(Objective):
+    """A new objective as a user writes one: match the mean image of each class, and learn a shift beside it."""
+
+    recipe: ClassVar[Recipe] = Recipe(steps=30, lr=0.02, source=Fresh, start="noise")
+
+    def observe(self, draw: Draw, data: Data) -> Tensor:
+        images, targets = data.batch()
+        return torch.einsum("nk,nchw->kchw", targets / targets.sum(0).clamp_min(1), images)
+
+    def extras(self) -> dict[str, Tensor]:
+        return {"shift": torch.zeros(())}
+
+    def loss(self, draw: Draw, observed: Tensor, synthetic: Synthetic) -> Tensor:
+        return (synthetic.images + synthetic.extras["shift"] - observed[synthetic.targets.argmax(1)]).square().mean()
+
+
+class TestNewObjective:
+    def test_it_works_by_name_and_reaches_its_optimum(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(OBJECTIVES, "mean-colour", MeanColour())
+        data = toy()
+        made = condense(data, 1, "mean-colour", network=TINY, steps=300)
+        assert made.record.method == "mean-colour"
+        for c, image in enumerate(made.pixels().images):
+            difference = image - data.images[data.labels == c].float().mean(0) / 255
+            assert (difference - difference.mean()).abs().max() < 0.02  # all but the shift, which was learned
+
+    def test_what_it_learns_beside_the_images_is_kept_in_a_checkpoint(self, tmp_path: Path, every_step: None) -> None:
+        def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:
+            def progress(now: Progress) -> None:
+                if now.step == stop:
+                    raise KeyboardInterrupt
+
+            return bytes_of(
+                condense(toy(), 1, MeanColour(), network=TINY, steps=8, checkpoint=checkpoint, progress=progress)
+            )
+
+        unbroken, path = run(None), tmp_path / "c"
+        with pytest.raises(KeyboardInterrupt):
+            run(Checkpoint(path, 0), stop=5)
+        assert run(Checkpoint(path, 0, resume=True)) == unbroken
+
+
+@dataclass(frozen=True)
+class Breaks(Objective):
+    """Fine for three steps, then not a number."""
+
+    codes_too: bool = False
+    recipe: ClassVar[Recipe] = Recipe(steps=9, lr=0.01, source=partial(Pool, size=100, seed=1), start="grey")
+
+    def observe(self, draw: Draw, data: Data) -> None:
+        CALLS.append(1)
+
+    def loss(self, draw: Draw, observed: None, synthetic: Synthetic) -> Tensor:
+        loss = synthetic.images.square().sum()
+        if len(CALLS) <= 3:
+            return loss
+        return (0 * loss).sqrt() if self.codes_too else loss * math.nan  # the gradient of a root at zero has no number
+
+
+CALLS: list[int] = []
+
+
+@pytest.mark.parametrize("codes_too", [False, True])
+def test_divergence_stops_with_the_last_good_set(codes_too: bool, every_step: None, tmp_path: Path) -> None:
+    CALLS.clear()
+    checkpoint = Checkpoint(tmp_path / "c", 0)
+    recipe = replace(Breaks.recipe, decay=1.0)
+    with pytest.raises(
+        DivergenceError, match=r"at step 4 of 9; that of step 3 is kept: try a smaller step size"
+    ) as error:
+        condense(toy(), 1, Breaks(codes_too), network=TINY, recipe=recipe, checkpoint=checkpoint)
+    kept = error.value.synthetic
+    assert kept.record.steps == 3
+    assert kept.decode().images.isfinite().all()
+    CALLS.clear()
+    three = condense(toy(), 1, Breaks(), network=TINY, recipe=replace(recipe, steps=3))
+    assert torch.equal(kept.pixels().images, three.pixels().images)
+
+
+class TestAutocast:
+    def test_bfloat16_features_make_a_set_close_to_that_of_single_precision(self) -> None:
+        exact = condense(toy(), 2, network=TINY, steps=3)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = condense(toy(), 2, network=TINY, steps=3)
+        difference = (exact.pixels().images - rough.pixels().images).abs()
+        assert 0 < difference.max() < 0.15
+        assert difference.mean() < 0.02
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_every_objective_runs_in_it(self, objective: str) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            made = condense(toy(), 2, objective, network=TINY, steps=3)
+        assert made.decode().images.isfinite().all()
+
+    def test_a_checkpoint_of_another_precision_is_refused(self, tmp_path: Path) -> None:
+        condense(toy(), 1, network=TINY, steps=1, checkpoint=Checkpoint(tmp_path / "c"))
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(ResumeError, match=r"precision was 'torch.float32', is 'torch.bfloat16'"),
+        ):
+            condense(toy(), 1, network=TINY, steps=1, checkpoint=Checkpoint(tmp_path / "c", resume=True))
