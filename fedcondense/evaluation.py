@@ -95,8 +95,10 @@ def evaluate(
         progress: Called with (step, steps), over all networks.
 
     Raises:
-        SettingError: The shapes differ, or no class of the set is one of the test data.
+        SettingError: No seeds, the shapes differ, or no class of the set is one of the test data.
     """
+    if not seeds:
+        raise SettingError("no seeds; give one a network")
     began = time.monotonic()
     device = torch.device(device) if device is not None else test.device
     test = test.to(device)
