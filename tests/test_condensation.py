@@ -157,7 +157,12 @@ class TestPool:
     def run(self, monkeypatch: pytest.MonkeyPatch, forget: bool) -> tuple[Tensor, int]:
         asked: list[Any] = []
         observe = Data.observe
-        monkeypatch.setattr(Data, "observe", lambda s, o, d: (asked.append(d.key), observe(s, o, d))[1])
+
+        def spy(self: Data, objective: Objective, draw: Draw) -> Any:
+            asked.append(draw.key)
+            return observe(self, objective, draw)
+
+        monkeypatch.setattr(Data, "observe", spy)
         recipe = replace(OBJECTIVES["dm-ridge"].recipe, source=partial(Pool, size=3))
         loop = prepare(toy(), 2, "dm-ridge", "pixels", network=TINY, steps=9, recipe=recipe)
         for _ in range(9):
