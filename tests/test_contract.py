@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,8 @@ class TestBackward:
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(1, 25))
     def test_groups_of_classes_give_the_loss_and_gradient_of_the_whole(self, labels: list[int], at_once: int) -> None:
-        """Whatever the order of the labels; no class is split, no group is larger than asked unless one class is."""
+        """Whatever the order of the labels; no class is split, no group is larger than asked unless one class is, and
+        none could have taken the next class as well."""
         objective, synthetic = Cubes(), leaves(labels)
         total = objective.backward(DRAW, None, synthetic, at_once)
         expected = synthetic.images.detach()
@@ -53,6 +56,8 @@ class TestBackward:
         assert len(seen) == len(set(seen))
         for group in objective.groups:
             assert len(group) <= at_once or len(set(group)) == 1
+        for group, following in pairwise(objective.groups):
+            assert len(group) + following.count(following[0]) > at_once
 
     def test_what_fits_is_one_graph(self) -> None:
         objective = Cubes()
