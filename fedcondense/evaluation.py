@@ -20,6 +20,9 @@ from fedcondense.training import Fit, accuracy, fit
 __all__ = ["Evaluation", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
+_MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU core at width 32
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Accuracy of networks trained from scratch on a set, and how they were trained.
@@ -76,7 +79,7 @@ def evaluate(
     network: str | NetworkMaker | None = None,
     recipe: Fit = Fit(),
     seeds: Sequence[int] = (0, 1, 2),
-    weighted: bool | None = None,
+    weighted: bool = False,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -90,7 +93,8 @@ def evaluate(
         network: A name in `NETWORKS` or a function that builds a module; None: as the image size asks.
         recipe: How to train.
         seeds: One a network: its weights, batches and augmentation.
-        weighted: Let an image count by the records that it stands for; None: where several parts were joined.
+        weighted: Let an image count by the records that it stands for. Off: where few images stand for many records
+            it cost 1 to 5 points (`experiments/README.md`), and the counts of a federation are what clients claim.
         device: Where to run; None: where `test` is.
         progress: Called with (step, steps), over all networks.
 
@@ -102,8 +106,6 @@ def evaluate(
     began = time.monotonic()
     device = torch.device(device) if device is not None else test.device
     test = test.to(device)
-    if weighted is None:
-        weighted = len(synthetic.parts) > 1
     accuracies, per_class = [], []
     for k, seed in enumerate(seeds):
         step = None if progress is None else _offset(progress, k, len(seeds))
@@ -137,6 +139,8 @@ def evaluate_as_recorded(synthetic: SyntheticSet, test: Data, device: torch.devi
     try:
         recipe, seeds = Fit(**given["recipe"]), [int(seed) for seed in given["seeds"]]
         network, weighted = str(given["network"]), bool(given["weighted"])
+        if recipe.steps * recipe.batch * len(seeds) > _MOST_IMAGES:
+            raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(f"this set's evaluation cannot be repeated ({error}); call `evaluate` instead") from None
     return evaluate(synthetic, test, network=network, recipe=recipe, seeds=seeds, weighted=weighted, device=device)
@@ -149,7 +153,7 @@ def train_on(
     network: str | NetworkMaker | None = None,
     recipe: Fit = Fit(),
     seed: int = 0,
-    weighted: bool = True,
+    weighted: bool = False,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> torch.nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fedcondense.augment import Augmentation
@@ -143,12 +144,10 @@ class Trained(NetworkSource):
 def published_loops(ipc: int) -> tuple[int, int]:
     """Return (steps a network, epochs between them) of the DC and DSA papers; between their values, interpolated.
 
-    >>> published_loops(1), published_loops(10), published_loops(50)
-    ((1, 1), (10, 50), (50, 10))
+    >>> published_loops(1), published_loops(10), published_loops(30)
+    ((1, 1), (10, 50), (30, 20))
     """
-    if ipc >= 10:
-        return ipc, max(1, round(500 / ipc))
-    return max(1, ipc), 1 + round(49 * (max(1, ipc) - 1) / 9)
+    return max(1, ipc), round(float(np.interp(ipc, (1, 10, 20, 30, 40, 50), (1, 50, 25, 20, 15, 10))))
 
 
 def _present(synthetic: Synthetic) -> int:

@@ -117,19 +117,19 @@ class TestWeights:
         """a stands for three times the records of b: the same as three images of a, full batches, plain descent."""
         plain = Fit(10, 64, 0.05, 0.0, 0.0, schedule="constant", augment=False)
         like = real([0, 1], ("a", "b"))
-        weighted = train_on(synthetic([0, 1], ("a", "b"), (30, 10)), like, network=Linear, recipe=plain)
+        weighted = train_on(synthetic([0, 1], ("a", "b"), (30, 10)), like, network=Linear, recipe=plain, weighted=True)
         copies = synthetic([0, 0, 0, 1], ("a", "b"))
-        by_hand = train_on(copies, like, network=Linear, recipe=plain, weighted=False)
-        equal = train_on(synthetic([0, 1], ("a", "b"), (30, 10)), like, network=Linear, recipe=plain, weighted=False)
+        by_hand = train_on(copies, like, network=Linear, recipe=plain)
+        equal = train_on(synthetic([0, 1], ("a", "b"), (30, 10)), like, network=Linear, recipe=plain)
         torch.testing.assert_close(weighted.head.weight, by_hand.head.weight)  # type: ignore[union-attr]
         assert not torch.allclose(weighted.head.weight, equal.head.weight)  # type: ignore[union-attr, arg-type]
 
-    def test_joined_sets_are_weighted_and_single_ones_are_not_unless_told(self) -> None:
+    def test_sets_are_not_weighted_unless_told(self) -> None:
         one = synthetic([0, 1], ("a", "b"), (5, 7))
         like = real([0, 1], ("a", "b"))
         settings: dict[str, Any] = {"network": Linear, "recipe": Fit(0), "seeds": [0]}
         assert not evaluate(one, like, **settings).weighted
-        assert evaluate(SyntheticSet.join([one, one]), like, **settings).weighted
+        assert not evaluate(SyntheticSet.join([one, one]), like, **settings).weighted
         assert evaluate(one, like, weighted=True, **settings).weighted
 
 
@@ -210,7 +210,9 @@ for path in sys.argv[1:]:
         paths, expected = [], []
         for name, made in (("pixels", pixels), ("tiles", tiles), ("both", SyntheticSet.join([pixels, tiles]))):
             recipe = Fit(steps=12, batch=8, lr=0.02)
-            result = evaluate(made, digits.test, network="convnet2-w32", recipe=recipe, seeds=(0, 4))
+            result = evaluate(
+                made, digits.test, network="convnet2-w32", recipe=recipe, seeds=(0, 4), weighted=name == "both"
+            )
             paths.append(str(made.with_evaluation(result.to_dict()).save(tmp_path / name)))
             expected.append(list(result.accuracies))
         command = [sys.executable, "-c", self.NEW_PROCESS, *paths]
@@ -226,6 +228,7 @@ for path in sys.argv[1:]:
         "change",
         [
             {"recipe": {"steps": "many"}},
+            {"recipe": {"steps": 10**12}},
             {"recipe": {"unknown": 1}},
             {"recipe": {"schedule": "cosine"}},
             {"recipe": 3},

@@ -38,7 +38,7 @@ def train_network(
     A server that has test data calls `train_on` with them instead, whose outputs are the classes of the data.
 
     Args:
-        joined: A set, of one client or many; each image weighs as many records as it stands for.
+        joined: A set, of one client or many.
         network: A name in `NETWORKS`; by default the one for the images' size.
         recipe: How it is trained.
         seed: Of the initial weights and the batches.
