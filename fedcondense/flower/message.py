@@ -41,7 +41,7 @@ class Expected:
         mean: What decoding must subtract, a value a channel; None: anything. A sender who scales the pixels otherwise
             could blow up the training of everybody.
         std: What decoding must divide by.
-        records: How many real records a client may claim for a class: what its images weigh where weights are asked for.
+        records: How many real records a client may claim for a class: what its images weigh if asked for.
     """
 
     limits: Limits = field(default_factory=lambda: Limits(16 << 20, decoded=50_000, decoded_bytes=512 << 20))
