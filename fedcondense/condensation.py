@@ -177,20 +177,8 @@ def prepare(
         "recipe": repr(replace(recipe, source=type(source))),
         "source": _settings(source),
     }
-    record = Record(
-        data=spec.name,
-        shape=spec.shape,
-        classes=spec.classes,
-        mean=spec.mean,
-        std=spec.std,
-        method=next((name for name, known in OBJECTIVES.items() if known == objective), repr(objective)),
-        ipc=ipc,
-        seed=seed,
-        network=describe(network),
-        augmentation=spec.operations,
-        start=recipe.start,
-        counts=tuple(data.counts.tolist()),
-    )
+    method = next((name for name, known in OBJECTIVES.items() if known == objective), repr(objective))
+    record = replace(Record.of(data, method, ipc, seed), network=describe(network), start=recipe.start)
     optimizer = _optimizer([*codes.values(), *extras.values()], recipe, spec, max(stored))
     draws = stream(seed, "draws")
     return Loop(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -106,18 +107,5 @@ def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, lim
         labels += [c] * wanted
     targets = F.one_hot(torch.tensor(labels), len(spec.classes)).float()
     codes, targets = parametrization.encode(torch.cat(images), targets)
-    record = Record(
-        data=spec.name,
-        shape=spec.shape,
-        classes=spec.classes,
-        mean=spec.mean,
-        std=spec.std,
-        method=method,
-        ipc=ipc,
-        seed=seed,
-        augmentation=spec.operations,
-        start="real",
-        counts=cast("tuple[int, ...]", tuple(data.counts.tolist())),
-        seconds=round(time.monotonic() - began, 1),
-    )
+    record = replace(Record.of(data, method, ipc, seed), start="real", seconds=round(time.monotonic() - began, 1))
     return SyntheticSet([Part(*to_storage(codes, targets, parametrization), parametrization, record)])

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fedcondense.contract import Batch, Codes, Parametrization
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
+
+if TYPE_CHECKING:
+    from fedcondense.data import Data
 
 __all__ = ["Part", "Record", "SyntheticSet", "to_storage"]
 
@@ -57,6 +60,14 @@ class Record:
     counts: tuple[int, ...] = ()
     seconds: float = 0.0
     privacy: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, data: Data, method: str, ipc: int, seed: int) -> Record:
+        """Return the record of a set made from `data`; what else there is to say is for `dataclasses.replace`."""
+        spec = data.spec
+        counts = tuple(data.counts.tolist())
+        told = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
+        return cls(*told, augmentation=spec.operations, counts=counts)
 
 
 @dataclass(frozen=True)
