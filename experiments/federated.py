@@ -170,13 +170,15 @@ def _line(axes: Any, cells: Sequence[Mapping[str, float]], label: str, **style: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--ipc", type=int, nargs="+", default=IPC)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
     torch.set_num_threads(1)
-    cells = {name_of(key, seed): row(key, seed) for key in keys() for seed in SEEDS}
+    chosen = [key for key in keys() if key[1] in arguments.ipc]
+    cells = {name_of(key, seed): row(key, seed) for key in chosen for seed in SEEDS}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         run_cells(PATH, cells, arguments.shard)
 
