@@ -18,7 +18,7 @@ from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, 
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
 from fedcondense.networks import NetworkMaker, build, default_network, describe
-from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, recorded
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
 from fedcondense.starts import STARTS
@@ -177,8 +177,7 @@ def prepare(
         "recipe": repr(replace(recipe, source=type(source))),
         "source": _settings(source),
     }
-    method = next((name for name, known in OBJECTIVES.items() if known == objective), repr(objective))
-    record = replace(Record.of(data, method, ipc, seed), network=describe(network), start=recipe.start)
+    record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
     optimizer = _optimizer([*codes.values(), *extras.values()], recipe, spec, max(stored))
     draws = stream(seed, "draws")
     return Loop(

@@ -33,7 +33,7 @@ class Record:
         classes: Class names, by label.
         mean: What decoding subtracts, a value a channel, in [0, 1] space.
         std: What decoding divides by, a value a channel.
-        method: The objective that made it, by its name in `OBJECTIVES` or else its repr; or the selection.
+        method: The objective that made it, by name if the toolkit ships it, else its repr; or the selection.
         ipc: Images per class whose bytes the codes take.
         seed: The root seed.
         network: The network family that features came from; empty for selections.

@@ -5,7 +5,7 @@ from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 
-__all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES"]
+__all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES", "recorded"]
 
 OBJECTIVES: dict[str, Objective] = {
     "dm": DistributionMatching(),
@@ -17,3 +17,14 @@ OBJECTIVES: dict[str, Objective] = {
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 
 DEFAULT_OBJECTIVE = "dm-ridge"
+
+_SHIPPED = dict(OBJECTIVES)
+
+
+def recorded(objective: Objective) -> str:
+    """Return what a set's record says of an objective: the toolkit's name for its own, else the repr, all settings.
+
+    >>> recorded(OBJECTIVES["dm"]), recorded(DistributionMatching(per_class=64))
+    ('dm', "DistributionMatching(layer='embedding', per_class=64, relative=False)")
+    """
+    return next((name for name, shipped in _SHIPPED.items() if shipped == objective), repr(objective))
