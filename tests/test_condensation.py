@@ -309,7 +309,7 @@ class TestNewObjective:
         monkeypatch.setitem(OBJECTIVES, "mean-colour", MeanColour())
         data = toy()
         made = condense(data, 1, "mean-colour", network=TINY, steps=300)
-        assert made.record.method == "mean-colour"
+        assert made.record.method == repr(MeanColour())
         for c, image in enumerate(made.pixels().images):
             difference = image - data.images[data.labels == c].float().mean(0) / 255
             assert (difference - difference.mean()).abs().max() < 0.02  # all but the shift, which was learned
