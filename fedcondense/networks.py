@@ -75,8 +75,9 @@ class ConvNet(nn.Module):
         return self.features(images, "logits")
 
     def _embed(self, images: Tensor) -> Tensor:
+        in_place = not torch.is_grad_enabled()  # never where a double backward may follow
         for block in self.blocks:
-            images = pool2(F.relu(block(images)))
+            images = pool2(F.relu(block(images), inplace=in_place))
         return images.flatten(1)
 
 

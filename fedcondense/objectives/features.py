@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeatureObjective", "Sum"]
 
-_REAL_AT_ONCE = 2048  # rows of real features before they are summarised; bounds memory for classes of any size
+_REAL_AT_ONCE = 512  # real images that are augmented and summarised at once: they stay in the cache, at any class size
 
 
 class FeatureObjective(Objective):
