@@ -165,3 +165,12 @@ def test_two_passes_give_the_gradient_of_one_graph(step: MakeStep, at_once: int)
         assert synthetic.images.grad is not None
         torch.testing.assert_close(total, loss, rtol=1e-5, atol=0)
         torch.testing.assert_close(synthetic.images.grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_the_ridge_grows_with_the_number_of_images_beyond_a_hundred(step: MakeStep) -> None:
+    """400 orthonormal rows: the kernel is the identity, so each weight is its target divided by 1 + 0.01 * 4**1.5."""
+    rows, targets = torch.eye(400), torch.eye(2).repeat(200, 1)
+    observed = FeatureRows(rows.half(), targets)
+    loss = RidgeRegression(penalty=0.01).compare(observed, rows, targets)
+    left = 1 - 1 / (1 + 0.01 * 8)  # of each centred target, whose square is 0.5
+    torch.testing.assert_close(loss, torch.tensor(0.5 * left**2 / 2))
