@@ -188,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--longer", action="store_true", help=f"the server trains {LONGER} steps on sets made before")
+    parser.add_argument("--alpha", type=float, nargs="+", default=(0.1, 0.5))
     parser.add_argument("--ipc", type=int, nargs="+", default=IPC)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -195,7 +196,7 @@ def main() -> None:
         print(table())
         return
     torch.set_num_threads(1)
-    chosen = [key for key in keys() if key[1] in arguments.ipc]
+    chosen = [key for key in keys() if key[0] in arguments.alpha and key[1] in arguments.ipc]
     cells = {name_of(key, seed): row(key, seed) for key in chosen for seed in SEEDS}
     if arguments.longer:
         again: list[Key] = [(0.1, ipc, "one-shot dm-ridge", "pixels") for ipc in arguments.ipc]
