@@ -29,7 +29,7 @@ def main() -> None:
         images, targets = synthetic.pixels()
         labels = targets.argmax(1)
         axes = panel.subplots(10, COLUMNS)
-        panel.supxlabel(f"client {k}: {synthetic.nbytes / 1000:.1f} kB for {len(split[k]):,} records", fontsize=9)
+        panel.supxlabel(f"client {k}: {synthetic.nbytes / 1000:.0f} kB", fontsize=9)
         for axis in axes.flat:
             axis.axis("off")
         for c in range(10):

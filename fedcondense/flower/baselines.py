@@ -22,6 +22,7 @@ from fedcondense.contract import Network
 from fedcondense.data import Data
 from fedcondense.errors import DataError
 from fedcondense.flower.inprocess import log_from, run_in_process
+from fedcondense.flower.message import safe_text
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 
@@ -52,7 +53,7 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
     """
     model = build(network, data.spec.shape, len(data.spec.classes), seed).to(data.device).eval()
     embed = cast(Network, model).features
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
         pieces = [embed(data.batch(index).images) for index in torch.split(torch.arange(len(data)), 500)]
         features = torch.cat(pieces)
         if 0 < dims < features.shape[1]:
@@ -74,9 +75,10 @@ def make_statistics_client(load_partition: Callable[[Context], Data]) -> ClientA
         data = load_partition(context)
         if not len(data):
             raise DataError("has no data")
-        features = random_features(data, str(config["network"]), int(config["seed"]), int(config["dims"]))
         kind = _gram if config["kind"] == "ridge" else _moments
-        arrays = {name: Array(value) for name, value in kind(features, data).items()}
+        with torch.autocast(data.device.type, enabled=False):  # sums over all records need all the digits
+            features = random_features(data, str(config["network"]), int(config["seed"]), int(config["dims"]))
+            arrays = {name: Array(value) for name, value in kind(features, data).items()}
         metrics = MetricRecord({"num-examples": len(data)})
         return Message(RecordDict({"statistics": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
 
@@ -207,18 +209,21 @@ def _ask(
     """Send one question to every client; return the statistics and the mean bytes a client (up, down)."""
     server = ServerApp()
     answers: list[Message] = []
+    failed: list[Message] = []
     client = make_statistics_client(lambda context: train.subset(partition[int(context.node_config["partition-id"])]))
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         content = RecordDict({"config": ConfigRecord(dict(config))})
         messages = [Message(content, dst_node_id=node, message_type=STATISTICS) for node in grid.get_node_ids()]
-        answers.extend(reply for reply in grid.send_and_receive(messages) if not reply.has_error())
+        for reply in grid.send_and_receive(messages):
+            (failed if reply.has_error() else answers).append(reply)
 
     with log_from(logging.ERROR):
         grid = run_in_process(server, client, len(partition))
     if not answers:
-        raise DataError("no client sent statistics; at least one needs data")
+        reasons = "; ".join(sorted({safe_text(reply.error.reason) for reply in failed})[:3])
+        raise DataError(f"no client sent statistics ({reasons}); at least one needs data")
     up, down = (
         sum(column) / len(partition) for column in zip(*((t.up, t.down) for t in grid.traffic.values()), strict=True)
     )

@@ -169,6 +169,16 @@ class TestStatistics:
         assert skewed.accuracy == pytest.approx(together.accuracy, abs=0.3)
         assert skewed.accuracy > 90
 
+    def test_they_are_sums_of_full_precision_under_a_callers_autocast(
+        self, train: Data, test: Data, held: Partition
+    ) -> None:
+        plain = ridge(train, held, test, NETWORK), feature_statistics(train, held, test, NETWORK)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            mixed = ridge(train, held, test, NETWORK), feature_statistics(train, held, test, NETWORK)
+        for one, other in zip(plain, mixed, strict=True):
+            assert one.bytes_up == other.bytes_up
+            assert one.accuracy == pytest.approx(other.accuracy, abs=2)
+
     def test_ridge_is_least_squares(self, train: Data, test: Data) -> None:
         """On seven features, the closed form must do as `torch.linalg.lstsq` on the stacked rows does."""
         row = ridge(train, [torch.arange(len(train))], test, NETWORK, dims=7, strength=0.0)
