@@ -160,6 +160,7 @@ def curve(axes: Any) -> None:
     results = read(PATH)
     rows = (
         ("one-shot dm-ridge", "pixels", "distilled, one round", "C0"),
+        ("one-shot dm-ridge", "multi-formation", "distilled into factor 2, one round", "C3"),
         ("random-real", "", "random real images, one round", "C1"),
         ("half-resolution-real", "", "half-resolution real images, one round", "C2"),
     )
