@@ -222,7 +222,7 @@ def _ask(
     with log_from(logging.ERROR):
         grid = run_in_process(server, client, len(partition))
     if not answers:
-        reasons = "; ".join(sorted({safe_text(reply.error.reason) for reply in failed})[:3])
+        reasons = "; ".join(sorted({safe_text(reply.error.reason or "") for reply in failed})[:3])
         raise DataError(f"no client sent statistics ({reasons}); at least one needs data")
     up, down = (
         sum(column) / len(partition) for column in zip(*((t.up, t.down) for t in grid.traffic.values()), strict=True)
