@@ -105,7 +105,7 @@ class Holder(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an objective is run unless the caller says otherwise; `experiments/README.md` says where the numbers come from.
+    """How an objective is run unless the caller says otherwise; the numbers: `experiments/README.md`.
 
     Args:
         steps: Optimisation steps.
