@@ -33,7 +33,10 @@ IPC = (1, 2, 5, 10, 20)
 NETWORK = "convnet3-w32"
 FIT, LONGER = fc.Fit(steps=800), 3000
 SETS = Path(tempfile.gettempdir()) / "fedcondense-federated"  # joined sets, for `--longer`
-STEPS = {"pixels": {1: 400, 2: 400, 5: 400, 10: 500, 20: 400}, "multi-formation": {1: 300, 2: 300, 10: 150}}
+STEPS = {
+    "pixels": {1: 400, 2: 400, 5: 400, 10: 500, 20: 400},
+    "multi-formation": {1: 300, 2: 300, 5: 200, 10: 150, 20: 100},
+}
 STATISTICS = ("ridge", "ridge-equal-bytes", "feature-statistics")
 
 Key = tuple[float, int, str, str]  # alpha, images per class, row, parametrization
@@ -45,11 +48,11 @@ def keys() -> list[Key]:
     plain = ("one-shot dm", "pixels")
     rows: list[Key] = [(0.1, 10, *row) for row in (ours, *controls)]
     rows += [(0.1, ipc, *row) for ipc in (2, 20, 1, 5) for row in (ours, *controls)]
-    rows += [(0.1, ipc, "one-shot dm-ridge", "multi-formation") for ipc in (1, 2)]
+    rows += [(0.1, ipc, "one-shot dm-ridge", "multi-formation") for ipc in (1, 2, 10, 20, 5)]
     rows += [(0.1, 10, name, "") for name in STATISTICS]
     rows += [(0.1, 10, *plain), (0.1, 2, *plain)]
     rows += [(0.5, 10, *row) for row in (ours, *controls)]
-    rows += [(0.1, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
+    rows += [(0.1, 10, "one-shot dm", "multi-formation")]
     rows += [(0.5, 10, *plain)]
     rows += [(0.5, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
     return rows

@@ -24,7 +24,7 @@ from fedcondense.errors import SettingError, UntrustedSetError, unknown
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.synthetic import Part, Record, SyntheticSet
 
-__all__ = ["VERSION", "Limits", "dump", "parse"]
+__all__ = ["VERSION", "Limits", "dump", "parse", "read_metadata"]
 
 VERSION = 1
 
@@ -55,8 +55,8 @@ class Limits:
     parts: int = 10_000
 
 
-def dump(synthetic: SyntheticSet) -> bytes:
-    """Return the bytes of a set."""
+def dump(synthetic: SyntheticSet, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a set; `metadata` are texts that go into the header beside its own."""
     names = {kind: name for name, kind in PARAMETRIZATIONS.items()}
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []
@@ -72,7 +72,13 @@ def dump(synthetic: SyntheticSet) -> bytes:
     if synthetic.evaluation is not None:
         content["evaluation"] = synthetic.evaluation
     text = json.dumps(content, separators=(",", ":"))
-    return safetensors.torch.save(tensors, metadata={"fedcondense": text})
+    return safetensors.torch.save(tensors, metadata={**(metadata or {}), "fedcondense": text})
+
+
+def read_metadata(blob: bytes) -> dict[str, str]:
+    """Return the texts in the header of a set that `parse` accepted."""
+    length = int.from_bytes(blob[:8], "little")
+    return dict(json.loads(blob[8 : 8 + length])["__metadata__"])
 
 
 def _compact(record: Record) -> dict[str, Any]:

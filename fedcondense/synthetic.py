@@ -188,6 +188,45 @@ class SyntheticSet:
         """Return the same set with some fields of every part's record replaced."""
         return SyntheticSet([replace(p, record=replace(p.record, **changes)) for p in self.parts], self.evaluation)
 
+    def restrict(self, classes: Iterable[str], most: int | None = None) -> SyntheticSet | None:
+        """Return a set of some classes alone, and of the first stored images of each; None if nothing is left.
+
+        Args:
+            classes: Names; those that the set does not have are passed over.
+            most: Stored images that a class may keep; None: all of them.
+
+        A set of which nothing is left out is returned itself.
+
+        Raises:
+            SettingError: The set has soft labels, or codes that are shared between images: it cannot be cut by rows.
+        """
+        wanted = set(classes)
+        if wanted >= set(self.classes) and most is None:
+            return self
+        parts = []
+        for part in self.parts:
+            record = part.record
+            if part.targets.ndim != 1 or any(len(code) != len(part.targets) for code in part.codes.values()):
+                raise SettingError(f"{record.method}: shared codes or soft labels; condense again at the size wanted")
+            kept = [c for c, name in enumerate(record.classes) if name in wanted]
+            rank = F.one_hot(part.targets.long(), len(record.classes)).cumsum(0)  # how many of each class so far
+            rank = rank.gather(1, part.targets.long().unsqueeze(1)).squeeze(1)
+            rows = torch.isin(part.targets.long(), torch.tensor(kept, dtype=torch.int64))
+            if most is not None:
+                rows &= rank <= most
+            if not bool(rows.any()):
+                continue
+            labels = torch.zeros(len(record.classes), dtype=part.targets.dtype)
+            labels[kept] = torch.arange(len(kept), dtype=part.targets.dtype)
+            counts = tuple(record.counts[c] for c in kept) if record.counts else ()
+            record = replace(record, classes=tuple(record.classes[c] for c in kept), counts=counts)
+            codes = {name: code[rows] for name, code in part.codes.items()}
+            cut = Part(codes, labels[part.targets[rows].long()], part.parametrization, record)
+            parts.append(part if bool(rows.all()) else cut)
+        if not parts:
+            return None
+        return self if list(map(id, parts)) == list(map(id, self.parts)) else SyntheticSet(parts)
+
     @cached_property
     def nbytes(self) -> int:
         """The bytes of the file, and of the message: codes, labels, record and header."""

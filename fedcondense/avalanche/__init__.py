@@ -1,0 +1,52 @@
+"""Avalanche as the host: condensed sets as the memory of replay strategies in continual learning.
+
+Importing this room costs nothing and needs nothing; the first name taken out of it imports avalanche (ten seconds).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fedcondense.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from fedcondense.avalanche.buffer import CondensedBuffer as CondensedBuffer
+    from fedcondense.avalanche.checkpoints import maybe_load_checkpoint as maybe_load_checkpoint
+    from fedcondense.avalanche.checkpoints import save_checkpoint as save_checkpoint
+    from fedcondense.avalanche.logits import CondensedBufferWithLogits as CondensedBufferWithLogits
+    from fedcondense.avalanche.metrics import buffer_metrics as buffer_metrics
+    from fedcondense.avalanche.plugins import CondensedGDumbPlugin as CondensedGDumbPlugin
+    from fedcondense.avalanche.plugins import CondensedReplayPlugin as CondensedReplayPlugin
+    from fedcondense.avalanche.strategies import CondensedDER as CondensedDER
+    from fedcondense.avalanche.strategies import CondensedGDumb as CondensedGDumb
+    from fedcondense.avalanche.strategies import CondensedReplay as CondensedReplay
+
+_HOMES = {
+    "CondensedBuffer": "buffer",
+    "CondensedBufferWithLogits": "logits",
+    "CondensedDER": "strategies",
+    "CondensedGDumb": "strategies",
+    "CondensedGDumbPlugin": "plugins",
+    "CondensedReplay": "strategies",
+    "CondensedReplayPlugin": "plugins",
+    "buffer_metrics": "metrics",
+    "maybe_load_checkpoint": "checkpoints",
+    "save_checkpoint": "checkpoints",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that a public name lives in, when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] == "avalanche":
+            raise MissingExtraError("avalanche-lib", "avalanche") from missing
+        raise
+    globals()[name] = value
+    return value

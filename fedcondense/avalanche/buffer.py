@@ -1,0 +1,264 @@
+"""A replay buffer that condenses: it holds a few synthetic images of each class instead of a few real ones."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
+from avalanche.training.storage_policy import ExemplarsBuffer
+from torch import Tensor
+
+from fedcondense.augment import OPERATIONS
+from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, read
+from fedcondense.data import Data, Spec
+from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError
+from fedcondense.memory import Condenser, Maker, Memory
+
+__all__ = ["CondensedBuffer", "Decoded"]
+
+_DEFAULT = Condenser()
+_KEEPS_LABELS = tuple(name for name in OPERATIONS if name != "flip")  # a mirrored digit is none
+
+
+class Decoded(NamedTuple):
+    """What a buffer replays, as tensors."""
+
+    images: Tensor  # (N, C, H, W), float32, in the stream's values
+    targets: Tensor  # (N, K) probabilities over `labels`
+    labels: Tensor  # (K,) int64, the stream's label of each column
+    tasks: Tensor  # (K,) int64
+    mean: Tensor  # (C,) of the stream: what the augmentation takes for grey
+    std: Tensor  # (C,)
+
+
+class Group(NamedTuple):
+    """One class of a buffer, as `MIRPlugin` reads it."""
+
+    buffer: AvalancheDataset
+
+
+class CondensedBuffer(ExemplarsBuffer):
+    """Holds condensed sets of all classes seen, in the place of `ClassBalancedBuffer`.
+
+    It works inside Avalanche's `ReplayPlugin`, and inside `GDumbPlugin`, `ER_ACE` and `MIRPlugin` once assigned to
+    their `storage_policy`; samples look as the stream's do, with or without task labels. The model is never read.
+    Images are stored as bytes; a class takes an equal share, at equal bytes whatever the parametrization.
+
+    >>> from fedcondense.avalanche import CondensedBuffer  # doctest: +SKIP
+    >>> buffer = CondensedBuffer(400)  # doctest: +SKIP
+    >>> plugin = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)  # doctest: +SKIP
+
+    Args:
+        max_size: Decoded images; with multi-formation of factor 2, the default, four of them take the bytes of one.
+        max_bytes: Bytes of stored images instead; `shape` says how large one is.
+        shape: (C, H, W) of the stream's images, needed with `max_bytes`.
+        condenser: What makes the sets: a `Condenser` with any objective and parametrization by name, or a `Selector`
+            of real images, the control.
+        adaptive_size: Share the budget among the classes seen so far; False: among `total_num_groups`.
+        total_num_groups: How many classes there will be, if the size is not adaptive.
+        update: ``"recondense"`` or ``"append"``; see `Memory`.
+        real_fraction: Share of the budget for real images.
+        min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
+            kept, counted in `nbytes`, and as many replayed as the class's share allows.
+        operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
+        mean: What the stream's transform subtracts, a value a channel; None: the range of the first experience's values
+            becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
+        std: What it divides by.
+        seed: All that is random follows from it.
+    """
+
+    def __init__(
+        self,
+        max_size: int | None = None,
+        *,
+        max_bytes: int | None = None,
+        shape: tuple[int, int, int] | None = None,
+        condenser: Maker = _DEFAULT,
+        adaptive_size: bool = True,
+        total_num_groups: int | None = None,
+        update: str = "recondense",
+        real_fraction: float = 0.0,
+        min_samples: int = 1,
+        operations: tuple[str, ...] = _KEEPS_LABELS,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if (max_size is None) == (max_bytes is None):
+            raise SettingError(f"max_size {max_size!r} and max_bytes {max_bytes!r}; give one of them")
+        if adaptive_size == (total_num_groups is not None):
+            raise SettingError("give total_num_groups with adaptive_size=False, and only then")
+        if (mean is None) != (std is None):
+            raise SettingError("give mean and std of the stream's transform together, or neither")
+        per_image = condenser.per_image
+        if max_bytes is not None:
+            if shape is None:
+                raise SettingError("max_bytes needs shape=(C, H, W), the size of the stream's images")
+            images = max_bytes // (shape[0] * shape[1] * shape[2])
+        else:
+            images = max_size // per_image  # type: ignore[operator]
+        if images < 1:
+            size = f"{max_bytes} bytes" if max_size is None else f"{max_size} decoded images"
+            raise SettingError(f"a buffer of {size}; needed: at least one stored image, which decodes to {per_image}")
+        super().__init__(images * per_image)
+        self.memory = Memory(
+            images,
+            condenser,
+            groups=total_num_groups,
+            update=update,
+            real_fraction=real_fraction,
+            minimum=min_samples,
+            seed=seed,
+        )
+        self.shape, self.operations = shape, operations
+        self.range = Range.normalised(mean, std) if mean is not None and std is not None else None
+        self.layout: Layout | None = None
+        self._cache: dict[str, Any] = {}
+
+    def post_adapt(self, agent: Any, exp: Any) -> None:
+        """Take in an experience: condense its classes, and old ones again if their share shrinks."""
+        self.update_from_dataset(exp.dataset)
+
+    def update_from_dataset(self, dataset: AvalancheDataset) -> None:
+        """Take in the samples of a data set.
+
+        Raises:
+            DataError: Its images have another shape than before, or are no images.
+            SettingError: More classes than the budget has stored images.
+        """
+        found = read(dataset)
+        shape = (found.images.shape[1], found.images.shape[2], found.images.shape[3])
+        if self.shape not in (None, shape):
+            raise DataError(f"images of {shape}; this buffer was made for {self.shape}: resize the stream's")
+        if self.range is None:
+            self.range = Range.of(found.images)
+        names = [group_name(*pair) for pair in zip(found.labels.tolist(), found.tasks.tolist(), strict=True)]
+        classes = tuple(dict.fromkeys(names))
+        number = {name: c for c, name in enumerate(classes)}
+        spec = self.memory.spec or self._spec(shape, found.images)
+        spec = Spec(spec.name, shape, classes, spec.mean, spec.std, spec.operations)
+        images = self.range.to_bytes(found.images)
+        self.memory.add(Data(images, torch.tensor([number[name] for name in names]), spec))
+        self.shape, self.layout, self._cache = shape, found.layout, {}
+        self.memory.note = {**self.range._asdict(), "tasks": found.layout.tasks, "tensors": found.layout.tensors}
+
+    def resize(self, strategy: Any, new_size: int) -> None:
+        """Change the budget to `new_size` decoded images; a smaller one condenses what is stored again."""
+        per_image = self.memory.make.per_image
+        if new_size < per_image:
+            raise SettingError(f"a buffer of {new_size} decoded images; a stored one decodes to {per_image}")
+        self.memory.resize(new_size // per_image)
+        self.max_size, self._cache = self.memory.images * per_image, {}
+
+    @property
+    def buffer(self) -> AvalancheDataset:
+        """All samples; hard labels, the largest entry where they are soft."""
+        return self._cached("buffer", lambda: self._dataset(slice(None)))
+
+    @buffer.setter
+    def buffer(self, new_buffer: AvalancheDataset) -> None:
+        raise SettingError("a condensed buffer is made by `update`, not set")
+
+    @property
+    def buffer_groups(self) -> dict[int, Group]:
+        """The samples of each label."""
+
+        def make() -> dict[int, Group]:
+            decoded = self.decoded
+            if decoded is None:
+                return {}
+            labels = decoded.labels[decoded.targets.argmax(1)]
+            return {c: Group(self._dataset(labels == c)) for c in labels.unique().tolist()}
+
+        groups: dict[int, Group] = self._cached("groups", make)
+        return groups
+
+    @property
+    def seen_classes(self) -> set[int]:
+        """The labels that the buffer holds something of."""
+        return {label_and_task(name)[0] for name in self.memory.names}
+
+    @property
+    def decoded(self) -> Decoded | None:
+        """What is replayed, as tensors in the stream's values; None before the first experience."""
+        decoded: Decoded | None = self._cached("decoded", self._decode)
+        return decoded
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that persists: images, labels, record, and real images that still wait."""
+        return self.memory.nbytes
+
+    @property
+    def seconds(self) -> list[float]:
+        """What each update took, condensing included."""
+        return self.memory.seconds
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the memory to one safetensors file, which opens as a synthetic set too (`fedcondense show`)."""
+        return self.memory.save(path, overwrite)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over what a buffer of the same settings saved.
+
+        Raises:
+            UntrustedSetError: The file is damaged, or no memory.
+            ResumeError: It was saved with other settings, or of a stream of other images.
+        """
+        fresh = copy.copy(self.memory)
+        fresh.load(path)
+        try:
+            note = fresh.note
+            low, high = (tuple(float(v) for v in note[side]) for side in ("low", "high"))
+            layout = Layout(bool(note["tasks"]), bool(note["tensors"]))
+            for name in fresh.names:
+                label_and_task(name)
+        except (KeyError, TypeError, ValueError):
+            raise UntrustedSetError(
+                f"{path}: a memory, but not of a buffer; give what a buffer's `save` wrote"
+            ) from None
+        assert fresh.spec is not None
+        if self.shape not in (None, fresh.spec.shape) or not len(low) == len(high) == fresh.spec.shape[0]:
+            raise ResumeError(f"{path}: images of {fresh.spec.shape}; this buffer's stream has {self.shape}")
+        self.memory, self.range, self.layout, self.shape = fresh, Range(low, high), layout, fresh.spec.shape
+        self._cache = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_cache"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _cache={})
+
+    def _spec(self, shape: tuple[int, int, int], images: Tensor) -> Spec:
+        assert self.range is not None
+        pixels = self.range.to_bytes(images).float().div(255).transpose(0, 1).flatten(1)
+        mean, std = pixels.mean(1), pixels.std(1).clamp_min(1e-3)
+        return Spec("stream", shape, (), tuple(mean.tolist()), tuple(std.tolist()), self.operations)
+
+    def _decode(self) -> Decoded | None:
+        synthetic, spec = self.memory.synthetic, self.memory.spec
+        if synthetic is None or spec is None or self.range is None:
+            return None
+        images, targets = synthetic.pixels()
+        pairs = torch.tensor([label_and_task(name) for name in synthetic.classes])
+        column = torch.tensor(spec.mean).view(1, -1, 1, 1), torch.tensor(spec.std).view(1, -1, 1, 1)
+        mean = self.range.to_stream(column[0]).flatten()
+        std = (self.range.to_stream(column[0] + column[1]).flatten() - mean).abs()
+        return Decoded(self.range.to_stream(images), targets, pairs[:, 0], pairs[:, 1], mean, std)
+
+    def _dataset(self, index: Tensor | slice) -> AvalancheDataset:
+        decoded = self.decoded
+        if decoded is None or self.layout is None:
+            return concat_datasets([])
+        column = decoded.targets.argmax(1)[index]
+        return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout)
+
+    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]

@@ -1,0 +1,66 @@
+"""Checkpoints of a strategy that work on current torch, and leave the last one whole when the run is killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche import checkpointing
+
+from fedcondense.errors import OutputError, ResumeError
+
+__all__ = ["maybe_load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[str] | None = None) -> Path:
+    """Write a strategy to a file, condensed buffers as bytes; as `avalanche.checkpointing.save_checkpoint`.
+
+    The stock function fails on current torch for any strategy with an optimizer: torch deletes the modules of its
+    optimizers from `torch.optim`, so that their classes cannot be found by name. They are put back first.
+
+    Args:
+        strategy: After `train`, not within.
+        path: Replaced whole, or not at all.
+        exclude: Attributes to leave out.
+
+    Raises:
+        OutputError: The path cannot be written.
+    """
+    path = Path(path)
+    _reattach_optimizers()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpointing.save_checkpoint(strategy, temporary, exclude)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: {error.strerror}; free the disk or choose a folder that can be written") from error
+    return path
+
+
+def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_location: Any = None) -> tuple[Any, int]:
+    """Return the strategy as it was saved and the number of experiences it was trained on; (strategy, 0) if never.
+
+    As `avalanche.checkpointing.maybe_load_checkpoint`. The file is pickled by Avalanche: load only what you wrote. Of
+    what others give you, load the buffer's own file (`CondensedBuffer.load`), which runs nothing.
+
+    Raises:
+        ResumeError: The file is damaged.
+    """
+    _reattach_optimizers()
+    try:
+        loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, Path(path), map_location)
+    except (OSError, EOFError, RuntimeError, KeyError) as error:
+        raise ResumeError(f"{path} is no checkpoint ({error}); delete it and start again") from None
+    return loaded
+
+
+def _reattach_optimizers() -> None:
+    for name, module in list(sys.modules.items()):
+        package, _, last = name.rpartition(".")
+        if package == "torch.optim" and not hasattr(torch.optim, last):
+            setattr(torch.optim, last, module)

@@ -1,0 +1,123 @@
+"""Replay and GDumb on a condensed buffer: augmented batches, soft targets, one tensor in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from avalanche.core import SupervisedPlugin
+from avalanche.models.utils import avalanche_forward
+from avalanche.training.plugins import GDumbPlugin
+
+from fedcondense.avalanche.buffer import CondensedBuffer
+from fedcondense.avalanche.sampling import EpochLoader, Sampler
+from fedcondense.errors import SettingError
+
+__all__ = ["CondensedGDumbPlugin", "CondensedReplayPlugin"]
+
+
+class CondensedReplayPlugin(SupervisedPlugin):
+    """Adds the loss of a batch from a condensed buffer to each iteration, and updates the buffer after an experience.
+
+    Unlike the stock `ReplayPlugin` it leaves the stream's loader alone; it augments the memory's batch, which holds few
+    images that are seen often, and takes probabilities as targets.
+
+    Args:
+        mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
+        storage_policy: The buffer.
+        batch_size_mem: Images of the memory in an iteration; None: as many as of the stream.
+        augment: Augment them, with the buffer's `operations`.
+        balance: Let each class weigh the same, whether it is in the memory or in the experience: the memory's loss
+            then counts by its number of classes. False: each image weighs the same, as in `ReplayPlugin`.
+    """
+
+    def __init__(
+        self,
+        mem_size: int | None = None,
+        storage_policy: CondensedBuffer | None = None,
+        batch_size_mem: int | None = None,
+        *,
+        augment: bool = True,
+        balance: bool = True,
+    ) -> None:
+        super().__init__()
+        self.storage_policy = _buffer(mem_size, storage_policy)
+        self.mem_size = self.storage_policy.max_size
+        self.batch_size_mem, self.augment, self.balance = batch_size_mem, augment, balance
+        self._sampler: Sampler | None = None
+        self._share: float | None = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Take the buffer as it stands for the experience."""
+        if self.storage_policy.decoded is None:
+            return
+        turn = strategy.clock.train_exp_counter
+        self._sampler = Sampler(self.storage_policy, strategy.device, self.augment, turn)
+        if self.balance:
+            new = len({int(label) for label in strategy.adapted_dataset.targets})
+            old = len(self._sampler.decoded.labels)
+            self._share = old / (old + new)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Mix the loss of a batch from the memory into that of the stream."""
+        if self._sampler is None:
+            return
+        streamed = len(strategy.mb_x)
+        batch = self._sampler.draw(self.batch_size_mem or strategy.train_mb_size)
+        output = avalanche_forward(strategy.model, batch.images, batch.tasks)
+        loss = F.cross_entropy(output, self._sampler.wide_targets(batch.targets, output.shape[1]))
+        share = self._share if self._share is not None else len(batch.images) / (len(batch.images) + streamed)
+        strategy.loss = (1 - share) * strategy.loss + share * loss
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Condense the experience."""
+        self._sampler = self._share = None
+        self.storage_policy.post_adapt(strategy, strategy.experience)
+
+
+class CondensedGDumbPlugin(GDumbPlugin):
+    """Trains a fresh model on the condensed buffer alone, at each experience.
+
+    Args:
+        mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
+        storage_policy: The buffer.
+        augment: Augment the batches, with the buffer's `operations`.
+    """
+
+    def __init__(
+        self, mem_size: int | None = None, storage_policy: CondensedBuffer | None = None, *, augment: bool = True
+    ) -> None:
+        buffer = _buffer(mem_size, storage_policy)
+        super().__init__(buffer.max_size)
+        self.storage_policy, self.augment = buffer, augment
+        self._loader: EpochLoader | None = None
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Condense the experience, and train on the buffer."""
+        self.storage_policy.post_adapt(strategy, strategy.experience)
+        strategy.adapted_dataset = self.storage_policy.buffer
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Serve the buffer in whole batches."""
+        sampler = Sampler(self.storage_policy, strategy.device, self.augment, strategy.clock.train_exp_counter)
+        layout = self.storage_policy.layout
+        assert layout is not None
+        self._loader = strategy.dataloader = EpochLoader(sampler, strategy.train_mb_size, layout.tasks)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Where targets are soft, take their cross-entropy for the loss."""
+        if self._loader is not None and self._loader.is_soft:
+            targets = self._loader.sampler.wide_targets(self._loader.targets, strategy.mb_output.shape[1])
+            strategy.loss = F.cross_entropy(strategy.mb_output, targets)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Let go of the loader, which a checkpoint need not hold."""
+        self._loader = None
+
+
+def _buffer(mem_size: int | None, policy: CondensedBuffer | None) -> CondensedBuffer:
+    if policy is None:
+        return CondensedBuffer(200 if mem_size is None else mem_size)
+    if mem_size not in (None, policy.max_size):
+        raise SettingError(f"mem_size {mem_size}, but the storage_policy holds {policy.max_size}; give one of them")
+    return policy

@@ -1,0 +1,104 @@
+"""Batches of a buffer as tensors: drawn, augmented and labelled at once, without a loader of single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedcondense.augment import Augmentation
+from fedcondense.avalanche.buffer import CondensedBuffer, Decoded
+from fedcondense.errors import SettingError
+from fedcondense.randomness import stream
+
+__all__ = ["EpochLoader", "Replayed", "Sampler"]
+
+
+class Replayed(NamedTuple):
+    """A batch from a buffer."""
+
+    images: Tensor  # (B, C, H, W), augmented, in the stream's values
+    targets: Tensor  # (B, K) probabilities over the buffer's classes
+    labels: Tensor  # (B,) int64, the largest
+    tasks: Tensor  # (B,) int64
+
+
+class Sampler:
+    """Draws batches of a buffer's images without replacement until all were seen, then again.
+
+    Args:
+        buffer: Not empty.
+        device: Where batches are wanted.
+        augment: Draw one augmentation an image, of those that the buffer names.
+        seed: With the buffer's own, determines order and augmentation.
+    """
+
+    def __init__(self, buffer: CondensedBuffer, device: torch.device, augment: bool, seed: int) -> None:
+        decoded = buffer.decoded
+        assert decoded is not None
+        self.decoded = Decoded(*(value.to(device) for value in decoded))
+        self.operations = buffer.operations if augment else ()
+        self.generator = stream(buffer.memory.seed, "replay", seed)
+        self.largest = int(decoded.labels.max())
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.decoded.images)
+
+    def draw(self, size: int) -> Replayed:
+        """Draw a batch, of all images at most."""
+        size = min(size, len(self))
+        while len(self._order) < size:
+            self._order = torch.cat([self._order, torch.randperm(len(self), generator=self.generator)])
+        index, self._order = self._order[:size], self._order[size:]
+        return self.take(index)
+
+    def take(self, index: Tensor) -> Replayed:
+        """Return the images at `index`, augmented."""
+        images, targets, labels, tasks, mean, std = self.decoded
+        index = index.to(images.device, non_blocking=True)
+        batch = images[index]
+        if self.operations:
+            mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+            record = Augmentation.draw(self.operations, len(batch), self.generator)
+            batch = record((batch - mean) / std) * std + mean
+        column = targets[index].argmax(1)
+        return Replayed(batch, targets[index], labels[column], tasks[column])
+
+    def wide_targets(self, targets: Tensor, outputs: int) -> Tensor:
+        """Return probabilities over a head's outputs, (B, outputs), from those over the buffer's classes.
+
+        Raises:
+            SettingError: The buffer holds a label that the head has no output for.
+        """
+        if self.largest >= outputs:
+            raise SettingError(
+                f"the buffer holds label {self.largest}, the model has {outputs} outputs; widen its head"
+            )
+        return targets.new_zeros(len(targets), outputs).index_add_(1, self.decoded.labels, targets)
+
+
+class EpochLoader:
+    """One pass over a buffer in batches that look as the stream's do; a strategy's `dataloader`.
+
+    Args:
+        sampler: Of the buffer.
+        batch_size: Images a batch.
+        tasks: Whether the stream's batches have task labels.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, tasks: bool) -> None:
+        self.sampler, self.batch_size, self.tasks = sampler, batch_size, tasks
+        self.is_soft = bool((sampler.decoded.targets.amax(1) < 1).any())
+        self.targets = sampler.decoded.targets[:0]  # of the batch given last
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for index in torch.randperm(len(self.sampler), generator=self.sampler.generator).split(self.batch_size):
+            batch = self.sampler.take(index)
+            self.targets = batch.targets
+            yield [batch.images, batch.labels, *([batch.tasks] if self.tasks else [])]

@@ -1,0 +1,78 @@
+"""Strategies ready to train, named as Avalanche names its own: `Replay`, `GDumb` and `DER` on a condensed buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.training import DER
+from avalanche.training.templates import SupervisedTemplate
+
+from fedcondense.avalanche.buffer import CondensedBuffer
+from fedcondense.avalanche.logits import CondensedBufferWithLogits
+from fedcondense.avalanche.plugins import CondensedGDumbPlugin, CondensedReplayPlugin
+from fedcondense.errors import SettingError
+
+__all__ = ["CondensedDER", "CondensedGDumb", "CondensedReplay"]
+
+
+class CondensedReplay(SupervisedTemplate):
+    """`avalanche.training.Replay` with a condensed buffer (`CondensedReplayPlugin`).
+
+    Args:
+        mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
+        storage_policy: The buffer.
+        batch_size_mem: Images of the memory in an iteration; None: as many as of the stream.
+        kwargs: As for `avalanche.training.Replay`: model, optimizer, criterion, train_mb_size, train_epochs, ...
+    """
+
+    def __init__(
+        self,
+        *,
+        mem_size: int | None = None,
+        storage_policy: CondensedBuffer | None = None,
+        batch_size_mem: int | None = None,
+        plugins: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        replay = CondensedReplayPlugin(mem_size, storage_policy, batch_size_mem)
+        super().__init__(plugins=[*(plugins or []), replay], **kwargs)
+
+
+class CondensedGDumb(SupervisedTemplate):
+    """`avalanche.training.GDumb` with a condensed buffer (`CondensedGDumbPlugin`).
+
+    Args:
+        mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
+        storage_policy: The buffer.
+        kwargs: As for `avalanche.training.GDumb`.
+    """
+
+    def __init__(
+        self,
+        *,
+        mem_size: int | None = None,
+        storage_policy: CondensedBuffer | None = None,
+        plugins: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(plugins=[*(plugins or []), CondensedGDumbPlugin(mem_size, storage_policy)], **kwargs)
+
+
+class CondensedDER(DER):
+    """`avalanche.training.DER` with a condensed buffer that keeps logits.
+
+    Args:
+        mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
+        storage_policy: A `CondensedBufferWithLogits`.
+        kwargs: As for `avalanche.training.DER`; its streams need task labels.
+    """
+
+    def __init__(
+        self, *, mem_size: int | None = None, storage_policy: CondensedBufferWithLogits | None = None, **kwargs: Any
+    ) -> None:
+        if storage_policy is None:
+            storage_policy = CondensedBufferWithLogits(200 if mem_size is None else mem_size)
+        if mem_size not in (None, storage_policy.max_size):
+            raise SettingError(f"mem_size {mem_size}, but the storage_policy holds {storage_policy.max_size}")
+        super().__init__(mem_size=storage_policy.max_size, **kwargs)
+        self.storage_policy = storage_policy

@@ -1,0 +1,400 @@
+"""A memory under a budget: what a stream of labelled images leaves behind, as synthetic sets that replay it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedcondense.condensation import Progress, condense
+from fedcondense.contract import Objective, Parametrization, Recipe
+from fedcondense.data import Data, Spec
+from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
+from fedcondense.networks import NetworkMaker, describe
+from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
+from fedcondense.randomness import child_seed, stream
+from fedcondense.selection import SELECTIONS, select
+from fedcondense.set_format import Limits, dump, read_metadata
+from fedcondense.synthetic import Part, Record, SyntheticSet, write_file
+
+__all__ = ["Condenser", "Maker", "Memory", "Selector"]
+
+_LOG = logging.getLogger(__name__)
+_REAL, _WAITING = "real", "waiting"  # methods in the records of parts that hold real images
+
+
+class Maker(Protocol):
+    """Makes a set of what is to be remembered, a class a group."""
+
+    @property
+    def per_image(self) -> int:
+        """How many images it makes in the bytes of one."""
+
+    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+        """Return a set with the bytes of `ipc` plain images for each class of the data."""
+
+
+@dataclass(frozen=True)
+class Condenser:
+    """Condenses: the arguments of `condense`, as a value.
+
+    Args:
+        objective: A name in `OBJECTIVES`, or an objective.
+        parametrization: A name in `PARAMETRIZATIONS`, or a parametrization.
+        network: A name in `NETWORKS`, or a function that builds a module; None: as the image size asks.
+        steps: Optimisation steps; None: the recipe's.
+        recipe: Optimizer, step size, schedule; None: the objective's own.
+        start: A name in `STARTS`; None: the recipe's.
+        precision: ``"bfloat16"`` or another torch dtype for features; None: as the caller's autocast says.
+        device: Where to condense; None: where the images are.
+        progress: As in `condense`.
+    """
+
+    objective: str | Objective = DEFAULT_OBJECTIVE
+    parametrization: str | Parametrization = "multi-formation"
+    network: str | NetworkMaker | None = None
+    steps: int | None = None
+    recipe: Recipe | None = None
+    start: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    progress: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def per_image(self) -> int:
+        """How many images it makes in the bytes of one."""
+        kind = self.parametrization
+        made = look_up("parametrization", kind, PARAMETRIZATIONS)() if isinstance(kind, str) else kind
+        return made.start_count(1)
+
+    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+        """Condense."""
+        device = torch.device(self.device) if self.device else data.device
+        dtype = getattr(torch, self.precision) if self.precision else None
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False):
+            return condense(
+                data,
+                ipc,
+                self.objective,
+                self.parametrization,
+                network=self.network,
+                seed=seed,
+                steps=self.steps,
+                start=self.start,
+                recipe=self.recipe,
+                device=device,
+                progress=self.progress,
+            )
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Selects real images: the control at equal bytes.
+
+    Args:
+        method: A name in `SELECTIONS`.
+    """
+
+    method: str = "random"
+
+    @property
+    def per_image(self) -> int:
+        """How many images it makes in the bytes of one."""
+        return look_up("selection", self.method, SELECTIONS)[1].start_count(1)
+
+    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+        """Select."""
+        return select(data, ipc, self.method, seed)
+
+
+class Memory:
+    """Sets of the groups seen so far, within a number of stored images that all groups share.
+
+    A group is a class (or a class of a task); data of one group may come in any number of pieces. What is stored of a
+    group shrinks as groups are added, unless their number is given. A budget that does not divide by the number of
+    groups leaves the remainder unused.
+
+    Args:
+        images: Plain images whose bytes all groups together may take.
+        make: Makes the sets: a `Condenser`, a `Selector`, or anything called like them.
+        groups: How many groups there will be; None: the budget is shared among those seen so far.
+        update: ``"recondense"`` condenses old synthetic and new real images of a group together, and all groups again
+            when their share shrinks; ``"append"`` adds a set each time and shrinks by leaving out the last images.
+        real_fraction: The share of the budget for real images, chosen at random: a hybrid memory.
+        minimum: Real images of a group to wait for before it is condensed; they are kept, and counted, meanwhile.
+        seed: All that is random follows from it.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        make: Maker,
+        *,
+        groups: int | None = None,
+        update: str = "recondense",
+        real_fraction: float = 0.0,
+        minimum: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if images < 1:
+            raise SettingError(f"a memory of {images} images; needed: 1 or more")
+        if groups is not None and not 1 <= groups <= images:
+            raise SettingError(f"{images} stored images for {groups} groups; give each at least one")
+        if update not in ("recondense", "append"):
+            raise SettingError(f"update {update!r}; needed: 'recondense' or 'append'")
+        if not 0 <= real_fraction <= 1:
+            raise SettingError(f"real_fraction {real_fraction!r}; needed: a share from 0 to 1")
+        if minimum < 1:
+            raise SettingError(f"a minimum of {minimum} images; needed: 1 or more")
+        self.images, self.make, self.groups, self.update = images, make, groups, update
+        self.real_fraction, self.minimum, self.seed = real_fraction, minimum, seed
+        self.spec: Spec | None = None
+        self.sets: list[SyntheticSet] = []  # condensed, one a call of the maker
+        self.real: SyntheticSet | None = None
+        self.waiting: dict[str, Tensor] = {}  # uint8 images of groups that wait for `minimum`
+        self.seen: dict[str, int] = {}  # real images that the sets of a group stand for
+        self.added = 0
+        self.note: dict[str, Any] = {}  # plain values that whoever uses the memory keeps with it
+        self.seconds: list[float] = []  # of the maker, for each call of `add`
+
+    @property
+    def names(self) -> list[str]:
+        """The groups that something is stored of, in order of appearance."""
+        return list(dict.fromkeys([*self.seen, *self.waiting]))
+
+    def share(self, groups: int) -> int:
+        """Return the stored images that each of `groups` groups may take.
+
+        Raises:
+            SettingError: There would be none.
+        """
+        share = self.images // max(1, self.groups or groups, groups)
+        if not share:
+            raise SettingError(
+                f"a memory of {self.images} stored images cannot hold {groups} groups; give it at least one a group"
+            )
+        return share
+
+    def add(self, data: Data) -> None:
+        """Take in real images; the classes of their spec are the names of groups.
+
+        Raises:
+            DataError: Their shape is another than before.
+            SettingError: There are more groups than stored images.
+        """
+        if self.spec is None:
+            self.spec = data.spec
+        elif data.spec.shape != self.spec.shape:
+            raise DataError(
+                f"images of {data.spec.shape}; this memory holds {self.spec.shape}: resize the stream first"
+            )
+        began, self.added = time.monotonic(), self.added + 1
+        suffix = f"#{self.added}" if self.update == "append" else ""
+        present = [c for c, count in enumerate(data.counts.tolist()) if count]
+        names = [data.spec.classes[c] + suffix for c in present]
+        share = self.share(len({*self.names, *names}))  # refuse before anything is changed
+        for c, name in zip(present, names, strict=True):
+            new = data.images[data.labels == c].cpu()
+            self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
+        ready = [name for name, images in self.waiting.items() if len(images) >= self.minimum]
+        self._remake(ready, share)
+        self.seconds.append(time.monotonic() - began)
+
+    def resize(self, images: int) -> None:
+        """Change the budget; a smaller one condenses what is stored again, or leaves out the last images."""
+        before, self.images = self.images, images
+        try:
+            share = self.share(len(self.names))
+        except SettingError:
+            self.images = before
+            raise
+        self._remake([], share)
+
+    @property
+    def synthetic(self) -> SyntheticSet | None:
+        """All that is replayed, as one set: of a group that is only waited for, its share of real images."""
+        if not self.names:
+            return None
+        share = self.share(len(self.names))
+        raw = {name: images[:share] for name, images in self.waiting.items() if name not in self.seen}
+        return _join([*self.sets, self.real, self._plain(raw, _WAITING)])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that persists: the length of the file that `save` writes."""
+        return len(self.to_bytes())
+
+    @property
+    def image_bytes(self) -> int:
+        """The bytes of the stored images alone, those that are waited with included."""
+        stored = _join([*self.sets, self.real, self._plain(self.waiting, _WAITING)])
+        codes = [code for part in stored.parts for code in part.codes.values()] if stored else []
+        return sum(code.numel() * code.element_size() for code in codes)
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of the file: a synthetic set's, with this memory's settings beside the set's record."""
+        stored = _join([*self.sets, self.real, self._plain(self.waiting, _WAITING)])
+        if stored is None or self.spec is None:
+            raise SettingError("an empty memory; train on an experience before saving it")
+        state = {"settings": self.settings(), "added": self.added, "spec": asdict(self.spec), "seen": self.seen}
+        state["note"] = self.note
+        return dump(stored, {"memory": json.dumps(state, separators=(",", ":"))})
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the memory as one safetensors file that opens as a synthetic set too; return its path."""
+        return write_file(path, self.to_bytes(), overwrite)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over what `save` wrote, for a memory of the same settings.
+
+        Raises:
+            UntrustedSetError: The file is no memory, or damaged.
+            ResumeError: It was written with other settings.
+        """
+        try:
+            self.from_bytes(Path(path).read_bytes())
+        except OSError as error:
+            raise UntrustedSetError(f"{path}: {error.strerror}; give the path of a memory that `save` wrote") from None
+        except UntrustedSetError as error:
+            raise UntrustedSetError(f"{path}: {error}") from None
+        except ResumeError as error:
+            raise ResumeError(f"{path}: {error}") from None
+
+    def from_bytes(self, blob: bytes) -> None:
+        """Take over what `to_bytes` gave; as `load`."""
+        stored = SyntheticSet.from_bytes(blob, Limits(nbytes=1 << 32))
+        try:
+            state = json.loads(read_metadata(blob)["memory"])
+            settings, added, seen = dict(state["settings"]), int(state["added"]), dict(state["seen"])
+            note = dict(state["note"])
+            told: dict[str, Any] = state["spec"]
+            spec = Spec(**{str(k): tuple(v) if isinstance(v, list) else v for k, v in told.items()})  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError):
+            raise UntrustedSetError("no memory; give a file that a memory's `save` wrote") from None
+        mine = self.settings()
+        differs = [f"{k} was {settings.get(k)!r}, is {mine[k]!r}" for k in mine if settings.get(k) != mine[k]]
+        if differs:
+            raise ResumeError(f"a memory of other settings: {'; '.join(differs)}")
+        if stored.shape != spec.shape or not all(isinstance(n, int) and n >= 0 for n in seen.values()):
+            raise UntrustedSetError("a memory whose images or counts do not fit its description")
+        self.spec, self.added, self.seen, self.note = spec, added, seen, note
+        self.sets, self.real, self.waiting = [], None, {}
+        for part in stored.parts:
+            one = SyntheticSet([part])
+            if part.record.method == _REAL:
+                self.real = one
+            elif part.record.method == _WAITING:
+                self.waiting = _by_class(one)
+            else:
+                self.sets.append(one)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in vars(self).items() if k not in ("sets", "real", "waiting")}
+        return state | {"blob": self.to_bytes() if self.names else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        blob = state.pop("blob")
+        vars(self).update(state, sets=[], real=None, waiting={})
+        if blob is not None:
+            self.from_bytes(blob)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a resumed memory must share: plain values, the maker by its repr."""
+        keys = ("images", "groups", "update", "real_fraction", "minimum", "seed")
+        make = self.make
+        if isinstance(make, Condenser) and make.network is not None:
+            make = replace(make, network=describe(make.network))  # a function's repr is another in each process
+        return {key: getattr(self, key) for key in keys} | {"make": repr(make)}
+
+    def _remake(self, ready: Sequence[str], share: int) -> None:
+        """Condense the groups that are ready, and those that take more than their share."""
+        stored = {name: int(n) for one in self.sets for name, n in zip(one.classes, _stored(one), strict=True)}
+        real_share = round(share * self.real_fraction)
+        share -= real_share
+        large = [name for name, n in stored.items() if n > share]
+        again = list(dict.fromkeys([*(large if self.update == "recondense" else []), *ready]))
+        if share and again:
+            made = self._made(again, share)
+            kept = [name for name in stored if name not in again]
+            self.sets = [*self._cut(kept, share), made]
+        else:
+            self.sets = self._cut(stored, share) if share else []
+        if real_share:
+            self._choose(ready, real_share)
+        for name in ready:
+            self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))
+
+    def _cut(self, names: Iterable[str], most: int) -> list[SyntheticSet]:
+        return [cut for one in self.sets if (cut := one.restrict(names, most)) is not None]
+
+    def _made(self, names: Sequence[str], ipc: int) -> SyntheticSet:
+        """Condense groups from what is stored of them and what waits, each weighing the records it stands for."""
+        assert self.spec is not None
+        old = _by_class(_join([*self.sets, self.real]))
+        images, labels = [], []
+        for label, name in enumerate(names):
+            new = self.waiting.get(name)
+            pieces = [] if new is None else [new]
+            if name in old:
+                repeats = 1 if new is None else max(1, round(self.seen[name] / len(old[name])))
+                pieces.append(old[name].repeat(repeats, 1, 1, 1))
+            images += pieces
+            labels += [label] * sum(map(len, pieces))
+        spec = replace(self.spec, classes=tuple(names))
+        made = self.make(Data(torch.cat(images), torch.tensor(labels), spec), ipc, child_seed(self.seed, self.added))
+        counts = tuple(self.seen.get(name, 0) + len(self.waiting.get(name, ())) for name in names)
+        return made.with_record(counts=counts)
+
+    def _choose(self, ready: Sequence[str], share: int) -> None:
+        """Choose the real images of a hybrid memory: as a reservoir, old and new by how many records there were."""
+        old = _by_class(self.real)
+        chosen = {name: images[:share] for name, images in old.items()}
+        for name in ready:
+            before, new = self.seen.get(name, 0), self.waiting[name]
+            kept = chosen.get(name, new[:0])[: round(share * before / (before + len(new)))]
+            order = torch.randperm(len(new), generator=stream(self.seed, "real", self.added))
+            mixed = torch.cat([kept, new[order[: share - len(kept)]]])
+            chosen[name] = mixed[torch.randperm(len(mixed), generator=stream(self.seed, "mix", self.added))]
+        self.real = self._plain(chosen, _REAL)
+
+    def _plain(self, groups: dict[str, Tensor], method: str) -> SyntheticSet | None:
+        """Return real images, by group, as a set of plain pixels."""
+        if self.spec is None or not any(map(len, groups.values())):
+            return None
+        spec = replace(self.spec, classes=tuple(groups))
+        labels = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(i) for i in groups.values()]))
+        data = Data(torch.cat(list(groups.values())), labels, spec)
+        record = replace(Record.of(data, method, 0, self.seed), start="real")
+        targets = labels.to(torch.uint8 if len(groups) <= 256 else torch.int16)
+        return SyntheticSet([Part({"images": data.images}, targets, Pixels(), record)])
+
+
+def _join(sets: Iterable[SyntheticSet | None]) -> SyntheticSet | None:
+    there = [one for one in sets if one is not None]
+    return SyntheticSet.join(there) if there else None
+
+
+def _by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
+    """Return the decoded images of each class, uint8."""
+    if synthetic is None:
+        return {}
+    images, targets = synthetic.pixels()
+    labels, images = targets.argmax(1), images.mul(255).round().to(torch.uint8)
+    return {name: images[labels == c] for c, name in enumerate(synthetic.classes)}
+
+
+def _stored(synthetic: SyntheticSet) -> list[int]:
+    """Return how many stored images each class has; a set of one part, as makers return them."""
+    (part,) = synthetic.parts
+    labels = part.targets.long() if part.targets.ndim == 1 else part.targets.argmax(1)
+    return torch.bincount(labels, minlength=len(synthetic.classes)).tolist()
