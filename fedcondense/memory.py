@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,13 @@ from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.randomness import child_seed, stream
 from fedcondense.selection import SELECTIONS, select
-from fedcondense.set_format import Limits, dump, read_metadata
+from fedcondense.set_format import Limits, dump, read_beside
 from fedcondense.synthetic import Part, Record, SyntheticSet, write_file
 
 __all__ = ["Condenser", "Maker", "Memory", "Selector"]
 
 _LOG = logging.getLogger(__name__)
+_UPDATES = ("recondense", "reservoir", "append")
 _REAL, _WAITING = "real", "waiting"  # methods in the records of parts that hold real images
 
 
@@ -107,6 +108,8 @@ class Selector:
 
     method: str = "random"
 
+    update: ClassVar[str] = "reservoir"  # a selection of a selection would be blurred or biased
+
     @property
     def per_image(self) -> int:
         """How many images it makes in the bytes of one."""
@@ -128,8 +131,10 @@ class Memory:
         images: Plain images whose bytes all groups together may take.
         make: Makes the sets: a `Condenser`, a `Selector`, or anything called like them.
         groups: How many groups there will be; None: the budget is shared among those seen so far.
-        update: ``"recondense"`` condenses old synthetic and new real images of a group together, and all groups again
-            when their share shrinks; ``"append"`` adds a set each time and shrinks by leaving out the last images.
+        update: ``"recondense"`` makes a group's set of old synthetic and new real images together, and all sets again
+            when the share shrinks. ``"reservoir"`` mixes a set of new images with the old by how many records each
+            stands for; ``"append"`` makes each call of `add` its own group: both shrink by leaving out images.
+            None: as suits the maker.
         real_fraction: The share of the budget for real images, chosen at random: a hybrid memory.
         minimum: Real images of a group to wait for before it is condensed; they are kept, and counted, meanwhile.
         seed: All that is random follows from it.
@@ -141,7 +146,7 @@ class Memory:
         make: Maker,
         *,
         groups: int | None = None,
-        update: str = "recondense",
+        update: str | None = None,
         real_fraction: float = 0.0,
         minimum: int = 1,
         seed: int = 0,
@@ -150,8 +155,9 @@ class Memory:
             raise SettingError(f"a memory of {images} images; needed: 1 or more")
         if groups is not None and not 1 <= groups <= images:
             raise SettingError(f"{images} stored images for {groups} groups; give each at least one")
-        if update not in ("recondense", "append"):
-            raise SettingError(f"update {update!r}; needed: 'recondense' or 'append'")
+        update = update or getattr(make, "update", "recondense")
+        if update not in _UPDATES:
+            raise SettingError(f"update {update!r}; needed: one of {', '.join(_UPDATES)}")
         if not 0 <= real_fraction <= 1:
             raise SettingError(f"real_fraction {real_fraction!r}; needed: a share from 0 to 1")
         if minimum < 1:
@@ -248,7 +254,7 @@ class Memory:
             raise SettingError("an empty memory; train on an experience before saving it")
         state = {"settings": self.settings(), "added": self.added, "spec": asdict(self.spec), "seen": self.seen}
         state["note"] = self.note
-        return dump(stored, {"memory": json.dumps(state, separators=(",", ":"))})
+        return dump(stored, memory=state)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write the memory as one safetensors file that opens as a synthetic set too; return its path."""
@@ -274,7 +280,7 @@ class Memory:
         """Take over what `to_bytes` gave; as `load`."""
         stored = SyntheticSet.from_bytes(blob, Limits(nbytes=1 << 32))
         try:
-            state = json.loads(read_metadata(blob)["memory"])
+            state = read_beside(blob, "memory")
             settings, added, seen = dict(state["settings"]), int(state["added"]), dict(state["seen"])
             note = dict(state["note"])
             told: dict[str, Any] = state["spec"]
@@ -317,31 +323,61 @@ class Memory:
         return {key: getattr(self, key) for key in keys} | {"make": repr(make)}
 
     def _remake(self, ready: Sequence[str], share: int) -> None:
-        """Condense the groups that are ready, and those that take more than their share."""
-        stored = {name: int(n) for one in self.sets for name, n in zip(one.classes, _stored(one), strict=True)}
+        """Make sets of the groups that are ready, and of those that take more than their share."""
         real_share = round(share * self.real_fraction)
         share -= real_share
-        large = [name for name, n in stored.items() if n > share]
-        again = list(dict.fromkeys([*(large if self.update == "recondense" else []), *ready]))
+        stored = self._stored()
+        again = list(ready)
+        if self.update == "recondense":
+            again = list(dict.fromkeys([*(name for name, n in stored.items() if n > share), *ready]))
         if share and again:
-            made = self._made(again, share)
-            kept = [name for name in stored if name not in again]
-            self.sets = [*self._cut(kept, share), made]
+            made: SyntheticSet | None = self._made(again, share)
+            keep = {name: share for name in stored if name not in again}
+            if self.update == "reservoir":
+                old = {name: self._old_share(name, share) for name in again if name in stored}
+                made = made.restrict(again, {name: share - n for name, n in old.items()}) if made else None
+                keep |= old
+            self.sets = [*self._cut(keep), *([made] if made else [])]
         else:
-            self.sets = self._cut(stored, share) if share else []
+            self.sets = self._cut(dict.fromkeys(stored, share))
         if real_share:
             self._choose(ready, real_share)
         for name in ready:
             self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))
 
-    def _cut(self, names: Iterable[str], most: int) -> list[SyntheticSet]:
-        return [cut for one in self.sets if (cut := one.restrict(names, most)) is not None]
+    def _stored(self) -> dict[str, int]:
+        """Return how many stored images each group has in all sets."""
+        counts: Counter[str] = Counter()
+        for one in self.sets:
+            counts.update(_stored(one))
+        return dict(counts)
+
+    def _old_share(self, name: str, share: int) -> int:
+        """Return how much of a group's share its old images keep: as many as there were records, old and new."""
+        before = self.seen.get(name, 0)
+        return min(share, self._stored().get(name, 0), round(share * before / (before + len(self.waiting[name]))))
+
+    def _cut(self, most: Mapping[str, int]) -> list[SyntheticSet]:
+        """Return the sets with at most so many stored images of each group; a group in several sets is cut in each."""
+        total, before, kept = self._stored(), Counter[str](), []
+        for one in self.sets:
+            stored = _stored(one)
+            keep = {}
+            for name, n in stored.items():
+                wanted, all_of = min(most.get(name, 0), total[name]), total[name]
+                if all_of:
+                    keep[name] = wanted * (before[name] + n) // all_of - wanted * before[name] // all_of
+            before.update(stored)
+            cut = one.restrict([name for name, n in keep.items() if n], keep)
+            if cut is not None:
+                kept.append(cut)
+        return kept
 
     def _made(self, names: Sequence[str], ipc: int) -> SyntheticSet:
-        """Condense groups from what is stored of them and what waits, each weighing the records it stands for."""
+        """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records."""
         assert self.spec is not None
-        old = _by_class(_join([*self.sets, self.real]))
-        images, labels = [], []
+        old = _by_class(_join([*self.sets, self.real])) if self.update == "recondense" else {}
+        images, labels, counts = [], [], []
         for label, name in enumerate(names):
             new = self.waiting.get(name)
             pieces = [] if new is None else [new]
@@ -350,10 +386,10 @@ class Memory:
                 pieces.append(old[name].repeat(repeats, 1, 1, 1))
             images += pieces
             labels += [label] * sum(map(len, pieces))
+            counts.append((self.seen.get(name, 0) if name in old else 0) + (0 if new is None else len(new)))
         spec = replace(self.spec, classes=tuple(names))
         made = self.make(Data(torch.cat(images), torch.tensor(labels), spec), ipc, child_seed(self.seed, self.added))
-        counts = tuple(self.seen.get(name, 0) + len(self.waiting.get(name, ())) for name in names)
-        return made.with_record(counts=counts)
+        return made.with_record(counts=tuple(counts))
 
     def _choose(self, ready: Sequence[str], share: int) -> None:
         """Choose the real images of a hybrid memory: as a reservoir, old and new by how many records there were."""
@@ -393,8 +429,11 @@ def _by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
     return {name: images[labels == c] for c, name in enumerate(synthetic.classes)}
 
 
-def _stored(synthetic: SyntheticSet) -> list[int]:
-    """Return how many stored images each class has; a set of one part, as makers return them."""
-    (part,) = synthetic.parts
-    labels = part.targets.long() if part.targets.ndim == 1 else part.targets.argmax(1)
-    return torch.bincount(labels, minlength=len(synthetic.classes)).tolist()
+def _stored(synthetic: SyntheticSet) -> dict[str, int]:
+    """Return how many stored images each class has."""
+    counts: Counter[str] = Counter()
+    for part in synthetic.parts:
+        labels = part.targets.long() if part.targets.ndim == 1 else part.targets.argmax(1)
+        found = torch.bincount(labels, minlength=len(part.record.classes)).tolist()
+        counts.update(dict(zip(part.record.classes, found, strict=True)))
+    return dict(counts)

@@ -1,8 +1,8 @@
 """The file and wire format of a synthetic set: one safetensors file, checked before memory is allocated.
 
 Layout: 8 bytes, the header's length (little endian); the header, JSON, with a `__metadata__` entry whose
-`fedcondense` string is JSON again (version, parts, evaluation); then the tensors, back to back. Tensor `i.name`
-is code `name` of part `i`, and `i.targets` its labels or probabilities. Any safetensors reader opens it.
+`fedcondense` string is JSON again: version, parts, evaluation, and a memory's settings; then the tensors, back to back.
+Tensor `i.name` is code `name` of part `i`, `i.targets` its labels or probabilities. Any safetensors reader opens it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedcondense.errors import SettingError, UntrustedSetError, unknown
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.synthetic import Part, Record, SyntheticSet
 
-__all__ = ["VERSION", "Limits", "dump", "parse", "read_metadata"]
+__all__ = ["VERSION", "Limits", "dump", "parse", "read_beside"]
 
 VERSION = 1
 
@@ -55,8 +55,8 @@ class Limits:
     parts: int = 10_000
 
 
-def dump(synthetic: SyntheticSet, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the bytes of a set; `metadata` are texts that go into the header beside its own."""
+def dump(synthetic: SyntheticSet, **beside: Any) -> bytes:
+    """Return the bytes of a set; `beside` are plain values that go into the header under their names."""
     names = {kind: name for name, kind in PARAMETRIZATIONS.items()}
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []
@@ -68,17 +68,17 @@ def dump(synthetic: SyntheticSet, metadata: Mapping[str, str] | None = None) -> 
         parts.append({"parametrization": names[kind], **settings, "record": _compact(part.record)})
         tensors |= {f"{i}.{name}": code.contiguous() for name, code in part.codes.items()}
         tensors[f"{i}.targets"] = part.targets.contiguous()
-    content: dict[str, Any] = {"version": VERSION, "parts": parts}
+    content: dict[str, Any] = {"version": VERSION, "parts": parts, **beside}
     if synthetic.evaluation is not None:
         content["evaluation"] = synthetic.evaluation
     text = json.dumps(content, separators=(",", ":"))
-    return safetensors.torch.save(tensors, metadata={**(metadata or {}), "fedcondense": text})
+    return safetensors.torch.save(tensors, metadata={"fedcondense": text})
 
 
-def read_metadata(blob: bytes) -> dict[str, str]:
-    """Return the texts in the header of a set that `parse` accepted."""
+def read_beside(blob: bytes, name: str) -> Any:
+    """Return the value that `dump` was told to put beside a set, or None; of bytes that `parse` accepted."""
     length = int.from_bytes(blob[:8], "little")
-    return dict(json.loads(blob[8 : 8 + length])["__metadata__"])
+    return json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["fedcondense"]).get(name)
 
 
 def _compact(record: Record) -> dict[str, Any]:

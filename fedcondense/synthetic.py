@@ -188,12 +188,12 @@ class SyntheticSet:
         """Return the same set with some fields of every part's record replaced."""
         return SyntheticSet([replace(p, record=replace(p.record, **changes)) for p in self.parts], self.evaluation)
 
-    def restrict(self, classes: Iterable[str], most: int | None = None) -> SyntheticSet | None:
+    def restrict(self, classes: Iterable[str], most: Mapping[str, int] | None = None) -> SyntheticSet | None:
         """Return a set of some classes alone, and of the first stored images of each; None if nothing is left.
 
         Args:
             classes: Names; those that the set does not have are passed over.
-            most: Stored images that a class may keep; None: all of them.
+            most: Stored images that a class may keep, by name; all of those that are not named.
 
         A set of which nothing is left out is returned itself.
 
@@ -201,8 +201,6 @@ class SyntheticSet:
             SettingError: The set has soft labels, or codes that are shared between images: it cannot be cut by rows.
         """
         wanted = set(classes)
-        if wanted >= set(self.classes) and most is None:
-            return self
         parts = []
         for part in self.parts:
             record = part.record
@@ -212,8 +210,9 @@ class SyntheticSet:
             rank = F.one_hot(part.targets.long(), len(record.classes)).cumsum(0)  # how many of each class so far
             rank = rank.gather(1, part.targets.long().unsqueeze(1)).squeeze(1)
             rows = torch.isin(part.targets.long(), torch.tensor(kept, dtype=torch.int64))
-            if most is not None:
-                rows &= rank <= most
+            if most:
+                limits = torch.tensor([most.get(name, len(rows)) for name in record.classes])
+                rows &= rank <= limits[part.targets.long()]
             if not bool(rows.any()):
                 continue
             labels = torch.zeros(len(record.classes), dtype=part.targets.dtype)

@@ -61,7 +61,7 @@ class CondensedBuffer(ExemplarsBuffer):
             of real images, the control.
         adaptive_size: Share the budget among the classes seen so far; False: among `total_num_groups`.
         total_num_groups: How many classes there will be, if the size is not adaptive.
-        update: ``"recondense"`` or ``"append"``; see `Memory`.
+        update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: as suits the condenser.
         real_fraction: Share of the budget for real images.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
             kept, counted in `nbytes`, and as many replayed as the class's share allows.
@@ -81,7 +81,7 @@ class CondensedBuffer(ExemplarsBuffer):
         condenser: Maker = _DEFAULT,
         adaptive_size: bool = True,
         total_num_groups: int | None = None,
-        update: str = "recondense",
+        update: str | None = None,
         real_fraction: float = 0.0,
         min_samples: int = 1,
         operations: tuple[str, ...] = _KEEPS_LABELS,
