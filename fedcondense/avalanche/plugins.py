@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import avalanche_forward
 from avalanche.training.plugins import GDumbPlugin
+from torch import Tensor
 
 from fedcondense.avalanche.buffer import CondensedBuffer
 from fedcondense.avalanche.sampling import EpochLoader, Sampler
@@ -17,10 +19,12 @@ __all__ = ["CondensedGDumbPlugin", "CondensedReplayPlugin"]
 
 
 class CondensedReplayPlugin(SupervisedPlugin):
-    """Adds the loss of a batch from a condensed buffer to each iteration, and updates the buffer after an experience.
+    """Adds the loss of a batch from a condensed buffer to each iteration.
 
     Unlike the stock `ReplayPlugin` it leaves the stream's loader alone; it augments the memory's batch, which holds few
-    images that are seen often, and takes probabilities as targets.
+    images that are seen often, and takes probabilities as targets. Synthetic images do not look like real ones, so a
+    network that sees old classes in the memory alone learns that what looks real is new. Hence the loss is asymmetric:
+    real images choose among the experience's own classes, and the memory, which is updated first, teaches all of them.
 
     Args:
         mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
@@ -29,6 +33,8 @@ class CondensedReplayPlugin(SupervisedPlugin):
         augment: Augment them, with the buffer's `operations`.
         balance: Let each class weigh the same, whether it is in the memory or in the experience: the memory's loss
             then counts by its number of classes. False: each image weighs the same, as in `ReplayPlugin`.
+        asymmetric: The loss of ER-ACE (Caccia et al., ICLR 2022, https://arxiv.org/abs/2104.05025), with cross-entropy
+            in the place of the strategy's criterion. False: the criterion, and a buffer that is updated last.
     """
 
     def __init__(
@@ -39,40 +45,45 @@ class CondensedReplayPlugin(SupervisedPlugin):
         *,
         augment: bool = True,
         balance: bool = True,
+        asymmetric: bool = True,
     ) -> None:
         super().__init__()
         self.storage_policy = _buffer(mem_size, storage_policy)
         self.mem_size = self.storage_policy.max_size
-        self.batch_size_mem, self.augment, self.balance = batch_size_mem, augment, balance
+        self.batch_size_mem, self.augment, self.balance, self.asymmetric = batch_size_mem, augment, balance, asymmetric
         self._sampler: Sampler | None = None
-        self._share: float | None = None
+        self._classes = torch.empty(0, dtype=torch.int64)  # of the experience
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Take the buffer as it stands for the experience."""
+        """Condense the experience if the loss is asymmetric, and take the buffer as it stands."""
+        if self.asymmetric:
+            self.storage_policy.post_adapt(strategy, strategy.experience)
         if self.storage_policy.decoded is None:
             return
-        turn = strategy.clock.train_exp_counter
-        self._sampler = Sampler(self.storage_policy, strategy.device, self.augment, turn)
-        if self.balance:
-            new = len({int(label) for label in strategy.adapted_dataset.targets})
-            old = len(self._sampler.decoded.labels)
-            self._share = old / (old + new)
+        self._sampler = Sampler(self.storage_policy, strategy.device, self.augment, strategy.clock.train_exp_counter)
+        labels = sorted({int(label) for label in strategy.adapted_dataset.targets})
+        self._classes = torch.tensor(labels, device=strategy.device)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Mix the loss of a batch from the memory into that of the stream."""
         if self._sampler is None:
             return
+        if self.asymmetric:
+            strategy.loss = F.cross_entropy(_among(strategy.mb_output, self._classes), strategy.mb_y)
         streamed = len(strategy.mb_x)
         batch = self._sampler.draw(self.batch_size_mem or strategy.train_mb_size)
         output = avalanche_forward(strategy.model, batch.images, batch.tasks)
         loss = F.cross_entropy(output, self._sampler.wide_targets(batch.targets, output.shape[1]))
-        share = self._share if self._share is not None else len(batch.images) / (len(batch.images) + streamed)
-        strategy.loss = (1 - share) * strategy.loss + share * loss
+        mine, theirs = len(batch.images), streamed
+        if self.balance:
+            mine, theirs = len(self._sampler.decoded.labels), len(self._classes)
+        strategy.loss = (theirs * strategy.loss + mine * loss) / (mine + theirs)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Condense the experience."""
-        self._sampler = self._share = None
-        self.storage_policy.post_adapt(strategy, strategy.experience)
+        """Condense the experience, if that was not done before, and let go of the tensors."""
+        self._sampler = None
+        if not self.asymmetric:
+            self.storage_policy.post_adapt(strategy, strategy.experience)
 
 
 class CondensedGDumbPlugin(GDumbPlugin):
@@ -113,6 +124,13 @@ class CondensedGDumbPlugin(GDumbPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let go of the loader, which a checkpoint need not hold."""
         self._loader = None
+
+
+def _among(output: Tensor, classes: Tensor) -> Tensor:
+    """Return logits that leave nothing to the outputs of other classes."""
+    others = torch.full_like(output[0], torch.finfo(output.dtype).min / 2)
+    others[classes] = 0
+    return output + others
 
 
 def _buffer(mem_size: int | None, policy: CondensedBuffer | None) -> CondensedBuffer:
