@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,7 +20,7 @@ from fedcondense.condensation import Progress, condense
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
-from fedcondense.networks import NetworkMaker, describe
+from fedcondense.networks import NetworkMaker
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.randomness import child_seed, stream
@@ -32,6 +33,7 @@ __all__ = ["Condenser", "Maker", "Memory", "Selector"]
 _LOG = logging.getLogger(__name__)
 _UPDATES = ("recondense", "reservoir", "append")
 _REAL, _WAITING = "real", "waiting"  # methods in the records of parts that hold real images
+_LIMITS = Limits(nbytes=1 << 32, decoded=1 << 24, decoded_bytes=1 << 36, header=1 << 28, parts=1 << 20)  # our own file
 
 
 class Maker(Protocol):
@@ -56,8 +58,8 @@ class Condenser:
         steps: Optimisation steps; None: the recipe's.
         recipe: Optimizer, step size, schedule; None: the objective's own.
         start: A name in `STARTS`; None: the recipe's.
-        precision: ``"bfloat16"`` or another torch dtype for features; None: as the caller's autocast says.
-        device: Where to condense; None: where the images are.
+        precision: ``"bfloat16"``, ``"float16"`` or ``"float32"`` for features; None: as the caller's autocast says.
+        device: Where to condense; None: where the images are, which is the CPU for those in a memory.
         progress: As in `condense`.
     """
 
@@ -71,6 +73,10 @@ class Condenser:
     device: str | None = None
     progress: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.precision not in (None, "float32", "bfloat16", "float16"):
+            raise SettingError(f"precision {self.precision!r}; needed: 'float32', 'bfloat16', 'float16' or None")
+
     @property
     def per_image(self) -> int:
         """How many images it makes in the bytes of one."""
@@ -81,8 +87,9 @@ class Condenser:
     def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
         """Condense."""
         device = torch.device(self.device) if self.device else data.device
-        dtype = getattr(torch, self.precision) if self.precision else None
-        with nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False):
+        half = getattr(torch, self.precision) if self.precision not in (None, "float32") else None
+        precise = torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False)
+        with precise if self.precision else nullcontext():
             return condense(
                 data,
                 ipc,
@@ -136,7 +143,8 @@ class Memory:
             stands for; ``"append"`` makes each call of `add` its own group: both shrink by leaving out images.
             None: as suits the maker.
         real_fraction: The share of the budget for real images, chosen at random: a hybrid memory.
-        minimum: Real images of a group to wait for before it is condensed; they are kept, and counted, meanwhile.
+        minimum: Real images of a group to wait for before it is condensed; meanwhile they are kept beside the budget,
+            and counted in `nbytes`.
         seed: All that is random follows from it.
     """
 
@@ -185,7 +193,7 @@ class Memory:
             SettingError: There would be none.
         """
         share = self.images // max(1, self.groups or groups, groups)
-        if not share:
+        if share < 1:
             raise SettingError(
                 f"a memory of {self.images} stored images cannot hold {groups} groups; give it at least one a group"
             )
@@ -197,34 +205,36 @@ class Memory:
         Raises:
             DataError: Their shape is another than before.
             SettingError: There are more groups than stored images.
+
+        After an error of any kind the memory is as it was.
         """
-        if self.spec is None:
-            self.spec = data.spec
-        elif data.spec.shape != self.spec.shape:
-            raise DataError(
-                f"images of {data.spec.shape}; this memory holds {self.spec.shape}: resize the stream first"
-            )
-        began, self.added = time.monotonic(), self.added + 1
-        suffix = f"#{self.added}" if self.update == "append" else ""
-        present = [c for c, count in enumerate(data.counts.tolist()) if count]
-        names = [data.spec.classes[c] + suffix for c in present]
-        share = self.share(len({*self.names, *names}))  # refuse before anything is changed
-        for c, name in zip(present, names, strict=True):
-            new = data.images[data.labels == c].cpu()
-            self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
-        ready = [name for name, images in self.waiting.items() if len(images) >= self.minimum]
-        self._remake(ready, share)
-        self.seconds.append(time.monotonic() - began)
+        with self._all_or_nothing():
+            began, self.added = time.monotonic(), self.added + 1
+            self.spec = self.spec or data.spec
+            if data.spec.shape != self.spec.shape:
+                raise DataError(
+                    f"images of {data.spec.shape}; this memory holds {self.spec.shape}: resize the stream's"
+                )
+            for c, count in enumerate(data.counts.tolist()):
+                if count:
+                    name, new = data.spec.classes[c], data.images[data.labels == c].cpu()
+                    self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
+            ready = [name for name, images in self.waiting.items() if len(images) >= self.minimum]
+            if self.update == "append":
+                self.waiting |= {f"{name}#{self.added}": self.waiting.pop(name) for name in ready}
+                ready = [f"{name}#{self.added}" for name in ready]
+            self._remake(ready, self.share(len(self.names)))
+            self.seconds.append(time.monotonic() - began)
 
     def resize(self, images: int) -> None:
-        """Change the budget; a smaller one condenses what is stored again, or leaves out the last images."""
-        before, self.images = self.images, images
-        try:
-            share = self.share(len(self.names))
-        except SettingError:
-            self.images = before
-            raise
-        self._remake([], share)
+        """Change the budget, in stored images; a smaller one makes sets again, or leaves out images.
+
+        Raises:
+            SettingError: There are more groups than that; the memory is as it was.
+        """
+        with self._all_or_nothing():
+            self.images = images
+            self._remake([], self.share(len(self.names)))
 
     @property
     def synthetic(self) -> SyntheticSet | None:
@@ -237,12 +247,12 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all that persists: the length of the file that `save` writes."""
-        return len(self.to_bytes())
+        """The bytes of all that persists: the length of the file that `save` writes; 0 while there is nothing."""
+        return len(self.to_bytes()) if self.names else 0
 
     @property
     def image_bytes(self) -> int:
-        """The bytes of the stored images alone, those that are waited with included."""
+        """The bytes of the stored images alone, those of groups that wait included."""
         stored = _join([*self.sets, self.real, self._plain(self.waiting, _WAITING)])
         codes = [code for part in stored.parts for code in part.codes.values()] if stored else []
         return sum(code.numel() * code.element_size() for code in codes)
@@ -250,10 +260,9 @@ class Memory:
     def to_bytes(self) -> bytes:
         """Return the bytes of the file: a synthetic set's, with this memory's settings beside the set's record."""
         stored = _join([*self.sets, self.real, self._plain(self.waiting, _WAITING)])
-        if stored is None or self.spec is None:
+        if stored is None:
             raise SettingError("an empty memory; train on an experience before saving it")
-        state = {"settings": self.settings(), "added": self.added, "spec": asdict(self.spec), "seen": self.seen}
-        state["note"] = self.note
+        state = {"settings": self.settings(), "added": self.added, "seen": self.seen, "note": self.note}
         return dump(stored, memory=state)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -278,22 +287,25 @@ class Memory:
 
     def from_bytes(self, blob: bytes) -> None:
         """Take over what `to_bytes` gave; as `load`."""
-        stored = SyntheticSet.from_bytes(blob, Limits(nbytes=1 << 32))
+        stored = SyntheticSet.from_bytes(blob, _LIMITS)
         try:
             state = read_beside(blob, "memory")
-            settings, added, seen = dict(state["settings"]), int(state["added"]), dict(state["seen"])
+            settings, added, seen = dict(state["settings"]), state["added"], dict(state["seen"])
             note = dict(state["note"])
-            told: dict[str, Any] = state["spec"]
-            spec = Spec(**{str(k): tuple(v) if isinstance(v, list) else v for k, v in told.items()})  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError):
             raise UntrustedSetError("no memory; give a file that a memory's `save` wrote") from None
+        if not all(type(n) is int and n >= 0 for n in (added, *seen.values())):
+            raise UntrustedSetError("a memory whose counts are no whole numbers from 0")
+        made = {name for part in stored.parts if part.record.method != _WAITING for name in part.record.classes}
+        if not made <= set(seen):
+            raise UntrustedSetError("a memory that holds images of groups which its description leaves out")
         mine = self.settings()
         differs = [f"{k} was {settings.get(k)!r}, is {mine[k]!r}" for k in mine if settings.get(k) != mine[k]]
         if differs:
             raise ResumeError(f"a memory of other settings: {'; '.join(differs)}")
-        if stored.shape != spec.shape or not all(isinstance(n, int) and n >= 0 for n in seen.values()):
-            raise UntrustedSetError("a memory whose images or counts do not fit its description")
-        self.spec, self.added, self.seen, self.note = spec, added, seen, note
+        record = stored.record
+        told = (record.data, record.shape, record.classes, record.mean, record.std, record.augmentation)
+        self.spec, self.added, self.seen, self.note = Spec(*told), added, seen, note
         self.sets, self.real, self.waiting = [], None, {}
         for part in stored.parts:
             one = SyntheticSet([part])
@@ -317,10 +329,17 @@ class Memory:
     def settings(self) -> dict[str, Any]:
         """Return what a resumed memory must share: plain values, the maker by its repr."""
         keys = ("images", "groups", "update", "real_fraction", "minimum", "seed")
-        make = self.make
-        if isinstance(make, Condenser) and make.network is not None:
-            make = replace(make, network=describe(make.network))  # a function's repr is another in each process
-        return {key: getattr(self, key) for key in keys} | {"make": repr(make)}
+        make = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.make))  # a function's address is another in each process
+        return {key: getattr(self, key) for key in keys} | {"make": make}
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        before = vars(self) | {"seen": dict(self.seen), "waiting": dict(self.waiting)}
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def _remake(self, ready: Sequence[str], share: int) -> None:
         """Make sets of the groups that are ready, and of those that take more than their share."""
@@ -330,18 +349,18 @@ class Memory:
         again = list(ready)
         if self.update == "recondense":
             again = list(dict.fromkeys([*(name for name, n in stored.items() if n > share), *ready]))
+            again = self._with_inseparable(again)
         if share and again:
-            made: SyntheticSet | None = self._made(again, share)
+            new: SyntheticSet | None = self._made(again, share)
             keep = {name: share for name in stored if name not in again}
-            if self.update == "reservoir":
-                old = {name: self._old_share(name, share) for name in again if name in stored}
-                made = made.restrict(again, {name: share - n for name, n in old.items()}) if made else None
+            if self.update == "reservoir" and new is not None:
+                old = {name: min(stored[name], self._old_share(name, share)) for name in again if name in stored}
+                new = new.restrict(again, {name: share - n for name, n in old.items()})
                 keep |= old
-            self.sets = [*self._cut(keep), *([made] if made else [])]
+            self.sets = [one for one in (*self._cut(keep), new) if one is not None]
         else:
             self.sets = self._cut(dict.fromkeys(stored, share))
-        if real_share:
-            self._choose(ready, real_share)
+        self.real = self._chosen(ready, real_share)
         for name in ready:
             self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))
 
@@ -353,25 +372,39 @@ class Memory:
         return dict(counts)
 
     def _old_share(self, name: str, share: int) -> int:
-        """Return how much of a group's share its old images keep: as many as there were records, old and new."""
+        """Return how much of a group's share is for its old images: by how many records there were, old and new.
+
+        Rounded up or down at random: else, where little comes at a time, nothing new would ever enter.
+        """
         before = self.seen.get(name, 0)
-        return min(share, self._stored().get(name, 0), round(share * before / (before + len(self.waiting[name]))))
+        return int(share * before / (before + len(self.waiting[name])) + self._uniform("share", name))
+
+    def _uniform(self, *purpose: str) -> float:
+        return float(torch.rand((), generator=stream(self.seed, *purpose, self.added)))
+
+    def _with_inseparable(self, names: Sequence[str]) -> list[str]:
+        """Return groups with those that share soft labels or codes with them, which are made again with them."""
+        found = dict.fromkeys(names)
+        for one in self.sets:
+            if not found.keys().isdisjoint(one.classes) and not _is_separable(one):
+                found |= dict.fromkeys(one.classes)
+        return list(found)
 
     def _cut(self, most: Mapping[str, int]) -> list[SyntheticSet]:
-        """Return the sets with at most so many stored images of each group; a group in several sets is cut in each."""
+        """Return the sets with at most so many stored images of each group.
+
+        A group in several sets is cut in all of them, each of its images as likely as another (systematic sampling).
+        """
         total, before, kept = self._stored(), Counter[str](), []
         for one in self.sets:
-            stored = _stored(one)
-            keep = {}
+            stored, keep = _stored(one), {}
             for name, n in stored.items():
-                wanted, all_of = min(most.get(name, 0), total[name]), total[name]
-                if all_of:
-                    keep[name] = wanted * (before[name] + n) // all_of - wanted * before[name] // all_of
+                part, offset = min(most.get(name, 0), total[name]) / max(1, total[name]), self._uniform("cut", name)
+                keep[name] = int(part * (before[name] + n) + offset) - int(part * before[name] + offset)
             before.update(stored)
-            cut = one.restrict([name for name, n in keep.items() if n], keep)
-            if cut is not None:
-                kept.append(cut)
-        return kept
+            if any(keep.values()):
+                kept.append(one if keep == stored else one.restrict([name for name, n in keep.items() if n], keep))
+        return [one for one in kept if one is not None]
 
     def _made(self, names: Sequence[str], ipc: int) -> SyntheticSet:
         """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records."""
@@ -391,17 +424,16 @@ class Memory:
         made = self.make(Data(torch.cat(images), torch.tensor(labels), spec), ipc, child_seed(self.seed, self.added))
         return made.with_record(counts=tuple(counts))
 
-    def _choose(self, ready: Sequence[str], share: int) -> None:
+    def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:
         """Choose the real images of a hybrid memory: as a reservoir, old and new by how many records there were."""
-        old = _by_class(self.real)
-        chosen = {name: images[:share] for name, images in old.items()}
-        for name in ready:
-            before, new = self.seen.get(name, 0), self.waiting[name]
-            kept = chosen.get(name, new[:0])[: round(share * before / (before + len(new)))]
+        chosen = {name: images[:share] for name, images in _by_class(self.real).items()}
+        for name in ready if share else ():
+            new = self.waiting[name]
+            kept = chosen.get(name, new[:0])[: self._old_share(name, share)]
             order = torch.randperm(len(new), generator=stream(self.seed, "real", self.added))
             mixed = torch.cat([kept, new[order[: share - len(kept)]]])
             chosen[name] = mixed[torch.randperm(len(mixed), generator=stream(self.seed, "mix", self.added))]
-        self.real = self._plain(chosen, _REAL)
+        return self._plain(chosen, _REAL)
 
     def _plain(self, groups: dict[str, Tensor], method: str) -> SyntheticSet | None:
         """Return real images, by group, as a set of plain pixels."""
@@ -437,3 +469,11 @@ def _stored(synthetic: SyntheticSet) -> dict[str, int]:
         found = torch.bincount(labels, minlength=len(part.record.classes)).tolist()
         counts.update(dict(zip(part.record.classes, found, strict=True)))
     return dict(counts)
+
+
+def _is_separable(synthetic: SyntheticSet) -> bool:
+    """Say whether each stored image is one class's alone, so that some can be left out."""
+    return all(
+        part.targets.ndim == 1 and all(len(code) == len(part.targets) for code in part.codes.values())
+        for part in synthetic.parts
+    )
