@@ -20,10 +20,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[flower]'
 	@touch $@
 
-# The suite runs Ray and the tools as well.
+# The suite runs Ray, Avalanche and the tools as well.
 $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[flower,simulation,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[flower,simulation,avalanche,dev]'
 	@touch $(VENV)/.installed $@
 
 demo: install

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation, Pixels
-from fedcondense.set_format import VERSION, Limits
+from fedcondense.set_format import VERSION, Limits, dump, read_beside
 from fedcondense.synthetic import Part, Record, SyntheticSet
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -145,6 +145,14 @@ class TestRoundTrip:
         assert after.record == record
         assert torch.equal(after.parts[0].codes["images"], images)
         assert torch.equal(after.parts[0].targets, targets)
+
+    def test_what_was_put_beside_a_set_is_read_and_changes_nothing_else(self) -> None:
+        state = {"settings": {"images": 20, "groups": None}, "note": "é", "seen": [0.1, 3]}
+        blob = dump(toy(), memory=state)
+        assert read_beside(blob, "memory") == state
+        assert read_beside(blob, "other") is None
+        assert read_beside(BLOB, "memory") is None
+        assert SyntheticSet.from_bytes(blob).to_bytes() == BLOB
 
     def test_a_parametrization_without_a_name_is_refused_while_writing(self) -> None:
         class Mine(Pixels):

@@ -115,6 +115,65 @@ class TestWeights:
         assert joined.weights().tolist() == [1, 1, 20, 20]
 
 
+class TestRestrict:
+    def test_the_first_images_of_the_named_classes_stay_with_their_counts(self) -> None:
+        whole = toy([2, 0, 1, 0, 2, 0], counts=(40, 5, 3))
+        cut = whole.restrict(["c", "a"], {"a": 2})
+        assert cut is not None
+        assert cut.classes == ("a", "c")
+        assert cut.parts[0].targets.tolist() == [1, 0, 0, 1]
+        assert cut.record.counts == (40, 3)
+        assert torch.equal(cut.pixels().images, whole.pixels().images[[0, 1, 3, 4]])
+
+    def test_all_images_of_a_class_without_a_limit_stay(self) -> None:
+        cut = toy([0, 0, 2, 2, 2]).restrict(["a", "c"], {"a": 1})
+        assert cut is not None
+        assert cut.counts().tolist() == [1, 3]
+
+    def test_tiles_are_cut_by_stored_images(self) -> None:
+        whole = tiles([0, 2, 0])
+        cut = whole.restrict(["a"], {"a": 1})
+        assert cut is not None
+        assert torch.equal(cut.pixels().images, whole.pixels().images[:4])
+
+    def test_a_set_of_which_nothing_is_left_out_is_returned_itself(self) -> None:
+        whole = SyntheticSet.join([toy([0, 1, 2]), tiles([2, 1, 0])])
+        assert whole.restrict("abc") is whole
+        assert whole.restrict("cba", {"a": 2, "b": 5}) is whole
+        assert whole.restrict(["a", "b", "c", "unknown"], {"unknown": 1}) is whole
+
+    def test_nothing_that_is_left_is_none(self) -> None:
+        assert toy([0, 2]).restrict(["b", "unknown"]) is None
+        assert toy([0, 2]).restrict("abc", dict.fromkeys("abc", 0)) is None
+
+    def test_parts_are_cut_each_on_its_own_and_empty_ones_leave(self) -> None:
+        joined = SyntheticSet.join([toy([0, 1]), tiles([1, 2]), toy([2])])
+        cut = joined.restrict(["b"])
+        assert cut is not None
+        assert [type(part.parametrization) for part in cut.parts] == [Pixels, MultiFormation]
+        assert cut.counts().tolist() == [5]
+
+    def test_what_was_cut_is_a_set_like_any_other(self) -> None:
+        cut = SyntheticSet.join([toy([0, 1, 2, 2]), tiles([1, 2])]).restrict(["c"], {"c": 1})
+        assert cut is not None
+        again = SyntheticSet.from_bytes(cut.to_bytes())
+        assert again.to_bytes() == cut.to_bytes()
+        assert torch.equal(again.decode().images, cut.decode().images)
+
+    def test_what_was_measured_on_the_whole_is_not_said_of_a_cut(self) -> None:
+        cut = toy([0, 1]).with_evaluation({"accuracy": 90.0}).restrict(["a"])
+        assert cut is not None
+        assert cut.evaluation is None
+
+    def test_soft_labels_and_shared_codes_cannot_be_cut(self) -> None:
+        part = toy([0, 1]).parts[0]
+        soft = replace(part, targets=torch.tensor([[0.6, 0.4, 0], [0, 0.5, 0.5]]).half())
+        shared = replace(part, codes={"images": part.codes["images"], "bases": torch.zeros(7, 3)})
+        for one in (soft, shared):
+            with pytest.raises(SettingError, match="dm: shared codes or soft labels; condense again at the size"):
+                SyntheticSet([one]).restrict(["a"])
+
+
 class TestStorage:
     def test_bytes_are_rounded_and_clamped(self) -> None:
         codes = {"images": torch.tensor([-0.2, 0.0, 0.4 / 255, 0.6 / 255, 1.0, 1.7]).view(1, 1, 2, 3)}
