@@ -1,16 +1,18 @@
-"""Class-incremental streams in Avalanche: a memory of condensed images beside real ones, at equal bytes.
+"""Streams in Avalanche: a memory of condensed images beside real ones, at equal bytes.
 
-    python experiments/continual.py prototype     # split Fashion-MNIST, 2,000 images a class, ConvNet 3x16
-    python experiments/continual.py full          # all images, ConvNet 3x32
-    python experiments/continual.py mnist cifar10 budgets domain online cifar100
-    python experiments/continual.py --table prototype
+    python experiments/continual.py prototype             # split Fashion-MNIST, 2,000 images a class, ConvNet 3x16
+    python experiments/continual.py full mnist cifar10    # all images, ConvNet 3x32
+    python experiments/continual.py budgets               # 39,200 to 1,254,400 bytes, and hybrid memories
+    python experiments/continual.py domain online cifar100
+    python experiments/continual.py prototype --table     # Markdown, from what is there
 
-Every row is a real run of Avalanche 0.6.0: five experiences of two classes in an order that changes with the seed, one
-head, no task labels, accuracy after the last experience on all test images. `gdumb` trains a fresh network on the
-memory alone; `replay` trains two epochs of batches of 128 of the stream and 128 of the memory. "stock" is Avalanche's
-own plugin with its `storage_policy` swapped; the others are `CondensedGDumbPlugin` and `CondensedReplayPlugin`, which
-augment the memory's batches (and `CondensedReplayPlugin` lets each class weigh the same). Features in bfloat16. Writes
-results/continual.json, resumes; sets that were condensed for one row serve the others of the seed.
+Every row is a run of Avalanche 0.6.0. Class-incremental streams show the classes in an order that changes with the
+seed, in experiences of equal size, for one head without task labels; accuracy is that after the last experience, on all
+test images. `gdumb` trains a fresh network on the memory alone; `replay` trains two epochs of batches of 128 images of
+the stream and 128 of the memory. "stock" is Avalanche's own plugin with its `storage_policy` swapped (and the memory
+"stock" its own `ClassBalancedBuffer`); the other rows are `CondensedGDumbPlugin` and `CondensedReplayPlugin`, for real
+memories too. Features in bfloat16. Writes results/continual.json, resumes; a set that one row condensed serves the
+other rows of the seed, with the CPU seconds that it took.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,12 @@ from avalanche.training.plugins import EvaluationPlugin
 from cells import RESULTS, read, run_cells
 from torch import nn
 from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
 
 import fedcondense as fc
 from fedcondense.memory import Condenser, Maker, Selector
+from fedcondense.randomness import stream
 from fedcondense.training import accuracy
 
 warnings.filterwarnings("ignore")
@@ -49,36 +54,115 @@ class Protocol:
 
     data: str
     images: int  # of the memory, plain
-    width: int
+    width: int = 32
     per_class: int | None = None  # real images of a class; None: all
     experiences: int = 5
-    gdumb_epochs: int = 300  # over a memory of plain images; fewer where it decodes to more
-    depth: int = 3
+    stream: str = "classes"  # "classes", "domains" (rotations), or "online" (mini-experiences of 50)
+    updates: int = 940  # of the network that GDumb trains last
+    rows: tuple[tuple[str, str], ...] = ()  # learner, memory
+    steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else 300
+    adaptive: bool = True  # share the memory among the classes seen so far, where that serves
+
+
+CONTROLS = ("random", "herding", "k-means", "half-resolution")
+DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
+STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
+BEST = "dm-ridge factor 2"
+BUDGETS = (50, 100, 200, 400, 800, 1600)
+
+
+def both(*memories: str) -> tuple[tuple[str, str], ...]:
+    return tuple((learner, memory) for memory in memories for learner in ("gdumb", "replay"))
+
+
+def gdumb(*memories: str) -> tuple[tuple[str, str], ...]:
+    return tuple(("gdumb", memory) for memory in memories)
+
+
+def budget(images: int) -> Protocol:
+    """The prototype at another budget, each class with its final share from the start.
+
+    A step of condensing takes longer with more images, so there are fewer: an experience stays below 60 s.
+    """
+    steps = max(40, 300 * 100 // images)
+    memories = ("random", "half-resolution", "dm-ridge", BEST, f"half {BEST}")
+    told = {"rows": gdumb(*memories), "steps": {BEST: steps, f"half {BEST}": steps}, "adaptive": False}
+    return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
 
 
 PROTOCOLS = {
-    "prototype": Protocol("fashion-mnist", 100, 16, 2000),
-    "full": Protocol("fashion-mnist", 100, 32),
-    "mnist": Protocol("mnist", 300, 32, gdumb_epochs=100),
-    "cifar10": Protocol("cifar10", 200, 32, gdumb_epochs=200),
+    "prototype": Protocol(
+        "fashion-mnist",
+        100,
+        16,
+        2000,
+        rows=(
+            *STOCK,
+            ("replay-stock", "none"),
+            *both(*DISTILLED[::-1], *CONTROLS[::-1]),
+            ("gdumb-stock", BEST),
+            ("replay-stock", BEST),
+            ("replay-stock", "dm"),
+            ("gdumb", "dm-ridge shrinking"),
+        ),
+    ),
+    "full": Protocol("fashion-mnist", 100, rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"))),
+    "mnist": Protocol(
+        "mnist",
+        300,
+        rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", "random", "k-means", "half-resolution")),
+        steps={"dm-ridge": 150},
+    ),
+    "cifar10": Protocol(
+        "cifar10",
+        200,
+        updates=2000,
+        rows=(("gdumb-stock", "stock"), *gdumb(BEST, "random", "k-means", "half-resolution")),
+        steps={BEST: 100},
+    ),
+    **{f"budget {images}": budget(images) for images in BUDGETS},
+    "domain": Protocol(
+        "mnist",
+        100,
+        16,
+        500,
+        stream="domains",
+        rows=(*STOCK, *both("dm-ridge", "random", "half-resolution")),
+    ),
+    "online": Protocol(
+        "fashion-mnist",
+        100,
+        16,
+        2000,
+        stream="online",
+        rows=(("replay-stock", "stock"), ("replay", BEST), ("replay", "random"), ("replay", "half-resolution")),
+        steps={BEST: 100},
+    ),
+    "cifar100": Protocol(
+        "cifar100-cut",
+        500,
+        updates=2000,
+        rows=gdumb(BEST, "random", "herding", "half-resolution"),
+        steps={BEST: 60},
+    ),
 }
-STEPS = {"dm-ridge": 300, "dm": 300}
-
-MEMORIES: dict[str, Callable[[], Maker]] = {
-    "random": lambda: Selector("random"),
-    "herding": lambda: Selector("herding"),
-    "k-means": lambda: Selector("k-means"),
-    "half-resolution": lambda: Selector("half-resolution"),
-    "dm": lambda: _condenser("dm", "pixels"),
-    "dm factor 2": lambda: _condenser("dm", "multi-formation"),
-    "dm-ridge": lambda: _condenser("dm-ridge", "pixels"),
-    "dm-ridge factor 2": lambda: _condenser("dm-ridge", "multi-formation"),
-}
 
 
-def _condenser(objective: str, parametrization: str) -> Condenser:
-    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=STEPS[objective])
-    return Condenser(objective, parametrization, network="convnet3-w32", recipe=recipe)
+def is_adaptive(protocol: Protocol, memory: str) -> bool:
+    """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
+    return protocol.stream != "classes" or (protocol.adaptive and memory not in ("dm", "dm-ridge"))
+
+
+def maker(protocol: Protocol, memory: str) -> Maker:
+    """Return what makes a memory's sets: a selection by name, or ``OBJECTIVE [factor 2]``; ``half`` is a hybrid."""
+    name = memory.removeprefix("half ").removesuffix(" shrinking")
+    if name in CONTROLS:
+        return Selector(name)
+    objective = name.removesuffix(" factor 2")
+    steps = protocol.steps.get(memory, 300)
+    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
+    stored_as = "pixels" if name == objective else "multi-formation"
+    return Condenser(objective, stored_as, network="convnet3-w32", recipe=recipe)
 
 
 class Cached:
@@ -89,12 +173,19 @@ class Cached:
 
     @property
     def per_image(self) -> int:
+        """As the maker."""
         return self.make.per_image
+
+    @property
+    def update(self) -> str:
+        """As the maker."""
+        return str(getattr(self.make, "update", "recondense"))
 
     def __repr__(self) -> str:
         return repr(self.make)
 
     def __call__(self, data: fc.Data, ipc: int, seed: int) -> fc.SyntheticSet:
+        """Return the set of before, or make it."""
         told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, data.spec.operations)))
         path = CACHE / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
         if not path.exists():
@@ -106,7 +197,7 @@ class Cached:
         return kept
 
 
-def network(width: int, shape: tuple[int, ...], seed: int) -> nn.Module:
+def network(width: int, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     """Three blocks of convolution, group norm, ReLU and average pooling, as the prototype of this comparison had."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -114,7 +205,7 @@ def network(width: int, shape: tuple[int, ...], seed: int) -> nn.Module:
     for _ in range(3):
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(4, width), nn.ReLU(), nn.AvgPool2d(2)]
         channels, side = width, side // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side**2, 10))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side**2, classes))
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
@@ -131,65 +222,100 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         return self.images[index], self.targets[index]
 
 
-def load(protocol: Protocol, seed: int) -> fc.DataSet:
+def load(protocol: Protocol, seed: int) -> tuple[list[fc.Data], fc.Data]:
+    """Return the training data, by domain, and the test data of all of them."""
     train, test = fc.load_data(protocol.data)
-    if protocol.per_class:
-        train = train.subset(train.per_class(protocol.per_class, torch.Generator().manual_seed(seed)))
-    return fc.DataSet(train, test)
+    if protocol.stream != "domains":
+        if protocol.per_class:
+            train = train.subset(train.per_class(protocol.per_class, stream(seed)))
+        return [train], test
+    domains, tests = [], []
+    for number in range(protocol.experiences):  # each domain turns other images, by 20 degrees more
+        chosen = train.subset(train.per_class(protocol.per_class, stream(seed, number)))
+        domains.append(turned(chosen, 20.0 * number))
+        tests.append(turned(test.subset(test.per_class(200, stream(0))), 20.0 * number))
+    joined = torch.cat([t.images for t in tests]), torch.cat([t.labels for t in tests])
+    return domains, fc.Data(*joined, test.spec)
 
 
-def run(
-    protocol: Protocol, learner: str, memory: str, seed: int, images: int | None = None, real_fraction: float = 0.0
-) -> dict[str, Any]:
+def turned(data: fc.Data, degrees: float) -> fc.Data:
+    return fc.Data(rotate(data.images, degrees, InterpolationMode.BILINEAR), data.labels, data.spec)
+
+
+def experiences(protocol: Protocol, domains: list[fc.Data], test: fc.Data, seed: int) -> tuple[Any, list[Any]]:
+    """Return Avalanche's benchmark and its training stream."""
+    from avalanche.benchmarks import dataset_benchmark, nc_benchmark, split_online_stream
+    from avalanche.benchmarks.utils import as_taskaware_classification_dataset
+
+    if protocol.stream == "domains":
+        sets = [as_taskaware_classification_dataset(Images(domain)) for domain in domains]
+        benchmark = dataset_benchmark(sets, [as_taskaware_classification_dataset(Images(test))])
+        return benchmark, list(benchmark.train_stream)
+    classes = len(test.spec.classes)
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    told = {"task_labels": False, "fixed_class_order": order}
+    benchmark = nc_benchmark(Images(domains[0]), Images(test), protocol.experiences, **told)
+    if protocol.stream == "online":
+        torch.manual_seed(seed)
+        return benchmark, split_online_stream(benchmark.train_stream, experience_size=50)
+    return benchmark, list(benchmark.train_stream)
+
+
+def run(protocol: Protocol, learner: str, memory: str, seed: int) -> dict[str, Any]:
     """Train on the stream and return the accuracy after its last experience."""
-    from avalanche.benchmarks import nc_benchmark
     from avalanche.training import Naive
     from avalanche.training.plugins import GDumbPlugin, ReplayPlugin
     from avalanche.training.storage_policy import ClassBalancedBuffer
 
     from fedcondense.avalanche import CondensedBuffer, CondensedGDumbPlugin, CondensedReplayPlugin
 
-    train, test = load(protocol, seed)
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).tolist()
-    benchmark = nc_benchmark(
-        Images(train), Images(test), protocol.experiences, task_labels=False, fixed_class_order=order
-    )
-    images = images or protocol.images
-    make = None if memory in ("none", "stock") else Cached(MEMORIES[memory]())
+    domains, test = load(protocol, seed)
+    spec = domains[0].spec
+    _, train_stream = experiences(protocol, domains, test, seed)
+    is_online, is_gdumb = protocol.stream == "online", learner.startswith("gdumb")
+    make = None if memory in ("none", "stock") else Cached(maker(protocol, memory))
     if make is None:
-        buffer: Any = ClassBalancedBuffer(images)
+        buffer: Any = ClassBalancedBuffer(protocol.images)
     else:
-        size = images * make.per_image
-        ranges = {"mean": train.spec.mean, "std": train.spec.std, "operations": train.spec.operations}
-        buffer = CondensedBuffer(size, condenser=make, seed=seed, real_fraction=real_fraction, **ranges)
+        buffer = CondensedBuffer(
+            protocol.images * make.per_image,
+            condenser=make,
+            adaptive_size=is_adaptive(protocol, memory),
+            total_num_groups=None if is_adaptive(protocol, memory) else len(spec.classes),
+            real_fraction=0.5 if memory.startswith("half ") else 0.0,
+            min_samples=500 if is_online else 1,
+            operations=spec.operations,
+            mean=spec.mean,
+            std=spec.std,
+            seed=seed,
+        )
     if learner == "gdumb-stock":
         plugin: Any = GDumbPlugin(buffer.max_size)
         plugin.storage_policy = buffer
+    elif learner == "replay-stock":
+        plugin = ReplayPlugin(buffer.max_size, batch_size_mem=64 if is_online else None, storage_policy=buffer)
     elif learner == "gdumb":
         plugin = CondensedGDumbPlugin(storage_policy=buffer)
-    elif learner == "replay-stock":
-        plugin = ReplayPlugin(buffer.max_size, storage_policy=buffer)
     else:
-        plugin = CondensedReplayPlugin(storage_policy=buffer)
-    plugins = [] if memory == "none" else [plugin]
-    is_gdumb = learner.startswith("gdumb")
-    model = network(protocol.width, train.spec.shape, seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    batch = 32 if is_gdumb else 128
+        plugin = CondensedReplayPlugin(storage_policy=buffer, batch_size_mem=64 if is_online else None)
+    model = network(protocol.width, spec.shape, len(spec.classes), seed)
+    batch = 32 if is_gdumb else 10 if is_online else 128
     strategy = Naive(
         model=model,
-        optimizer=optimizer,
+        optimizer=torch.optim.SGD(
+            model.parameters(), lr=0.01 if is_online else 0.05, momentum=0.0 if is_online else 0.9
+        ),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=batch,
-        train_epochs=2,
-        plugins=plugins,
+        train_epochs=1 if is_online else 2,
+        plugins=[] if memory == "none" else [plugin],
         evaluator=EvaluationPlugin(),
     )
-    per_image = 1 if make is None else make.per_image
-    for number, experience in enumerate(benchmark.train_stream):
+    decoded = protocol.images * (1 if make is None else make.per_image)
+    for number, experience in enumerate(train_stream, 1):
         if is_gdumb:  # earlier networks are thrown away: only the last one is trained in full
-            last = number == protocol.experiences - 1
-            strategy.train_epochs = max(1, protocol.gdumb_epochs // per_image) if last else 1
+            last = number == protocol.experiences
+            strategy.train_epochs = max(1, round(protocol.updates * batch / decoded)) if last else 1
         if make is not None:
             make.spent.append(0.0)
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
@@ -198,24 +324,17 @@ def run(
     cell: dict[str, Any] = {"accuracy": round(percent, 2)}
     if make is not None:
         cell |= {"nbytes": buffer.nbytes, "image_bytes": buffer.memory.image_bytes, "images": len(buffer.buffer)}
-        cell |= {"condense_cpu_s": [round(s, 1) for s in make.spent[1:]]}
+        cell |= {"condense_cpu_s": [round(s, 1) for s in make.spent if s]}
     return cell
-
-
-CONTROLS = ("random", "herding", "k-means", "half-resolution")
-DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
 
 
 def cells(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return the rows of a protocol, by name."""
     protocol = PROTOCOLS[name]
-    rows = [("gdumb-stock", "stock"), ("replay-stock", "stock"), ("replay-stock", "none")]
-    rows += [(learner, memory) for memory in (*DISTILLED[::-1], *CONTROLS[::-1]) for learner in ("gdumb", "replay")]
-    rows += [(f"{learner}-stock", "dm-ridge factor 2") for learner in ("gdumb", "replay")]
     return {
         f"{name} | {learner} | {memory} | seed {seed}": partial(run, protocol, learner, memory, seed)
         for seed in SEEDS
-        for learner, memory in rows
+        for learner, memory in protocol.rows
     }
 
 
@@ -243,12 +362,15 @@ def table(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("protocols", nargs="*", default=["prototype"])
+    parser.add_argument("protocols", nargs="+", choices=["budgets", *PROTOCOLS], metavar="PROTOCOL")
     parser.add_argument("--match", default="", help="only rows whose name holds this text")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    for name in arguments.protocols:
+    names = [n for name in arguments.protocols for n in (PROTOCOLS if name == "budgets" else [name])]
+    for name in names:
+        if "budgets" in arguments.protocols and not name.startswith("budget"):
+            continue
         if arguments.table:
             print(table(name))
             continue
