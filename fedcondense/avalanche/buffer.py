@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,9 @@ from fedcondense.memory import Condenser, Maker, Memory
 
 __all__ = ["CondensedBuffer", "Decoded"]
 
+_LOG = logging.getLogger(__name__)
 _DEFAULT = Condenser()
+_OUTSIDE = 1e-3  # of the values of an experience may be clipped without a word
 _KEEPS_LABELS = tuple(name for name in OPERATIONS if name != "flip")  # a mirrored digit is none
 
 
@@ -64,7 +69,7 @@ class CondensedBuffer(ExemplarsBuffer):
         update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: as suits the condenser.
         real_fraction: Share of the budget for real images.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
-            kept, counted in `nbytes`, and as many replayed as the class's share allows.
+            kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows.
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
         mean: What the stream's transform subtracts, a value a channel; None: the range of the first experience's values
             becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
@@ -125,7 +130,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.update_from_dataset(exp.dataset)
 
     def update_from_dataset(self, dataset: AvalancheDataset) -> None:
-        """Take in the samples of a data set.
+        """Take in the samples of a data set; after an error the buffer is as it was.
 
         Raises:
             DataError: Its images have another shape than before, or are no images.
@@ -135,20 +140,28 @@ class CondensedBuffer(ExemplarsBuffer):
         shape = (found.images.shape[1], found.images.shape[2], found.images.shape[3])
         if self.shape not in (None, shape):
             raise DataError(f"images of {shape}; this buffer was made for {self.shape}: resize the stream's")
-        if self.range is None:
-            self.range = Range.of(found.images)
+        span = self.range or Range.of(found.images)
+        if (outside := span.share_outside(found.images)) > _OUTSIDE:
+            _LOG.warning(
+                "%.1f %% of the stream's values are outside of what a byte stands for, %s to %s, and are clipped; give "
+                "the buffer mean and std of the stream's transform",
+                *(100 * outside, span.low, span.high),
+            )
+        images = span.to_bytes(found.images)
         names = [group_name(*pair) for pair in zip(found.labels.tolist(), found.tasks.tolist(), strict=True)]
         classes = tuple(dict.fromkeys(names))
         number = {name: c for c, name in enumerate(classes)}
-        spec = self.memory.spec or self._spec(shape, found.images)
-        spec = Spec(spec.name, shape, classes, spec.mean, spec.std, spec.operations)
-        images = self.range.to_bytes(found.images)
+        spec = replace(self.memory.spec or self._spec(shape, images), classes=classes)
         self.memory.add(Data(images, torch.tensor([number[name] for name in names]), spec))
-        self.shape, self.layout, self._cache = shape, found.layout, {}
-        self.memory.note = {**self.range._asdict(), "tasks": found.layout.tasks, "tensors": found.layout.tensors}
+        self.shape, self.range, self.layout, self._cache = shape, span, found.layout, {}
+        self.memory.note = {**span._asdict(), "tasks": found.layout.tasks, "tensors": found.layout.tensors}
 
     def resize(self, strategy: Any, new_size: int) -> None:
-        """Change the budget to `new_size` decoded images; a smaller one condenses what is stored again."""
+        """Change the budget to `new_size` decoded images; a smaller one condenses what is stored again.
+
+        Raises:
+            SettingError: It is less than one stored image a class; the buffer is as it was.
+        """
         per_image = self.memory.make.per_image
         if new_size < per_image:
             raise SettingError(f"a buffer of {new_size} decoded images; a stored one decodes to {per_image}")
@@ -218,13 +231,19 @@ class CondensedBuffer(ExemplarsBuffer):
             layout = Layout(bool(note["tasks"]), bool(note["tensors"]))
             for name in fresh.names:
                 label_and_task(name)
-        except (KeyError, TypeError, ValueError):
+            if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
+                raise ValueError("a range that is none")
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UntrustedSetError(
                 f"{path}: a memory, but not of a buffer; give what a buffer's `save` wrote"
             ) from None
         assert fresh.spec is not None
-        if self.shape not in (None, fresh.spec.shape) or not len(low) == len(high) == fresh.spec.shape[0]:
-            raise ResumeError(f"{path}: images of {fresh.spec.shape}; this buffer's stream has {self.shape}")
+        if self.shape not in (None, fresh.spec.shape):
+            raise ResumeError(
+                f"{path}: images of {fresh.spec.shape}; this buffer's stream has {self.shape}: give its own file"
+            )
+        if len(low) != fresh.spec.shape[0]:
+            raise UntrustedSetError(f"{path}: a range of {len(low)} channels for images of {fresh.spec.shape}")
         self.memory, self.range, self.layout, self.shape = fresh, Range(low, high), layout, fresh.spec.shape
         self._cache = {}
 
@@ -235,8 +254,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.__dict__.update(state, _cache={})
 
     def _spec(self, shape: tuple[int, int, int], images: Tensor) -> Spec:
-        assert self.range is not None
-        pixels = self.range.to_bytes(images).float().div(255).transpose(0, 1).flatten(1)
+        pixels = images.float().div(255).transpose(0, 1).flatten(1)
         mean, std = pixels.mean(1), pixels.std(1).clamp_min(1e-3)
         return Spec("stream", shape, (), tuple(mean.tolist()), tuple(std.tolist()), self.operations)
 

@@ -44,6 +44,12 @@ class Range(NamedTuple):
         low, high = self._columns(images)
         return images * (high - low) + low
 
+    def share_outside(self, images: Tensor) -> float:
+        """Return the share of values that `to_bytes` clips by more than half a byte's step."""
+        low, high = self._columns(images)
+        slack = (high - low) / 510
+        return float(((images < low - slack) | (images > high + slack)).float().mean())
+
     def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.new_tensor(self.low).view(1, -1, 1, 1), images.new_tensor(self.high).view(1, -1, 1, 1)
 
@@ -81,7 +87,7 @@ def read(dataset: AvalancheDataset) -> Experience:
         raise DataError("an experience without samples; leave it out of the stream")
     first = dataset[0]
     if len(first) not in (2, 3) or not isinstance(first[0], Tensor) or first[0].ndim != 3:
-        given = ", ".join(type(value).__name__ for value in first)
+        given = ", ".join(f"{tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in first)
         raise DataError(f"samples of ({given}); needed: (image tensor (C, H, W), label) or with a task label third")
     layout = Layout(tasks=len(first) == 3, tensors=isinstance(first[1], Tensor))
     try:
@@ -89,6 +95,8 @@ def read(dataset: AvalancheDataset) -> Experience:
     except RuntimeError as error:
         raise DataError(f"samples that do not stack: {error}; give the stream's images one size") from None
     images, labels = torch.cat(columns[0]).float(), torch.cat(columns[1]).long()
+    if not bool(images.isfinite().all()):
+        raise DataError("images with values that are not finite; look at the stream's transform")
     tasks = torch.cat(columns[2]).long() if layout.tasks else torch.zeros_like(labels)
     return Experience(images, labels, tasks, layout)
 
