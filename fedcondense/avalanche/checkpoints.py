@@ -49,13 +49,13 @@ def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_locat
     what others give you, load the buffer's own file (`CondensedBuffer.load`), which runs nothing.
 
     Raises:
-        ResumeError: The file is damaged.
+        ResumeError: The file is damaged, or made by other versions.
     """
     _reattach_optimizers()
     try:
         loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, Path(path), map_location)
-    except (OSError, EOFError, RuntimeError, KeyError) as error:
-        raise ResumeError(f"{path} is no checkpoint ({error}); delete it and start again") from None
+    except Exception as error:  # unpickling may raise anything
+        raise ResumeError(f"{path} is no checkpoint ({error}); delete it and start again") from error
     return loaded
 
 

@@ -29,7 +29,7 @@ class CondensedReplayPlugin(SupervisedPlugin):
     Args:
         mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
         storage_policy: The buffer.
-        batch_size_mem: Images of the memory in an iteration; None: as many as of the stream.
+        batch_size_mem: Images of the memory in an iteration, or all if it holds fewer; None: the `train_mb_size`.
         augment: Augment them, with the buffer's `operations`.
         balance: Let each class weigh the same, whether it is in the memory or in the experience: the memory's loss
             then counts by its number of classes. False: each image weighs the same, as in `ReplayPlugin`.
@@ -48,6 +48,8 @@ class CondensedReplayPlugin(SupervisedPlugin):
         asymmetric: bool = True,
     ) -> None:
         super().__init__()
+        if batch_size_mem is not None and batch_size_mem < 1:
+            raise SettingError(f"batch_size_mem {batch_size_mem}; needed: 1 or more, or None")
         self.storage_policy = _buffer(mem_size, storage_policy)
         self.mem_size = self.storage_policy.max_size
         self.batch_size_mem, self.augment, self.balance, self.asymmetric = batch_size_mem, augment, balance, asymmetric
@@ -76,7 +78,7 @@ class CondensedReplayPlugin(SupervisedPlugin):
         loss = F.cross_entropy(output, self._sampler.wide_targets(batch.targets, output.shape[1]))
         mine, theirs = len(batch.images), streamed
         if self.balance:
-            mine, theirs = len(self._sampler.decoded.labels), len(self._classes)
+            mine, theirs = self._sampler.classes, len(self._classes)
         strategy.loss = (theirs * strategy.loss + mine * loss) / (mine + theirs)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -136,6 +138,8 @@ def _among(output: Tensor, classes: Tensor) -> Tensor:
 def _buffer(mem_size: int | None, policy: CondensedBuffer | None) -> CondensedBuffer:
     if policy is None:
         return CondensedBuffer(200 if mem_size is None else mem_size)
+    if not isinstance(policy, CondensedBuffer):
+        raise SettingError(f"a storage_policy of {type(policy).__name__}; give a CondensedBuffer, or the stock plugin")
     if mem_size not in (None, policy.max_size):
         raise SettingError(f"mem_size {mem_size}, but the storage_policy holds {policy.max_size}; give one of them")
     return policy

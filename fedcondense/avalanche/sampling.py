@@ -42,6 +42,7 @@ class Sampler:
         self.operations = buffer.operations if augment else ()
         self.generator = stream(buffer.memory.seed, "replay", seed)
         self.largest = int(decoded.labels.max())
+        self.classes = len(torch.stack([decoded.labels, decoded.tasks]).unique(dim=1)[0])  # groups of a class are one
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:

@@ -72,7 +72,18 @@ class CondensedDER(DER):
     ) -> None:
         if storage_policy is None:
             storage_policy = CondensedBufferWithLogits(200 if mem_size is None else mem_size)
+        if not isinstance(storage_policy, CondensedBufferWithLogits):
+            given = type(storage_policy).__name__
+            raise SettingError(f"a storage_policy of {given}; needed: a CondensedBufferWithLogits")
         if mem_size not in (None, storage_policy.max_size):
-            raise SettingError(f"mem_size {mem_size}, but the storage_policy holds {storage_policy.max_size}")
+            raise SettingError(
+                f"mem_size {mem_size}, but the storage_policy holds {storage_policy.max_size}; give one of them"
+            )
         super().__init__(mem_size=storage_policy.max_size, **kwargs)
         self.storage_policy = storage_policy
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        layout = self.storage_policy.layout
+        if layout is not None and not layout.tasks:
+            raise SettingError("a stream without task labels; DER needs them: make it with nc_benchmark, say")
+        super()._before_training_exp(**kwargs)
