@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedcondense.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from fedcondense.avalanche.benchmarks import split_benchmark as split_benchmark
     from fedcondense.avalanche.buffer import CondensedBuffer as CondensedBuffer
     from fedcondense.avalanche.checkpoints import maybe_load_checkpoint as maybe_load_checkpoint
     from fedcondense.avalanche.checkpoints import save_checkpoint as save_checkpoint
@@ -33,6 +34,7 @@ _HOMES = {
     "buffer_metrics": "metrics",
     "maybe_load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
+    "split_benchmark": "benchmarks",
 }
 
 __all__ = sorted(_HOMES)

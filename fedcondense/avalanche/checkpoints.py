@@ -45,8 +45,9 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[s
 def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_location: Any = None) -> tuple[Any, int]:
     """Return the strategy as it was saved and the number of experiences it was trained on; (strategy, 0) if never.
 
-    As `avalanche.checkpointing.maybe_load_checkpoint`. The file is pickled by Avalanche: load only what you wrote. Of
-    what others give you, load the buffer's own file (`CondensedBuffer.load`), which runs nothing.
+    As `avalanche.checkpointing.maybe_load_checkpoint`: model, optimizer, plugins and buffer are the file's from then
+    on, so reach them through the strategy; names given to them before mean the old ones. The file is pickled: load only
+    what you wrote. Of what others give you, load the buffer's own file (`CondensedBuffer.load`), which runs nothing.
 
     Raises:
         ResumeError: The file is damaged, or made by other versions.

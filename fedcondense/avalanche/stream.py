@@ -91,7 +91,8 @@ def read(dataset: AvalancheDataset) -> Experience:
         raise DataError(f"samples of ({given}); needed: (image tensor (C, H, W), label) or with a task label third")
     layout = Layout(tasks=len(first) == 3, tensors=isinstance(first[1], Tensor))
     try:
-        columns = list(zip(*DataLoader(dataset, batch_size=512), strict=True))
+        batches = DataLoader(dataset, batch_size=512, generator=torch.Generator())  # leaves the global one alone
+        columns = list(zip(*batches, strict=True))
     except RuntimeError as error:
         raise DataError(f"samples that do not stack: {error}; give the stream's images one size") from None
     images, labels = torch.cat(columns[0]).float(), torch.cat(columns[1]).long()
