@@ -19,7 +19,7 @@ from torch import Tensor
 from fedcondense.augment import OPERATIONS
 from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, read
 from fedcondense.data import Data, Spec
-from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError
+from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
 from fedcondense.memory import Condenser, Maker, Memory
 
 __all__ = ["CondensedBuffer", "Decoded"]
@@ -98,8 +98,12 @@ class CondensedBuffer(ExemplarsBuffer):
             raise SettingError(f"max_size {max_size!r} and max_bytes {max_bytes!r}; give one of them")
         if adaptive_size == (total_num_groups is not None):
             raise SettingError("give total_num_groups with adaptive_size=False, and only then")
-        if (mean is None) != (std is None):
-            raise SettingError("give mean and std of the stream's transform together, or neither")
+        if len(mean or ()) != len(std or ()) or not all(s > 0 for s in std or ()):
+            raise SettingError(
+                f"mean {mean} and std {std}; give both of the stream's transform, std above 0, or neither"
+            )
+        for name in operations:
+            look_up("augmentation", name, dict.fromkeys(OPERATIONS))
         per_image = condenser.per_image
         if max_bytes is not None:
             if shape is None:
@@ -121,7 +125,7 @@ class CondensedBuffer(ExemplarsBuffer):
             seed=seed,
         )
         self.shape, self.operations = shape, operations
-        self.range = Range.normalised(mean, std) if mean is not None and std is not None else None
+        self.range = Range.normalised(mean, std) if mean and std else None
         self.layout: Layout | None = None
         self._cache: dict[str, Any] = {}
 
@@ -141,6 +145,8 @@ class CondensedBuffer(ExemplarsBuffer):
         if self.shape not in (None, shape):
             raise DataError(f"images of {shape}; this buffer was made for {self.shape}: resize the stream's")
         span = self.range or Range.of(found.images)
+        if len(span.low) != shape[0]:
+            raise DataError(f"images of {shape}; the mean and std given are of {len(span.low)} channels")
         if (outside := span.share_outside(found.images)) > _OUTSIDE:
             _LOG.warning(
                 "%.1f %% of the stream's values are outside of what a byte stands for, %s to %s, and are clipped; give "
