@@ -117,6 +117,11 @@ class CondensedGDumbPlugin(GDumbPlugin):
         assert layout is not None
         self._loader = strategy.dataloader = EpochLoader(sampler, strategy.train_mb_size, layout.tasks)
 
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a model that has no output for a label of the buffer, before its loss is taken."""
+        if self._loader is not None:
+            self._loader.sampler.check(strategy.mb_output.shape[1])
+
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Where targets are soft, take their cross-entropy for the loss."""
         if self._loader is not None and self._loader.is_soft:

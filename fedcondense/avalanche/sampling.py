@@ -68,16 +68,20 @@ class Sampler:
         column = targets[index].argmax(1)
         return Replayed(batch, targets[index], labels[column], tasks[column])
 
-    def wide_targets(self, targets: Tensor, outputs: int) -> Tensor:
-        """Return probabilities over a head's outputs, (B, outputs), from those over the buffer's classes.
+    def check(self, outputs: int) -> None:
+        """Refuse a head of so many outputs if the buffer holds a label that it has none for.
 
         Raises:
-            SettingError: The buffer holds a label that the head has no output for.
+            SettingError: It does.
         """
         if self.largest >= outputs:
             raise SettingError(
                 f"the buffer holds label {self.largest}, the model has {outputs} outputs; widen its head"
             )
+
+    def wide_targets(self, targets: Tensor, outputs: int) -> Tensor:
+        """Return probabilities over a head's outputs, (B, outputs), from those over the buffer's classes (`check`)."""
+        self.check(outputs)
         return targets.new_zeros(len(targets), outputs).index_add_(1, self.decoded.labels, targets)
 
 
