@@ -60,7 +60,7 @@ class Protocol:
     stream: str = "classes"  # "classes", "domains" (rotations), or "online" (mini-experiences of 50)
     updates: int = 940  # of the network that GDumb trains last
     rows: tuple[tuple[str, str], ...] = ()  # learner, memory
-    steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else 300
+    steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else 200, or 300 for pixels
     adaptive: bool = True  # share the memory among the classes seen so far, where that serves
 
 
@@ -159,9 +159,9 @@ def maker(protocol: Protocol, memory: str) -> Maker:
     if name in CONTROLS:
         return Selector(name)
     objective = name.removesuffix(" factor 2")
-    steps = protocol.steps.get(memory, 300)
-    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
     stored_as = "pixels" if name == objective else "multi-formation"
+    steps = protocol.steps.get(memory, 300 if stored_as == "pixels" else 200)
+    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
     return Condenser(objective, stored_as, network="convnet3-w32", recipe=recipe)
 
 
@@ -184,13 +184,13 @@ class Cached:
     def __repr__(self) -> str:
         return repr(self.make)
 
-    def __call__(self, data: fc.Data, ipc: int, seed: int) -> fc.SyntheticSet:
+    def __call__(self, data: fc.Data, ipc: int, seed: int, stored: torch.Tensor) -> fc.SyntheticSet:
         """Return the set of before, or make it."""
         told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, data.spec.operations)))
         path = CACHE / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
         if not path.exists():
             began = time.process_time()
-            made = self.make(data, ipc, seed)
+            made = self.make(data, ipc, seed, stored)
             made.with_record(seconds=round(time.process_time() - began, 1)).save(path, overwrite=True)
         kept = fc.SyntheticSet.load(path)
         self.spent[-1] += kept.record.seconds

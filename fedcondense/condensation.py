@@ -21,7 +21,7 @@ from fedcondense.networks import NetworkMaker, build, default_network, describe
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, recorded
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
-from fedcondense.starts import STARTS
+from fedcondense.starts import STARTS, Start
 from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
 __all__ = ["Loop", "Progress", "condense", "images_per_class", "prepare"]
@@ -50,7 +50,7 @@ def condense(
     network: str | NetworkMaker | None = None,
     seed: int = 0,
     steps: int | None = None,
-    start: str | None = None,
+    start: str | Start | None = None,
     recipe: Recipe | None = None,
     source: NetworkSource | None = None,
     limit: float = 1.0,
@@ -74,7 +74,7 @@ def condense(
             number of classes that builds an `nn.Module`; None: as the image size asks.
         seed: All that is random follows from it.
         steps: Optimisation steps; None: the recipe's.
-        start: A name in `STARTS`; None: the recipe's. ``"real"`` shows records.
+        start: A name in `STARTS`, or a function like them; None: the recipe's. ``"real"`` shows records.
         recipe: Optimizer, step size, schedule; None: the objective's own.
         source: Where networks come from; None: the recipe's.
         limit: The largest share of a class's records that its images may number; 0.5 in federated code.
@@ -140,7 +140,7 @@ def prepare(
     network: str | NetworkMaker | None = None,
     seed: int = 0,
     steps: int | None = None,
-    start: str | None = None,
+    start: str | Start | None = None,
     recipe: Recipe | None = None,
     source: NetworkSource | None = None,
     limit: float = 1.0,
@@ -153,7 +153,8 @@ def prepare(
     if isinstance(parametrization, str):
         parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
     recipe = recipe or objective.recipe
-    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=start or recipe.start)
+    begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=begin.__name__)
     if recipe.steps < 0:
         raise SettingError(f"{recipe.steps} steps; give 0 or more")
     network = network or default_network(spec.shape)
@@ -162,7 +163,7 @@ def prepare(
     make(0)  # refuse a network that does not fit before anything is computed
     operations = spec.operations if objective.siamese else ()
     source = source or recipe.source(make, operations, len(spec.classes))
-    codes, targets = _start(data, parametrization, recipe.start, stored, stream(seed, "start"))
+    codes, targets = _start(data, parametrization, begin, stored, stream(seed, "start"))
     codes = {name: code.requires_grad_() for name, code in codes.items()}
     extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
     configuration = {
@@ -316,9 +317,8 @@ def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Modul
 
 
 def _start(
-    data: Data, parametrization: Parametrization, name: str, stored: list[int], generator: torch.Generator
+    data: Data, parametrization: Parametrization, start: Start, stored: list[int], generator: torch.Generator
 ) -> tuple[Codes, Tensor]:
-    start = look_up("start", name, STARTS)
     counts = [parametrization.start_count(n) if n else 0 for n in stored]
     parametrization.decoded(  # refuse a parametrization that does not fit before anything is computed
         {key: (sum(stored), *data.spec.shape) for key in parametrization.storage}, data.spec.shape

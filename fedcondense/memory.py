@@ -21,11 +21,12 @@ from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
 from fedcondense.networks import NetworkMaker
-from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.randomness import child_seed, stream
 from fedcondense.selection import SELECTIONS, select
 from fedcondense.set_format import Limits, dump, read_beside
+from fedcondense.starts import STARTS, stored_or
 from fedcondense.synthetic import Part, Record, SyntheticSet, write_file
 
 __all__ = ["Condenser", "Maker", "Memory", "Selector"]
@@ -43,8 +44,15 @@ class Maker(Protocol):
     def per_image(self) -> int:
         """How many images it makes in the bytes of one."""
 
-    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
-        """Return a set with the bytes of `ipc` plain images for each class of the data."""
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
+        """Return a set with the bytes of `ipc` plain images for each class of the data.
+
+        Args:
+            data: New real images, and what a memory holds of the same classes.
+            ipc: Images per class whose bytes a class may take.
+            seed: All that is random follows from it.
+            stored: (N,) bool, which of the data the memory holds.
+        """
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,12 @@ class Condenser:
         made = look_up("parametrization", kind, PARAMETRIZATIONS)() if isinstance(kind, str) else kind
         return made.start_count(1)
 
-    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
-        """Condense."""
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
+        """Condense; what is stored is the start of its classes, since a sample of a few images would lose much."""
+        objective = (
+            look_up("objective", self.objective, OBJECTIVES) if isinstance(self.objective, str) else self.objective
+        )
+        start = self.start or (self.recipe or objective.recipe).start
         device = torch.device(self.device) if self.device else data.device
         half = getattr(torch, self.precision) if self.precision not in (None, "float32") else None
         precise = torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False)
@@ -98,7 +110,7 @@ class Condenser:
                 network=self.network,
                 seed=seed,
                 steps=self.steps,
-                start=self.start,
+                start=stored_or(look_up("start", start, STARTS), stored),
                 recipe=self.recipe,
                 device=device,
                 progress=self.progress,
@@ -122,7 +134,7 @@ class Selector:
         """How many images it makes in the bytes of one."""
         return look_up("selection", self.method, SELECTIONS)[1].start_count(1)
 
-    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Select."""
         return select(data, ipc, self.method, seed)
 
@@ -410,18 +422,20 @@ class Memory:
         """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records."""
         assert self.spec is not None
         old = _by_class(_join([*self.sets, self.real])) if self.update == "recondense" else {}
-        images, labels, counts = [], [], []
+        images, labels, stored, counts = [], [], [], []
         for label, name in enumerate(names):
             new = self.waiting.get(name)
             pieces = [] if new is None else [new]
             if name in old:
                 repeats = 1 if new is None else max(1, round(self.seen[name] / len(old[name])))
                 pieces.append(old[name].repeat(repeats, 1, 1, 1))
+            stored += [torch.full((len(piece),), piece is not new) for piece in pieces]
             images += pieces
             labels += [label] * sum(map(len, pieces))
             counts.append((self.seen.get(name, 0) if name in old else 0) + (0 if new is None else len(new)))
         spec = replace(self.spec, classes=tuple(names))
-        made = self.make(Data(torch.cat(images), torch.tensor(labels), spec), ipc, child_seed(self.seed, self.added))
+        data = Data(torch.cat(images), torch.tensor(labels), spec)
+        made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
         return made.with_record(counts=tuple(counts))
 
     def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:

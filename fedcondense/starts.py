@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["STARTS", "Start", "gaussian", "grey", "noise", "real"]
+__all__ = ["STARTS", "Start", "gaussian", "grey", "noise", "real", "stored_or"]
 
 Start = Callable[["Data", "list[int]", torch.Generator], Tensor]
 """Takes the data, how many images of each class, and a generator; returns (N, C, H, W) in [0, 1], class by class."""
@@ -68,6 +68,25 @@ def real(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
         of_class = index[labels == c]
         pieces.append(of_class.repeat(-(-count // max(1, len(of_class))))[:count])
     return data.images[torch.cat(pieces).to(data.device)].float() / 255
+
+
+def stored_or(start: Start, stored: Tensor) -> Start:
+    """Return a start from images that a memory holds already, and from `start` for classes that it has none of.
+
+    Args:
+        start: For the other classes.
+        stored: (N,) bool, which of the data are the memory's own; each class takes its first, again if they are few.
+    """
+
+    def stored_or_new(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
+        pieces = list(start(data, counts, generator).split(counts))
+        for c, count in enumerate(counts):
+            own = (stored.to(data.device) & (data.labels == c)).nonzero().squeeze(1)
+            if count and len(own):
+                pieces[c] = data.images[own.repeat(-(-count // len(own)))[:count]].float() / 255
+        return torch.cat(pieces)
+
+    return stored_or_new
 
 
 def _grey(data: Data, count: int, generator: torch.Generator) -> Tensor:

@@ -304,7 +304,7 @@ class Broken:
     per_image = 1
     fails = False
 
-    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         if self.fails:
             raise KeyboardInterrupt
         return select(data, ipc, "random", seed)
@@ -383,7 +383,7 @@ class Softener:
 
     per_image = 4
 
-    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         hard = select(data, ipc, "half-resolution", seed)
         (part,) = hard.parts
         targets = nn.functional.one_hot(part.targets.long(), len(data.spec.classes)).float()

@@ -250,7 +250,7 @@ class TestAnyMethod:
 
             per_image = 1
 
-            def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+            def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
                 return select(data.subset(data.per_class(None, torch.Generator())), ipc, "random", 0)
 
         buffer = fill(CondensedBuffer(8, condenser=First()), few.with_tasks(2))
