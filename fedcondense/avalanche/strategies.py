@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from avalanche.training import DER
 from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
 
 from fedcondense.avalanche.buffer import CondensedBuffer
 from fedcondense.avalanche.logits import CondensedBufferWithLogits
@@ -59,13 +61,15 @@ class CondensedGDumb(SupervisedTemplate):
 
 
 class CondensedDER(DER):
-    """`avalanche.training.DER` with a condensed buffer that keeps logits.
+    """`avalanche.training.DER` with a condensed buffer that keeps logits; a head may grow, which stock DER refuses.
 
     Args:
         mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
         storage_policy: A `CondensedBufferWithLogits`.
         kwargs: As for `avalanche.training.DER`; its streams need task labels.
     """
+
+    batch_logits: Tensor  # (B, outputs), of the memory's part of a batch; stock DER sets them
 
     def __init__(
         self, *, mem_size: int | None = None, storage_policy: CondensedBufferWithLogits | None = None, **kwargs: Any
@@ -87,3 +91,8 @@ class CondensedDER(DER):
         if layout is not None and not layout.tasks:
             raise SettingError("a stream without task labels; DER needs them: make it with nc_benchmark, say")
         super()._before_training_exp(**kwargs)
+
+    def _after_forward(self, **kwargs: Any) -> None:
+        super()._after_forward(**kwargs)
+        if self.replay_loader is not None:  # the head may have grown in this experience
+            self.batch_logits = F.pad(self.batch_logits, (0, self.mb_output.shape[1] - self.batch_logits.shape[1]))

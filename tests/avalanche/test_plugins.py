@@ -39,7 +39,7 @@ class Soft:
 
     per_image = 1
 
-    def __call__(self, data: Data, ipc: int, seed: int) -> SyntheticSet:
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         (part,) = select(data, ipc, "random", seed).parts
         hard = F.one_hot(part.targets.long(), len(data.spec.classes)).float()
         others = (1 - hard) / max(1, hard.shape[1] - 1)
