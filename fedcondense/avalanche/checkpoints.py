@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 from avalanche import checkpointing
 
-from fedcondense.errors import OutputError, ResumeError
+from fedcondense.errors import ResumeError, SettingError
+from fedcondense.synthetic import write_file
 
 __all__ = ["maybe_load_checkpoint", "save_checkpoint"]
 
@@ -27,19 +30,18 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[s
         exclude: Attributes to leave out.
 
     Raises:
+        SettingError: Something in it cannot be pickled, as the `replay_loader` of a stock `MIRPlugin`.
         OutputError: The path cannot be written.
     """
-    path = Path(path)
     _reattach_optimizers()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    blob = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpointing.save_checkpoint(strategy, temporary, exclude)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: {error.strerror}; free the disk or choose a folder that can be written") from error
-    return path
+        checkpointing.save_checkpoint(strategy, blob, exclude)
+    except (TypeError, pickle.PicklingError) as error:
+        raise SettingError(
+            f"{path}: the strategy holds what cannot be kept ({error}); clear it, or exclude it"
+        ) from error
+    return write_file(path, blob.getvalue(), overwrite=True)
 
 
 def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_location: Any = None) -> tuple[Any, int]:
