@@ -430,13 +430,28 @@ class TestMakers:
         with pytest.raises(SettingError, match="did you mean 'pixels'"):
             _ = Condenser(parametrization="pixel").per_image
 
+    def test_what_is_condensed_again_starts_from_what_is_stored(self, piece: Callable[..., Data]) -> None:
+        """Without steps the start is the end: new classes begin as the recipe says, old ones as they were."""
+        memory = Memory(20, Condenser("dm", "pixels", network=tiny, start="real", steps=0))
+        memory.add(piece(0, 1))
+        assert memory.synthetic is not None
+        before = memory.synthetic.pixels().images
+        new = piece(0, 2, begin=30)
+        memory.add(new)  # ten images a class become six, of old and new data alike
+        by_class = {name: memory.synthetic.restrict([name]) for name in "012"}
+        images = {name: one.pixels().images for name, one in by_class.items() if one is not None}
+        assert torch.equal(images["0"], before[:6])
+        assert torch.equal(images["1"], before[10:16])
+        assert rows(images["2"].mul(255).round().byte()) <= rows(new.images[new.labels == 1])
+
     def test_an_unknown_precision_is_refused(self) -> None:
         with pytest.raises(SettingError, match="'bfloat17'; needed: 'float32', 'bfloat16', 'float16' or None"):
             Condenser(precision="bfloat17")
 
     def test_precision_is_that_of_the_features(self, piece: Callable[..., Data]) -> None:
+        data, stored = piece(0, 1), torch.zeros(60, dtype=torch.bool)
         sets = [
-            Condenser("dm", "pixels", network=tiny, steps=2, precision=name)(piece(0, 1), 1, 0)
+            Condenser("dm", "pixels", network=tiny, steps=2, precision=name)(data, 1, 0, stored)
             for name in ("float32", "bfloat16", None)
         ]
         images = [one.pixels().images for one in sets]
