@@ -133,6 +133,10 @@ class CondensedBuffer(ExemplarsBuffer):
         """Take in an experience: condense its classes, and old ones again if their share shrinks."""
         self.update_from_dataset(exp.dataset)
 
+    def update(self, strategy: Any, **kwargs: Any) -> None:
+        """Take in a strategy's experience: what Avalanche 0.6 calls, and warns that 0.7 will call `post_adapt`."""
+        self.post_adapt(strategy, strategy.experience)
+
     def update_from_dataset(self, dataset: AvalancheDataset) -> None:
         """Take in the samples of a data set; after an error the buffer is as it was.
 
@@ -151,7 +155,9 @@ class CondensedBuffer(ExemplarsBuffer):
             _LOG.warning(
                 "%.1f %% of the stream's values are outside of what a byte stands for, %s to %s, and are clipped; give "
                 "the buffer mean and std of the stream's transform",
-                *(100 * outside, span.low, span.high),
+                100 * outside,
+                span.low,
+                span.high,
             )
         images = span.to_bytes(found.images)
         names = [group_name(*pair) for pair in zip(found.labels.tolist(), found.tasks.tolist(), strict=True)]
