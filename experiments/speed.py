@@ -2,6 +2,7 @@
 
     python experiments/speed.py steps        # ratios of a step, interleaved; peak memory; share of the convolution peak
     python experiments/speed.py accuracy     # CPU seconds to the accuracy that the naive loop reaches
+    python experiments/speed.py replay       # time per iteration of Avalanche's replay with each memory, interleaved
 
 Fashion-MNIST, 10 classes, 10 images per class, ConvNet-3 width 32, one thread, CPU time of the process. Ratios of the
 naive median to ours, with their range over interleaved repeats. Writes results/speed.json.
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -236,13 +238,70 @@ def to_accuracy(seed: int) -> Callable[[], dict[str, Any]]:
     return compute
 
 
+def replay() -> dict[str, Any]:
+    """Time iterations of 128 images of the stream and 64 of a memory of 100 plain ones, in the second experience."""
+    from avalanche.core import SupervisedPlugin
+    from avalanche.training import Naive
+    from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+    from avalanche.training.storage_policy import ClassBalancedBuffer
+
+    from fedcondense.avalanche import CondensedBuffer, CondensedReplayPlugin, split_benchmark
+    from fedcondense.memory import Condenser, Selector
+    from fedcondense.networks import ConvNet
+
+    class Clock(SupervisedPlugin):  # type: ignore[misc]
+        """Notes when iterations begin."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: list[float] = []
+
+        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            self.times.append(time.process_time())
+
+    train, test = fc.load_data("fashion-mnist")
+    train = train.subset(train.per_class(2000, torch.Generator().manual_seed(0)))
+    first, second = split_benchmark(train, test).train_stream[:2]
+    quick = Condenser(steps=1)
+    buffers: dict[str, Callable[[], Any]] = {
+        "stock": lambda: ClassBalancedBuffer(100),
+        "stock, condensed": lambda: CondensedBuffer(400, condenser=quick),
+        "ours, real": lambda: CondensedBuffer(100, condenser=Selector()),
+        "ours, condensed": lambda: CondensedBuffer(400, condenser=quick),
+    }
+    medians: dict[str, list[float]] = {name: [] for name in buffers}
+    for _ in range(REPEATS):
+        for name, make in buffers.items():
+            buffer, clock = make(), Clock()
+            if name.startswith("stock"):
+                plugin: Any = ReplayPlugin(buffer.max_size, batch_size_mem=64, storage_policy=buffer)
+            else:
+                plugin = CondensedReplayPlugin(storage_policy=buffer, batch_size_mem=64)
+            torch.manual_seed(0)
+            model = ConvNet(train.spec.shape, 10, 32, 3, "group")
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            criterion = torch.nn.CrossEntropyLoss()
+            told = {"train_mb_size": 128, "train_epochs": 1, "evaluator": EvaluationPlugin()}
+            strategy = Naive(model=model, optimizer=optimizer, criterion=criterion, plugins=[plugin, clock], **told)
+            strategy.train(first)
+            clock.times.clear()
+            strategy.train(second)
+            medians[name].append(statistics.median(b - a for a, b in pairwise(clock.times)))
+    stock = medians.pop("stock")
+    result: dict[str, Any] = {"stock_ms": round(1000 * statistics.median(stock), 1)}
+    for name, values in medians.items():
+        ratios = sorted(value / base for value, base in zip(values, stock, strict=True))
+        result[f"{name} / stock"] = [round(r, 3) for r in (ratios[0], statistics.median(ratios), ratios[-1])]
+    return result
+
+
 def _few(name: str) -> Any:
     return DistributionMatching(per_class=64) if name == "dm" else name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "accuracy", "memory"])
+    parser.add_argument("what", choices=["steps", "accuracy", "memory", "replay"])
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     arguments = parser.parse_args()
@@ -251,7 +310,9 @@ def main() -> None:
         memory(*arguments.rest)
         return
     cells: dict[str, Callable[[], dict[str, Any]]] = {}
-    if arguments.what == "steps":
+    if arguments.what == "replay":
+        cells = {"replay": replay}
+    elif arguments.what == "steps":
         cells = {f"step {kind} {p}": steps(kind, p) for kind in ("dm", "dsa") for p in ("float32", "bfloat16")}
         names = [("dm", name) for name in ("naive", "fresh", "cached", "default recipe, cached")]
         names += [("dsa", "naive"), ("dsa", "ours")]
