@@ -67,7 +67,7 @@ class Condenser:
         recipe: Optimizer, step size, schedule; None: the objective's own.
         start: A name in `STARTS`; None: the recipe's.
         precision: ``"bfloat16"``, ``"float16"`` or ``"float32"`` for features; None: as the caller's autocast says.
-        device: Where to condense; None: where the images are, which is the CPU for those in a memory.
+        device: Where to condense; None: where the images are, in a memory those that were added last.
         progress: As in `condense`.
     """
 
@@ -190,6 +190,7 @@ class Memory:
         self.waiting: dict[str, Tensor] = {}  # uint8 images of groups that wait for `minimum`
         self.seen: dict[str, int] = {}  # real images that the sets of a group stand for
         self.added = 0
+        self.device = torch.device("cpu")  # where sets are made; images are kept on the CPU
         self.note: dict[str, Any] = {}  # plain values that whoever uses the memory keeps with it
         self.seconds: list[float] = []  # of the maker, for each call of `add`
 
@@ -222,7 +223,7 @@ class Memory:
         """
         with self._all_or_nothing():
             began, self.added = time.monotonic(), self.added + 1
-            self.spec = self.spec or data.spec
+            self.spec, self.device = self.spec or data.spec, data.device
             if data.spec.shape != self.spec.shape:
                 raise DataError(
                     f"images of {data.spec.shape}; this memory holds {self.spec.shape}: resize the stream's"
@@ -434,7 +435,7 @@ class Memory:
             labels += [label] * sum(map(len, pieces))
             counts.append((self.seen.get(name, 0) if name in old else 0) + (0 if new is None else len(new)))
         spec = replace(self.spec, classes=tuple(names))
-        data = Data(torch.cat(images), torch.tensor(labels), spec)
+        data = Data(torch.cat(images), torch.tensor(labels), spec).to(self.device)
         made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
         return made.with_record(counts=tuple(counts))
 

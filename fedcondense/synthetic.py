@@ -200,28 +200,30 @@ class SyntheticSet:
         Raises:
             SettingError: The set has soft labels, or codes that are shared between images: it cannot be cut by rows.
         """
-        wanted = set(classes)
+        wanted, left = set(classes), dict(most or {})
         parts = []
         for part in self.parts:
             record = part.record
             if part.targets.ndim != 1 or any(len(code) != len(part.targets) for code in part.codes.values()):
                 raise SettingError(f"{record.method}: shared codes or soft labels; condense again at the size wanted")
             kept = [c for c, name in enumerate(record.classes) if name in wanted]
-            rank = F.one_hot(part.targets.long(), len(record.classes)).cumsum(0)  # how many of each class so far
-            rank = rank.gather(1, part.targets.long().unsqueeze(1)).squeeze(1)
-            rows = torch.isin(part.targets.long(), torch.tensor(kept, dtype=torch.int64))
-            if most:
-                limits = torch.tensor([most.get(name, len(rows)) for name in record.classes])
-                rows &= rank <= limits[part.targets.long()]
+            targets = part.targets.long()
+            rank = F.one_hot(targets, len(record.classes)).cumsum(0)  # how many of each class so far
+            rank = rank.gather(1, targets.unsqueeze(1)).squeeze(1)
+            limits = torch.tensor([left.get(name, len(targets)) for name in record.classes])
+            rows = torch.isin(targets, torch.tensor(kept, dtype=torch.int64)) & (rank <= limits[targets])
+            for c, n in enumerate(torch.bincount(targets[rows], minlength=len(record.classes)).tolist()):
+                if record.classes[c] in left:
+                    left[record.classes[c]] -= n
             if not bool(rows.any()):
                 continue
-            labels = torch.zeros(len(record.classes), dtype=part.targets.dtype)
-            labels[kept] = torch.arange(len(kept), dtype=part.targets.dtype)
+            labels = torch.zeros(len(record.classes), dtype=torch.uint8 if len(kept) <= 256 else torch.int16)
+            labels[kept] = torch.arange(len(kept)).to(labels.dtype)
             counts = tuple(record.counts[c] for c in kept) if record.counts else ()
             record = replace(record, classes=tuple(record.classes[c] for c in kept), counts=counts)
             codes = {name: code[rows] for name, code in part.codes.items()}
-            cut = Part(codes, labels[part.targets[rows].long()], part.parametrization, record)
-            parts.append(part if bool(rows.all()) else cut)
+            cut = Part(codes, labels[targets[rows]], part.parametrization, record)
+            parts.append(part if bool(rows.all()) and len(kept) == len(part.record.classes) else cut)
         if not parts:
             return None
         return self if list(map(id, parts)) == list(map(id, self.parts)) else SyntheticSet(parts)

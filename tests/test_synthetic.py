@@ -153,6 +153,25 @@ class TestRestrict:
         assert [type(part.parametrization) for part in cut.parts] == [Pixels, MultiFormation]
         assert cut.counts().tolist() == [5]
 
+    def test_a_class_keeps_so_many_images_in_all_parts_together(self) -> None:
+        cut = SyntheticSet.join([toy([0, 0, 1]), toy([0, 1]), toy([0])]).restrict("ab", {"a": 3})
+        assert cut is not None
+        assert cut.counts().tolist() == [3, 2]
+        assert len(cut.parts) == 2
+
+    def test_a_class_without_images_leaves_too(self) -> None:
+        cut = toy([0, 2]).restrict(["a", "c"])
+        assert cut is not None
+        assert cut.classes == ("a", "c")
+
+    def test_labels_take_one_byte_again_where_few_classes_are_left(self) -> None:
+        record = replace(RECORD, classes=tuple(f"c{i}" for i in range(300)), counts=())
+        images = torch.zeros(300, 1, 8, 8, dtype=torch.uint8)
+        whole = SyntheticSet([Part({"images": images}, torch.arange(300).to(torch.int16), Pixels(), record)])
+        cut = whole.restrict(["c7", "c299"])
+        assert cut is not None
+        assert SyntheticSet.from_bytes(cut.to_bytes()).parts[0].targets.tolist() == [0, 1]
+
     def test_what_was_cut_is_a_set_like_any_other(self) -> None:
         cut = SyntheticSet.join([toy([0, 1, 2, 2]), tiles([1, 2])]).restrict(["c"], {"c": 1})
         assert cut is not None

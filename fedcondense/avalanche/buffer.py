@@ -131,14 +131,14 @@ class CondensedBuffer(ExemplarsBuffer):
 
     def post_adapt(self, agent: Any, exp: Any) -> None:
         """Take in an experience: condense its classes, and old ones again if their share shrinks."""
-        self.update_from_dataset(exp.dataset)
+        self.update_from_dataset(exp.dataset, getattr(agent, "device", "cpu"))
 
     def update(self, strategy: Any, **kwargs: Any) -> None:
         """Take in a strategy's experience: what Avalanche 0.6 calls, and warns that 0.7 will call `post_adapt`."""
         self.post_adapt(strategy, strategy.experience)
 
-    def update_from_dataset(self, dataset: AvalancheDataset) -> None:
-        """Take in the samples of a data set; after an error the buffer is as it was.
+    def update_from_dataset(self, dataset: AvalancheDataset, device: torch.device | str = "cpu") -> None:
+        """Take in the samples of a data set, condensing on a device; after an error the buffer is as it was.
 
         Raises:
             DataError: Its images have another shape than before, or are no images.
@@ -164,7 +164,7 @@ class CondensedBuffer(ExemplarsBuffer):
         classes = tuple(dict.fromkeys(names))
         number = {name: c for c, name in enumerate(classes)}
         spec = replace(self.memory.spec or self._spec(shape, images), classes=classes)
-        self.memory.add(Data(images, torch.tensor([number[name] for name in names]), spec))
+        self.memory.add(Data(images, torch.tensor([number[name] for name in names]), spec).to(device))
         self.shape, self.range, self.layout, self._cache = shape, span, found.layout, {}
         self.memory.note = {**span._asdict(), "tasks": found.layout.tasks, "tensors": found.layout.tensors}
 
