@@ -3,6 +3,7 @@
 from fedcondense.contract import Objective
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 
 __all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES", "recorded"]
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, Objective] = {
     "dsa": GradientMatching(siamese=True),
     "ridge": RidgeRegression(),
     "dm-ridge": means_and_ridge(),
+    "mmd": KernelMeans(),
 }
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 
