@@ -60,7 +60,7 @@ class Protocol:
     stream: str = "classes"  # "classes", "domains" (rotations), or "online" (mini-experiences of 50)
     updates: int = 940  # of the network that GDumb trains last
     rows: tuple[tuple[str, str], ...] = ()  # learner, memory
-    steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else 200, or 300 for pixels
+    steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else those of `STEPS`
     adaptive: bool = True  # share the memory among the classes seen so far, where that serves
 
 
@@ -68,6 +68,7 @@ CONTROLS = ("random", "herding", "k-means", "half-resolution")
 DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
 STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
 BEST = "dm-ridge factor 2"
+STEPS = {"pixels": 1200, "multi-formation": 600}
 BUDGETS = (50, 100, 200, 400, 800, 1600)
 
 
@@ -84,7 +85,7 @@ def budget(images: int) -> Protocol:
 
     A step of condensing takes longer with more images, so there are fewer: an experience stays below 60 s.
     """
-    steps = max(40, 300 * 100 // images)
+    steps = max(60, 600 * 100 // images)
     memories = ("random", "half-resolution", "dm-ridge", BEST, f"half {BEST}")
     told = {"rows": gdumb(*memories), "steps": {BEST: steps, f"half {BEST}": steps}, "adaptive": False}
     return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
@@ -105,20 +106,21 @@ PROTOCOLS = {
             ("replay-stock", "dm"),
             ("gdumb", "dm-ridge shrinking"),
         ),
+        steps={"dm factor 2": 300, "dm-ridge shrinking": 600},
     ),
     "full": Protocol("fashion-mnist", 100, rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"))),
     "mnist": Protocol(
         "mnist",
         300,
         rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", "random", "k-means", "half-resolution")),
-        steps={"dm-ridge": 150},
+        steps={"dm-ridge": 600},
     ),
     "cifar10": Protocol(
         "cifar10",
         200,
         updates=2000,
         rows=(("gdumb-stock", "stock"), *gdumb(BEST, "random", "k-means", "half-resolution")),
-        steps={BEST: 100},
+        steps={BEST: 200},
     ),
     **{f"budget {images}": budget(images) for images in BUDGETS},
     "domain": Protocol(
@@ -143,7 +145,7 @@ PROTOCOLS = {
         500,
         updates=2000,
         rows=gdumb(BEST, "random", "herding", "half-resolution"),
-        steps={BEST: 60},
+        steps={BEST: 100},
     ),
 }
 
@@ -160,9 +162,9 @@ def maker(protocol: Protocol, memory: str) -> Maker:
         return Selector(name)
     objective = name.removesuffix(" factor 2")
     stored_as = "pixels" if name == objective else "multi-formation"
-    steps = protocol.steps.get(memory, 300 if stored_as == "pixels" else 200)
+    steps = protocol.steps.get(memory, STEPS[stored_as])
     recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
-    return Condenser(objective, stored_as, network="convnet3-w32", recipe=recipe)
+    return Condenser(objective, stored_as, network="convnet3-w16", recipe=recipe)
 
 
 class Cached:

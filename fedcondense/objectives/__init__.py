@@ -1,6 +1,7 @@
 """How real and synthetic data are compared, by name: settings with pure functions."""
 
 from fedcondense.contract import Objective
+from fedcondense.objectives.characteristic import CharacteristicFunction
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
 from fedcondense.objectives.mmd import KernelMeans
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, Objective] = {
     "ridge": RidgeRegression(),
     "dm-ridge": means_and_ridge(),
     "mmd": KernelMeans(),
+    "ncfm": CharacteristicFunction(),
 }
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 

@@ -1,0 +1,161 @@
+"""Writes the tables of README.md and of the other pages from the results: what they quote is what was measured.
+
+python experiments/tables.py             # between <!-- table NAME --> and <!-- end -->
+python experiments/tables.py --check     # change nothing, fail if a table is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import central
+import continual
+import deployed
+import federated
+from cells import RESULTS, read
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "experiments/README.md", "strategies/condensed-replay/README.md")
+
+
+def federated_short() -> str:
+    """Return the rows of the first partition, most telling first, for the front page."""
+    results = read(federated.PATH)
+    lines = ["| | kB up a client | kB down | accuracy |", "|---|---|---|---|"]
+    rows = [("one-shot dm-ridge", "pixels", ipc, f"distilled (`dm-ridge`), {ipc} per class") for ipc in federated.IPC]
+    rows += [
+        ("one-shot dm-ridge", "multi-formation", ipc, f"distilled, factor 2 (`multi-formation`), {ipc} per class")
+        for ipc in federated.IPC
+    ]
+    rows += [("one-shot dm", "pixels", 10, "distilled (plain `dm`), 10 per class")]
+    rows += [("random-real", "", ipc, f"random real images, {ipc} per class") for ipc in federated.IPC]
+    rows += [
+        ("half-resolution-real", "", 10, "half-resolution real images, 10 per class"),
+        ("ridge", "", 10, "ridge on 512 random features"),
+        ("ridge-equal-bytes", "", 10, "ridge at the bytes of 10 per class"),
+        ("feature-statistics", "", 10, "Gaussian feature statistics a class"),
+    ]
+    found = [(text, federated.summary(results, (0.1, ipc, name, storage))) for name, storage, ipc, text in rows]
+    found += [(f"FedAvg, {n} round{'s' * (n > 1)}", cell) for n, cell in federated.fedavg_rows(0.1).items()]
+    for text, cell in found:
+        if cell:
+            size = f"{cell['bytes_up'] / 1000:,.1f} | {cell['bytes_down'] / 1000:,.1f}"
+            lines.append(f"| {text} | {size} | {cell['accuracy']:.1f} ± {cell['std']:.1f} |")
+    return "\n".join(lines)
+
+
+def central_short() -> str:
+    """Return the mean accuracies of a data holder, a row a size."""
+    results = read(RESULTS / "central.json")
+    columns = {
+        "random real": ("random", "pixels"),
+        "herding": ("herding", "pixels"),
+        "k-means": ("k-means", "pixels"),
+        "half resolution": ("half-resolution", "pixels"),
+        "DM": ("dm", "pixels"),
+        "`dm-ridge`": ("dm-ridge", "pixels"),
+        "`dm-ridge`, factor 2": ("dm-ridge", "multi-formation"),
+        "DSA": ("dsa", "pixels"),
+    }
+    lines = [f"| data, images per class | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for data in central.DATA:
+        for ipc in central.IPC:
+            texts = []
+            for method in columns.values():
+                names = [central.name_of(data, ipc, *method, seed) for seed in central.SEEDS]
+                found = [results[name]["accuracy"] for name in names if name in results]
+                texts.append(f"{statistics.fmean(found):.1f}" if found else "")
+            lines.append(f"| {data}, {ipc} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def continual_short() -> str:
+    """Return what each memory reaches, a row a stream: on real data at equal bytes."""
+    results = read(continual.PATH)
+    learners = {"gdumb-stock": "GDumb, stock", "gdumb": "GDumb", "replay-stock": "replay, stock", "replay": "replay"}
+    memories = ("stock", "random", "k-means", "half-resolution", "dm-ridge", continual.BEST)
+    lines = [
+        f"| stream | image bytes | learner | {' | '.join(m.replace('stock', 'class-balanced') for m in memories)} |",
+        "|---" * (len(memories) + 3) + "|",
+    ]
+    for name, protocol in continual.PROTOCOLS.items():
+        if name.startswith("budget"):
+            continue
+        for learner, text in learners.items():
+            cells = []
+            for memory in memories:
+                keys = [f"{name} | {learner} | {memory} | seed {seed}" for seed in continual.SEEDS]
+                found = [results[key]["accuracy"] for key in keys if key in results]
+                spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+                cells.append(f"{statistics.fmean(found):.1f}{spread}" if found else "")
+            if any(cells):
+                size = protocol.images * (3072 if "cifar" in protocol.data else 784)
+                lines.append(f"| {name} | {size:,} | {text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def budgets() -> str:
+    """Return GDumb's accuracy by budget, a column a memory."""
+    results = read(continual.PATH)
+    memories = [memory for _, memory in continual.budget(100).rows]
+    lines = [f"| image bytes | {' | '.join(memories)} | seeds |", "|---" * (len(memories) + 2) + "|"]
+    for images in continual.BUDGETS:
+        cells, seeds = [], 0
+        for memory in memories:
+            keys = [f"budget {images} | gdumb | {memory} | seed {seed}" for seed in continual.SEEDS]
+            found = [results[key]["accuracy"] for key in keys if key in results]
+            seeds = max(seeds, len(found))
+            cells.append(f"{statistics.fmean(found):.1f}" if found else "")
+        if seeds:
+            lines.append(f"| {images * 784:,} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "federated": federated.table,
+    "federated short": federated_short,
+    "central": lambda: central.table(RESULTS / "central.json"),
+    "central short": central_short,
+    "deployed": deployed.table,
+    "continual short": continual_short,
+    "budgets": budgets,
+    **{f"continual {name}": lambda name=name: continual.table(name) for name in continual.PROTOCOLS},  # type: ignore[misc]
+}
+_PLACE = re.compile(r"<!-- table (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """Return a page with its tables as the results say."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return _PLACE.sub(fill, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments: Any = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text()
+        after = filled(before)
+        if after != before:
+            stale.append(page)
+            if not arguments.check:
+                path.write_text(after)
+    if arguments.check and stale:
+        sys.exit(f"tables of {', '.join(stale)} are not what the results say; run: python experiments/tables.py")
+
+
+if __name__ == "__main__":
+    main()
