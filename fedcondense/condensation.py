@@ -113,7 +113,7 @@ def condense(
             continue
         looked = now
         value = float(loss)
-        if not (math.isfinite(value) and all(bool(code.isfinite().all()) for code in loop.codes.values())):
+        if not (math.isfinite(value) and all(bool(t.isfinite().all()) for t in (*loop.codes.values(), loop.targets))):
             raise DivergenceError(
                 f"the loss is {value} at step {loop.done} of {loop.recipe.steps}; that of step {good.record.steps} "
                 f"is kept: try a smaller step size than {loop.recipe.lr:g} (recipe)",
@@ -161,10 +161,15 @@ def prepare(
     stored = images_per_class(data, ipc, limit)
     make = partial(_build, network, spec)
     make(0)  # refuse a network that does not fit before anything is computed
+    if objective.learn_labels and objective.separable:
+        raise SettingError(
+            f"{objective!r} is taken class by class, and so are hard labels alone: set learn_labels=False"
+        )
     operations = spec.operations if objective.siamese else ()
     source = source or recipe.source(make, operations, len(spec.classes))
     codes, targets = _start(data, parametrization, begin, stored, stream(seed, "start"))
     codes = {name: code.requires_grad_() for name, code in codes.items()}
+    targets.requires_grad_(objective.learn_labels)
     extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
     configuration = {
         "data": data.fingerprint,
@@ -179,7 +184,8 @@ def prepare(
         "source": _settings(source),
     }
     record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
-    optimizer = _optimizer([*codes.values(), *extras.values()], recipe, spec, max(stored))
+    leaves = [*codes.values(), *extras.values(), *([targets] if objective.learn_labels else [])]
+    optimizer = _optimizer(leaves, recipe, spec, max(stored))
     draws = stream(seed, "draws")
     return Loop(
         data,
@@ -243,14 +249,19 @@ class Loop:
         spec = self.holder.spec
         decoded = self.parametrization.decode(self.codes, self.targets)
         images = spec.normalise(decoded.images.detach()).requires_grad_()
-        leaves = Synthetic(images, decoded.targets.detach(), self.extras)
+        targets = decoded.targets.detach().requires_grad_(self.objective.learn_labels)
+        leaves = Synthetic(images, targets, self.extras)
         draw = self.source.draw(self.draws, leaves, self.holder.data)
         observed = self._observe(draw)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
         if images.grad is not None:
             std = images.new_tensor(spec.std).view(1, -1, 1, 1)
-            decoded.images.backward(images.grad / std)
+            decoded.images.backward(images.grad / std, retain_graph=targets.grad is not None)
+        if targets.grad is not None:
+            # less its mean under the targets: zero where moving probability gains nothing, at any optimizer's scale
+            mean = (targets.detach() * targets.grad).sum(1, keepdim=True)
+            decoded.targets.backward(targets.grad - mean)
         group = self.optimizer.param_groups[0]
         fall = (1 + math.cos(math.pi * self.done / max(1, self.recipe.steps))) / 2
         group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)
@@ -259,6 +270,9 @@ class Loop:
         self.optimizer.step()
         with torch.no_grad():
             self.parametrization.project(self.codes)
+            if self.objective.learn_labels:
+                held = torch.tensor(self.record.counts, device=targets.device) > 0
+                self.targets.copy_(onto_simplex(self.targets, held))
         self.done += 1
         return loss
 
@@ -273,6 +287,7 @@ class Loop:
         return {
             "codes": dict(self.codes),
             "extras": dict(self.extras),
+            "targets": self.targets if self.objective.learn_labels else None,
             "optimizer": self.optimizer.state_dict()["state"],
             "source": self.source.state_dict(),
             "draws": self.draws.get_state(),
@@ -286,6 +301,8 @@ class Loop:
             for mine, kept in ((self.codes, state["codes"]), (self.extras, state["extras"])):
                 for name, value in kept.items():
                     mine[name].copy_(value)
+            if self.objective.learn_labels:
+                self.targets.copy_(state["targets"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.source.load_state_dict(_to(state["source"], self.targets.device))
@@ -299,6 +316,19 @@ class Loop:
         if draw.key not in self.observations:
             self.observations[draw.key] = self.holder.observe(self.objective, draw)
         return self.observations[draw.key]
+
+
+def onto_simplex(targets: Tensor, held: Tensor) -> Tensor:
+    """Return the nearest probabilities (N, K) to each row of targets (N, K); zero for classes not in held (K,) bool.
+
+    A row is lowered by one number, and what is then negative is zero (Held, Wolfe and Crowder, 1974).
+    """
+    targets = torch.where(held, targets, targets.amin() - 2)  # too low to be left with anything
+    falling = targets.sort(1, descending=True).values
+    excess = falling.cumsum(1) - 1
+    number = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    left = (falling > excess / number).sum(1, keepdim=True).clamp_min(1)
+    return (targets - excess.gather(1, left - 1) / left).clamp_min(0)
 
 
 def _precision(device: str) -> str:

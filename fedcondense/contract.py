@@ -138,6 +138,7 @@ class Objective(ABC):
     recipe: ClassVar[Recipe]
     separable: ClassVar[bool] = True  # a sum over classes: with hard labels, classes may be taken in groups
     siamese: bool = True  # both branches are augmented alike; a field where it is a choice
+    learn_labels: bool = False  # targets are learned, too, and stay probabilities; a field where it is a choice
 
     @abstractmethod
     def observe(self, draw: Draw, data: Data) -> Any:

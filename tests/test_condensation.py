@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fedcondense import condensation
 from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Loop, Progress, condense, images_per_class, prepare
+from fedcondense.condensation import Loop, Progress, condense, images_per_class, onto_simplex, prepare
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, ResumeError, SettingError
@@ -328,6 +330,103 @@ class TestNewObjective:
         with pytest.raises(KeyboardInterrupt):
             run(Checkpoint(path, 0), stop=5)
         assert run(Checkpoint(path, 0, resume=True)) == unbroken
+
+
+@dataclass(frozen=True)
+class Wanted(Objective):
+    """The squared distance of all targets from fixed ones, and of all images from white: the optimum is known."""
+
+    learn_labels: bool = True
+    separable: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = Recipe(steps=200, lr=0.02, source=Fresh, start="noise")
+
+    def observe(self, draw: Draw, data: Data) -> Tensor:
+        return torch.tensor([0.5, 0.2, -0.3, 0.3])
+
+    def loss(self, draw: Draw, observed: Tensor, synthetic: Synthetic) -> Tensor:
+        return (synthetic.targets - observed).square().sum() + 1e-3 * (synthetic.images - 2).square().sum()
+
+
+class TestLearnedLabels:
+    @pytest.mark.parametrize("parametrization", ["pixels", "multi-formation"])
+    def test_they_reach_the_nearest_probabilities_of_the_classes_at_hand(self, parametrization: str) -> None:
+        """Wanted are 0.5, 0.2, -0.3 and 0.3; the data lack the last class. Of the others, two share the rest."""
+        made = condense(toy((9, 9, 9, 0)), 2, Wanted(), parametrization, network=TINY)
+        targets = made.parts[0].targets
+        assert targets.dtype == torch.float16
+        expected = torch.tensor([0.65, 0.35, 0.0, 0.0])
+        torch.testing.assert_close(targets.float(), expected.expand(6, 4), rtol=0, atol=1e-3)
+        torch.testing.assert_close(made.decode().targets.sum(1), torch.ones(len(made)), rtol=0, atol=1e-3)
+        assert made.pixels().images.min() > 0.95
+        assert SyntheticSet.from_bytes(made.to_bytes()).parts[0].targets.equal(targets)
+
+    def test_they_stay_put_where_nothing_is_to_be_learned(self) -> None:
+        made = condense(toy((9, 9, 9, 0)), 2, Wanted(learn_labels=False), network=TINY)
+        assert made.parts[0].targets.tolist() == [0, 0, 1, 1, 2, 2]
+
+    def test_the_gradient_of_a_joined_code_is_that_of_all_its_images(self) -> None:
+        """Four images a code: the first step of plain descent is four times as long."""
+        recipe = replace(Linear.recipe, lr=0.01)
+        moved = []
+        for parametrization in ("pixels", "multi-formation"):
+            loop = prepare(toy((9, 9, 9, 0)), 1, Wanted(), parametrization, network=TINY, recipe=recipe)
+            loop.step()
+            moved.append(float(1 - loop.targets.detach()[0, 0]))
+        pull = torch.tensor([[2 * (1 - 0.5), 2 * (0 - 0.2), 2 * (0 + 0.3)]])  # of the classes at hand
+        pull = pull - pull[0, 0]  # moving all three alike changes nothing
+        for count, share in zip((1, 4), moved, strict=True):
+            stepped = torch.tensor([[1.0, 0.0, 0.0]]) - 0.01 * count * pull
+            expected = onto_simplex(stepped, torch.ones(3, dtype=torch.bool))
+            assert share == pytest.approx(1 - float(expected[0, 0]), rel=1e-4)
+
+    def test_a_resumed_run_ends_with_the_same_labels(self, tmp_path: Path, every_step: None) -> None:
+        def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:
+            def progress(now: Progress) -> None:
+                if now.step == stop:
+                    raise KeyboardInterrupt
+
+            return bytes_of(condense(toy(), 1, Soft(), network=TINY, steps=8, checkpoint=checkpoint, progress=progress))
+
+        unbroken, path = run(None), tmp_path / "c"
+        with pytest.raises(KeyboardInterrupt):
+            run(Checkpoint(path, 0), stop=5)
+        assert run(Checkpoint(path, 0, resume=True)) == unbroken
+
+    def test_a_sum_over_classes_has_hard_labels(self) -> None:
+        objective = Linear()
+        objective.learn_labels = True
+        with pytest.raises(SettingError, match=r"Linear\(\) is taken class by class.*set learn_labels=False"):
+            prepare(toy(), 1, objective, "pixels", network=TINY)
+
+    def test_projection_by_hand(self) -> None:
+        rows = torch.tensor([[0.2, 0.3, 0.5], [2.0, 0.0, 0.0], [0.6, 0.6, -3.0], [1.0, 1.0, 1.0]])
+        everything = torch.ones(3, dtype=torch.bool)
+        expected = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]])
+        torch.testing.assert_close(onto_simplex(rows, everything), expected)
+
+    @settings(max_examples=50)
+    @given(st.integers(1, 6), st.integers(0, 2**31), st.floats(0.01, 100))
+    def test_no_other_probabilities_are_nearer(self, classes: int, seed: int, scale: float) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        rows = scale * torch.randn(4, classes, generator=generator, dtype=torch.float64)
+        held = torch.rand(classes, generator=generator) < 0.7
+        held[0] = True
+        nearest = onto_simplex(rows, held)
+        assert (nearest >= 0).all()
+        assert not nearest[:, ~held].any()
+        torch.testing.assert_close(nearest.sum(1), torch.ones(4, dtype=torch.float64))
+        others = torch.rand(200, classes, generator=generator, dtype=torch.float64) * held
+        others = others / others.sum(1, keepdim=True)
+        distances = (rows - nearest).square().sum(1) - (rows.unsqueeze(1) - others).square().sum(2).amin(1)
+        assert (distances <= 1e-9 * scale**2).all()
+
+
+@dataclass(frozen=True)
+class Soft(Wanted):
+    """Noisy wishes, so that a run never settles."""
+
+    def observe(self, draw: Draw, data: Data) -> Tensor:
+        return torch.rand(3, generator=torch.Generator().manual_seed(draw.seed))
 
 
 @dataclass(frozen=True)
