@@ -1,0 +1,38 @@
+"""The program in `strategies/condensed-replay`, as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedcondense as fc
+
+PROGRAM = Path(__file__).parents[2] / "strategies" / "condensed-replay" / "train.py"
+
+
+def run(output: Path, *flags: str) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", str(PROGRAM), "--output", str(output), "--steps", "40", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    (line,) = [line for line in found.stdout.splitlines() if line.startswith('{"accuracy"')]
+    result: dict[str, Any] = json.loads(line)
+    return result
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_the_digits_leaves_a_memory_and_started_again_has_nothing_left_to_do(tmp_path: Path) -> None:
+    first = run(tmp_path, "--epochs", "60")
+    assert first["accuracy"] > 80
+    assert first["images"] == 100
+    memory = fc.SyntheticSet.load(first["memory"])
+    assert len(memory) == 100
+    assert Path(first["memory"]).stat().st_size == first["nbytes"]
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert run(tmp_path, "--epochs", "60") == first
