@@ -243,6 +243,7 @@ class Loop:
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
+    norm: Tensor | None = None  # the running mean of gradient norms, where they are clipped by it
 
     def step(self) -> Tensor:
         """Take one step and return its loss, still on the device."""
@@ -267,6 +268,8 @@ class Loop:
         group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(list(self.codes.values()), self.recipe.clip)
+        if self.recipe.clip_growth is not None:
+            self._clip_growth(self.recipe.clip_growth)
         self.optimizer.step()
         with torch.no_grad():
             self.parametrization.project(self.codes)
@@ -288,6 +291,7 @@ class Loop:
             "codes": dict(self.codes),
             "extras": dict(self.extras),
             "targets": self.targets if self.objective.learn_labels else None,
+            "norm": self.norm,
             "optimizer": self.optimizer.state_dict()["state"],
             "source": self.source.state_dict(),
             "draws": self.draws.get_state(),
@@ -303,12 +307,25 @@ class Loop:
                     mine[name].copy_(value)
             if self.objective.learn_labels:
                 self.targets.copy_(state["targets"])
+        self.norm = _to(state.get("norm"), self.targets.device)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.source.load_state_dict(_to(state["source"], self.targets.device))
         self.draws.set_state(state["draws"])
         self.done = state["done"]
         self.began = time.monotonic() - state["seconds"]
+
+    def _clip_growth(self, most: float) -> None:
+        """Cut the gradient to `most` running means of its norm, and let what is left move the mean."""
+        gradients = [code.grad for code in self.codes.values() if code.grad is not None]
+        if not gradients:
+            return
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        mean = norm if self.norm is None else torch.where(self.norm > 0, self.norm, norm)
+        share = (most * mean / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+        for gradient in gradients:
+            gradient.mul_(share)
+        self.norm = 0.9 * mean + 0.1 * norm * share
 
     def _observe(self, draw: Draw) -> Any:
         if draw.key is None:

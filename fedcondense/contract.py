@@ -118,6 +118,7 @@ class Recipe:
         normalised: `lr` is for normalised images: it is multiplied by the variance of a pixel.
         lr_per_image: Multiply `lr` by ipc, for losses of class means whose gradient per image shrinks with ipc.
         clip: Largest gradient norm of all codes together; None leaves it alone.
+        clip_growth: The same as a multiple of the running mean of norms, which takes a tenth of each; 2 in RaT-BPTT.
     """
 
     steps: int
@@ -130,6 +131,7 @@ class Recipe:
     normalised: bool = False
     lr_per_image: bool = False
     clip: float | None = None
+    clip_growth: float | None = None
 
 
 class Objective(ABC):

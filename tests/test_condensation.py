@@ -103,6 +103,37 @@ class TestStep:
         moved = codes_after(0, clipped) - codes_after(1, clipped)
         torch.testing.assert_close(moved, torch.full_like(moved, 0.1 / math.sqrt(192)), rtol=1e-3, atol=1e-6)
 
+    def test_clipping_by_growth_follows_the_running_mean_of_norms(self) -> None:
+        """Gradients of 1, 1, 10, 10: the third is cut to two means of 1, the fourth to two means of 0.9 + 0.2."""
+        recipe = replace(Linear.recipe, clip_growth=2.0, lr=1e-4, steps=4)
+        objective = Linear()
+        loop = prepare(toy(), 1, objective, "pixels", network=TINY, recipe=recipe)
+        moved = []
+        for sign in (1, 1, 10, 10):
+            objective.sign = sign
+            before = loop.codes["images"].detach().clone()
+            loop.step()
+            moved.append(float((before - loop.codes["images"].detach()).mean()) / (1e-4 / 0.25))
+        assert moved == pytest.approx([1, 1, 2, 2.2], rel=1e-2)
+        assert loop.norm is not None
+        assert float(loop.norm) == pytest.approx(4 * math.sqrt(192) * (0.9 * 1.1 + 0.22), rel=1e-3)
+
+    def test_the_running_mean_of_norms_is_kept_in_a_checkpoint(self, tmp_path: Path, every_step: None) -> None:
+        def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:
+            def progress(now: Progress) -> None:
+                if now.step == stop:
+                    raise KeyboardInterrupt
+
+            recipe = replace(OBJECTIVES["dm"].recipe, optimizer="sgd", lr=0.5, clip_growth=1.0, steps=8)
+            return bytes_of(
+                condense(toy(), 1, "dm", network=TINY, recipe=recipe, checkpoint=checkpoint, progress=progress)
+            )
+
+        unbroken, path = run(None), tmp_path / "c"
+        with pytest.raises(KeyboardInterrupt):
+            run(Checkpoint(path, 0), stop=5)
+        assert run(Checkpoint(path, 0, resume=True)) == unbroken
+
     def test_the_step_size_falls_along_a_cosine_to_its_share(self) -> None:
         recipe = replace(Linear.recipe, decay=0.2, steps=4)
         loop = prepare(toy(), 1, Linear(), "pixels", network=TINY, recipe=recipe)
