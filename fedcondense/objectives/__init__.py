@@ -4,6 +4,7 @@ from fedcondense.contract import Objective
 from fedcondense.objectives.characteristic import CharacteristicFunction
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 
@@ -17,6 +18,8 @@ OBJECTIVES: dict[str, Objective] = {
     "dm-ridge": means_and_ridge(),
     "mmd": KernelMeans(),
     "ncfm": CharacteristicFunction(),
+    "kip": KernelRegression(),
+    "frepo": FeatureRegression(),
 }
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 

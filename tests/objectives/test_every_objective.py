@@ -27,7 +27,8 @@ def backward(name: str, step: Step, at_once: int = 512) -> tuple[torch.Tensor, t
     draw, data, synthetic = step
     leaf = synthetic.images.detach().clone().requires_grad_()
     observed = data.observe(OBJECTIVES[name], draw)
-    loss = OBJECTIVES[name].backward(draw, observed, Synthetic(leaf, synthetic.targets), at_once)
+    leaves = Synthetic(leaf, synthetic.targets, OBJECTIVES[name].extras())
+    loss = OBJECTIVES[name].backward(draw, observed, leaves, at_once)
     assert leaf.grad is not None
     return loss, leaf.grad
 
