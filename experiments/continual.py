@@ -10,9 +10,9 @@ Every row is a run of Avalanche 0.6.0. Class-incremental streams show the classe
 seed, in experiences of equal size, for one head without task labels; accuracy is that after the last experience, on all
 test images. `gdumb` trains a fresh network on the memory alone; `replay` trains two epochs of batches of 128 images of
 the stream and 128 of the memory. "stock" is Avalanche's own plugin with its `storage_policy` swapped (and the memory
-"stock" its own `ClassBalancedBuffer`); the other rows are `CondensedGDumbPlugin` and `CondensedReplayPlugin`, for real
-memories too. Features in bfloat16. Writes results/continual.json, resumes; a set that one row condensed serves the
-other rows of the seed, with the CPU seconds that it took.
+"stock" its own `ClassBalancedBuffer`); the other rows are `CondensedGDumbPlugin` and `CondensedReplayPlugin` with
+averaged weights, for real memories too. Features in bfloat16. Writes results/continual.json, resumes; a set that one
+row condensed serves the other rows of the seed, with the CPU seconds that it took.
 """
 
 from __future__ import annotations
@@ -100,13 +100,11 @@ PROTOCOLS = {
         rows=(
             *STOCK,
             ("replay-stock", "none"),
-            *both(*DISTILLED[::-1], *CONTROLS[::-1]),
-            ("gdumb-stock", BEST),
-            ("replay-stock", BEST),
-            ("replay-stock", "dm"),
-            ("gdumb", "dm-ridge shrinking"),
+            *both(BEST, "dm-ridge", "dm factor 2", "dm", "half-resolution", "random"),
+            *gdumb("k-means", "herding"),
+            *(("gdumb-stock", BEST), ("replay-stock", BEST), ("replay-stock", "dm")),
         ),
-        steps={"dm factor 2": 300, "dm-ridge shrinking": 600},
+        steps={"dm factor 2": 300},
     ),
     "full": Protocol("fashion-mnist", 100, rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"))),
     "mnist": Protocol(
@@ -269,7 +267,12 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int) -> dict[str, A
     from avalanche.training.plugins import GDumbPlugin, ReplayPlugin
     from avalanche.training.storage_policy import ClassBalancedBuffer
 
-    from fedcondense.avalanche import CondensedBuffer, CondensedGDumbPlugin, CondensedReplayPlugin
+    from fedcondense.avalanche import (
+        CondensedBuffer,
+        CondensedGDumbPlugin,
+        CondensedReplayPlugin,
+        WeightAveragingPlugin,
+    )
 
     domains, test = load(protocol, seed)
     spec = domains[0].spec
@@ -300,6 +303,7 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int) -> dict[str, A
         plugin = CondensedGDumbPlugin(storage_policy=buffer)
     else:
         plugin = CondensedReplayPlugin(storage_policy=buffer, batch_size_mem=64 if is_online else None)
+    plugins = [] if memory == "none" else [plugin] if learner.endswith("stock") else [plugin, WeightAveragingPlugin()]
     model = network(protocol.width, spec.shape, len(spec.classes), seed)
     batch = 32 if is_gdumb else 10 if is_online else 128
     strategy = Naive(
@@ -310,7 +314,7 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int) -> dict[str, A
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=batch,
         train_epochs=1 if is_online else 2,
-        plugins=[] if memory == "none" else [plugin],
+        plugins=plugins,
         evaluator=EvaluationPlugin(),
     )
     decoded = protocol.images * (1 if make is None else make.per_image)

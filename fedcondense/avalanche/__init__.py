@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedcondense.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from fedcondense.avalanche.averaging import WeightAveragingPlugin as WeightAveragingPlugin
     from fedcondense.avalanche.benchmarks import split_benchmark as split_benchmark
     from fedcondense.avalanche.buffer import CondensedBuffer as CondensedBuffer
     from fedcondense.avalanche.checkpoints import maybe_load_checkpoint as maybe_load_checkpoint
@@ -31,6 +32,7 @@ _HOMES = {
     "CondensedGDumbPlugin": "plugins",
     "CondensedReplay": "strategies",
     "CondensedReplayPlugin": "plugins",
+    "WeightAveragingPlugin": "averaging",
     "buffer_metrics": "metrics",
     "maybe_load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",

@@ -9,6 +9,7 @@ from avalanche.training import DER
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from fedcondense.avalanche.averaging import WeightAveragingPlugin
 from fedcondense.avalanche.buffer import CondensedBuffer
 from fedcondense.avalanche.logits import CondensedBufferWithLogits
 from fedcondense.avalanche.plugins import CondensedGDumbPlugin, CondensedReplayPlugin
@@ -18,7 +19,7 @@ __all__ = ["CondensedDER", "CondensedGDumb", "CondensedReplay"]
 
 
 class CondensedReplay(SupervisedTemplate):
-    """`avalanche.training.Replay` with a condensed buffer (`CondensedReplayPlugin`).
+    """`avalanche.training.Replay` with a condensed buffer (`CondensedReplayPlugin`) and averaged weights.
 
     Args:
         mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
@@ -37,11 +38,11 @@ class CondensedReplay(SupervisedTemplate):
         **kwargs: Any,
     ) -> None:
         replay = CondensedReplayPlugin(mem_size, storage_policy, batch_size_mem)
-        super().__init__(plugins=[*(plugins or []), replay], **kwargs)
+        super().__init__(plugins=[*(plugins or []), replay, WeightAveragingPlugin()], **kwargs)
 
 
 class CondensedGDumb(SupervisedTemplate):
-    """`avalanche.training.GDumb` with a condensed buffer (`CondensedGDumbPlugin`).
+    """`avalanche.training.GDumb` with a condensed buffer (`CondensedGDumbPlugin`) and averaged weights.
 
     Args:
         mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
@@ -57,7 +58,8 @@ class CondensedGDumb(SupervisedTemplate):
         plugins: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(plugins=[*(plugins or []), CondensedGDumbPlugin(mem_size, storage_policy)], **kwargs)
+        gdumb = CondensedGDumbPlugin(mem_size, storage_policy)
+        super().__init__(plugins=[*(plugins or []), gdumb, WeightAveragingPlugin()], **kwargs)
 
 
 class CondensedDER(DER):
