@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedcondense.contract import Draw, NetworkSource, Synthetic
+from fedcondense.data import Data, Spec
+from fedcondense.errors import SettingError
 from fedcondense.networks import ConvNet, build
-from fedcondense.randomness import child_seed, draw_seed
-from fedcondense.sources import Fresh, NoNetwork, Online, Pool, Trained, published_loops
+from fedcondense.randomness import child_seed, draw_seed, stream
+from fedcondense.sources import Fresh, NoNetwork, Online, Pool, RealTrained, Trained, published_loops
 from fedcondense.training import Fit, fit
 
 OPERATIONS = ("crop", "flip")
@@ -31,11 +33,11 @@ def flat(draw: Draw) -> Tensor:
 
 
 def taken(
-    source: NetworkSource, count: int, seed: int = 0, leaves: Synthetic | None = None
+    source: NetworkSource, count: int, seed: int = 0, leaves: Synthetic | None = None, data: Data | None = None
 ) -> list[tuple[Draw, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     leaves = leaves or synthetic()
-    return [(draw, flat(draw)) for draw in (source.draw(generator, leaves, None) for _ in range(count))]
+    return [(draw, flat(draw)) for draw in (source.draw(generator, leaves, data) for _ in range(count))]
 
 
 class TestFresh:
@@ -150,6 +152,57 @@ class TestTrained:
         resumed.load_state_dict(broken.state_dict())
         for draw, weights in expected:
             again = resumed.draw(generator, synthetic(), None)
+            assert again.seed == draw.seed
+            assert torch.equal(flat(again), weights)
+
+
+def real(number: int = 200) -> Data:
+    generator = torch.Generator().manual_seed(5)
+    spec = Spec("toy", (1, 8, 8), ("a", "b", "c"), (0.5,), (0.25,))
+    images = torch.randint(0, 256, (number, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return Data(images, torch.arange(number) % 3, spec)
+
+
+class TestRealTrained:
+    def test_it_is_trained_on_images_of_the_data_between_two_steps(self) -> None:
+        """By hand: two batches of 64, SGD with momentum 0.9 and weight decay, on the data and not on the set."""
+        data, source = real(), RealTrained(make, OPERATIONS, 3, outer=3, batches=2)
+        (_, first), (second, weights) = taken(source, 2, data=data)
+        by_hand = make(source.seed)
+        torch.testing.assert_close(torch.cat([p.detach().flatten() for p in by_hand.parameters()]), first)
+        seed = child_seed(source.seed, 2)
+        batch = data.batch(torch.randperm(200, generator=stream(seed, "images"))[:128])
+        recipe = Fit(2, 64, 0.01, 0.9, 5e-4, nesterov=False, schedule="constant")
+        fit(by_hand, batch.images, batch.targets, recipe, seed=seed, operations=OPERATIONS)
+        torch.testing.assert_close(torch.cat([p.detach().flatten() for p in by_hand.parameters()]), weights)
+        assert not torch.equal(first, weights)
+        assert not any(p.requires_grad for p in second.network.parameters())
+
+    def test_the_set_has_no_say(self) -> None:
+        data = real()
+        one, other = (taken(RealTrained(make, (), 3), 3, data=data, leaves=synthetic(k)) for k in (1, 2))
+        assert all(torch.equal(x, y) for (_, x), (_, y) in zip(one, other, strict=True))
+
+    def test_a_network_serves_outer_steps(self) -> None:
+        source = RealTrained(make, (), 3, outer=2, batches=1)
+        draws = taken(source, 4, data=real())
+        assert len({draw.network for draw, _ in draws}) == 2
+
+    def test_a_holder_that_keeps_its_data_is_told(self) -> None:
+        with pytest.raises(SettingError, match="networks are to be trained on the real data, which their holder keeps"):
+            taken(RealTrained(make, (), 3), 1)
+
+    @pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+    def test_it_goes_on_from_its_state(self, after: int) -> None:
+        data = real()
+        unbroken, broken, resumed = (RealTrained(make, OPERATIONS, 3, outer=3, batches=2) for _ in range(3))
+        expected = taken(unbroken, 7, data=data)[after:]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(after):
+            broken.draw(generator, synthetic(), data)
+        resumed.load_state_dict(broken.state_dict())
+        for draw, weights in expected:
+            again = resumed.draw(generator, synthetic(), data)
             assert again.seed == draw.seed
             assert torch.equal(flat(again), weights)
 

@@ -3,10 +3,11 @@
 from fedcondense.contract import Objective
 from fedcondense.objectives.characteristic import CharacteristicFunction
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
+from fedcondense.objectives.unrolled import UnrolledTraining
 
 __all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES", "recorded"]
 
@@ -20,6 +21,8 @@ OBJECTIVES: dict[str, Objective] = {
     "ncfm": CharacteristicFunction(),
     "kip": KernelRegression(),
     "frepo": FeatureRegression(),
+    "dd": UnrolledTraining(),
+    "idc": AbsoluteGradientMatching(),
 }
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 

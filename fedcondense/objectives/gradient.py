@@ -1,6 +1,7 @@
-"""Gradient matching: DC and, with siamese augmentation, DSA.
+"""Gradient matching: DC and, with siamese augmentation, DSA; with networks trained on real data, IDC.
 
-Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929; Zhao and Bilen, ICML 2021, https://arxiv.org/abs/2102.08259
+Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929; Zhao and Bilen, ICML 2021, https://arxiv.org/abs/2102.08259;
+Kim et al., ICML 2022, https://arxiv.org/abs/2205.14959
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch.func import functional_call
 
 from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
 from fedcondense.randomness import stream
-from fedcondense.sources import Trained
+from fedcondense.sources import RealTrained, Trained
 
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["GradientMatching", "row_cosine_distance"]
+__all__ = ["AbsoluteGradientMatching", "GradientMatching", "absolute_distance", "row_cosine_distance"]
 
 ClassGradients = dict[int, Sequence[Tensor]]
 
@@ -65,7 +66,7 @@ class GradientMatching(Objective):
         """Return the gradients of each class that the data have: one tensor a weight."""
         index = data.per_class(self.per_class, stream(draw.seed, "real"))
         labels = data.labels.to("cpu")[index]
-        weights = matched_weights(draw.network)
+        weights = self.weights(draw.network)
         with torch.enable_grad():
             return {
                 c: class_gradients(draw, weights, data.batch(index[labels == c]), c, create_graph=False)
@@ -74,19 +75,69 @@ class GradientMatching(Objective):
 
     def loss(self, draw: Draw, observed: ClassGradients, synthetic: Synthetic) -> Tensor:
         """Return the sum over the classes that both sides have."""
-        weights = matched_weights(draw.network)
+        weights = self.weights(draw.network)
         total = synthetic.images.new_zeros(())
         labels = synthetic.targets.argmax(1)
         for c in labels.unique().tolist():
             if c in observed:
                 batch = Batch(synthetic.images[labels == c], synthetic.targets[labels == c])
                 gradients = class_gradients(draw, weights, batch, c, create_graph=True)
-                total = total + gradient_distance(observed[c], gradients)
+                total = total + self.distance(observed[c], gradients)
         return total
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return the weights whose gradients are compared, as leaves of their own."""
+        return matched_weights(network)
+
+    def distance(self, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+        """Return how far the gradients of one class are apart, one tensor a weight each."""
+        return gradient_distance(real, synthetic)
 
     def backward(self, draw: Draw, observed: ClassGradients, synthetic: Synthetic, at_once: int) -> Tensor:
         """As in `Objective`, always class by class: the graph of a double backward is large."""
         return super().backward(draw, observed, synthetic, at_once=1)
+
+
+@dataclass(frozen=True)
+class AbsoluteGradientMatching(GradientMatching):
+    r"""Make gradients of synthetic images equal to those of real ones, in size as well as in direction (IDC).
+
+    .. math:: \sum_c \sum_l \lVert g_l(\mathrm{real}_c) - g_l(\mathrm{synthetic}_c) \rVert_p^p
+
+    over the weights l of convolutions, on networks that are trained on the real data between steps (`RealTrained`):
+    there, gradients stay of use for longer than on networks that have fitted the synthetic set. It costs what
+    `GradientMatching` costs. Of the published method, the enlarged codes are `MultiFormation`, the training's CutMix
+    is left out, and one step moves all classes.
+
+    Args:
+        siamese: Augment both branches alike.
+        per_class: Real images of a class that a step sees; 64 as published.
+        power: 2, squares, as published for CIFAR and SVHN; 1, absolute values, as for MNIST, Fashion and ImageNet.
+    """
+
+    per_class: int = 64
+    power: int = 2
+
+    recipe: ClassVar[Recipe] = Recipe(steps=300, lr=0.01, source=partial(RealTrained, outer=50, batches=4))
+    published: ClassVar[Recipe] = Recipe(
+        steps=200_000,
+        lr=5e-4,
+        source=RealTrained,
+        optimizer="sgd",
+        betas=(0.5, 0.0),
+        decay=1.0,
+        start="real",
+        lr_per_image=True,
+    )
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return the weights of convolutions; of a network that has none, as for `GradientMatching`."""
+        weights = matched_weights(network)
+        return {name: w for name, w in weights.items() if w.ndim > 3} or weights
+
+    def distance(self, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+        """Return the sum of powers of differences."""
+        return torch.stack([absolute_distance(a, b, self.power) for a, b in zip(real, synthetic, strict=True)]).sum()
 
 
 def matched_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -114,3 +165,8 @@ def row_cosine_distance(real: Tensor, synthetic: Tensor) -> Tensor:
     a, b = real.flatten(1), synthetic.flatten(1)
     cosine: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
     return (1 - cosine).sum()
+
+
+def absolute_distance(real: Tensor, synthetic: Tensor, power: int) -> Tensor:
+    """Return the sum of absolute differences of two gradients, to a power."""
+    return (real - synthetic).abs().pow(power).sum()

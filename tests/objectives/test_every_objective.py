@@ -100,6 +100,8 @@ class TestEveryObjective:
 
     def test_a_small_step_down_the_gradient_lowers_the_loss(self, name: str, step: MakeStep) -> None:
         """And by what the gradient says, to first order: the sign and the size of it."""
+        if name == "dd":
+            pytest.skip("so many units switch in a window that float32 cannot tell; test_unrolled.py does in float64")
         draw, data, synthetic = step(real=(7, 3, 2, 12, 1), operations=())
         loss, gradient = backward(name, (draw, data, synthetic))
         size = 1e-3 * float(loss / gradient.square().sum())  # a thousandth, if the loss were linear

@@ -15,8 +15,16 @@ from fedcondense.condensation import condense, prepare
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data import Data
 from fedcondense.objectives import OBJECTIVES
-from fedcondense.objectives.gradient import GradientMatching, gradient_distance, matched_weights, row_cosine_distance
+from fedcondense.objectives.gradient import (
+    AbsoluteGradientMatching,
+    GradientMatching,
+    absolute_distance,
+    gradient_distance,
+    matched_weights,
+    row_cosine_distance,
+)
 from fedcondense.randomness import stream
+from fedcondense.sources import RealTrained
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]
@@ -195,3 +203,79 @@ def test_the_published_recipe_runs(step: MakeStep) -> None:
     )
     assert after.record.start == "real"
     assert not torch.equal(after.pixels().images, before.pixels().images)
+
+
+class TestAbsoluteGradientMatching:
+    @staticmethod
+    def naive(draw: Draw, data: Data, synthetic: Synthetic, per_class: int, power: int) -> Tensor:
+        """Class by class, the gradients in the weights of convolutions alone, number by number."""
+        network: nn.Module = draw.network
+        names = ["blocks.0.0.weight", "blocks.1.0.weight"]
+        parameters = [p.requires_grad_(True) for name, p in network.named_parameters() if name in names]
+        index = data.per_class(per_class, stream(draw.seed, "real"))
+        total = torch.zeros(())
+        for c in range(len(data.spec.classes)):
+            real, fake = index[data.labels[index] == c], synthetic.targets.argmax(1) == c
+            if not len(real) or not fake.any():
+                continue
+            row = torch.tensor([c])
+            losses = [
+                F.cross_entropy(network(draw.augment(images, row.expand(len(images)))), row.expand(len(images)))
+                for images in (data.batch(real).images, synthetic.images[fake])
+            ]
+            a = torch.autograd.grad(losses[0], parameters)
+            b = torch.autograd.grad(losses[1], parameters, create_graph=True)
+            for x, y in zip(a, b, strict=True):
+                difference = x.detach().flatten() - y.flatten()
+                total = total + (difference @ difference if power == 2 else difference.abs().sum())
+        network.requires_grad_(False)
+        return total
+
+    @pytest.mark.parametrize("power", [1, 2])
+    @pytest.mark.parametrize("per_class", [64, 2])
+    @pytest.mark.parametrize(("seed", "operations"), [(0, ()), (1, OPERATIONS)])
+    def test_loss_and_gradient_are_those_of_the_naive_step(
+        self, step: MakeStep, seed: int, operations: tuple[str, ...], per_class: int, power: int
+    ) -> None:
+        toy = step(seed, operations=operations)
+        loss, gradient = ours(*toy, AbsoluteGradientMatching(per_class=per_class, power=power))
+        expected = self.naive(*toy, per_class, power)
+        expected_gradient = torch.autograd.grad(expected, toy[2].images)[0]
+        assert loss > 0
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0)
+        assert (gradient - expected_gradient).abs().max() <= 1e-5 * expected_gradient.abs().max()
+
+    def test_a_known_value(self) -> None:
+        real, synthetic = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, -5.0]])
+        assert float(absolute_distance(real, synthetic, 2)) == 4 + 9
+        assert float(absolute_distance(real, synthetic, 1)) == 2 + 3
+
+    def test_it_sees_the_scale_that_cosines_do_not(self) -> None:
+        gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        assert float(absolute_distance(gradient, 2 * gradient, 2)) == pytest.approx(float(gradient.square().sum()))
+        assert float(absolute_distance(gradient, gradient, 2)) == 0
+
+    def test_the_real_images_themselves_are_at_distance_zero(self, step: MakeStep) -> None:
+        draw, data, synthetic = step()
+        batch = data.batch()
+        copies = Synthetic(batch.images.requires_grad_(), batch.targets)
+        loss, _ = ours(draw, data, copies, AbsoluteGradientMatching())
+        assert float(loss) < 1e-8 * float(ours(draw, data, synthetic, AbsoluteGradientMatching())[0])
+
+    def test_the_weights_of_convolutions_are_compared_or_all_where_there_is_none(self, step: MakeStep) -> None:
+        objective = AbsoluteGradientMatching()
+        assert set(objective.weights(step(norm="layer")[0].network)) == {"blocks.0.0.weight", "blocks.1.0.weight"}
+        assert set(objective.weights(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))) == {"1.weight"}
+
+    def test_networks_are_trained_on_the_real_data(self, step: MakeStep) -> None:
+        loop = prepare(step()[1], 1, "idc", "pixels", network="convnet2-w32")
+        assert isinstance(loop.source, RealTrained)
+        assert loop.source.operations == OPERATIONS
+
+    def test_the_published_recipe_runs(self, step: MakeStep) -> None:
+        _, data, _ = step()
+        recipe = replace(AbsoluteGradientMatching.published, steps=3)
+        after, before = (
+            condense(data, 2, "idc", network="convnet2-w32", recipe=replace(recipe, steps=steps)) for steps in (3, 0)
+        )
+        assert not torch.equal(after.pixels().images, before.pixels().images)

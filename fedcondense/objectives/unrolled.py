@@ -1,0 +1,101 @@
+"""Dataset distillation by unrolled training: Wang et al., 2018, https://arxiv.org/abs/1811.10959
+
+With the truncated window of RaT-BPTT: Feng et al., ICLR 2024, https://arxiv.org/abs/2311.07025
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.randomness import stream
+from fedcondense.sources import Fresh, Trained
+from fedcondense.training import autocast_of_caller
+
+if TYPE_CHECKING:
+    from fedcondense.data import Data
+
+__all__ = ["UnrolledTraining", "batches", "cross_entropy"]
+
+
+@dataclass(frozen=True)
+class UnrolledTraining(Objective):
+    r"""Choose synthetic images that lower the loss on real ones when a network takes a few training steps on them.
+
+    .. math:: \ell(\theta_T;\, \mathrm{real}), \qquad
+        \theta_{t+1} = \theta_t - e^{a_t}\, \nabla_\theta\, \ell(\theta_t;\, \mathrm{synthetic}_t)
+
+    with the cross-entropy and step sizes that are learned with the images. The window of T steps starts where the
+    network is that the source hands out: untrained (`Fresh`), as published first, or trained on the synthetic
+    set for some steps (`Trained`), so that windows lie anywhere in a training run, as RaT-BPTT draws them. Batches are
+    drawn by chance: images that are used in one fixed order, as published first, are of little use in another.
+
+    A step costs a forward and backward pass over the real images, and T times a forward, a backward and a double
+    backward pass over a batch; all T graphs are kept, and none can be split.
+
+    Args:
+        per_class: Real images of a class that a step sees.
+        window: Steps that are unrolled, T.
+        batch: Synthetic images a step of them, drawn without replacement until all were seen.
+        rate: Where the step sizes start.
+        siamese: Augment each class in one way throughout a window, synthetic and real images alike.
+    """
+
+    per_class: int = 32
+    window: int = 8
+    batch: int = 50
+    rate: float = 0.02
+    siamese: bool = True
+
+    separable: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = Recipe(steps=200, lr=0.02, source=partial(Trained, outer=20, epochs=5), clip_growth=2.0)
+    published: ClassVar[Recipe] = Recipe(
+        steps=400, lr=0.01, source=Fresh, betas=(0.5, 0.999), decay=1.0, start="noise", normalised=True
+    )
+
+    def extras(self) -> dict[str, Tensor]:
+        """Return the logarithms of the step sizes, (T,)."""
+        return {"log_rates": torch.full((self.window,), math.log(self.rate))}
+
+    def observe(self, draw: Draw, data: Data) -> Batch:
+        """Return `per_class` augmented real images of each class, and their targets."""
+        batch = data.batch(data.per_class(self.per_class, stream(draw.seed, "real")))
+        return Batch(draw.augment(batch.images, batch.targets.argmax(1)), batch.targets)
+
+    def loss(self, draw: Draw, observed: Batch, synthetic: Synthetic) -> Tensor:
+        """Return the loss on the real images after the window."""
+        images = draw.augment(synthetic.images, synthetic.targets.argmax(1))
+        rates = synthetic.extras["log_rates"].exp()
+        weights = {name: p.detach().requires_grad_() for name, p in draw.network.named_parameters()}
+        order = batches(len(images), self.batch, self.window, stream(draw.seed, "batches"))
+        for rate, index in zip(rates, order, strict=True):
+            index = index.to(images.device)
+            loss = cross_entropy(draw.network, weights, images[index], synthetic.targets[index])
+            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+            weights = {name: p - rate * g for (name, p), g in zip(weights.items(), gradients, strict=True)}
+        return cross_entropy(draw.network, weights, observed.images, observed.targets)
+
+
+def batches(number: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw `steps` batches of `size` indices below `number` (all of them if fewer), each pass in a new order."""
+    size = min(size, number)
+    passes = -(-steps * size // number)
+    order = torch.cat([torch.randperm(number, generator=generator) for _ in range(passes)])
+    return list(order[: steps * size].split(size))
+
+
+def cross_entropy(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a network with other weights, differentiable in them; it is left as it is."""
+    buffers = {name: b.clone() for name, b in network.named_buffers()}  # a batch norm's statistics would change
+    with autocast_of_caller(images.device):
+        logits = functional_call(network, {**weights, **buffers}, (images,))
+    return F.cross_entropy(logits.to(targets.dtype), targets)
