@@ -117,8 +117,9 @@ PROTOCOLS = {
         "cifar10",
         200,
         updates=2000,
-        rows=(("gdumb-stock", "stock"), *gdumb(BEST, "random", "k-means", "half-resolution")),
-        steps={BEST: 200},
+        rows=(("gdumb-stock", "stock"), *gdumb(BEST, f"{BEST}, shrinking", "random", "k-means", "half-resolution")),
+        steps={f"{BEST}, shrinking": 200},
+        adaptive=False,
     ),
     **{f"budget {images}": budget(images) for images in BUDGETS},
     "domain": Protocol(
@@ -150,12 +151,13 @@ PROTOCOLS = {
 
 def is_adaptive(protocol: Protocol, memory: str) -> bool:
     """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
-    return protocol.stream != "classes" or (protocol.adaptive and memory not in ("dm", "dm-ridge"))
+    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge")
+    return protocol.stream != "classes" or shrinks or memory.endswith(", shrinking")
 
 
 def maker(protocol: Protocol, memory: str) -> Maker:
     """Return what makes a memory's sets: a selection by name, or ``OBJECTIVE [factor 2]``; ``half`` is a hybrid."""
-    name = memory.removeprefix("half ").removesuffix(" shrinking")
+    name = memory.removeprefix("half ").removesuffix(", shrinking")
     if name in CONTROLS:
         return Selector(name)
     objective = name.removesuffix(" factor 2")
