@@ -300,7 +300,7 @@ class TestRecord:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "dmm"}, r"no objective is called 'dmm'; did you mean 'dm'\? all of them: dc, dm"),
+        ({"objective": "dmm"}, r"no objective is called 'dmm'; did you mean 'dm'\? all of them: dc, dd, dm, "),
         ({"parametrization": "pixel"}, r"no parametrization is called 'pixel'; did you mean 'pixels'"),
         ({"network": "convnet"}, r"no network is called 'convnet'"),
         ({"start": "gausian"}, r"no start is called 'gausian'; did you mean 'gaussian'"),

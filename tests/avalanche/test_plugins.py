@@ -20,6 +20,7 @@ from fedcondense.avalanche import (
     CondensedGDumbPlugin,
     CondensedReplay,
     CondensedReplayPlugin,
+    WeightAveragingPlugin,
 )
 from fedcondense.avalanche.sampling import EpochLoader, Sampler
 from fedcondense.data import Data
@@ -81,12 +82,14 @@ class TestReplay:
         assert accuracy(strategy, streams.test) > 0.7
         assert len(buffer.buffer) == 100
 
-    def test_the_strategy_of_its_name_is_the_plugin(self, few: Any, setting: Any) -> None:
+    def test_the_strategy_of_its_name_is_the_plugin_with_averaged_weights(self, few: Any, setting: Any) -> None:
         bench = few.with_tasks(2)
         weights = []
         for make in (
             lambda told, buffer: CondensedReplay(storage_policy=buffer, batch_size_mem=8, **told()),
-            lambda told, buffer: Naive(**told(plugins=[CondensedReplayPlugin(None, buffer, 8)])),
+            lambda told, buffer: Naive(
+                **told(plugins=[CondensedReplayPlugin(None, buffer, 8), WeightAveragingPlugin()])
+            ),
         ):
             strategy = make(setting(classes=4), CondensedBuffer(20, condenser=RANDOM))
             torch.manual_seed(0)
