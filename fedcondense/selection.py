@@ -52,6 +52,23 @@ def herding(pixels: Tensor, count: int, seed: int) -> Tensor:
     return torch.tensor(chosen, dtype=torch.int64)
 
 
+def k_center(pixels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose greedily what is farthest from all that is chosen, from the image nearest to the class mean on.
+
+    Sener and Savarese, ICLR 2018, https://arxiv.org/abs/1708.00489, on pixels: the largest distance of an image to its
+    nearest chosen one is at most twice the smallest possible. It takes outliers early. `seed` plays no part.
+    """
+    squares = pixels.square().sum(1)
+    chosen = [int((pixels - pixels.mean(0)).square().sum(1).argmin())]
+    nearest = torch.full_like(squares, torch.inf)  # the squared distance of each image to the chosen
+    while len(chosen) < min(count, len(pixels)):
+        newest = pixels[chosen[-1]]
+        nearest = torch.minimum(nearest, squares - 2 * pixels @ newest + newest.square().sum())
+        nearest[chosen] = -torch.inf  # images that are equal are at no distance, and still count as two
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
 def k_means(pixels: Tensor, count: int, seed: int) -> Tensor:
     """Choose the real image nearest to each centre of k-means (scikit-learn) in pixel space."""
     from sklearn.cluster import KMeans
@@ -69,6 +86,7 @@ def k_means(pixels: Tensor, count: int, seed: int) -> Tensor:
 SELECTIONS: dict[str, tuple[Chooser, Parametrization]] = {
     "random": (random, Pixels()),
     "herding": (herding, Pixels()),
+    "k-center": (k_center, Pixels()),
     "k-means": (k_means, Pixels()),
     "half-resolution": (random, MultiFormation(2)),
 }

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import logging
+from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fedcondense.data import Data, Spec
 from fedcondense.datasets import load_data
 from fedcondense.errors import SettingError
-from fedcondense.selection import SELECTIONS, herding, k_means, random, select
+from fedcondense.selection import SELECTIONS, herding, k_center, k_means, random, select
 
 SPEC = Spec("toy", (1, 8, 8), ("a", "b", "c"), (0.4,), (0.2,))
 WHOLE = [name for name in SELECTIONS if name != "half-resolution"]
@@ -93,6 +96,50 @@ def test_herding_equals_a_naive_greedy_search() -> None:
 
 def test_herding_takes_every_image_of_a_class_once() -> None:
     assert sorted(herding(cloud(7), 20, 0).tolist()) == list(range(7))
+
+
+def test_k_center_equals_a_naive_greedy_search() -> None:
+    """Look at every image at every step, and take the one whose nearest chosen image is farthest away."""
+    pixels = cloud().double()
+    chosen = [min(range(len(pixels)), key=lambda i: float((pixels[i] - pixels.mean(0)).norm()))]
+    while len(chosen) < 10:
+        gaps = {
+            i: min(float((pixels[i] - pixels[j]).norm()) for j in chosen) for i in range(len(pixels)) if i not in chosen
+        }
+        chosen.append(max(gaps, key=lambda i: gaps[i]))
+    assert k_center(cloud(), 10, 0).tolist() == chosen
+
+
+def test_k_center_goes_from_the_middle_to_the_corners_of_a_square() -> None:
+    """A dense middle, four corners: any number of middle images comes after the corners."""
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    middle = 0.5 + 0.1 * (torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) - 0.5)
+    pixels = torch.cat([middle, corners])
+    chosen = k_center(pixels, 5, 0).tolist()
+    assert chosen[0] == int((pixels - pixels.mean(0)).norm(dim=1).argmin())
+    assert set(chosen[1:]) == {50, 51, 52, 53}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_the_k_center_radius_is_at_most_twice_the_smallest(seed: int, count: int) -> None:
+    """The bound of Gonzalez (1985) for the greedy choice, against all subsets."""
+    pixels = cloud(8, seed)
+    apart = torch.cdist(pixels, pixels)
+    best = min(float(apart[:, list(some)].amin(1).max()) for some in combinations(range(8), count))
+    assert float(apart[:, k_center(pixels, count, 0)].amin(1).max()) <= 2 * best + 1e-5
+
+
+def test_k_center_takes_every_image_of_a_class_once_even_if_they_are_equal() -> None:
+    pixels = torch.cat([cloud(3), cloud(3), cloud(3)])
+    chosen = k_center(pixels, 20, 0).tolist()
+    assert sorted(chosen) == list(range(9))
+    assert len({i % 3 for i in chosen[:3]}) == 3
+
+
+def test_k_center_takes_no_seed(train: Data) -> None:
+    first, second = (select(train, 2, "k-center", seed=seed).parts[0].codes["images"] for seed in (0, 1))
+    assert torch.equal(first, second)
 
 
 def test_k_means_takes_the_image_nearest_to_each_centre() -> None:
