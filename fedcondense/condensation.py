@@ -184,8 +184,8 @@ def prepare(
         "source": _settings(source),
     }
     record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
-    leaves = [*codes.values(), *extras.values(), *([targets] if objective.learn_labels else [])]
-    optimizer = _optimizer(leaves, recipe, spec, max(stored))
+    leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
+    optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
     draws = stream(seed, "draws")
     return Loop(
         data,
@@ -263,9 +263,9 @@ class Loop:
             # less its mean under the targets: zero where moving probability gains nothing, at any optimizer's scale
             mean = (targets.detach() * targets.grad).sum(1, keepdim=True)
             decoded.targets.backward(targets.grad - mean)
-        group = self.optimizer.param_groups[0]
         fall = (1 + math.cos(math.pi * self.done / max(1, self.recipe.steps))) / 2
-        group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(list(self.codes.values()), self.recipe.clip)
         if self.recipe.clip_growth is not None:
@@ -376,18 +376,20 @@ def _start(
         return parametrization.encode(start(data, counts, generator), targets)
 
 
-def _optimizer(leaves: list[Tensor], recipe: Recipe, spec: Spec, ipc: int) -> torch.optim.Optimizer:
+def _optimizer(
+    leaves: list[Tensor], extras: list[Tensor], recipe: Recipe, spec: Spec, ipc: int
+) -> torch.optim.Optimizer:
     lr = recipe.lr * (ipc if recipe.lr_per_image else 1)
     if recipe.normalised:
         lr *= sum(s * s for s in spec.std) / len(spec.std)
+    groups: list[dict[str, Any]] = [{"params": leaves, "initial_lr": lr}]
+    if extras:
+        groups.append({"params": extras, "initial_lr": recipe.lr if recipe.lr_extras is None else recipe.lr_extras})
     if recipe.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(leaves, lr=lr, betas=recipe.betas)
-    elif recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(leaves, lr=lr, momentum=recipe.betas[0])
-    else:
-        raise SettingError(f"optimizer {recipe.optimizer!r}; needed: 'adam' or 'sgd'")
-    optimizer.param_groups[0]["initial_lr"] = lr
-    return optimizer
+        return torch.optim.Adam(groups, lr=lr, betas=recipe.betas)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=recipe.betas[0])
+    raise SettingError(f"optimizer {recipe.optimizer!r}; needed: 'adam' or 'sgd'")
 
 
 def _to(value: Any, device: torch.device) -> Any:

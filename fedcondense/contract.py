@@ -116,6 +116,7 @@ class Recipe:
         decay: The last step size as a share of the first, reached along a cosine; 1 keeps it constant.
         start: The name in `STARTS` that research code begins from.
         normalised: `lr` is for normalised images: it is multiplied by the variance of a pixel.
+        lr_extras: Step size of what an objective learns beside the codes (`Objective.extras`); None: `lr`.
         lr_per_image: Multiply `lr` by ipc, for losses of class means whose gradient per image shrinks with ipc.
         clip: Largest gradient norm of all codes together; None leaves it alone.
         clip_growth: The same as a multiple of the running mean of norms, which takes a tenth of each; 2 in RaT-BPTT.
@@ -129,6 +130,7 @@ class Recipe:
     decay: float = 0.1
     start: str = "gaussian"
     normalised: bool = False
+    lr_extras: float | None = None
     lr_per_image: bool = False
     clip: float | None = None
     clip_growth: float | None = None

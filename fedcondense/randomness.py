@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
-__all__ = ["child_seed", "draw_seed", "stream"]
+__all__ = ["batches", "child_seed", "draw_seed", "stream"]
 
 
 def child_seed(root: int, *purpose: str | int) -> int:
@@ -27,3 +28,11 @@ def stream(root: int, *purpose: str | int) -> torch.Generator:
 def draw_seed(generator: torch.Generator) -> int:
     """Draw a seed in [0, 2**62)."""
     return int(torch.randint(2**62, (), generator=generator))
+
+
+def batches(number: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw `steps` batches of `size` indices below `number` (all of them if fewer), each pass in a new order."""
+    size = min(size, number)
+    passes = -(-steps * size // number)
+    order = torch.cat([torch.randperm(number, generator=generator) for _ in range(passes)])
+    return list(order[: steps * size].split(size))

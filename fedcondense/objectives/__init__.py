@@ -7,6 +7,7 @@ from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMa
 from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
+from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.objectives.unrolled import UnrolledTraining
 
 __all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES", "recorded"]
@@ -23,6 +24,9 @@ OBJECTIVES: dict[str, Objective] = {
     "frepo": FeatureRegression(),
     "dd": UnrolledTraining(),
     "idc": AbsoluteGradientMatching(),
+    "mtt": TrajectoryMatching(),
+    "mtt-recompute": TrajectoryMatching(gradient="recompute"),
+    "tesla": TrajectoryMatching(gradient="direct"),
 }
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
-from fedcondense.randomness import stream
+from fedcondense.randomness import batches, stream
 from fedcondense.sources import Fresh, Trained
 from fedcondense.training import autocast_of_caller
 
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["UnrolledTraining", "batches", "cross_entropy"]
+__all__ = ["UnrolledTraining", "cross_entropy"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,6 @@ class UnrolledTraining(Objective):
             gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
             weights = {name: p - rate * g for (name, p), g in zip(weights.items(), gradients, strict=True)}
         return cross_entropy(draw.network, weights, observed.images, observed.targets)
-
-
-def batches(number: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Draw `steps` batches of `size` indices below `number` (all of them if fewer), each pass in a new order."""
-    size = min(size, number)
-    passes = -(-steps * size // number)
-    order = torch.cat([torch.randperm(number, generator=generator) for _ in range(passes)])
-    return list(order[: steps * size].split(size))
 
 
 def cross_entropy(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor) -> Tensor:

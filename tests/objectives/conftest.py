@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fedcondense.augment import Augmentation
 from fedcondense.contract import Draw, Synthetic
@@ -37,7 +38,9 @@ def make_step(
     if soft:
         targets = 0.6 * targets + 0.4 * torch.rand(targets.shape, generator=generator).softmax(1)
     network = build(partial(ConvNet, width=8, depth=2, norm=norm), SPEC.shape, 5, seed).requires_grad_(False)
-    draw = Draw(network, Augmentation.draw(operations, 5, generator), seed + 1)
+    expert = build(partial(ConvNet, width=8, depth=2, norm=norm), SPEC.shape, 5, seed + 100)
+    goal = nn.utils.parameters_to_vector(expert.parameters()).detach()
+    draw = Draw(network, Augmentation.draw(operations, 5, generator), seed + 1, goal=goal)
     return draw, data, Synthetic(leaves.requires_grad_(), targets)
 
 

@@ -20,6 +20,7 @@ from fedcondense.objectives import OBJECTIVES
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]
 
+UNROLLED = ("dd", "mtt", "mtt-recompute", "tesla")
 TINY = partial(ConvNet, width=8, depth=2)
 
 
@@ -57,8 +58,9 @@ class TestEveryObjective:
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
             return [tensor for item in inner for tensor in tensors(item)]
 
-        found = tensors(data.observe(OBJECTIVES[name], draw))
-        assert found
+        observed = data.observe(OBJECTIVES[name], draw)
+        found = tensors(observed)
+        assert found or observed is None
         assert not any(tensor.requires_grad for tensor in found)
 
     def test_a_class_that_the_data_lack_changes_nothing(self, name: str, step: MakeStep) -> None:
@@ -100,8 +102,8 @@ class TestEveryObjective:
 
     def test_a_small_step_down_the_gradient_lowers_the_loss(self, name: str, step: MakeStep) -> None:
         """And by what the gradient says, to first order: the sign and the size of it."""
-        if name == "dd":
-            pytest.skip("so many units switch in a window that float32 cannot tell; test_unrolled.py does in float64")
+        if name in UNROLLED:
+            pytest.skip("so many units switch in a window that float32 cannot tell; its own tests do in float64")
         draw, data, synthetic = step(real=(7, 3, 2, 12, 1), operations=())
         loss, gradient = backward(name, (draw, data, synthetic))
         size = 1e-4 * float(loss / gradient.square().sum())  # so little that few units of the network switch

@@ -18,8 +18,8 @@ from fedcondense.condensation import condense, prepare
 from fedcondense.contract import Batch, Draw, Synthetic
 from fedcondense.data import Data
 from fedcondense.networks import ConvNet, build
-from fedcondense.objectives.unrolled import UnrolledTraining, batches, cross_entropy
-from fedcondense.randomness import stream
+from fedcondense.objectives.unrolled import UnrolledTraining, cross_entropy
+from fedcondense.randomness import batches, stream
 from fedcondense.sources import Trained
 
 Step = tuple[Draw, Data, Synthetic]
