@@ -155,6 +155,7 @@ def distance(draw: Draw, weights: Mapping[str, Tensor]) -> Tensor:
     """Return the squared distance to the expert's end, as a share of that from where the expert was."""
     goal: Tensor = draw.goal
     whole = (flatten(dict(draw.network.named_parameters())) - goal).square().sum()
+    whole = whole.clamp_min(torch.finfo(whole.dtype).tiny)  # the expert of a single class never moves
     return (flatten(weights) - goal).square().sum() / whole
 
 
