@@ -54,6 +54,7 @@ def condense(
     recipe: Recipe | None = None,
     source: NetworkSource | None = None,
     limit: float = 1.0,
+    prefixes: bool = False,
     device: torch.device | str | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -78,6 +79,9 @@ def condense(
         recipe: Optimizer, step size, schedule; None: the objective's own.
         source: Where networks come from; None: the recipe's.
         limit: The largest share of a class's records that its images may number; 0.5 in federated code.
+        prefixes: Let every prefix of a class's images serve by itself, for memories that shrink
+            (`SyntheticSet.restrict`): every other step matches the first images of each class alone, of a number drawn
+            by chance. It costs accuracy of the whole set.
         device: Where to run; None: where the data are.
         checkpoint: Where to keep the state, and whether to go on from it.
         progress: Called about twice a second.
@@ -100,6 +104,7 @@ def condense(
         recipe=recipe,
         source=source,
         limit=limit,
+        prefixes=prefixes,
         device=device,
     )
     if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
@@ -144,6 +149,7 @@ def prepare(
     recipe: Recipe | None = None,
     source: NetworkSource | None = None,
     limit: float = 1.0,
+    prefixes: bool = False,
     device: torch.device | str | None = None,
 ) -> Loop:
     """Check the arguments of `condense`, draw the start, and return the loop before its first step."""
@@ -175,6 +181,7 @@ def prepare(
         "data": data.fingerprint,
         "ipc": ipc,
         "limit": limit,
+        "prefixes": prefixes,
         "objective": repr(objective),
         "parametrization": repr(parametrization),
         "network": describe(network),
@@ -200,6 +207,7 @@ def prepare(
         optimizer,
         source,
         draws,
+        prefixes,
     )
 
 
@@ -240,6 +248,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     source: NetworkSource
     draws: torch.Generator
+    prefixes: bool = False
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
@@ -248,14 +257,18 @@ class Loop:
     def step(self) -> Tensor:
         """Take one step and return its loss, still on the device."""
         spec = self.holder.spec
-        decoded = self.parametrization.decode(self.codes, self.targets)
+        with torch.autocast(self.targets.device.type, enabled=False):  # the same codes, the same images
+            decoded = self.parametrization.decode(self.codes, self.targets)
         images = spec.normalise(decoded.images.detach()).requires_grad_()
         targets = decoded.targets.detach().requires_grad_(self.objective.learn_labels)
         leaves = Synthetic(images, targets, self.extras)
         draw = self.source.draw(self.draws, leaves, self.holder.data)
         observed = self._observe(draw)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
+        if self.prefixes and self.done % 2:
+            loss = self._backward_prefix(draw, observed, leaves)
+        else:
+            loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
         if images.grad is not None:
             std = images.new_tensor(spec.std).view(1, -1, 1, 1)
             decoded.images.backward(images.grad / std, retain_graph=targets.grad is not None)
@@ -315,6 +328,21 @@ class Loop:
         self.done = state["done"]
         self.began = time.monotonic() - state["seconds"]
 
+    def _backward_prefix(self, draw: Draw, observed: Any, leaves: Synthetic) -> Tensor:
+        """Match the first images of each class alone: those of a number of stored images drawn by chance."""
+        first = int(torch.randint(1, self.record.ipc + 1, (), generator=self.draws))
+        labels = leaves.targets.detach().argmax(1)
+        of_class = torch.nn.functional.one_hot(labels, leaves.targets.shape[1])
+        rank = of_class.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
+        rows = (rank * self.record.ipc < first * of_class.sum(0)[labels]).nonzero().squeeze(1)
+        images = leaves.images.detach()[rows].requires_grad_()
+        targets = leaves.targets.detach()[rows].requires_grad_(leaves.targets.requires_grad)
+        loss = self.objective.backward(draw, observed, Synthetic(images, targets, leaves.extras), _AT_ONCE)
+        for whole, part in ((leaves.images, images), (leaves.targets, targets)):
+            if part.grad is not None:
+                whole.grad = torch.zeros_like(whole).index_copy_(0, rows, part.grad)
+        return loss
+
     def _clip_growth(self, most: float) -> None:
         """Cut the gradient to `most` running means of its norm, and let what is left move the mean."""
         gradients = [code.grad for code in self.codes.values() if code.grad is not None]
@@ -367,9 +395,7 @@ def _start(
     data: Data, parametrization: Parametrization, start: Start, stored: list[int], generator: torch.Generator
 ) -> tuple[Codes, Tensor]:
     counts = [parametrization.start_count(n) if n else 0 for n in stored]
-    parametrization.decoded(  # refuse a parametrization that does not fit before anything is computed
-        {key: (sum(stored), *data.spec.shape) for key in parametrization.storage}, data.spec.shape
-    )
+    parametrization.shapes(sum(counts), data.spec.shape)  # refuse what does not fit before anything is computed
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
     with torch.autocast(data.device.type, enabled=False):  # the same start at any precision

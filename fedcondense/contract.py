@@ -196,13 +196,27 @@ class Parametrization(Protocol):
     `settings` are its fields; the header of a file holds them with the name in `PARAMETRIZATIONS`.
     """
 
-    storage: ClassVar[Mapping[str, torch.dtype]]  # what is kept, and as what; uint8 stands for [0, 1]
+    storage: ClassVar[Mapping[str, torch.dtype]]  # what is kept, and as what: first what has a row for each target;
+    # uint8 stands for [0, 1]
+    shared: ClassVar[bool]  # some codes serve all images: a set cannot be cut by rows, but is condensed again
 
     def start_count(self, ipc: int) -> int:
-        """Return how many start images a class needs for the bytes of `ipc` plain images."""
+        """Return how many images the bytes of `ipc` plain images decode to; each has a start image."""
+
+    def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the codes for `count` start images of `shape`, all classes together.
+
+        They take no more bytes than the plain images in whose place they are, whatever is shared included.
+
+        Raises:
+            SettingError: They cannot; the message says what to change.
+        """
 
     def encode(self, images: Tensor, targets: Tensor) -> tuple[Codes, Tensor]:
-        """Return codes and their targets (M, K) for start images (N, C, H, W) in [0, 1], N a class first to last."""
+        """Return codes and their targets (M, K) for start images (N, C, H, W) in [0, 1], N a class first to last.
+
+        The same images give the same codes; what is random has a seed of its own.
+        """
 
     def decode(self, codes: Codes, targets: Tensor) -> Batch:
         """Return images in [0, 1] and targets: the same codes, the same images; differentiable in both."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -88,9 +89,12 @@ class Condenser:
     @property
     def per_image(self) -> int:
         """How many images it makes in the bytes of one."""
-        kind = self.parametrization
-        made = look_up("parametrization", kind, PARAMETRIZATIONS)() if isinstance(kind, str) else kind
-        return made.start_count(1)
+        return self._made_by().start_count(1)
+
+    @property
+    def shared(self) -> bool:
+        """Whether images of its sets share codes."""
+        return self._made_by().shared
 
     def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Condense; what is stored is the start of its classes, since a sample of a few images would lose much."""
@@ -115,6 +119,10 @@ class Condenser:
                 device=device,
                 progress=self.progress,
             )
+
+    def _made_by(self) -> Parametrization:
+        kind = self.parametrization
+        return look_up("parametrization", kind, PARAMETRIZATIONS)() if isinstance(kind, str) else kind
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,8 @@ class Memory:
 
     Args:
         images: Plain images whose bytes all groups together may take.
-        make: Makes the sets: a `Condenser`, a `Selector`, or anything called like them.
+        make: Makes the sets: a `Condenser`, a `Selector`, or anything called like them. Sets whose codes are shared
+            (`Parametrization.shared`) cannot be left in part: they need ``"recondense"``, or a given number of groups.
         groups: How many groups there will be; None: the budget is shared among those seen so far.
         update: ``"recondense"`` makes a group's set of old synthetic and new real images together, and all sets again
             when the share shrinks. ``"reservoir"`` mixes a set of new images with the old by how many records each
@@ -178,6 +187,11 @@ class Memory:
         update = update or getattr(make, "update", "recondense")
         if update not in _UPDATES:
             raise SettingError(f"update {update!r}; needed: one of {', '.join(_UPDATES)}")
+        if getattr(make, "shared", False) and (update == "reservoir" or (update == "append" and groups is None)):
+            raise SettingError(
+                f"update {update!r} leaves out stored images, but those of {make!r} share codes: choose "
+                "update='recondense', or a parametrization that shares none ('pixels', 'multi-formation')"
+            )
         if not 0 <= real_fraction <= 1:
             raise SettingError(f"real_fraction {real_fraction!r}; needed: a share from 0 to 1")
         if minimum < 1:
@@ -399,7 +413,7 @@ class Memory:
         """Return groups with those that share soft labels or codes with them, which are made again with them."""
         found = dict.fromkeys(names)
         for one in self.sets:
-            if not found.keys().isdisjoint(one.classes) and not _is_separable(one):
+            if not found.keys().isdisjoint(one.classes) and not all(part.is_separable for part in one.parts):
                 found |= dict.fromkeys(one.classes)
         return list(found)
 
@@ -477,18 +491,15 @@ def _by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
 
 
 def _stored(synthetic: SyntheticSet) -> dict[str, int]:
-    """Return how many stored images each class has."""
+    """Return how many stored images each class has; of codes that are shared, plain images whose place they take."""
     counts: Counter[str] = Counter()
     for part in synthetic.parts:
         labels = part.targets.long() if part.targets.ndim == 1 else part.targets.argmax(1)
         found = torch.bincount(labels, minlength=len(part.record.classes)).tolist()
+        if part.parametrization.shared:
+            shapes = {name: tuple(code.shape) for name, code in part.codes.items()}
+            decoded = part.parametrization.decoded(shapes, part.record.shape)
+            per_row = decoded / max(1, len(labels)) / part.parametrization.start_count(1)
+            found = [math.ceil(round(n * per_row, 6)) for n in found]
         counts.update(dict(zip(part.record.classes, found, strict=True)))
     return dict(counts)
-
-
-def _is_separable(synthetic: SyntheticSet) -> bool:
-    """Say whether each stored image is one class's alone, so that some can be left out."""
-    return all(
-        part.targets.ndim == 1 and all(len(code) == len(part.targets) for code in part.codes.values())
-        for part in synthetic.parts
-    )

@@ -84,7 +84,7 @@ def plan(
         seconds=seconds,
         memory=_memory(data, len(synthetic), synthetic.record.network if network is None else network, pool),
         network=synthetic.record.network,
-        advice=_advice(data, ipc, len(synthetic.parts[0].targets), seconds, loop.parametrization),
+        advice=_advice(data, ipc, len(synthetic) // loop.parametrization.start_count(1), seconds, loop.parametrization),
     )
 
 

@@ -57,7 +57,7 @@ class Limits:
 
 def dump(synthetic: SyntheticSet, **beside: Any) -> bytes:
     """Return the bytes of a set; `beside` are plain values that go into the header under their names."""
-    names = {kind: name for name, kind in PARAMETRIZATIONS.items()}
+    names = {kind: name for name, kind in PARAMETRIZATIONS.items() if isinstance(kind, type)}
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []
     for i, part in enumerate(synthetic.parts):

@@ -92,7 +92,13 @@ class Part:
         targets = self.targets.to(device)
         if targets.ndim == 1:
             targets = F.one_hot(targets.long(), len(self.record.classes))
-        return self.parametrization.decode(codes, targets.float())
+        with torch.autocast(targets.device.type, enabled=False):  # the same images at any precision of a network
+            return self.parametrization.decode(codes, targets.float())
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether each stored image is one class's alone, so that some can be left out."""
+        return self.targets.ndim == 1 and not self.parametrization.shared
 
 
 class SyntheticSet:
@@ -204,7 +210,7 @@ class SyntheticSet:
         parts = []
         for part in self.parts:
             record = part.record
-            if part.targets.ndim != 1 or any(len(code) != len(part.targets) for code in part.codes.values()):
+            if not part.is_separable:
                 raise SettingError(f"{record.method}: shared codes or soft labels; condense again at the size wanted")
             kept = [c for c, name in enumerate(record.classes) if name in wanted]
             targets = part.targets.long()

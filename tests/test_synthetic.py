@@ -4,7 +4,7 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -185,9 +185,14 @@ class TestRestrict:
         assert cut.evaluation is None
 
     def test_soft_labels_and_shared_codes_cannot_be_cut(self) -> None:
+        """Whether codes are shared is the parametrization's to say: there may be as many of them as of targets."""
+
+        class Shared(Pixels):
+            shared: ClassVar[bool] = True
+
         part = toy([0, 1]).parts[0]
         soft = replace(part, targets=torch.tensor([[0.6, 0.4, 0], [0, 0.5, 0.5]]).half())
-        shared = replace(part, codes={"images": part.codes["images"], "bases": torch.zeros(7, 3)})
+        shared = replace(part, parametrization=Shared())
         for one in (soft, shared):
             with pytest.raises(SettingError, match="dm: shared codes or soft labels; condense again at the size"):
                 SyntheticSet([one]).restrict(["a"])

@@ -30,6 +30,7 @@ class MultiFormation:
     factor: int = 2
 
     storage: ClassVar[Mapping[str, torch.dtype]] = {"images": torch.uint8}
+    shared: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.factor, int) and 2 <= self.factor <= 8):
@@ -40,6 +41,11 @@ class MultiFormation:
     def start_count(self, ipc: int) -> int:
         """Return `ipc` times factor**2: so many small images fit."""
         return ipc * self.factor**2
+
+    def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Return (N / factor**2, C, H, W)."""
+        self._check(*shape[1:])
+        return {"images": (count // self.factor**2, *shape)}
 
     def encode(self, images: Tensor, targets: Tensor) -> tuple[Codes, Tensor]:
         """Shrink start images, (M * factor**2, C, H, W) in [0, 1], into the tiles of M; each M's share one target."""

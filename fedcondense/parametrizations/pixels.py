@@ -19,10 +19,15 @@ class Pixels:
     """Store each image as it is, one byte a value."""
 
     storage: ClassVar[Mapping[str, torch.dtype]] = {"images": torch.uint8}
+    shared: ClassVar[bool] = False
 
     def start_count(self, ipc: int) -> int:
         """Return `ipc`: an image costs an image."""
         return ipc
+
+    def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Return (N, C, H, W)."""
+        return {"images": (count, *shape)}
 
     def encode(self, images: Tensor, targets: Tensor) -> tuple[Codes, Tensor]:
         """Take the start images, (N, C, H, W) in [0, 1], as the codes."""
