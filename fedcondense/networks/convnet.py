@@ -1,10 +1,9 @@
-"""Networks by name, with readable features: the ConvNet family of the field, and any `nn.Module`."""
+"""ConvNet-D: the network of the dataset distillation papers (Gidaris and Komodakis, CVPR 2018, as in DC and DSA)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import cast
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from fedcondense.errors import SettingError, look_up
 
-__all__ = ["NETWORKS", "ConvNet", "Headed", "build", "default_network", "describe"]
+__all__ = ["NORMS", "ConvNet", "Shape", "pool2"]
 
 Shape = tuple[int, int, int]
-NetworkMaker = Callable[[Shape, int], nn.Module]
+"""(C, H, W) of an image."""
 
 _CHUNK_BYTES = 4 << 20  # largest activation on a CPU: beyond it, page faults cost more than the arithmetic
 
@@ -98,82 +97,3 @@ def _pooling_matrix(width: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         one_row = torch.eye(width // 2).repeat_interleave(2, 0) / 4
         return torch.cat([one_row, one_row]).to(dtype)
-
-
-class Headed(nn.Module):
-    """Any classifier as a network of ours: its features are what its last linear layer is fed.
-
-    Args:
-        module: Maps (N, C, H, W) to logits (N, K) and has at least one `nn.Linear`.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        heads = [m for m in module.modules() if isinstance(m, nn.Linear)]
-        if not heads:
-            raise SettingError(f"{type(module).__name__} has no nn.Linear; give it a classifier or a `features` method")
-        self.module = module
-        heads[-1].register_forward_pre_hook(self._keep)
-        self._kept: Tensor | None = None
-
-    def _keep(self, head: nn.Module, inputs: tuple[Tensor]) -> None:
-        self._kept = inputs[0]
-
-    def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
-        """Return what the classifier is fed, (N, D), or logits (N, K)."""
-        logits = self.module(images)
-        kept, self._kept = self._kept, None
-        return cast(Tensor, logits if layer == "logits" else cast(Tensor, kept).flatten(1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits, (N, K)."""
-        return self.features(images, "logits")
-
-
-def resnet18(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
-    """Return torchvision's ResNet-18 with the small-image stem (3x3, stride 1, no pooling)."""
-    from torchvision.models import resnet
-
-    def norm_layer(c: int) -> nn.Module:
-        return NORMS[norm](c, 0, 0)
-
-    module = resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=norm_layer)
-    module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-    module.maxpool = nn.Identity()
-    return Headed(module)
-
-
-NETWORKS: dict[str, NetworkMaker] = {
-    "convnet2-w32": partial(ConvNet, width=32, depth=2),
-    "convnet3-w16": partial(ConvNet, width=16),
-    "convnet3-w32": partial(ConvNet, width=32),
-    "convnet3-w32-batch": partial(ConvNet, width=32, norm="batch"),
-    "convnet3-w32-none": partial(ConvNet, width=32, norm="none"),
-    "convnet3-w64": partial(ConvNet, width=64),
-    "convnet3-w128": partial(ConvNet, width=128),
-    "convnet4-w32": partial(ConvNet, width=32, depth=4),
-    "convnet4-w128": partial(ConvNet, width=128, depth=4),
-    "resnet18": resnet18,
-    "resnet18-batch": partial(resnet18, norm="batch"),
-}
-"""Networks by name: each builds an untrained module for images of a shape and a number of classes."""
-
-
-def default_network(shape: Shape) -> str:
-    """Return the network that is used unless one is named: width 32, as deep as the images are large."""
-    side = min(shape[1:])
-    return "convnet2-w32" if side < 16 else "convnet3-w32" if side < 48 else "convnet4-w32"
-
-
-def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """Build a network on the CPU; equal seeds give equal weights, and the global random state is left alone."""
-    make = look_up("network", network, NETWORKS) if isinstance(network, str) else network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = make(shape, classes)
-    return module if hasattr(module, "features") else Headed(module)
-
-
-def describe(network: str | NetworkMaker) -> str:
-    """Return a network's name for a record."""
-    return network if isinstance(network, str) else getattr(network, "__name__", None) or repr(network)

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedcondense import networks
 from fedcondense.errors import SettingError
-from fedcondense.networks import NETWORKS, ConvNet, Headed, build, default_network, describe, pool2
+from fedcondense.networks import NORMS, ConvNet, build, convnet, pool2
 
 TINY = partial(ConvNet, width=8, depth=2)
 
@@ -75,7 +74,7 @@ def test_pooling_equals_the_stock_kernel(n: int, c: int, height: int, width: int
 def test_chunks_equal_one_pass(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(partial(TINY, norm=norm), (3, 8, 8), 5, seed=0)
     whole = network(images(37, 3, 8, 8))
-    monkeypatch.setattr(networks, "_CHUNK_BYTES", 1)  # eight images a chunk
+    monkeypatch.setattr(convnet, "_CHUNK_BYTES", 1)  # eight images a chunk
     seen: list[int] = []
     network.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))  # type: ignore[index, union-attr]
     torch.testing.assert_close(network(images(37, 3, 8, 8)), whole, rtol=1e-5, atol=1e-6)
@@ -83,7 +82,7 @@ def test_chunks_equal_one_pass(norm: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_batch_norm_sees_the_whole_batch_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(convnet, "_CHUNK_BYTES", 1)
     network = build(partial(TINY, norm="batch"), (3, 8, 8), 5, seed=0)
     seen: list[int] = []
     network.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))  # type: ignore[index, union-attr]
@@ -99,62 +98,11 @@ def test_logits_are_the_classifier_on_the_embedding() -> None:
     torch.testing.assert_close(network(x), network.features(x, "logits"))
 
 
-@pytest.mark.parametrize("norm", networks.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_trains(norm: str) -> None:
     network = ConvNet((3, 8, 8), 5, width=8, depth=2, norm=norm)
     network(images(4, 3, 8, 8)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
-
-
-def test_equal_seeds_build_equal_networks_and_the_global_state_stays() -> None:
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
-    first, second, other = (build(TINY, (1, 8, 8), 3, seed) for seed in (0, 0, 1))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name])
-    assert not torch.equal(first.classifier.weight, other.classifier.weight)  # type: ignore[union-attr, arg-type]
-
-
-@pytest.mark.parametrize("name", [n for n in NETWORKS if not n.endswith("w128")])
-def test_every_named_network_has_features_and_logits(name: str) -> None:
-    network = build(name, (3, 16, 16), 6, seed=0).eval()
-    x = images(2, 3, 16, 16)
-    embedding = network.features(x)  # type: ignore[operator]
-    assert embedding.ndim == 2
-    assert network(x).shape == (2, 6)
-    torch.testing.assert_close(network.features(x, "logits"), network(x))  # type: ignore[operator]
-
-
-class Plain(nn.Module):
-    """A classifier of somebody else's, with two linear layers and dropout between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.body(x))
-        return out
-
-
-def test_any_module_becomes_a_network_whose_features_feed_its_last_linear_layer() -> None:
-    plain = Plain()
-    network = build(lambda shape, classes: plain, (1, 8, 8), 4, seed=0)
-    x = images(3, 1, 8, 8).requires_grad_()
-    assert isinstance(network, Headed)
-    torch.testing.assert_close(network.features(x), plain.body(x))
-    torch.testing.assert_close(network.features(x, "logits"), plain(x))
-    torch.testing.assert_close(network(x), plain(x))
-    network.features(x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.abs().sum() > 0
-
-
-def test_a_module_without_a_linear_layer_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"Conv2d has no nn\.Linear; give it a classifier or a `features` method"):
-        Headed(nn.Conv2d(1, 1, 3))
 
 
 def test_a_network_too_deep_for_the_image_is_refused() -> None:
@@ -163,21 +111,6 @@ def test_a_network_too_deep_for_the_image_is_refused() -> None:
     assert ConvNet((1, 8, 8), 10, width=4, depth=3)(images(1, 1, 8, 8)).shape == (1, 10)
 
 
-def test_unknown_names_are_refused_with_the_closest() -> None:
-    with pytest.raises(SettingError, match="no network is called 'convnet3-w33'; did you mean 'convnet3-w32'"):
-        build("convnet3-w33", (1, 8, 8), 10, 0)
+def test_an_unknown_norm_is_refused_with_the_closest() -> None:
     with pytest.raises(SettingError, match="no norm is called 'instanse'; did you mean 'instance'"):
         ConvNet((1, 8, 8), 10, norm="instanse")
-
-
-@pytest.mark.parametrize(
-    ("side", "name"), [(8, "convnet2-w32"), (16, "convnet3-w32"), (32, "convnet3-w32"), (64, "convnet4-w32")]
-)
-def test_the_default_is_as_deep_as_the_image_is_large(side: int, name: str) -> None:
-    assert default_network((1, side, side)) == name
-
-
-def test_a_network_is_described_by_its_name_or_by_what_builds_it() -> None:
-    assert describe("convnet3-w32") == "convnet3-w32"
-    assert describe(Plain) == "Plain"  # type: ignore[arg-type]
-    assert "width=8" in describe(TINY)
