@@ -1,0 +1,54 @@
+"""Sweeps: objectives, parametrizations, networks and settings side by side, with the controls at equal bytes.
+
+>>> base = Cell(Making("digits", "dm", network="convnet2-w32"), Measuring(("convnet2-w32",), networks=1))
+>>> [line.cells[0].making.method for line in scaling(base, ipc=[1, 5], controls=["random"], sets=3)]
+['random', 'dm', 'random', 'dm']
+"""
+
+from fedcondense.sweeps.budget import with_budget
+from fedcondense.sweeps.cells import Done, Place, run
+from fedcondense.sweeps.grids import (
+    ALL_REAL,
+    Cell,
+    Line,
+    Making,
+    Measuring,
+    Tuning,
+    architectures,
+    parametrizations,
+    scaling,
+    sensitivity,
+    table,
+)
+from fedcondense.sweeps.rows import KEYS, Row, read
+from fedcondense.sweeps.tables import conclusions, matrix, to_csv, to_markdown
+from fedcondense.sweeps.workers import Here, Processes, Ray, Workers
+
+__all__ = [
+    "ALL_REAL",
+    "KEYS",
+    "Cell",
+    "Done",
+    "Here",
+    "Line",
+    "Making",
+    "Measuring",
+    "Place",
+    "Processes",
+    "Ray",
+    "Row",
+    "Tuning",
+    "Workers",
+    "architectures",
+    "conclusions",
+    "matrix",
+    "parametrizations",
+    "read",
+    "run",
+    "scaling",
+    "sensitivity",
+    "table",
+    "to_csv",
+    "to_markdown",
+    "with_budget",
+]

@@ -1,0 +1,100 @@
+"""Budgets: as many steps as some CPU seconds buy, so that objectives of any price are compared at equal cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedcondense.condensation import prepare
+from fedcondense.errors import FedcondenseError
+from fedcondense.sources import Pool
+from fedcondense.sweeps.cells import HERE, Place, data_of, digest, features, identity, read_json, stem
+from fedcondense.sweeps.grids import Cell, Line, Making, resolve
+from fedcondense.sweeps.workers import Here, Workers
+from fedcondense.synthetic import write_file
+
+__all__ = ["steps_for", "with_budget"]
+
+_TRIAL = 0.05  # the share of a budget that timing its steps may take
+_TRIED = (6, 50)  # steps that are timed, at least and at most
+
+
+def with_budget(
+    lines: Sequence[Line], folder: Path, *, place: Place = HERE, workers: Workers | None = None
+) -> list[Line]:
+    """Choose steps for the cells whose tuning names a budget and no steps, by timing a few steps of each kind once.
+
+    The sets of a line get equal steps, which the folder keeps (``steps/*.json``): a resumed sweep has the same cells.
+    Cells that cannot start keep no steps, and say why when they are run.
+    """
+    makings = [cell.making for line in lines for cell in line.cells]
+    kinds = list(dict.fromkeys(replace(m, seed=0) for m in makings if m.tuning.budget and m.tuning.steps is None))
+    paths = {kind: folder / "steps" / f"{stem(kind)}-{digest(identity(kind))}.json" for kind in kinds}
+    missing = [kind for kind in kinds if read_json(paths[kind]) is None]
+    for number, timed in (workers or Here()).map(_time_steps, [(kind, place) for kind in missing]):
+        if timed is not None:
+            write_file(paths[missing[number]], json.dumps(timed, indent=1).encode(), overwrite=True)
+    steps = {kind: int(timed["steps"]) for kind in kinds if (timed := read_json(paths[kind])) is not None}
+
+    def chosen(cell: Cell) -> Cell:
+        number = steps.get(replace(cell.making, seed=0))
+        if number is None:
+            return cell
+        return replace(cell, making=replace(cell.making, tuning=replace(cell.making.tuning, steps=number)))
+
+    return [replace(line, cells=tuple(map(chosen, line.cells))) for line in lines]
+
+
+def _time_steps(making: Making, place: Place) -> dict[str, float] | None:
+    """Return how many steps a budget buys and what they were found to cost, in CPU seconds."""
+    budget = making.tuning.budget or 0.0
+    began = time.process_time()
+    try:
+        objective, recipe = resolve(making)
+        train = data_of(making.data, place).train
+        with features(making, place):
+            data_ready = time.process_time()
+            network = making.network or None
+            loop = prepare(train, making.ipc, objective, making.parametrization, network=network, recipe=recipe)
+            pool = loop.source.size if isinstance(loop.source, Pool) else 0
+            if isinstance(loop.source, Pool):
+                loop.source.size = 2  # so that the third step meets a draw again
+            start, times = time.process_time() - data_ready, list[float]()
+            least, most = _TRIED
+            while len(times) < least or (len(times) < most and sum(times) < _TRIAL * budget):
+                before = time.process_time()
+                float(loop.step())
+                times.append(time.process_time() - before)
+    except FedcondenseError:
+        return None
+    new = times[1] if pool else sum(times[1:]) / len(times[1:])
+    seen = sum(times[2:]) / len(times[2:]) if pool else new
+    start += max(0.0, times[0] - new)  # what the first step alone had to do: experts, a warm-up
+    steps = steps_for(budget, start=start, new=new, seen=seen, pool=pool)
+    cost = {"start_s": start, "new_draw_s": new, "seen_draw_s": seen, "trial_s": time.process_time() - began}
+    return {"steps": steps, "pool": pool} | {name: round(value, 5) for name, value in cost.items()}
+
+
+def steps_for(budget: float, *, start: float, new: float, seen: float, pool: int) -> int:
+    """Return how many steps fit into a budget of seconds, at least one.
+
+    Args:
+        budget: Seconds a set.
+        start: Seconds before the first step.
+        new: Seconds of a step on a draw that is met for the first time.
+        seen: Seconds of a step on a draw that came before.
+        pool: How many different draws there are; 0: each is new.
+
+    >>> steps_for(10, start=1, new=0.5, seen=0.1, pool=8), steps_for(10, start=1, new=0.5, seen=0.5, pool=0)
+    (58, 18)
+    >>> steps_for(1, start=3, new=0.5, seen=0.1, pool=8)
+    1
+    """
+    left = budget - start
+    steps = left / new
+    if pool and steps > pool:
+        steps = pool + (left - pool * new) / seen
+    return max(1, int(steps + 1e-9))

@@ -1,0 +1,211 @@
+"""Rows: what cells measured, a line at a time, with the scores, and with what looks wrong and what to try."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedcondense.selection import SELECTIONS
+from fedcondense.sweeps.cells import Outcome
+from fedcondense.sweeps.grids import ALL_REAL, Cell, Line
+from fedcondense.sweeps.scores import (
+    augmentation_robust_score,
+    hard_label_recovery,
+    improvement_over_random,
+    label_robust_score,
+)
+
+__all__ = ["KEYS", "RANDOM", "Row", "percent", "read"]
+
+RANDOM = "random"
+"""The selection that a distilled set has to beat at equal bytes."""
+
+_GAP = 50.0  # points between the set's own images and the test images
+_SPREAD = 3.0  # points over sets and networks
+_MORE_BYTES = 1.05  # times those of random real images
+_OVER_BUDGET = 1.25  # times the budget
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; percent and points where nothing else is said, None where nothing was measured.
+
+    Args:
+        objective: The objective, the selection, or `ALL_REAL`.
+        parametrization: How images are stored.
+        data: The data set.
+        network: What condensed; empty for real images.
+        test_network: What was trained on the set.
+        ipc: Images per class whose bytes the set may take; None for all real data.
+        nbytes: The set's file, the mean over sets; of all real data a byte a value and a label.
+        accuracy: Mean over sets and networks, last step, all test images.
+        accuracy_std: Standard deviation over sets and networks together; None for a single one.
+        sets: How many were measured.
+        networks: How many were trained on each.
+        steps: Optimisation steps of a set; of all real data, of training.
+        cpu_seconds: What making a set took, pools included, the mean over sets.
+        train_accuracy: On the images of the set itself.
+        hard_accuracy: With each image's most likely label alone, where scores were asked for.
+        plain_accuracy: Without augmentation, where scores were asked for.
+        lrs: Label-robust score, in [0, 100].
+        ars: Augmentation-robust score, in [0, 100].
+        varied: What a sensitivity sweep varies.
+        value: Its value.
+        warnings: What looks wrong, and what to try.
+        error: Why there is no accuracy.
+        budget: CPU seconds a set that were asked for.
+        failed: How many sets were not made.
+    """
+
+    objective: str
+    parametrization: str
+    data: str
+    network: str
+    test_network: str
+    ipc: int | None
+    nbytes: int | None
+    accuracy: float | None
+    accuracy_std: float | None
+    sets: int
+    networks: int
+    steps: int | None = None
+    cpu_seconds: float | None = None
+    train_accuracy: float | None = None
+    hard_accuracy: float | None = None
+    plain_accuracy: float | None = None
+    lrs: float | None = None
+    ars: float | None = None
+    varied: str = ""
+    value: float | None = None
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+    budget: float | None = None
+    failed: int = 0
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the images are synthetic."""
+        return self.objective not in SELECTIONS and self.objective != ALL_REAL
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--format json` and the CSV hold, by the names in `KEYS`."""
+        return {key: list(value) if isinstance(value := getattr(self, key), tuple) else value for key in KEYS}
+
+
+KEYS = (
+    "objective", "parametrization", "data", "network", "test_network", "ipc", "nbytes", "accuracy", "accuracy_std",
+    "sets", "networks", "steps", "cpu_seconds", "lrs", "ars", "varied", "value", "train_accuracy", "hard_accuracy",
+    "plain_accuracy", "warnings", "error",
+)  # fmt: skip
+"""The stable names of a row's values, in order."""
+
+
+def read(lines: Iterable[Line], outcomes: Mapping[Cell, Outcome]) -> list[Row]:
+    """Return a row for each line, with scores and warnings."""
+    rows = [_row(line, outcomes) for line in lines]
+    random = {_place(row): row for row in rows if row.objective == RANDOM and row.accuracy is not None}
+    whole = {(row.data, row.test_network): row for row in rows if row.objective == ALL_REAL}
+    scored = [_scored(row, random.get(_place(row)), whole.get((row.data, row.test_network))) for row in rows]
+    return [replace(row, warnings=_warnings(row, random.get(_place(row)))) for row in scored]
+
+
+def _row(line: Line, outcomes: Mapping[Cell, Outcome]) -> Row:
+    making, measuring = line.cells[0].making, line.cells[0].measuring
+    held = [outcomes[cell] for cell in line.cells]
+    good = [outcome for outcome in held if "error" not in outcome]
+    bad = [outcome for outcome in held if "error" in outcome]
+
+    def measured(name: str) -> list[float]:
+        return [value for outcome in good for value in outcome["measured"][line.test_network].get(name, ())]
+
+    accuracies = measured("accuracies")
+    return Row(
+        objective=making.method,
+        parametrization=good[0].get("parametrization", "") if good else making.parametrization,
+        data=making.data,
+        network=making.network,
+        test_network=line.test_network,
+        ipc=making.ipc or None,
+        nbytes=round(statistics.fmean(outcome["nbytes"] for outcome in good)) if good else None,
+        accuracy=_mean(accuracies),
+        accuracy_std=round(statistics.stdev(accuracies), 3) if len(accuracies) > 1 else None,
+        sets=len(good),
+        networks=measuring.networks,
+        steps=(good[0]["steps"] or None) if good else making.tuning.steps,
+        cpu_seconds=_mean([outcome["cpu_seconds"] for outcome in good]),
+        train_accuracy=_mean(measured("on_set")),
+        hard_accuracy=_mean(measured("hard")),
+        plain_accuracy=_mean(measured("plain")),
+        varied=line.varied,
+        value=line.value,
+        warnings=tuple(_divergence(bad, len(held))),
+        error="; ".join(dict.fromkeys(outcome["error"] for outcome in bad)),
+        budget=making.tuning.budget,
+        failed=len(bad),
+    )
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row.data, row.ipc, row.test_network
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(statistics.fmean(values), 3) if values else None
+
+
+def _scored(row: Row, random: Row | None, whole: Row | None) -> Row:
+    """Add the scores, from mean accuracies, where all that they need was measured."""
+    if random is None or row.accuracy is None or random.accuracy is None or row.ipc is None:
+        return row
+    gain, lrs, ars = improvement_over_random(row.accuracy, random.accuracy), None, None
+    if whole is not None and whole.accuracy is not None and row.hard_accuracy is not None:
+        lrs = round(label_robust_score(hard_label_recovery(whole.accuracy, row.hard_accuracy), gain), 2)
+    if row.plain_accuracy is not None and random.plain_accuracy is not None:
+        ars = round(augmentation_robust_score(gain, row.plain_accuracy - random.plain_accuracy), 2)
+    return replace(row, lrs=lrs, ars=ars)
+
+
+def _divergence(bad: Sequence[Outcome], sets: int) -> Iterable[str]:
+    diverged = sum(outcome.get("kind") == "divergence" for outcome in bad)
+    if diverged:
+        yield f"{diverged} of {sets} sets diverged: try a smaller step size (`sweep sensitivity` compares some)"
+
+
+def _warnings(row: Row, random: Row | None) -> tuple[str, ...]:
+    """Return the signatures of failure that a distilled row shows; real images have none."""
+    if not row.is_distilled:
+        return row.warnings
+    found = list(row.warnings)
+    if random is not None and random.accuracy is not None and row.accuracy is not None:
+        margin = max(row.accuracy_std or 0.0, random.accuracy_std or 0.0)
+        if row.accuracy - random.accuracy <= margin:
+            found.append(
+                f"no better than random real images of as many bytes ({percent(random)}): try more steps, a larger "
+                "step size or another objective, or keep real images"
+            )
+        if row.nbytes and random.nbytes and row.nbytes > _MORE_BYTES * random.nbytes:
+            found.append(
+                f"takes {row.nbytes:,} bytes where random real images take {random.nbytes:,}: compare at equal bytes"
+            )
+    if row.accuracy is not None and row.train_accuracy is not None and row.train_accuracy - row.accuracy > _GAP:
+        found.append(
+            f"networks know {row.train_accuracy:.0f} % of the set and {row.accuracy:.0f} % of the test images: try "
+            "more bytes, or a parametrization that decodes to more images"
+        )
+    if row.accuracy_std is not None and row.accuracy_std > _SPREAD:
+        found.append(
+            f"spreads by {row.accuracy_std:.1f} points over sets and networks: try more steps or a smaller step size, "
+            "and more sets before comparing"
+        )
+    if row.budget and row.cpu_seconds and row.cpu_seconds > _OVER_BUDGET * row.budget:
+        found.append(f"took {row.cpu_seconds:.0f} CPU seconds of {row.budget:g}: compare at equal cost")
+    return tuple(found)
+
+
+def percent(row: Row) -> str:
+    """Write an accuracy and its deviation."""
+    if row.accuracy is None:
+        return "failed"
+    return f"{row.accuracy:.1f}" + ("" if row.accuracy_std is None else f" ± {row.accuracy_std:.1f}")

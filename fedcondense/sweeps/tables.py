@@ -1,0 +1,135 @@
+"""Tables of rows: Markdown with footnotes, CSV, the matrix of networks, and from where on it does not pay to distil."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fedcondense.sweeps.rows import KEYS, Row, percent
+
+__all__ = ["conclusions", "matrix", "to_csv", "to_markdown"]
+
+
+def conclusions(rows: Sequence[Row]) -> list[str]:
+    """Say from how many images per class on distilled images no longer beat the best real ones by a deviation."""
+    said = []
+    for name in dict.fromkeys((r.data, r.objective, r.parametrization, r.test_network) for r in rows if r.is_distilled):
+        data, objective, parametrization, network = name
+        points = [
+            (row.ipc, pays, control)
+            for row in sorted(rows, key=lambda row: row.ipc or 0)
+            if (row.data, row.objective, row.parametrization, row.test_network) == name and row.ipc is not None
+            for pays, control in _compared(row, rows)
+        ]
+        if not points:
+            continue
+        winning = [ipc for ipc, pays, _ in points if pays]
+        lost = [(ipc, control) for ipc, _, control in points if ipc > max(winning, default=0)]
+        title = f"{data}, {network}: {objective} ({parametrization})"
+        if not lost:
+            said.append(f"{title} still pays at {winning[-1]} images per class, the most that were measured")
+        elif not winning:
+            said.append(f"{title} does not pay: {lost[0][1]} does as well from {lost[0][0]} images per class on")
+        else:
+            said.append(
+                f"{title} no longer pays from {lost[0][0]} images per class on, where {lost[0][1]} does as well; "
+                f"at {winning[-1]} it does"
+            )
+    return said
+
+
+def _compared(row: Row, rows: Sequence[Row]) -> list[tuple[bool, str]]:
+    """Return whether a row beats the best real images at equal bytes by the larger deviation, and which those are."""
+    place = (row.data, row.ipc, row.test_network)
+    real = [
+        other
+        for other in rows
+        if not other.is_distilled
+        and (other.data, other.ipc, other.test_network) == place
+        and other.accuracy is not None
+    ]
+    if not real or row.accuracy is None:
+        return []
+    best = max(real, key=lambda other: other.accuracy or 0.0)
+    margin = max(row.accuracy_std or 0.0, best.accuracy_std or 0.0)
+    return [(row.accuracy - (best.accuracy or 0.0) > margin, best.objective)]
+
+
+class Column(NamedTuple):
+    """A column of the Markdown table."""
+
+    title: str
+    cell: Callable[[Row], str]
+    right: bool = False
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    columns = [
+        Column("data", lambda r: r.data),
+        Column("ipc", lambda r: "all" if r.ipc is None else str(r.ipc), True),
+        Column("bytes", lambda r: "" if r.nbytes is None else f"{r.nbytes:,}", True),
+        Column("objective", lambda r: r.objective),
+        Column("parametrization", lambda r: r.parametrization),
+        Column("made with", lambda r: r.network),
+        Column("tested with", lambda r: r.test_network),
+        Column("varied", lambda r: "" if r.value is None else f"{r.varied} = {r.value:g}"),
+        Column("accuracy", percent, True),
+        Column("sets x networks", lambda r: f"{r.sets} x {r.networks}", True),
+        Column("steps", lambda r: "" if r.steps is None else str(r.steps), True),
+        Column("CPU s", lambda r: "" if r.cpu_seconds is None else f"{r.cpu_seconds:.1f}", True),
+        Column("LRS", lambda r: "" if r.lrs is None else f"{r.lrs:.1f}", True),
+        Column("ARS", lambda r: "" if r.ars is None else f"{r.ars:.1f}", True),
+    ]
+    optional = {"varied", "LRS", "ARS"}
+    return [c for c in columns if c.title not in optional or any(c.cell(row) for row in rows)]
+
+
+def to_markdown(rows: Sequence[Row], said: Sequence[str] = ()) -> str:
+    """Return a table with footnotes for warnings and errors, and what follows from it."""
+    columns, notes = _columns(rows), dict[str, int]()
+    body = []
+    for row in rows:
+        texts = [*row.warnings, *([f"{row.failed} failed: {row.error}"] if row.error else [])]
+        marks = "".join(f"[^{notes.setdefault(_flat(text), len(notes) + 1)}]" for text in texts)
+        body.append([_flat(c.cell(row)) + (marks if c.title == "accuracy" else "") for c in columns])
+    lines = [_joined([c.title for c in columns]), _joined(["---:" if c.right else "---" for c in columns])]
+    lines += map(_joined, body)
+    blocks = ["\n".join(lines), *said]
+    blocks += ["\n".join(f"[^{number}]: {text}" for text, number in notes.items())] if notes else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def matrix(rows: Sequence[Row]) -> str:
+    """Return accuracies by the network that condensed, or the selection, and the network that was tested."""
+    tested = list(dict.fromkeys(row.test_network for row in rows))
+    made = dict.fromkeys(made_with(row) for row in rows)
+    lines = [_joined(["made with \\ tested with", *tested]), _joined(["---", *["---:"] * len(tested)])]
+    found = {(made_with(row), row.test_network): percent(row) for row in rows}
+    lines += [_joined([_flat(name), *(found.get((name, network), "") for network in tested)]) for name in made]
+    return "\n".join(lines)
+
+
+def made_with(row: Row) -> str:
+    """Return what a row of the matrix is called."""
+    return f"{row.objective}, {row.network}" if row.network else row.objective
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return a header and a line a row, by the names in `KEYS`; nothing for None, warnings joined by semicolons."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, KEYS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row.to_dict() | {"warnings": "; ".join(row.warnings)})
+    return text.getvalue()
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _flat(text: str) -> str:
+    """Keep a text in its cell: names and messages may hold what Markdown takes for a border or a line."""
+    return " ".join(text.split()).replace("|", "\\|")
