@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcondense.augment import Augmentation
-from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
+from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Recipe, Synthetic
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
 from fedcondense.synthetic import write_file
@@ -26,7 +27,7 @@ from fedcondense.training import Fit, fit
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["Trajectories"]
+__all__ = ["Trajectories", "kept_in"]
 
 _LOG = logging.getLogger(__name__)
 _ROWS = 1024  # augmentations in a draw, of which each image of a batch takes one by chance
@@ -176,6 +177,18 @@ class Trajectories(NetworkSource):
                 blob = safetensors.torch.save({"weights": torch.stack(kept)}, metadata={"trajectory": told})
                 write_file(path, blob, overwrite=True)
                 written = time.monotonic()
+
+
+def kept_in(folder: str | os.PathLike[str], recipe: Recipe) -> Recipe:
+    """Return a recipe whose trajectories are kept in a folder and taken from there.
+
+    Raises:
+        SettingError: The recipe has none.
+    """
+    source: Any = recipe.source
+    if getattr(source, "func", source) is not Trajectories:
+        raise SettingError("a folder of experts, but the objective has none; take one that matches trajectories: 'mtt'")
+    return replace(recipe, source=partial(source, folder=folder))
 
 
 def _vector(network: nn.Module) -> Tensor:

@@ -161,6 +161,49 @@ class TestStep:
             codes_after(0, replace(Linear.recipe, optimizer="lion"))
 
 
+class TestPrefixes:
+    def moves(self, steps: int, parametrization: str | MultiFormation = "pixels") -> Tensor:
+        """Return how often each stored image was moved, (3 classes, 4 images): each move has the same length."""
+        recipe = replace(Linear.recipe, steps=steps, lr=1e-4)
+        loop = prepare(toy(), 4, Linear(), parametrization, network=TINY, recipe=recipe, prefixes=True)
+        before = loop.codes["images"].detach().clone()
+        for _ in range(steps):
+            loop.step()
+        moved = (before - loop.codes["images"].detach()).flatten(1).amax(1)
+        return (moved / moved.max() * steps).round().view(3, 4)
+
+    def test_every_other_step_moves_the_first_images_of_each_class_alone(self) -> None:
+        once = self.moves(1)
+        assert torch.equal(once, torch.ones(3, 4))
+        counts = self.moves(40)
+        assert bool((counts.diff(dim=1) <= 0).all())
+        assert bool((counts[:, 0] == 40).all())
+        assert bool(((counts[:, 3] > 20) & (counts[:, 3] < 36)).all())  # 20, and a quarter of the other 20
+
+    def test_the_small_images_of_a_stored_one_move_together(self) -> None:
+        counts = self.moves(40, MultiFormation(2))
+        assert bool((counts.diff(dim=1) <= 0).all())
+        assert bool((counts[:, 0] == 40).all())
+
+    def test_the_first_image_alone_is_closer_to_its_class_than_without(self) -> None:
+        """By the class means of pixels, which a linear network without augmentation would see."""
+        data, distances = toy(), []
+        means = torch.stack([data.images[data.labels == c].float().mean(0) / 255 for c in range(3)])
+        for prefixes in (False, True):
+            made = condense(data, 4, "dm", network=TINY, steps=60, prefixes=prefixes).restrict(
+                data.spec.classes, dict.fromkeys(data.spec.classes, 1)
+            )
+            assert made is not None
+            distances.append(float((made.pixels().images - means).square().mean()))
+        assert distances[1] < distances[0]
+
+    def test_a_resumed_run_needs_the_same_setting(self, tmp_path: Path) -> None:
+        checkpoint = Checkpoint(tmp_path / "run", every_s=0)
+        condense(toy(), 2, network=TINY, steps=2, prefixes=True, checkpoint=checkpoint)
+        with pytest.raises(ResumeError, match="prefixes was True, is False"):
+            condense(toy(), 2, network=TINY, steps=2, checkpoint=replace(checkpoint, resume=True))
+
+
 class TestSeeds:
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_equal_seeds_give_equal_bytes_whatever_the_global_state(self, objective: str) -> None:

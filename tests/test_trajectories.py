@@ -18,9 +18,11 @@ from fedcondense.contract import Draw, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.networks import ConvNet, build
+from fedcondense.objectives import OBJECTIVES
+from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.randomness import batches, child_seed, stream
 from fedcondense.training import Fit, fit
-from fedcondense.trajectories import Trajectories
+from fedcondense.trajectories import Trajectories, kept_in
 
 OPERATIONS = ("crop", "flip")
 FEW: dict[str, Any] = {"experts": 2, "latest": 2, "span": 2, "interval": 3, "batch": 4}
@@ -160,6 +162,16 @@ class TestFolder:
         source = Trajectories(make, OPERATIONS, 3, **FEW, seed=5, folder=tmp_path)
         assert len(safetensors.torch.load_file(tmp_path / "expert-000.safetensors")["weights"]) == 2
         assert torch.equal(source.snapshots(0, (4,), toy())[0], by_hand(5, 0, 5)[4])
+
+
+def test_a_recipe_of_trajectories_takes_a_folder_and_another_one_refuses_it(tmp_path: Path) -> None:
+    recipe = kept_in(tmp_path, OBJECTIVES["mtt"].recipe)
+    assert isinstance(source := recipe.source(make, OPERATIONS, 3), Trajectories)
+    assert source.folder == tmp_path
+    assert isinstance(source := kept_in(tmp_path, TrajectoryMatching.published).source(make, (), 3), Trajectories)
+    assert (source.folder, source.experts) == (tmp_path, 100)
+    with pytest.raises(SettingError, match="the objective has none; take one that matches trajectories: 'mtt'"):
+        kept_in(tmp_path, OBJECTIVES["dm"].recipe)
 
 
 def test_without_the_data_there_are_no_experts() -> None:

@@ -33,7 +33,7 @@ from fedcondense.cli.terminal import (
     progress,
     set_up,
 )
-from fedcondense.errors import DivergenceError, OutputError, SettingError
+from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
 
 if TYPE_CHECKING:
     from fedcondense.checkpoints import Checkpoint
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
 Ipc = Annotated[int, typer.Option(help="Images per class whose bytes the set may take.")]
-Objective = Annotated[str | None, typer.Option(help="dm-ridge (default), dm, dc, dsa, or a plugin's.")]
+_OBJECTIVES = "dm-ridge (default), ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
+Objective = Annotated[str | None, typer.Option(help=f"{_OBJECTIVES}, or a plugin's.")]
 Parametrization = Annotated[str | None, typer.Option(help="pixels (default) or multi-formation: four images in one.")]
 Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")]
 Steps = Annotated[int | None, typer.Option(help="Optimisation steps; default: the objective's.")]
@@ -135,6 +136,12 @@ def condense(
     network: Network = None,
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (shows records).")] = None,
     steps: Steps = None,
+    prefixes: Annotated[
+        bool, typer.Option("--prefixes", help="Let the first images of each class serve alone.")
+    ] = False,
+    experts: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the experts of mtt and tesla, for later runs as well.")
+    ] = None,
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
@@ -159,12 +166,19 @@ def condense(
     from fedcondense.checkpoints import Checkpoint
     from fedcondense.condensation import condense as condense_data
     from fedcondense.datasets import load_data
+    from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
     from fedcondense.selection import select
+    from fedcondense.trajectories import kept_in
 
     set_up(threads, plugin, precision)
     checkpoint = Checkpoint(output.with_name(f"{output.name}.checkpoint"), checkpoint_every, resume)
     _check_run(output, Path(checkpoint.path), resume, overwrite)
     options = given(objective=objective, parametrization=parametrization, network=network, start=start, steps=steps)
+    if prefixes:
+        options["prefixes"] = True
+    if experts is not None:
+        method_of = look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
+        options["recipe"] = kept_in(experts, method_of.recipe)
     if method is not None and options:
         raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
     device = pick_device(device)

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
+from fedcondense.cli import app
+from fedcondense.objectives import OBJECTIVES
 from fedcondense.synthetic import SyntheticSet
 
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
@@ -106,6 +109,28 @@ class TestCondense:
         finally:
             OBJECTIVES.pop("mine", None)
         assert result["method"].startswith("Mine(")
+
+    def test_experts_are_kept_in_their_folder_and_serve_again(self, cli: Any, tmp_path: Path) -> None:
+        told, folder = ("condense", "digits", *QUICK, "--objective", "mtt"), tmp_path / "experts"
+        cli.done(*told, "--experts", folder, "--output", tmp_path / "first.safetensors")
+        files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        assert files
+        cli.done(*told, "--experts", folder, "--output", tmp_path / "second.safetensors")
+        assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
+
+    def test_experts_of_an_objective_that_has_none_are_refused(self, cli: Any, tmp_path: Path) -> None:
+        told = ("condense", "digits", *QUICK, "--experts", tmp_path / "experts")
+        assert "but the objective has none" in cli.refused(*told, "--output", tmp_path / "set.safetensors")
+
+    def test_prefixes_are_for_condensing_alone(self, cli: Any, tmp_path: Path) -> None:
+        path = tmp_path / "set.safetensors"
+        cli.done("condense", "digits", *QUICK, "--prefixes", "--output", path)
+        told = ("condense", "digits", "--method", "random", "--prefixes", "--output", path, "--overwrite")
+        assert "--method random selects, and takes no --prefixes" in cli.refused(*told)
+
+    def test_the_help_names_every_objective(self) -> None:
+        (option,) = [p for p in get_command(app).commands["condense"].params if p.name == "objective"]  # type: ignore[attr-defined]
+        assert set(OBJECTIVES) <= set(re.findall(r"[a-z-]+", option.help))
 
     def test_no_checkpoint_stays_behind(self, made: Path) -> None:
         assert [path.name for path in made.parent.iterdir()] == [made.name]

@@ -184,7 +184,7 @@ def test_the_published_recipe_runs_and_its_step_sizes_differ(step: MakeStep) -> 
     recipe = replace(
         TrajectoryMatching.published,
         steps=2,
-        source=lambda *told: source(*told, **few),  # type: ignore[call-arg]
+        source=lambda *told: source(*told, **few),
     )
     loop = prepare(data, 2, SHORT, "pixels", network=tiny, recipe=recipe)
     images, rate = (group["initial_lr"] for group in loop.optimizer.param_groups)
