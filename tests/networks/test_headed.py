@@ -57,7 +57,7 @@ def test_a_copy_reads_its_own_features() -> None:
     network = Headed(Plain())
     twin = copy.deepcopy(network)
     with torch.no_grad():
-        twin.module.body[1].weight.zero_()
+        twin.module.body[1].weight.zero_()  # type: ignore[index, union-attr]
     x = images(3, 1, 8, 8)
     assert not torch.equal(network.features(x), twin.features(x))
     torch.testing.assert_close(twin.features(x), twin.module.body(x))  # type: ignore[operator]
