@@ -1,7 +1,7 @@
-"""The published loops, class by class, as plainly as they can be written: what the speed experiment compares with.
+"""The published loops, class by class, as plainly as they can be written: what the speed experiments compare with.
 
-Distribution matching and DSA with a fresh forward pass over 256 real images of each class in every step, one
-augmentation call a class with a sampling grid for every image, stock pooling, one backward pass at the end.
+A fresh forward pass over real images of each class in every step, one augmentation call a class with a grid for
+every image, stock pooling, one backward pass at the end; kernel values and waves of one pair of classes after another.
 """
 
 from __future__ import annotations
@@ -98,4 +98,44 @@ def gradient_matching_loss(network: PlainConvNet, real: list[Tensor], synthetic:
             if g.ndim > 1:
                 a, b = g.flatten(1), h.flatten(1)
                 loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+    return loss
+
+
+def kernel_means_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
+    """Sum the squared maximum mean discrepancies, a class and a bandwidth after another."""
+    loss = torch.zeros(())
+    for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
+        a, b = network.embed(augment(x, seed + c)).detach(), network.embed(augment(s, seed + c))
+        spread = torch.cdist(a, a).square().mean()
+        for width in (0.25, 0.5, 1.0, 2.0, 4.0):
+            for one, other, factor in ((a, a, 1), (b, b, 1), (a, b, -2)):
+                kernel = torch.exp(-torch.cdist(one, other).square() / (width * spread))
+                loss = loss + factor * kernel.mean() / 5
+    return loss
+
+
+def characteristic_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
+    """Sum the distances of characteristic functions at 1,024 fresh frequencies, a class after another."""
+    loss = torch.zeros(())
+    waves = torch.randn(512, 1024, generator=torch.Generator().manual_seed(seed))
+    for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
+        a = F.normalize(network.embed(augment(x, seed + c)).detach(), dim=1) @ waves
+        b = F.normalize(network.embed(augment(s, seed + c)), dim=1) @ waves
+        across, along = a.cos().mean(0) - b.cos().mean(0), a.sin().mean(0) - b.sin().mean(0)
+        loss = loss + ((across.square() + along.square()) / 2 + 1e-12).sqrt().mean()
+    return loss
+
+
+def absolute_gradient_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
+    """Sum the squared differences of the gradients of convolutions, a class after another."""
+    weights = [p for p in network.parameters() if p.ndim == 4]
+    loss = torch.zeros(())
+    for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
+        gradients = []
+        for images, keep in ((x, False), (s, True)):
+            labels = torch.full((len(images),), c)
+            entropy = F.cross_entropy(network(augment(images, seed + c)), labels)
+            gradients.append(torch.autograd.grad(entropy, weights, create_graph=keep))
+        for g, h in zip(*gradients, strict=True):
+            loss = loss + (g - h).square().sum()
     return loss

@@ -24,7 +24,13 @@ from typing import Any
 
 import torch
 from cells import RESULTS, run_cells
-from naive import PlainConvNet, distribution_matching_loss, gradient_matching_loss
+from naive import (
+    PlainConvNet,
+    characteristic_loss,
+    distribution_matching_loss,
+    gradient_matching_loss,
+    kernel_means_loss,
+)
 
 import fedcondense as fc
 from fedcondense.condensation import Loop, prepare
@@ -37,6 +43,7 @@ from fedcondense.synthetic import Part, SyntheticSet
 
 NETWORK = "convnet3-w32"
 REPEATS = 7
+ON_FEATURES = (distribution_matching_loss, kernel_means_loss, characteristic_loss)  # no gradient of weights is needed
 
 
 class Naive:
@@ -55,7 +62,7 @@ class Naive:
         seed = int(torch.randint(2**31, (), generator=self.generator))
         torch.manual_seed(seed)
         network = PlainConvNet(self.data.spec.shape[0], 32, 10, padding=3)
-        if self.loss is distribution_matching_loss:
+        if self.loss in ON_FEATURES:
             network.requires_grad_(False)
         index = self.data.per_class(self.per_class, self.generator)
         real = list(self.data.batch(index).images.split(self.per_class))
@@ -158,13 +165,13 @@ def memory(kind: str, name: str) -> None:
     train, _ = fc.load_data("fashion-mnist")
     step = variants(train)[kind][name]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     step()
     step()
-    print(round((_status("VmHWM") - before) / 1000, 1))
+    print(round((resident("VmHWM") - before) / 1000, 1))
 
 
-def _status(field: str) -> int:
+def resident(field: str) -> int:
     """Return a number of kB from the kernel's account of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
