@@ -359,11 +359,20 @@ def _finish(
         "output": common.output,
     }
     emit(result, markdown.rstrip(), common.form)
-    made = next(iter(sorted((common.output / "sets").glob("*.safetensors"))), common.output / "sets")
-    finish([common.output / "table.md", common.output / "table.csv", figure], ["evaluate", made])
+    finish([common.output / "table.md", common.output / "table.csv", figure], _next(chosen, rows, common.output))
     if failed:
         note(f"{failed} of {len(outcomes)} cells failed; their rows say why, and the same command tries them again")
         raise typer.Exit(1)
+
+
+def _next(lines: Sequence[Line], rows: Sequence[Row], folder: Path) -> list[str | Path]:
+    """Return the command that shows a set of the best row."""
+    from fedcondense.sweeps.cells import set_path
+
+    best = max(zip(rows, lines, strict=True), key=lambda pair: (pair[0].is_distilled, pair[0].accuracy or 0.0))
+    paths = [set_path(folder, cell.making) for cell in best[1].cells]
+    made = next((path for path in paths if path.exists()), paths[0])
+    return ["show", made, "--output", folder / "best.png"]
 
 
 def _png(figure: Figure) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fedcondense.condensation import prepare
 from fedcondense.errors import FedcondenseError
@@ -19,6 +21,7 @@ from fedcondense.synthetic import write_file
 __all__ = ["steps_for", "with_budget"]
 
 _TRIAL = 0.05  # the share of a budget that timing its steps may take
+_WARM_UP_S = 5.0  # of a first trial that is not counted
 _TRIED = (6, 50)  # steps that are timed, at least and at most
 
 
@@ -48,34 +51,49 @@ def with_budget(
     return [replace(line, cells=tuple(map(chosen, line.cells))) for line in lines]
 
 
+class Timed(NamedTuple):
+    """What the steps of a cell cost, in CPU seconds."""
+
+    start: float  # before the first step, and what that one alone had to do, such as training experts
+    new: float  # a step on a draw that is met for the first time
+    seen: float  # a step on a draw that came before
+    pool: int  # how many different draws there are; 0: each is new
+    trial: float  # finding this out
+
+
 def _time_steps(making: Making, place: Place) -> dict[str, float] | None:
-    """Return how many steps a budget buys and what they were found to cost, in CPU seconds."""
+    """Return how many steps a budget buys, and what they were found to cost; None if there is nothing to time."""
     budget = making.tuning.budget or 0.0
-    began = time.process_time()
     try:
-        objective, recipe = resolve(making)
-        train = data_of(making.data, place).train
         with features(making, place):
-            data_ready = time.process_time()
-            network = making.network or None
-            loop = prepare(train, making.ipc, objective, making.parametrization, network=network, recipe=recipe)
-            pool = loop.source.size if isinstance(loop.source, Pool) else 0
-            if isinstance(loop.source, Pool):
-                loop.source.size = 2  # so that the third step meets a draw again
-            start, times = time.process_time() - data_ready, list[float]()
-            least, most = _TRIED
-            while len(times) < least or (len(times) < most and sum(times) < _TRIAL * budget):
-                before = time.process_time()
-                float(loop.step())
-                times.append(time.process_time() - before)
+            timed = _trial(making, place, budget)
+            if timed.trial < max(_WARM_UP_S, budget / 2):  # what torch does once a process is no cost of a cell
+                timed = _trial(making, place, budget)
     except FedcondenseError:
         return None
-    new = times[1] if pool else sum(times[1:]) / len(times[1:])
-    seen = sum(times[2:]) / len(times[2:]) if pool else new
-    start += max(0.0, times[0] - new)  # what the first step alone had to do: experts, a warm-up
-    steps = steps_for(budget, start=start, new=new, seen=seen, pool=pool)
-    cost = {"start_s": start, "new_draw_s": new, "seen_draw_s": seen, "trial_s": time.process_time() - began}
-    return {"steps": steps, "pool": pool} | {name: round(value, 5) for name, value in cost.items()}
+    steps = steps_for(budget, start=timed.start, new=timed.new, seen=timed.seen, pool=timed.pool)
+    return {"steps": steps} | {name: round(value, 5) for name, value in timed._asdict().items()}
+
+
+def _trial(making: Making, place: Place, budget: float) -> Timed:
+    """Take the first steps of a cell."""
+    train = data_of(making.data, place).train
+    objective, recipe = resolve(making)
+    began = time.process_time()
+    network = making.network or None
+    loop = prepare(train, making.ipc, objective, making.parametrization, network=network, recipe=recipe)
+    pool = loop.source.size if isinstance(loop.source, Pool) else 0
+    if isinstance(loop.source, Pool):
+        loop.source.size = 2  # so that the third step meets a draw again
+    start, times = time.process_time() - began, list[float]()
+    least, most = _TRIED
+    while len(times) < least or (len(times) < most and sum(times) < _TRIAL * budget):
+        before = time.process_time()
+        float(loop.step())
+        times.append(time.process_time() - before)
+    new = times[1] if pool else statistics.fmean(times[1:])
+    seen = statistics.fmean(times[2:]) if pool else new
+    return Timed(start + max(0.0, times[0] - new), new, seen, pool, start + sum(times))
 
 
 def steps_for(budget: float, *, start: float, new: float, seen: float, pool: int) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedcondense.pictures import LIGHT
 from fedcondense.sweeps.grids import ALL_REAL
 from fedcondense.sweeps.rows import RANDOM, Row, percent
-from fedcondense.sweeps.tables import made_with
+from fedcondense.sweeps.tables import crossings, made_with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,8 +74,10 @@ def by_network(rows: Sequence[Row]) -> Figure:
             ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color=color)
     ax.set_xticks(range(len(tested)), tested, rotation=25, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(made)), made)
-    ax.set_xlabel("trained and tested", color=LIGHT.text)
+    ax.set_xlabel("tested with", color=LIGHT.text)
     ax.set_ylabel("made with", color=LIGHT.text)
+    real = sum(not row.is_distilled for row in {made_with(row): row for row in rows}.values())
+    ax.axhline(real - 0.5, color="white", linewidth=3)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelcolor=LIGHT.text)
     figure.colorbar(image, ax=ax, label="test accuracy, %", shrink=0.9).outline.set_visible(False)
@@ -106,7 +108,9 @@ def by_factor(rows: Sequence[Row]) -> Figure:
             ax.axhspan(random.accuracy - spread, random.accuracy + spread, color=_GREYS[3], alpha=0.25, linewidth=0)
             ax.axhline(random.accuracy, color=_GREYS[2], linewidth=1.2, label="random real images")
         values = sorted({row.value for row in shown if row.varied == factor and row.value is not None})
-        if factor != "seed":
+        if factor == "seed":
+            ax.set_xlim(min(values) - 0.5, max(values) + 0.5)
+        else:
             ax.set_xscale("log")
         ax.set_xticks(values, [f"{value:g}" for value in values])
         ax.minorticks_off()
@@ -140,6 +144,14 @@ def by_ipc(rows: Sequence[Row]) -> Figure:
         ax.set_title(f"{data}, {network}", fontsize=10)
         ax.grid(axis="y", color=LIGHT.faint, linewidth=0.6)
         _reference(ax, rows, (data, None, network), vertical=False)
+        for crossing in crossings(of_panel):
+            if crossing.ties is not None:
+                ax.axvline(crossing.ties, color=LIGHT.text, linewidth=0.9, linestyle=(0, (1, 3)))
+                text = f"{crossing.objective}: no longer pays"
+                ax.annotate(
+                    text, (crossing.ties, 1), (-4, 0), xycoords=ax.get_xaxis_transform(), textcoords="offset points",
+                    rotation=90, ha="right", va="top", fontsize=8, color=LIGHT.text,
+                )  # fmt: skip
         ax.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
@@ -188,6 +200,9 @@ def _reference(ax: Any, rows: Sequence[Row], panel: tuple[str, Any, str], *, ver
         if row.accuracy is not None:
             draw = ax.axvline if vertical else ax.axhline
             draw(row.accuracy, color=LIGHT.text, linewidth=1, linestyle=":", label="all real data")
+            if vertical:
+                place: dict[str, Any] = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
+                ax.annotate("all real data", (row.accuracy, 0), (-3, 3), ha="right", fontsize=8, **place)
 
 
 def _measured(rows: Sequence[Row]) -> list[Row]:

@@ -39,7 +39,7 @@ class Row:
         network: What condensed; empty for real images.
         test_network: What was trained on the set.
         ipc: Images per class whose bytes the set may take; None for all real data.
-        nbytes: The set's file, the mean over sets; of all real data a byte a value and a label.
+        nbytes: The set's file, its seconds taken as 0, the mean over sets; of all real data a byte a value and a label.
         accuracy: Mean over sets and networks, last step, all test images.
         accuracy_std: Standard deviation over sets and networks together; None for a single one.
         sets: How many were measured.

@@ -9,35 +9,55 @@ from typing import NamedTuple
 
 from fedcondense.sweeps.rows import KEYS, Row, percent
 
-__all__ = ["conclusions", "matrix", "to_csv", "to_markdown"]
+__all__ = ["Crossing", "conclusions", "crossings", "made_with", "matrix", "to_csv", "to_markdown"]
+
+
+class Crossing(NamedTuple):
+    """From where on distilled images of one kind do no better than the best real ones of as many bytes."""
+
+    data: str
+    test_network: str
+    objective: str
+    parametrization: str
+    wins: int | None  # the largest ipc at which they do better; None: at none
+    ties: int | None  # the next ipc that was measured; None: they do better at the largest
+    control: str  # the best real images there
+
+
+def crossings(rows: Sequence[Row]) -> list[Crossing]:
+    """Return where each distilled kind stops to beat the best real images by the larger standard deviation."""
+    found = []
+    for kind in dict.fromkeys(map(_kind, (row for row in rows if row.is_distilled))):
+        points = [
+            (row.ipc, *compared)
+            for row in sorted(rows, key=lambda row: row.ipc or 0)
+            if _kind(row) == kind and row.ipc is not None
+            for compared in _compared(row, rows)
+        ]
+        wins = max((ipc for ipc, better, _ in points if better), default=None)
+        after = [(ipc, control) for ipc, _, control in points if ipc > (wins or 0)]
+        if points:
+            ties, control = after[0] if after else (None, "")
+            found.append(Crossing(*kind, wins, ties, control))
+    return found
 
 
 def conclusions(rows: Sequence[Row]) -> list[str]:
-    """Say from how many images per class on distilled images no longer beat the best real ones by a deviation."""
+    """Say from how many images per class on it does not pay to distil."""
     said = []
-    for name in dict.fromkeys((r.data, r.objective, r.parametrization, r.test_network) for r in rows if r.is_distilled):
-        data, objective, parametrization, network = name
-        points = [
-            (row.ipc, pays, control)
-            for row in sorted(rows, key=lambda row: row.ipc or 0)
-            if (row.data, row.objective, row.parametrization, row.test_network) == name and row.ipc is not None
-            for pays, control in _compared(row, rows)
-        ]
-        if not points:
-            continue
-        winning = [ipc for ipc, pays, _ in points if pays]
-        lost = [(ipc, control) for ipc, _, control in points if ipc > max(winning, default=0)]
-        title = f"{data}, {network}: {objective} ({parametrization})"
-        if not lost:
-            said.append(f"{title} still pays at {winning[-1]} images per class, the most that were measured")
-        elif not winning:
-            said.append(f"{title} does not pay: {lost[0][1]} does as well from {lost[0][0]} images per class on")
+    for c in crossings(rows):
+        title = f"{c.data}, {c.test_network}: {c.objective} ({c.parametrization})"
+        if c.ties is None:
+            said.append(f"{title} pays up to ipc {c.wins}, the largest that was measured")
+        elif c.wins is None:
+            said.append(f"{title} does not pay: from ipc {c.ties} on, {c.control} does as well")
         else:
-            said.append(
-                f"{title} no longer pays from {lost[0][0]} images per class on, where {lost[0][1]} does as well; "
-                f"at {winning[-1]} it does"
-            )
+            said.append(f"{title} pays up to ipc {c.wins}; from ipc {c.ties} on, {c.control} does as well")
     return said
+
+
+def _kind(row: Row) -> tuple[str, str, str, str]:
+    return row.data, row.test_network, row.objective, row.parametrization
 
 
 def _compared(row: Row, rows: Sequence[Row]) -> list[tuple[bool, str]]:
