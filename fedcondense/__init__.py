@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedcondense.datasets import load_data
     from fedcondense.errors import FedcondenseError
     from fedcondense.evaluation import Evaluation, evaluate
+    from fedcondense.exchange import export, import_tensors
     from fedcondense.networks import NETWORKS
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fedcondense.starts import STARTS
     from fedcondense.synthetic import SyntheticSet
     from fedcondense.training import Fit
+    from fedcondense.zoo import load_set, ready_sets
 
 __version__ = "0.1.0"
 
@@ -52,9 +54,13 @@ _HOMES = {
     "SyntheticSet": "synthetic",
     "condense": "condensation",
     "evaluate": "evaluation",
+    "export": "exchange",
+    "import_tensors": "exchange",
     "load_data": "datasets",
+    "load_set": "zoo",
     "partition": "partitions",
     "plan": "planning",
+    "ready_sets": "zoo",
     "select": "selection",
 }
 
@@ -78,9 +84,13 @@ __all__ = [
     "SyntheticSet",
     "condense",
     "evaluate",
+    "export",
+    "import_tensors",
     "load_data",
+    "load_set",
     "partition",
     "plan",
+    "ready_sets",
     "select",
 ]
 

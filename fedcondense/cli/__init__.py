@@ -1,4 +1,4 @@
-"""The command line: `fedcondense plan | condense | evaluate | show | federate | report | sweep | data`.
+"""The command line: `fedcondense data | plan | condense | evaluate | show | federate | report | sweep | zoo | ...`.
 
 Results go to stdout, progress and everything else to stderr. A `FedcondenseError` is one line there and exit code 2,
 Ctrl-C is exit code 130; any other exception is a bug of ours and keeps its traceback. torch, flwr and the rest of the
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedcondense.cli import federation, sets, sweep
+from fedcondense.cli import exchange, federation, sets, sweep
 from fedcondense.cli.terminal import own_version
 
 __all__ = ["app", "main"]
@@ -29,6 +29,7 @@ app = typer.Typer(
 sets.add_to(app)
 federation.add_to(app)
 sweep.add_to(app)
+exchange.add_to(app)
 
 
 def _version(asked: bool) -> None:
