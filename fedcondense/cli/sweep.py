@@ -282,14 +282,16 @@ def _names(kind: str, text: str | None, known: Iterable[str]) -> list[str]:
     for name in names:
         if name not in known:
             raise SettingError(unknown(kind, name, known))
+    if not names:
+        raise SettingError(f"no {kind} is named; give some by commas: {', '.join(known)}")
     return names
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(part) for part in _split(text)))
-    except ValueError:
-        raise SettingError(f"--ipc {text}; needed: whole numbers by commas, such as 1,10") from None
+    numbers = list(dict.fromkeys(_split(text)))
+    if not numbers or not all(number.isdecimal() and int(number) for number in numbers):
+        raise SettingError(f"--ipc {text}; needed: whole numbers from 1 by commas, such as 1,10")
+    return [int(number) for number in numbers]
 
 
 def _controls(common: Sweeping, default: str | None = None) -> list[str]:
@@ -312,7 +314,7 @@ def _workers(common: Sweeping) -> Workers:
 
     start = partial(set_up, 1, common.plugin)
     if common.ray is not None:
-        return Ray(common.ray, start)
+        return Ray(common.ray, start, gpus=1.0 if pick_device(common.device).startswith("cuda") else 0.0)
     return Here() if common.workers == 1 else Processes(common.workers, start)
 
 

@@ -85,8 +85,9 @@ def run(
         cell = missing[number]
         if made is not None:
             write_file(set_path(folder, cell.making), made, overwrite=True)
-        write_file(cell_path(folder, cell), json.dumps(outcome, indent=1).encode(), overwrite=True)
-        outcomes[cell] = outcome
+        text = json.dumps(outcome, indent=1)
+        write_file(cell_path(folder, cell), text.encode(), overwrite=True)
+        outcomes[cell] = json.loads(text)  # as the next run will read it
         if progress is not None:
             progress(Done(len(outcomes), len(cells), found, cell))
     return {cell: outcomes[cell] for cell in cells}

@@ -178,9 +178,9 @@ def sensitivity(base: Cell, factors: Sequence[str], controls: Iterable[str], set
             for seed in range(sets):
                 lines += [Line((_made(base, seed=seed),), name, factor, seed) for name in base.measuring.test_networks]
             continue
-        centre = {"lr": recipe.lr, "steps": recipe.steps}.get(factor, getattr(objective, factor, None))
-        if not isinstance(centre, int | float) or isinstance(centre, bool):
-            known = ["lr", "steps", "seed", *factors_of(making.method)]
+        centre = {"lr": recipe.lr, "steps": recipe.steps, **_numbers(objective)}.get(factor)
+        if centre is None:
+            known = ["lr", "steps", "seed", *_numbers(objective)]
             raise SettingError(f"{making.method} has no number {factor!r} to vary; it has: {', '.join(known)}")
         met = set()
         for times in _TIMES:
@@ -201,9 +201,12 @@ def sensitivity(base: Cell, factors: Sequence[str], controls: Iterable[str], set
 
 def factors_of(method: str) -> list[str]:
     """Return the numeric fields of an objective: what a sensitivity sweep may vary beside steps and step size."""
-    objective: Any = look_up("objective", method, OBJECTIVES)
+    return list(_numbers(look_up("objective", method, OBJECTIVES)))
+
+
+def _numbers(objective: Any) -> dict[str, int | float]:
     values = {f.name: getattr(objective, f.name) for f in fields(objective)} if is_dataclass(objective) else {}
-    return [name for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def scaling(base: Cell, ipc: Iterable[int], controls: Iterable[str], sets: int) -> list[Line]:

@@ -101,10 +101,12 @@ class Ray:
     Args:
         address: As `ray.init` takes it: ``"auto"``, ``"local"`` to start one here, or ``"ray://host:10001"``.
         start: What each task does first.
+        gpus: The share of a GPU that a task takes.
     """
 
     address: str
     start: Callable[[], None] | None = None
+    gpus: float = 0.0
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("ray") is None:
@@ -120,7 +122,7 @@ class Ray:
             advice = "give auto, local or ray://HOST:10001"
             raise SettingError(f"no Ray cluster at {self.address!r} ({error}); {advice}") from None
         try:
-            task = ray.remote(num_cpus=1, max_retries=0)(_with_start)
+            task = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=0)(_with_start)
             waiting = {task.remote(self.start, function, call): number for number, call in enumerate(calls)}
             while waiting:
                 done, _ = ray.wait(list(waiting))

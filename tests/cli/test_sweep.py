@@ -1,0 +1,264 @@
+"""Sweeps as a user runs them: resumed, killed, failing, side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedcondense.objectives import OBJECTIVES
+from fedcondense.sweeps import KEYS
+from fedcondense.synthetic import SyntheticSet
+
+SCRIPT = [sys.executable, "-c", "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
+COMMANDS = ("table", "parametrizations", "architectures", "sensitivity", "scaling")
+NETWORK = "convnet1-w16"
+QUICK = ("--sets", "2", "--networks", "1", "--evaluation-steps", "3", "--network", NETWORK)
+TABLE = (
+    *("sweep", "table", "digits", "--objectives", "dm,kip", "--ipc", "1", "--steps", "2", "--controls", "random"),
+    *QUICK,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a table that ran without interruption."""
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    cli.done(*TABLE, "--output", folder)
+    return folder
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV but for the seconds, which are never the same."""
+    with open(folder / "table.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "cpu_seconds"} for row in csv.DictReader(file)]
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    kept = [*(folder / "cells").iterdir(), *(folder / "sets").iterdir()]
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_has_an_example_and_the_json_keys(self, cli: Any, name: str) -> None:
+        text = " ".join(cli.run("sweep", name, "-h").stdout.split())
+        assert re.search(rf"Example: fedcondense sweep {name} digits", text)
+        assert "JSON keys:" in text
+        assert all(key in text for key in KEYS)
+
+    def test_lists_the_sweeps(self, cli: Any) -> None:
+        assert all(name in cli.run("sweep", "--help").stdout for name in COMMANDS)
+
+
+class TestTable:
+    def test_writes_what_it_prints(self, cli: Any, whole: Path) -> None:
+        ended = cli.run(*TABLE, "--output", whole)
+        assert ended.exit_code == 0
+        assert ended.stdout == (whole / "table.md").read_text()
+        assert [f"wrote {whole / name}" in ended.stderr for name in ("table.md", "table.csv", "figure.png")] == [
+            True
+        ] * 3
+
+    def test_rows_have_the_documented_keys_in_the_order_of_the_csv(self, cli: Any, whole: Path) -> None:
+        result = cli.done(*TABLE, "--output", whole)
+        assert list(result) == ["rows", "conclusions", "cells", "failed", "output"]
+        assert (result["cells"], result["failed"]) == (6, 0)
+        assert [row["objective"] for row in result["rows"]] == ["random", "dm", "kip"]
+        assert all(list(row) == list(KEYS) for row in result["rows"])
+        with open(whole / "table.csv", newline="") as file:
+            assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [r["accuracy"] for r in result["rows"]]
+
+    def test_rows_are_of_equal_bytes_and_these_are_the_files(self, cli: Any, whole: Path) -> None:
+        rows = cli.done(*TABLE, "--output", whole)["rows"]
+        assert max(row["nbytes"] for row in rows) < 1.05 * min(row["nbytes"] for row in rows)
+        for row in rows:
+            sizes = [path.stat().st_size for path in (whole / "sets").glob(f"digits-{row['objective']}-*")]
+            assert len(sizes) == 2
+            assert all(abs(size - row["nbytes"]) <= 16 for size in sizes)  # the seconds in the record
+
+    def test_the_picture_is_one(self, whole: Path) -> None:
+        with Image.open(whole / "figure.png") as image:
+            pixels = np.asarray(image.convert("L"))
+        assert min(pixels.shape) > 200
+        assert len(np.unique(pixels)) > 20
+
+    def test_what_is_done_is_not_done_again(self, cli: Any, whole: Path) -> None:
+        before = state(whole)
+        assert len(before) == 12
+        cli.done(*TABLE, "--output", whole)
+        assert state(whole) == before
+
+    def test_another_setting_in_the_same_folder_adds_cells(self, cli: Any, whole: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "both"
+        cli.done(*TABLE[:-2], "--output", folder, "--controls", "none", "--objectives", "kip", "--network", NETWORK)
+        first = state(folder)
+        cli.done(*TABLE, "--output", folder)
+        assert first.items() <= state(folder).items()
+        assert table_of(folder) == table_of(whole)
+
+    def test_ends_with_a_command_that_shows_a_set(self, cli: Any, whole: Path) -> None:
+        following = re.search(r"next: (.*)", cli.run(*TABLE, "--output", whole).stderr)
+        assert following
+        assert cli.run(*shlex.split(following[1])[1:]).exit_code == 0
+        assert (whole / "best.png").exists()
+
+    def test_two_workers_give_what_one_gives_and_know_the_plugins(self, cli: Any, whole: Path, tmp_path: Path) -> None:
+        plugin, folder = tmp_path / "mine.py", tmp_path / "sweep"
+        plugin.write_text(
+            "from fedcondense.objectives import OBJECTIVES\n"
+            "from fedcondense.objectives.distribution import DistributionMatching\n"
+            "OBJECTIVES['mine'] = DistributionMatching(per_class=4)\n"
+        )
+        try:
+            arguments = [*TABLE, "--objectives", "dm,kip,mine", "--plugin", plugin, "--workers", 2]
+            assert cli.done(*arguments, "--output", folder)["failed"] == 0
+        finally:
+            OBJECTIVES.pop("mine", None)
+        rows = table_of(folder)
+        assert [row["objective"] for row in rows] == ["random", "dm", "kip", "mine"]
+        assert rows[:3] == table_of(whole)
+        for path in (whole / "sets").iterdir():
+            here, there = (SyntheticSet.load(p).with_record(seconds=0.0) for p in (path, folder / "sets" / path.name))
+            assert here.to_bytes() == there.to_bytes()
+
+    def test_progress_vanishes_in_a_pipe(self, cli: Any, whole: Path) -> None:
+        assert len(cli.run(*TABLE, "--output", whole).stderr.splitlines()) == 4
+
+    def test_scores_fill_their_columns(self, cli: Any, tmp_path: Path) -> None:
+        rows = cli.done(*TABLE, "--scores", "--output", tmp_path)["rows"]
+        assert [row["objective"] for row in rows] == ["random", "dm", "kip", "all-real"]
+        assert rows[0]["ars"] == pytest.approx(26.89, abs=0.01)  # random images gain nothing over themselves
+        assert all(0 < row["lrs"] < 100 for row in rows[:3])
+        assert rows[3]["ipc"] is None
+        assert rows[3]["accuracy"] > 50
+
+
+class TestTheOtherSweeps:
+    def test_parametrizations(self, cli: Any, tmp_path: Path) -> None:
+        arguments = ["sweep", "parametrizations", "digits", "--parametrizations", "pixels,multi-formation", *QUICK]
+        arguments += ["--ipc", "1", "--steps", "2", "--controls", "random", "--output", str(tmp_path)]
+        rows = cli.done(*arguments)["rows"]
+        assert [(row["objective"], row["parametrization"]) for row in rows[1:]] == [
+            ("dm-ridge", "pixels"),
+            ("dm-ridge", "multi-formation"),
+        ]
+        assert max(row["nbytes"] for row in rows) < 1.05 * min(row["nbytes"] for row in rows)
+
+    def test_architectures_print_the_matrix_and_share_the_sets(self, cli: Any, tmp_path: Path) -> None:
+        ended = cli.run("sweep", "architectures", "digits", "--objective", "dm", "--ipc", 1, "--steps", 2, *QUICK,
+                        "--made-with", f"{NETWORK},{NETWORK}-batch", "--tested-with", f"{NETWORK}-none,{NETWORK}",
+                        "--output", tmp_path)  # fmt: skip
+        assert ended.exit_code == 0
+        lines = ended.stdout.splitlines()
+        assert lines[0] == rf"| made with \ tested with | {NETWORK}-none | {NETWORK} |"
+        assert [line.split(" | ")[0] for line in lines[2:5]] == [
+            "| random",
+            f"| dm, {NETWORK}",
+            f"| dm, {NETWORK}-batch",
+        ]
+        assert len(list((tmp_path / "sets").iterdir())) == 3 * 2
+
+    def test_sensitivity_of_an_objective_with_a_real_batch(self, cli: Any, tmp_path: Path) -> None:
+        rows = cli.done("sweep", "sensitivity", "digits", "--objective", "dm", "--ipc", 1, "--steps", 2, *QUICK,
+                        "--output", tmp_path)["rows"]  # fmt: skip
+        assert list(dict.fromkeys(row["varied"] for row in rows)) == ["", "lr", "steps", "per_class", "seed"]
+        assert [row["value"] for row in rows if row["varied"] == "steps"] == [1, 2, 4, 8]
+
+    def test_scaling_says_where_it_stops_to_pay(self, cli: Any, tmp_path: Path) -> None:
+        result = cli.done("sweep", "scaling", "digits", "--objective", "dm", "--ipc", "1,4", "--steps", 2, *QUICK,
+                          "--output", tmp_path)  # fmt: skip
+        assert [row["ipc"] for row in result["rows"]] == [1, 1, 1, 4, 4, 4]
+        (said,) = result["conclusions"]
+        assert said.startswith(f"digits, {NETWORK}: dm (pixels) ")
+        assert said in (tmp_path / "table.md").read_text()
+
+    def test_a_budget_chooses_the_steps(self, cli: Any, tmp_path: Path) -> None:
+        arguments = ["sweep", "table", "digits", "--objectives", "kip", "--ipc", 1, "--budget", 0.2, *QUICK]
+        (row,) = cli.done(*arguments, "--controls", "none", "--output", tmp_path)["rows"]
+        assert row["steps"] == json.loads(next((tmp_path / "steps").iterdir()).read_text())["steps"] > 1
+        assert cli.done(*arguments, "--controls", "none", "--output", tmp_path)["rows"] == [row]
+
+
+class TestFailures:
+    def test_a_cell_that_fails_is_a_row_and_the_others_go_on(self, cli: Any, tmp_path: Path) -> None:
+        arguments = ["sweep", "architectures", "digits", "--objective", "dm", "--ipc", 1, "--steps", 2, *QUICK]
+        ended = cli.run(*arguments, "--made-with", f"{NETWORK},convnet4-w16", "--tested-with", NETWORK,
+                        "--format", "json", "--output", tmp_path)  # fmt: skip
+        assert ended.exit_code == 1
+        assert ended.stderr.splitlines()[-1].startswith("2 of 6 cells failed; ")
+        rows = json.loads(ended.stdout)["rows"]
+        assert [row["accuracy"] is None for row in rows] == [False, False, True]
+        assert "halves 8x8 to nothing" in rows[2]["error"]
+        assert "failed[^" in (tmp_path / "table.md").read_text()
+        assert len(list((tmp_path / "cells").iterdir())) == 6
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("table", "digit"), "did you mean 'digits'?"),
+            (("table", "digits", "--objectives", "dm,dms"), "no objective is called 'dms'"),
+            (("table", "digits", "--objectives", ","), "no objective is named"),
+            (("table", "digits", "--ipc", "1 10"), "--ipc 1 10; needed: whole numbers from 1 by commas, such as 1,10"),
+            (("table", "digits", "--ipc", "0"), "--ipc 0"),
+            (("table", "digits", "--controls", "k-mean"), "did you mean 'k-means'?"),
+            (("table", "digits", "--sets", "0"), "0 sets; needed: 1 or more"),
+            (("table", "digits", "--budget", "5", "--steps", "5"), "--budget chooses the steps"),
+            (("table", "digits", "--budget", "0"), "a budget of 0 CPU seconds"),
+            (("table", "digits", "--ray", "auto", "--workers", "2"), "leave one out"),
+            (("table", "digits", "--network", "convnet2-w3"), "no network is called"),
+            (("parametrizations", "digits", "--parametrizations", "pixel"), "did you mean 'pixels'?"),
+            (("architectures", "digits", "--tested-with", "mlpp"), "no network is called 'mlpp'"),
+            (("sensitivity", "digits", "--vary", "momentum"), "no number 'momentum' to vary"),
+            (("scaling", "digits", "--objective", "kipp"), "did you mean 'kip'?"),
+        ],
+    )
+    def test_what_cannot_work_is_refused_before_any_cell(
+        self, cli: Any, arguments: tuple[str, ...], says: str, tmp_path: Path
+    ) -> None:
+        assert says in cli.refused("sweep", *arguments, "--output", tmp_path)
+        assert not (tmp_path / "cells").exists()
+
+
+class TestInterruption:
+    @staticmethod
+    def start(folder: Path) -> subprocess.Popen[str]:
+        """Start the sweep and wait until a cell is done."""
+        arguments = [*TABLE, "--output", str(folder)]
+        process = subprocess.Popen([*SCRIPT, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        end = time.monotonic() + 120
+        while not list((folder / "cells").glob("*.json")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        return process
+
+    def test_killed_and_resumed_gives_the_same_table(self, cli: Any, whole: Path, tmp_path: Path) -> None:
+        process = self.start(tmp_path)
+        process.kill()
+        process.communicate(timeout=60)
+        before = state(tmp_path)
+        assert not (tmp_path / "table.md").exists()
+        cli.done(*TABLE, "--output", tmp_path)
+        assert before.items() <= state(tmp_path).items()
+        assert table_of(tmp_path) == table_of(whole)
+
+    def test_ctrl_c_keeps_the_cells_and_says_how_to_go_on(self, tmp_path: Path) -> None:
+        process = self.start(tmp_path)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+        assert (process.returncode, printed) == (130, "")
+        assert said.startswith(f"interrupted; {tmp_path} keeps the cells that are done; go on with: fedcondense sweep")
+        assert len(said.splitlines()) == 1
+        assert len(list((tmp_path / "cells").iterdir())) < 6

@@ -1,0 +1,62 @@
+"""Steps for a budget: the closed form, and that the folder keeps what was chosen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedcondense.sweeps.budget as budgets
+from fedcondense.sweeps.budget import steps_for, with_budget
+from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, table
+
+COST = st.floats(0.001, 1)
+BASE = Cell(Making("digits", "dm", network="convnet1-w16", tuning=Tuning(budget=0.5)), Measuring(("convnet1-w16",)))
+
+
+@given(st.floats(1, 100), COST, COST, COST, st.integers(0, 50))
+def test_the_steps_fit_into_the_budget_and_one_more_would_not(
+    budget: float, start: float, new: float, seen: float, pool: int
+) -> None:
+    def cost(steps: int) -> float:
+        first = min(steps, pool) if pool else steps
+        return start + first * new + (steps - first) * seen
+
+    steps = steps_for(budget, start=start, new=new, seen=seen, pool=pool)
+    assert cost(steps) <= budget * (1 + 1e-6) or steps == 1
+    assert cost(steps + 1) > budget * (1 - 1e-6)
+
+
+def test_a_budget_below_the_start_buys_one_step() -> None:
+    assert steps_for(1, start=5, new=0.1, seen=0.1, pool=3) == 1
+
+
+def test_sets_of_a_line_get_equal_steps_which_the_folder_keeps(tmp_path: Path) -> None:
+    lines = table([BASE], ["dm"], [1], ["random"], sets=3)
+    chosen = with_budget(lines, tmp_path)
+    steps = {cell.making.tuning.steps for cell in chosen[1].cells}
+    assert len(steps) == 1
+    number = steps.pop()
+    assert number is not None
+    assert number > 1
+    assert chosen[0] == lines[0]  # a selection takes no steps
+    assert with_budget(lines, tmp_path) == chosen
+    (file,) = (tmp_path / "steps").iterdir()
+    assert json.loads(file.read_text())["steps"] == number
+
+
+def test_steps_that_are_given_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "_trial", lambda *_: pytest.fail("timed"))
+    given_steps = replace(BASE, making=replace(BASE.making, tuning=Tuning(steps=3, budget=1.0)))
+    lines = table([given_steps], ["dm"], [1], [], sets=1)
+    assert with_budget(lines, tmp_path) == lines
+
+
+def test_cells_that_cannot_start_are_left_to_say_so_when_they_run(tmp_path: Path) -> None:
+    making = replace(BASE.making, network="convnet4-w16")  # halves 8x8 to nothing
+    lines = table([replace(BASE, making=making)], ["dm"], [1], [], sets=1)
+    assert with_budget(lines, tmp_path) == lines
