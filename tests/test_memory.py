@@ -323,7 +323,7 @@ class TestAnchors:
             anchored = True
 
             def __call__(
-                self, data: Data, ipc: int, seed: int, stored: Tensor, anchors: SyntheticSet | None
+                self, data: Data, ipc: int, seed: int, stored: Tensor, anchors: SyntheticSet | None = None
             ) -> SyntheticSet:
                 shown.append(anchors)
                 return select(data, ipc, "random", seed)
