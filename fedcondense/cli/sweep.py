@@ -7,6 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +62,13 @@ def add_to(parent: typer.Typer) -> None:
     parent.add_typer(app)
 
 
+class RecipeName(StrEnum):
+    """Which of an objective's recipes is run."""
+
+    tuned = "tuned"
+    published = "published"
+
+
 @dataclass(frozen=True)
 class Sweeping:
     """The options that all sweeps have."""
@@ -69,8 +77,10 @@ class Sweeping:
     sets: Annotated[int, typer.Option(help="Sets a row, from seed 0 on.")] = 3
     networks: Annotated[int, typer.Option(help="Networks that are trained on each set.")] = 2
     network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None
-    controls: Annotated[str | None, typer.Option(help="Selections of real images, by commas, or none.")] = None
-    recipe: Annotated[str, typer.Option(help="tuned, or published where an objective has it.")] = "tuned"
+    controls: Annotated[
+        str | None, typer.Option(help="Selections of real images, by commas, or none; default: all, or the usual.")
+    ] = None
+    recipe: Annotated[RecipeName, typer.Option(help="published is not there for all.")] = RecipeName.tuned
     steps: Annotated[int | None, typer.Option(help="Optimisation steps of each set; default: the recipe's.")] = None
     budget: Annotated[float | None, typer.Option(help="CPU seconds a set, instead of steps: a few are timed.")] = None
     evaluation_steps: Annotated[int | None, typer.Option(help="Training steps of a network; default: 400.")] = None
@@ -201,6 +211,7 @@ def sensitivity(
     if common.budget is not None:  # the centre: other steps are multiples of it
         centre = grids.Line((base,), base.making.network)
         base = with_budget([centre], common.output, place=_place(common), workers=_workers(common))[0].cells[0]
+        base = replace(base, making=replace(base.making, tuning=replace(base.making.tuning, budget=None)))
     batch = [factor for factor in grids.factors_of(base.making.method) if factor == "per_class"]
     factors = ["lr", "steps", *batch, "seed"] if vary is None else _split(vary)
     lines = grids.sensitivity(base, factors, _controls(common, "random"), common.sets)
@@ -236,12 +247,12 @@ def _base(
     from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning
     from fedcondense.training import Fit
 
-    train = data_of(name, _place(common)).train
+    train, test = data_of(name, _place(common))
     network = common.network or default_network(train.spec.shape)
     look_up("network", network, NETWORKS)
     look_up("parametrization", parametrization, PARAMETRIZATIONS)
     look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
-    tuning = Tuning(steps=common.steps, recipe=common.recipe, budget=common.budget)
+    tuning = Tuning(steps=common.steps, recipe=common.recipe.value, budget=common.budget)
     making = Making(
         name,
         objective or DEFAULT_OBJECTIVE,
@@ -253,7 +264,7 @@ def _base(
         fingerprint=train.fingerprint,
     )
     fit = Fit() if common.evaluation_steps is None else Fit(steps=common.evaluation_steps)
-    return Cell(making, Measuring((network,), common.networks, fit, common.scores))
+    return Cell(making, Measuring((network,), common.networks, fit, common.scores, test.fingerprint))
 
 
 def _check(common: Sweeping) -> None:
@@ -338,6 +349,8 @@ def _finish(
             ready = now.done - now.found
             update(ready / max(1, now.cells - now.found), f"{now.done} of {now.cells} cells{last}")
 
+        if common.budget is not None:
+            update(0.0, "timing some steps")
         try:
             chosen = with_budget(lines, common.output, place=place, workers=workers)
             outcomes = run(chosen, common.output, place=place, workers=workers, progress=follow)

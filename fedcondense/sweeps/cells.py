@@ -17,7 +17,7 @@ import torch
 from fedcondense.condensation import condense
 from fedcondense.data import Data, DataSet
 from fedcondense.datasets import load_data
-from fedcondense.errors import DivergenceError, FedcondenseError, MissingExtraError, OutputError, UntrustedSetError
+from fedcondense.errors import DivergenceError, FedcondenseError, OutputError, UntrustedSetError
 from fedcondense.evaluation import train_on
 from fedcondense.networks import build
 from fedcondense.parametrizations import PARAMETRIZATIONS
@@ -76,6 +76,7 @@ def run(
         progress: Called at the start and after each cell.
     """
     cells = list(dict.fromkeys(cell for line in lines for cell in line.cells))
+    cells.sort(key=lambda cell: cell.making.seed)  # each row gets its first set before any gets its second
     outcomes = {cell: kept for cell in cells if (kept := read_json(cell_path(folder, cell))) and "error" not in kept}
     missing, found = [cell for cell in cells if cell not in outcomes], len(outcomes)
     if progress is not None:
@@ -161,7 +162,7 @@ def compute(cell: Cell, held: bytes | None, place: Place = HERE) -> tuple[Outcom
                 "cpu_seconds": synthetic.record.seconds,
                 "measured": _measure(synthetic, test, cell.measuring, cell.making.seed),
             }
-    except (OutputError, MissingExtraError):
+    except OutputError:
         raise  # of the machine, not of the cell
     except FedcondenseError as error:
         kind = "divergence" if isinstance(error, DivergenceError) else "error"

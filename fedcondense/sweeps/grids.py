@@ -93,12 +93,14 @@ class Measuring:
         networks: How many of each, with seeds of their own in each set.
         fit: How they are trained.
         scores: Train them with hard labels and without augmentation, too.
+        fingerprint: Of the test images.
     """
 
     test_networks: tuple[str, ...]
     networks: int = 2
     fit: Fit = Fit()
     scores: bool = False
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class TestTheOtherSweeps:
         assert len(list((tmp_path / "sets").iterdir())) == 3 * 2
 
     def test_sensitivity_of_an_objective_with_a_real_batch(self, cli: Any, tmp_path: Path) -> None:
-        rows = cli.done("sweep", "sensitivity", "digits", "--objective", "dm", "--ipc", 1, "--steps", 2, *QUICK,
+        rows = cli.done("sweep", "sensitivity", "digits", "--objective", "kip", "--ipc", 1, "--steps", 2, *QUICK,
                         "--output", tmp_path)["rows"]  # fmt: skip
         assert list(dict.fromkeys(row["varied"] for row in rows)) == ["", "lr", "steps", "per_class", "seed"]
         assert [row["value"] for row in rows if row["varied"] == "steps"] == [1, 2, 4, 8]
@@ -192,6 +192,12 @@ class TestTheOtherSweeps:
 
 
 class TestFailures:
+    def test_an_objective_without_the_recipe_is_a_row_that_says_so(self, cli: Any, tmp_path: Path) -> None:
+        ended = cli.run("sweep", "table", "digits", "--objectives", "kip", "--ipc", 1, "--recipe", "published", *QUICK,
+                        "--controls", "none", "--output", tmp_path)  # fmt: skip
+        assert ended.exit_code == 1
+        assert "2 failed: kip has no 'published' recipe; take 'tuned'" in ended.stdout
+
     def test_a_cell_that_fails_is_a_row_and_the_others_go_on(self, cli: Any, tmp_path: Path) -> None:
         arguments = ["sweep", "architectures", "digits", "--objective", "dm", "--ipc", 1, "--steps", 2, *QUICK]
         ended = cli.run(*arguments, "--made-with", f"{NETWORK},convnet4-w16", "--tested-with", NETWORK,

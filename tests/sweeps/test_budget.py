@@ -15,7 +15,7 @@ from fedcondense.sweeps.budget import steps_for, with_budget
 from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, table
 
 COST = st.floats(0.001, 1)
-BASE = Cell(Making("digits", "dm", network="convnet1-w16", tuning=Tuning(budget=0.5)), Measuring(("convnet1-w16",)))
+BASE = Cell(Making("digits", "kip", network="convnet1-w16", tuning=Tuning(budget=0.3)), Measuring(("convnet1-w16",)))
 
 
 @given(st.floats(1, 100), COST, COST, COST, st.integers(0, 50))
@@ -36,7 +36,7 @@ def test_a_budget_below_the_start_buys_one_step() -> None:
 
 
 def test_sets_of_a_line_get_equal_steps_which_the_folder_keeps(tmp_path: Path) -> None:
-    lines = table([BASE], ["dm"], [1], ["random"], sets=3)
+    lines = table([BASE], ["kip"], [1], ["random"], sets=3)
     chosen = with_budget(lines, tmp_path)
     steps = {cell.making.tuning.steps for cell in chosen[1].cells}
     assert len(steps) == 1
@@ -52,11 +52,11 @@ def test_sets_of_a_line_get_equal_steps_which_the_folder_keeps(tmp_path: Path) -
 def test_steps_that_are_given_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budgets, "_trial", lambda *_: pytest.fail("timed"))
     given_steps = replace(BASE, making=replace(BASE.making, tuning=Tuning(steps=3, budget=1.0)))
-    lines = table([given_steps], ["dm"], [1], [], sets=1)
+    lines = table([given_steps], ["kip"], [1], [], sets=1)
     assert with_budget(lines, tmp_path) == lines
 
 
 def test_cells_that_cannot_start_are_left_to_say_so_when_they_run(tmp_path: Path) -> None:
     making = replace(BASE.making, network="convnet4-w16")  # halves 8x8 to nothing
-    lines = table([replace(BASE, making=making)], ["dm"], [1], [], sets=1)
+    lines = table([replace(BASE, making=making)], ["kip"], [1], [], sets=1)
     assert with_budget(lines, tmp_path) == lines
