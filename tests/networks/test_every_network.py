@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -24,6 +24,12 @@ QUICK = Fit(steps=2, batch=4)
 
 def images(count: int, *shape: int) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def built(name: str, shape: Shape) -> nn.Module:
+    """Build a network once for the tests that leave its weights alone."""
+    return build(name, shape, 6, seed=0)
 
 
 def toy(shape: Shape) -> Data:
@@ -60,12 +66,13 @@ def test_the_names_that_files_of_the_first_version_hold_are_there() -> None:
 @pytest.mark.parametrize("name", [*OTHERS, "convnet1-w16-layer", "convnet4-w16-batch"])
 class TestEveryNetwork:
     def test_features_are_what_the_last_linear_layer_is_fed(self, name: str, shape: Shape) -> None:
-        network = build(name, shape, 6, seed=0).eval()
+        network = built(name, shape).eval()
         head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
         fed: list[Tensor] = []
-        head.register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0]))
         x = images(2, *shape)
+        hook = head.register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0]))
         logits = network(x)
+        hook.remove()
         assert logits.shape == (2, 6)
         assert fed[0].shape == (2, head.in_features)
         torch.testing.assert_close(network.features(x), fed[0])  # type: ignore[operator]
@@ -74,13 +81,13 @@ class TestEveryNetwork:
 
     def test_features_tell_images_apart(self, name: str, shape: Shape) -> None:
         """A norm over a single pixel, or a head that starts at zero, would give all images the same."""
-        network = build(name, shape, 6, seed=0).eval()
+        network = built(name, shape).eval()
         for layer in ("embedding", "logits"):
             features = network.features(images(2, *shape), layer).detach()  # type: ignore[operator]
             assert float((features[0] - features[1]).norm() / features.norm()) > 1e-3
 
     def test_nothing_in_it_is_random(self, name: str, shape: Shape) -> None:
-        network = build(name, shape, 6, seed=0)  # as it trains
+        network = built(name, shape).train()
         x = images(2, *shape)
         torch.testing.assert_close(network(x), network(x))
         assert all(m.p == 0 for m in network.modules() if isinstance(m, nn.Dropout))
