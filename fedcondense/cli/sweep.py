@@ -145,6 +145,8 @@ def table(
     from fedcondense.sweeps import figures, grids
 
     methods = _names("objective", objectives, OBJECTIVES)
+    if numbers := [name for name in names if name.isdecimal()]:
+        raise SettingError(f"no data set is called {numbers[0]!r}; lists go by commas: --ipc 1,10")
     bases = [_base(name, common, parametrization=parametrization) for name in names]
     lines = grids.table(bases, methods, _numbers(ipc), _controls(common), common.sets)
     _finish(lines, common, figures.by_method)

@@ -218,6 +218,7 @@ class TestFailures:
             (("table", "digits", "--objectives", ","), "no objective is named"),
             (("table", "digits", "--ipc", "1 10"), "--ipc 1 10; needed: whole numbers from 1 by commas, such as 1,10"),
             (("table", "digits", "--ipc", "0"), "--ipc 0"),
+            (("table", "digits", "--ipc", "1", "10"), "lists go by commas: --ipc 1,10"),
             (("table", "digits", "--controls", "k-mean"), "did you mean 'k-means'?"),
             (("table", "digits", "--sets", "0"), "0 sets; needed: 1 or more"),
             (("table", "digits", "--budget", "5", "--steps", "5"), "--budget chooses the steps"),
