@@ -240,9 +240,11 @@ class TestAnyMethod:
 
     @pytest.mark.parametrize("name", PARAMETRIZATIONS)
     def test_every_parametrization_by_name(self, name: str, few: Any) -> None:
-        buffer = fill(CondensedBuffer(16, condenser=Condenser("dm", name, steps=2)), few.without_tasks(2))
-        assert len(buffer.buffer) == 16
-        assert buffer.memory.image_bytes == 64 * 16 // Condenser("dm", name).per_image
+        condenser = Condenser("dm", name, steps=2)
+        size = 24 * condenser.per_image
+        buffer = fill(CondensedBuffer(size, condenser=condenser), few.without_tasks(2))
+        assert len(buffer.buffer) == size
+        assert 24 * 64 / 2 < buffer.memory.image_bytes <= 24 * 64
 
     def test_a_maker_of_one_s_own_is_a_function_with_a_number(self, few: Any) -> None:
         class First:

@@ -21,6 +21,7 @@ from fedcondense.flower.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
+from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.partitions import Partition
 from fedcondense.sources import Pool
 
@@ -74,6 +75,14 @@ class TestAnswers:
         torch.testing.assert_close(reply.synthetic.pixels().images, own.pixels().images, rtol=0, atol=0)
         assert record.start == "gaussian"
         assert reply.num_examples == len(train) == sum(record.counts)
+
+    @pytest.mark.parametrize("name", PARAMETRIZATIONS)
+    def test_every_parametrization_by_name(self, name: str, train: Data) -> None:
+        reply = reply_of(ask(train, {**QUICK, "ipc": 2, "parametrization": name}), train)
+        (part,) = reply.synthetic.parts
+        assert part.parametrization == PARAMETRIZATIONS[name]()
+        assert len(reply.synthetic) == 10 * part.parametrization.start_count(2)
+        assert sum(code.nbytes for code in part.codes.values()) <= 10 * 2 * 64
 
     def test_clients_that_hold_the_same_send_different_images(self, train: Data) -> None:
         first, second = (reply_of(ask(train, QUICK, node={"partition-id": k}), train) for k in (0, 1))
