@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -36,11 +35,12 @@ class Latents:
 
     .. math:: x_i = G(z_i), \quad z_i \in \mathbb{R}^d
 
-    G is linear from a latent to maps of 1 / 2**`upsamplings` of the resolution; each time they are enlarged, a 3x3
-    convolution follows. Latents take a quarter of the bytes, d = C H W / 8 / `per_image`, and the generator the rest,
-    up to 32 channels; both are in half precision. The generator is fitted to the start images together with their
-    latents, which begin as their principal components: seconds before the first step. Published are generators that
-    were trained on all of the data, or on others, and whose weights are not counted.
+    G is linear from a latent to maps of 1 / 2**`upsamplings` of the resolution, and a 3x3 convolution goes with each
+    enlargement by two: it follows a bilinear one, but the last computes the four pixels of each place. Latents take a
+    quarter of the bytes, d = C H W / 8 / `per_image`, and the generator the rest, up to 32 channels; both are in half
+    precision. The generator is fitted to the start images together with their latents, which begin as their principal
+    components: seconds before the first step. Published are generators that were trained on all of the data, or on
+    others, and whose weights are not counted.
 
     Args:
         per_image: Images in the bytes of a plain one.
@@ -107,7 +107,7 @@ class Latents:
         stem, flat = codes["stem"], codes["convolutions"]
         if self.frozen:
             stem, flat = stem.detach(), flat.detach()
-        widest = math.prod(stem.shape[1:]) * 4**self.upsamplings
+        widest = math.prod(stem.shape[1:]) * 4 ** (self.upsamplings - 1)
         return Batch(in_pieces(lambda latents: self._generate(latents, stem, flat), codes["latents"], widest), targets)
 
     def project(self, codes: Codes) -> None:
@@ -131,21 +131,20 @@ class Latents:
         width = stem.shape[1]
         maps = (latents @ stem[:-1].flatten(1)) / math.sqrt(len(stem)) + stem[-1].flatten()
         maps = maps.unflatten(1, stem.shape[1:])
-        channels = (len(flat) - (self.upsamplings - 1) * (9 * width + 1) * width) // (9 * width + 1)
-        kernels, biases = self._kernels(flat, width, channels)
-        for kernel, bias in zip(kernels, biases, strict=True):
+        rows = flat.view(-1, 9 * width + 1)  # a kernel and its bias for each map
+        *inner, last = rows.split([width] * (self.upsamplings - 1) + [len(rows) - width * (self.upsamplings - 1)])
+        for some in inner:
             maps = F.interpolate(F.leaky_relu(maps, 0.2), scale_factor=2, mode="bilinear", align_corners=False)
-            maps = F.conv2d(maps, kernel / math.sqrt(9 * width), bias, padding=1)
+            maps = self._convolved(maps, some)
+        maps = F.pixel_shuffle(self._convolved(F.leaky_relu(maps, 0.2), last), 2)
         return into_unit_range(0.5 + 0.5 * maps)
 
-    def _convolutions(self, width: int, channels: int) -> int:
-        return (self.upsamplings - 1) * (9 * width + 1) * width + (9 * width + 1) * channels
+    def _convolved(self, maps: Tensor, rows: Tensor) -> Tensor:
+        width = maps.shape[1]
+        return F.conv2d(maps, rows[:, :-1].reshape(-1, width, 3, 3) / math.sqrt(9 * width), rows[:, -1], padding=1)
 
-    def _kernels(self, flat: Tensor, width: int, channels: int) -> tuple[list[Tensor], list[Tensor]]:
-        outputs = [width] * (self.upsamplings - 1) + [channels]
-        ends = [0, *torch.tensor([(9 * width + 1) * n for n in outputs]).cumsum(0).tolist()]
-        rows = [flat[a:b].view(n, 9 * width + 1) for (a, b), n in zip(pairwise(ends), outputs, strict=True)]
-        return [row[:, :-1].reshape(-1, width, 3, 3) for row in rows], [row[:, -1] for row in rows]
+    def _convolutions(self, width: int, channels: int) -> int:
+        return (width * (self.upsamplings - 1) + 4 * channels) * (9 * width + 1)
 
     def _fit(self, codes: Codes, wanted: Tensor, rows: list[Tensor]) -> None:
         """Adam on the squared error of the images, in place."""
