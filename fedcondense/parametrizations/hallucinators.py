@@ -44,7 +44,7 @@ class Hallucinators:
     Args:
         count: Hallucinators; 5 as published.
         bases: Bases in the bytes of a plain image.
-        downsample: Pixels of the image along a side of a base's pixel; 1 would be as published, 2 leaves room.
+        downsample: Pixels of the image along a side of a base's pixel, 2 or more; 1 as published, on top of the bytes.
         channels: Most channels of a hallucinator.
     """
 

@@ -64,8 +64,10 @@ def test_hallucinators_start_apart() -> None:
 @pytest.mark.parametrize(
     ("kind", "count", "size"),
     [
-        (Hallucinators(), 1200, 201),  # 4 channels of 5x5: 4 * (10 + 2 * 25) + 37, not above 19600 / 8
-        (Hallucinators(5), 150, 105),
+        (Hallucinators(), 1200, 1641),  # 4 channels, a scale and shift for each of 14x14: 73 + 8 * 14**2, the largest
+        (Hallucinators(), 120, 201),  # 73 + 8 * 4**2, of 1960 bytes / 8
+        (Hallucinators(5), 150, 145),  # 73 + 8 * 3**2, of 1960 bytes / 10
+        (Hallucinators(channels=9), 1200, 2341),  # 163 + 18 * 11**2, of 19600 bytes / 8
     ],
 )
 def test_bytes_that_bases_leave_are_spent_on_hallucinators(kind: Hallucinators, count: int, size: int) -> None:
@@ -75,6 +77,7 @@ def test_bytes_that_bases_leave_are_spent_on_hallucinators(kind: Hallucinators, 
     left = number // 3 * 784 - number * 196
     sizes = [weights(s, 1) for s in kind._sizes((1, 14, 14))]
     chosen = shapes["hallucinators"][1]
+    assert chosen == size
     larger = [n for n in sizes if n > chosen]
     assert chosen * 2 * kind.count <= left
     assert not larger or larger[0] * 2 * kind.count > left
