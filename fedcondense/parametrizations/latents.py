@@ -40,7 +40,8 @@ class Latents:
     quarter of the bytes, d = C H W / 8 / `per_image`, and the generator the rest, up to 32 channels; both are in half
     precision. The generator is fitted to the start images together with their latents, which begin as their principal
     components: seconds before the first step. Published are generators that were trained on all of the data, or on
-    others, and whose weights are not counted.
+    others, and whose weights are not counted. Measured on Fashion-MNIST (`dm-ridge`, width 32, one seed): 77.0 percent
+    at 1 image per class after 300 steps, where pixels have 71.4, but 78.1 at 10 after 100, where pixels have 80.9.
 
     Args:
         per_image: Images in the bytes of a plain one.
