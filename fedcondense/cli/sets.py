@@ -139,6 +139,9 @@ def condense(
     prefixes: Annotated[
         bool, typer.Option("--prefixes", help="Let the first images of each class serve alone.")
     ] = False,
+    learn_labels: Annotated[
+        bool, typer.Option("--learn-labels", help="Learn soft labels with the images; their bytes are counted.")
+    ] = False,
     experts: Annotated[
         Path | None, typer.Option(help="Folder that keeps the experts of mtt and tesla, for later runs as well.")
     ] = None,
@@ -166,7 +169,7 @@ def condense(
     from fedcondense.checkpoints import Checkpoint
     from fedcondense.condensation import condense as condense_data
     from fedcondense.datasets import load_data
-    from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+    from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
     from fedcondense.selection import select
     from fedcondense.trajectories import kept_in
 
@@ -176,9 +179,11 @@ def condense(
     options = given(objective=objective, parametrization=parametrization, network=network, start=start, steps=steps)
     if prefixes:
         options["prefixes"] = True
+    named = look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
+    if learn_labels:
+        options["objective"] = with_learned_labels(named)
     if experts is not None:
-        method_of = look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
-        options["recipe"] = kept_in(experts, method_of.recipe)
+        options["recipe"] = kept_in(experts, named.recipe)
     if method is not None and options:
         raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
     device = pick_device(device)

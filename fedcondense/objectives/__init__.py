@@ -1,6 +1,9 @@
 """How real and synthetic data are compared, by name: settings with pure functions."""
 
+from dataclasses import fields, is_dataclass, replace
+
 from fedcondense.contract import Objective
+from fedcondense.errors import SettingError
 from fedcondense.objectives.characteristic import CharacteristicFunction
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
@@ -10,7 +13,7 @@ from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.objectives.unrolled import UnrolledTraining
 
-__all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES", "recorded"]
+__all__ = ["DEFAULT_OBJECTIVE", "OBJECTIVES", "recorded", "with_learned_labels"]
 
 OBJECTIVES: dict[str, Objective] = {
     "dm": DistributionMatching(),
@@ -33,6 +36,22 @@ OBJECTIVES: dict[str, Objective] = {
 DEFAULT_OBJECTIVE = "dm-ridge"
 
 _SHIPPED = dict(OBJECTIVES)
+
+
+def with_learned_labels(objective: Objective) -> Objective:
+    """Return an objective that learns targets with the images.
+
+    Raises:
+        SettingError: It is taken class by class, and so has hard labels alone.
+    """
+    if not _can_learn_labels(objective):
+        able = ", ".join(name for name, one in OBJECTIVES.items() if _can_learn_labels(one))
+        raise SettingError(f"{recorded(objective)} has hard labels alone; objectives that can learn them: {able}")
+    return replace(objective, learn_labels=True)  # type: ignore[type-var]
+
+
+def _can_learn_labels(objective: Objective) -> bool:
+    return is_dataclass(objective) and any(field.name == "learn_labels" for field in fields(objective))
 
 
 def recorded(objective: Objective) -> str:

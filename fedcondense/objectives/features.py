@@ -100,10 +100,12 @@ class Sum(FeatureObjective):
     Args:
         terms: Objectives; the first one's layer, real images and recipe hold for all.
         weights: A factor for each.
+        learn_labels: Learn the targets, too, through the terms that depend on them smoothly.
     """
 
     terms: tuple[FeatureObjective, ...]
     weights: tuple[float, ...]
+    learn_labels: bool = False
 
     separable: ClassVar[bool] = False
 

@@ -44,11 +44,13 @@ class RidgeRegression(FeatureObjective):
         per_class: Real images of a class that a draw keeps, 2 bytes a feature each.
         penalty: The ridge, as a share of the mean diagonal, for up to 100 synthetic images; for more it grows with
             their number to the power 1.5. Measured: 0.01 serves 100 images, and costs 4 points at 500.
+        learn_labels: Learn the targets, too.
     """
 
     layer: str = "embedding"
     per_class: int | None = 64
     penalty: float = 0.01
+    learn_labels: bool = False
 
     separable: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.02, source=partial(Pool, size=96))
@@ -77,7 +79,9 @@ class RidgeRegression(FeatureObjective):
         return error.mean() / 2
 
 
-def means_and_ridge(per_class: int | None = 64, ridge: float = 1.0, penalty: float = 0.01) -> Sum:
+def means_and_ridge(
+    per_class: int | None = 64, ridge: float = 1.0, penalty: float = 0.01, learn_labels: bool = False
+) -> Sum:
     """Return the default objective: relative distribution matching plus `ridge` times the regression, on the same rows.
 
     Means hold each class where it belongs for any number of classes at hand; the regression adds what separates them.
@@ -87,6 +91,7 @@ def means_and_ridge(per_class: int | None = 64, ridge: float = 1.0, penalty: flo
         per_class: Real images of a class that a draw sees.
         ridge: The regression's weight.
         penalty: The regression's ridge.
+        learn_labels: Learn the targets, too: two bytes a class and image more, which are counted.
     """
     means = DistributionMatching(per_class=per_class, relative=True)
-    return Sum((means, RidgeRegression(per_class=per_class, penalty=penalty)), (1.0, ridge))
+    return Sum((means, RidgeRegression(per_class=per_class, penalty=penalty)), (1.0, ridge), learn_labels)

@@ -48,6 +48,7 @@ class UnrolledTraining(Objective):
         batch: Synthetic images a step of them, drawn without replacement until all were seen.
         rate: Where the step sizes start.
         siamese: Augment each class in one way throughout a window, synthetic and real images alike.
+        learn_labels: Learn the targets, too.
     """
 
     per_class: int = 32
@@ -55,6 +56,7 @@ class UnrolledTraining(Objective):
     batch: int = 50
     rate: float = 0.02
     siamese: bool = True
+    learn_labels: bool = False
 
     separable: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = Recipe(steps=200, lr=0.02, source=partial(Trained, outer=20, epochs=5), clip_growth=2.0)

@@ -122,6 +122,13 @@ class TestCondense:
         told = ("condense", "digits", *QUICK, "--experts", tmp_path / "experts")
         assert "but the objective has none" in cli.refused(*told, "--output", tmp_path / "set.safetensors")
 
+    def test_labels_are_learned_where_the_objective_can(self, cli: Any, tmp_path: Path) -> None:
+        path = tmp_path / "set.safetensors"
+        cli.done("condense", "digits", *QUICK, "--learn-labels", "--output", path)
+        assert SyntheticSet.load(path).parts[0].targets.ndim == 2
+        told = ("condense", "digits", *QUICK, "--objective", "dm", "--learn-labels", "--overwrite")
+        assert "dm has hard labels alone" in cli.refused(*told, "--output", path)
+
     def test_prefixes_are_for_condensing_alone(self, cli: Any, tmp_path: Path) -> None:
         path = tmp_path / "set.safetensors"
         cli.done("condense", "digits", *QUICK, "--prefixes", "--output", path)

@@ -14,8 +14,9 @@ from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensation import Progress, condense
 from fedcondense.contract import Draw, Recipe, Synthetic
 from fedcondense.data import Data
+from fedcondense.errors import SettingError
 from fedcondense.networks import ConvNet
-from fedcondense.objectives import OBJECTIVES
+from fedcondense.objectives import OBJECTIVES, with_learned_labels
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]
@@ -114,6 +115,18 @@ class TestEveryObjective:
     def test_its_repr_is_its_recipe(self, name: str) -> None:
         assert " at 0x" not in repr(OBJECTIVES[name])
         assert isinstance(OBJECTIVES[name].recipe, Recipe)
+
+    def test_it_learns_labels_or_says_which_ones_can(self, name: str, step: MakeStep) -> None:
+        _, data, _ = step(real=(7, 3, 0, 12, 1))
+        if OBJECTIVES[name].separable:
+            with pytest.raises(SettingError, match=rf"{name} has hard labels alone; .* dm-ridge,.* frepo"):
+                with_learned_labels(OBJECTIVES[name])
+            return
+        made = condense(data, 2, with_learned_labels(OBJECTIVES[name]), network=TINY, steps=2)
+        (part,) = made.parts
+        assert part.targets.dtype == torch.float16
+        assert 0 < float(part.targets.float().amax(1).min()) < 1
+        torch.testing.assert_close(part.targets.float().sum(1), torch.ones(len(part.targets)), atol=2e-3, rtol=0)
 
     def test_condense_takes_it_by_name_and_resumes_bit_by_bit(
         self, name: str, step: MakeStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

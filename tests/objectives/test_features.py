@@ -108,8 +108,25 @@ class TestSum:
     def test_its_repr_is_the_recipe(self) -> None:
         assert repr(means_and_ridge(ridge=0.5)) == (
             "Sum(terms=(DistributionMatching(layer='embedding', per_class=64, relative=True), "
-            "RidgeRegression(layer='embedding', per_class=64, penalty=0.01)), weights=(1.0, 0.5))"
+            "RidgeRegression(layer='embedding', per_class=64, penalty=0.01, learn_labels=False)), weights=(1.0, 0.5), "
+            "learn_labels=False)"
         )
+
+    @pytest.mark.parametrize("at_once", [512, 3])
+    def test_learned_labels_have_the_slope_of_finite_differences(self, step: MakeStep, at_once: int) -> None:
+        """Through the class means and the regression, in one pass or two."""
+        draw, data, synthetic = step(soft=True, operations=())
+        both = means_and_ridge(learn_labels=True)
+        observed = data.observe(both, draw)
+        targets = synthetic.targets.clone().requires_grad_()
+        both.backward(draw, observed, Synthetic(synthetic.images, targets), at_once)
+        way = torch.randn(targets.shape, generator=torch.Generator().manual_seed(0))
+        losses = [
+            float(both.loss(draw, observed, Synthetic(synthetic.images, synthetic.targets + h * way)).detach())
+            for h in (1e-3, -1e-3)
+        ]
+        assert targets.grad is not None
+        assert float((targets.grad * way).sum()) == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=0.02)
 
 
 @pytest.mark.parametrize("objective", [DistributionMatching(), RidgeRegression(), means_and_ridge()])
