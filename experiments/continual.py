@@ -157,16 +157,14 @@ def is_adaptive(protocol: Protocol, memory: str) -> bool:
 
 def maker(protocol: Protocol, memory: str) -> Maker:
     """Return what makes a memory's sets: a selection by name, or ``OBJECTIVE [factor 2]``; ``half`` is a hybrid."""
-    name = memory.removeprefix("half ").removesuffix(", shrinking").removesuffix(", anchored")
+    name = memory.removeprefix("half ").removesuffix(", shrinking")
     if name in CONTROLS:
         return Selector(name)
     objective = name.removesuffix(" factor 2")
     stored_as = "pixels" if name == objective else "multi-formation"
     steps = protocol.steps.get(memory, STEPS[stored_as])
     recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
-    return Condenser(
-        objective, stored_as, network="convnet3-w16", recipe=recipe, anchored=memory.endswith(", anchored")
-    )
+    return Condenser(objective, stored_as, network="convnet3-w16", recipe=recipe)
 
 
 class Cached:
@@ -181,11 +179,6 @@ class Cached:
         return self.make.per_image
 
     @property
-    def anchored(self) -> bool:
-        """As the maker."""
-        return getattr(self.make, "anchored", False)
-
-    @property
     def update(self) -> str:
         """As the maker."""
         return str(getattr(self.make, "update", "recondense"))
@@ -193,16 +186,13 @@ class Cached:
     def __repr__(self) -> str:
         return repr(self.make)
 
-    def __call__(
-        self, data: fc.Data, ipc: int, seed: int, stored: torch.Tensor, **anchors: fc.SyntheticSet | None
-    ) -> fc.SyntheticSet:
+    def __call__(self, data: fc.Data, ipc: int, seed: int, stored: torch.Tensor) -> fc.SyntheticSet:
         """Return the set of before, or make it."""
-        beside = [hashlib.sha256(one.to_bytes()).hexdigest() for one in anchors.values() if one is not None]
-        told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, data.spec.operations, *beside)))
+        told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, data.spec.operations)))
         path = CACHE / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
         if not path.exists():
             began = time.process_time()
-            made = self.make(data, ipc, seed, stored, **anchors)
+            made = self.make(data, ipc, seed, stored)
             made.with_record(seconds=round(time.process_time() - began, 1)).save(path, overwrite=True)
         kept = fc.SyntheticSet.load(path)
         self.spent[-1] += kept.record.seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -15,17 +14,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.checkpoints import Checkpoint
-from fedcondense.contract import (
-    Batch,
-    Codes,
-    Draw,
-    Holder,
-    NetworkSource,
-    Objective,
-    Parametrization,
-    Recipe,
-    Synthetic,
-)
+from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
 from fedcondense.networks import NetworkMaker, build, default_network, describe
@@ -66,7 +55,6 @@ def condense(
     source: NetworkSource | None = None,
     limit: float = 1.0,
     prefixes: bool = False,
-    anchors: SyntheticSet | None = None,
     device: torch.device | str | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -94,9 +82,6 @@ def condense(
         prefixes: Let every prefix of a class's images serve by itself, for memories that shrink
             (`SyntheticSet.restrict`): every other step matches the first images of each class alone, of a number drawn
             by chance. It costs accuracy of the whole set.
-        anchors: A set that is there already and stays as it is, of other classes mostly: the objective sees its images
-            beside those that are made, which so learn to be told apart from them. A step costs as much more as there
-            are more images.
         device: Where to run; None: where the data are.
         checkpoint: Where to keep the state, and whether to go on from it.
         progress: Called about twice a second.
@@ -120,7 +105,6 @@ def condense(
         source=source,
         limit=limit,
         prefixes=prefixes,
-        anchors=anchors,
         device=device,
     )
     if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
@@ -166,7 +150,6 @@ def prepare(
     source: NetworkSource | None = None,
     limit: float = 1.0,
     prefixes: bool = False,
-    anchors: SyntheticSet | None = None,
     device: torch.device | str | None = None,
 ) -> Loop:
     """Check the arguments of `condense`, draw the start, and return the loop before its first step."""
@@ -182,12 +165,6 @@ def prepare(
         raise SettingError(f"{recipe.steps} steps; give 0 or more")
     network = network or default_network(spec.shape)
     stored = images_per_class(data, ipc, limit)
-    record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
-    codes, targets = _start(data, parametrization, begin, stored, stream(seed, "start"))
-    beside = None
-    if anchors is not None:
-        data, beside = _with_anchors(data, anchors)
-    spec = data.spec
     make = partial(_build, network, spec)
     make(0)  # refuse a network that does not fit before anything is computed
     if objective.learn_labels and objective.separable:
@@ -196,6 +173,7 @@ def prepare(
         )
     operations = spec.operations if objective.siamese else ()
     source = source or recipe.source(make, operations, len(spec.classes))
+    codes, targets = _start(data, parametrization, begin, stored, stream(seed, "start"))
     codes = {name: code.requires_grad_() for name, code in codes.items()}
     targets.requires_grad_(objective.learn_labels)
     extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
@@ -204,7 +182,6 @@ def prepare(
         "ipc": ipc,
         "limit": limit,
         "prefixes": prefixes,
-        "anchors": None if anchors is None else hashlib.sha256(anchors.to_bytes()).hexdigest()[:16],
         "objective": repr(objective),
         "parametrization": repr(parametrization),
         "network": describe(network),
@@ -213,6 +190,7 @@ def prepare(
         "recipe": repr(replace(recipe, source=type(source))),
         "source": _settings(source),
     }
+    record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
     draws = stream(seed, "draws")
@@ -230,7 +208,6 @@ def prepare(
         source,
         draws,
         prefixes,
-        beside,
     )
 
 
@@ -272,7 +249,6 @@ class Loop:
     source: NetworkSource
     draws: torch.Generator
     prefixes: bool = False
-    anchors: Batch | None = None  # normalised images that stay, and targets over the classes of the holder
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
@@ -283,13 +259,9 @@ class Loop:
         spec = self.holder.spec
         with torch.autocast(self.targets.device.type, enabled=False):  # the same codes, the same images
             decoded = self.parametrization.decode(self.codes, self.targets)
-        images, targets = spec.normalise(decoded.images.detach()), decoded.targets.detach()
-        made, columns = targets.shape
-        if self.anchors is not None:
-            images = torch.cat([images, self.anchors.images])
-            more = torch.nn.functional.pad(targets, (0, self.anchors.targets.shape[1] - columns))
-            targets = torch.cat([more, self.anchors.targets])
-        leaves = Synthetic(images.requires_grad_(), targets.requires_grad_(self.objective.learn_labels), self.extras)
+        images = spec.normalise(decoded.images.detach()).requires_grad_()
+        targets = decoded.targets.detach().requires_grad_(self.objective.learn_labels)
+        leaves = Synthetic(images, targets, self.extras)
         draw = self.source.draw(self.draws, leaves, self.holder.data)
         observed = self._observe(draw)
         self.optimizer.zero_grad(set_to_none=True)
@@ -299,12 +271,11 @@ class Loop:
             loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
         if images.grad is not None:
             std = images.new_tensor(spec.std).view(1, -1, 1, 1)
-            decoded.images.backward(images.grad[:made] / std, retain_graph=targets.grad is not None)
+            decoded.images.backward(images.grad / std, retain_graph=targets.grad is not None)
         if targets.grad is not None:
             # less its mean under the targets: zero where moving probability gains nothing, at any optimizer's scale
-            gradient = targets.grad[:made, :columns]
-            mean = (decoded.targets.detach() * gradient).sum(1, keepdim=True)
-            decoded.targets.backward(gradient - mean)
+            mean = (targets.detach() * targets.grad).sum(1, keepdim=True)
+            decoded.targets.backward(targets.grad - mean)
         fall = (1 + math.cos(math.pi * self.done / max(1, self.recipe.steps))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * (self.recipe.decay + (1 - self.recipe.decay) * fall)
@@ -429,17 +400,6 @@ def _start(
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
     with torch.autocast(data.device.type, enabled=False):  # the same start at any precision
         return parametrization.encode(start(data, counts, generator), targets)
-
-
-def _with_anchors(data: Data, anchors: SyntheticSet) -> tuple[Data, Batch]:
-    """Return the data with the anchors' classes after their own, and the anchors as the objective sees them."""
-    if anchors.shape != data.spec.shape:
-        raise SettingError(f"anchors of {anchors.shape}, but images of {data.spec.shape}; give anchors of that shape")
-    classes = tuple(dict.fromkeys([*data.spec.classes, *anchors.classes]))
-    images, targets = anchors.pixels(data.device)
-    wide = targets.new_zeros(len(targets), len(classes))
-    wide[:, [classes.index(name) for name in anchors.classes]] = targets
-    return Data(data.images, data.labels, replace(data.spec, classes=classes)), Batch(data.spec.normalise(images), wide)
 
 
 def _optimizer(

@@ -69,7 +69,6 @@ class Condenser:
         start: A name in `STARTS`; None: the recipe's.
         precision: ``"bfloat16"``, ``"float16"`` or ``"float32"`` for features; None: as the caller's autocast says.
         device: Where to condense; None: where the images are, in a memory those that were added last.
-        anchored: Whether a memory shows what it holds of other groups, as the anchors of `condense`.
         progress: As in `condense`.
     """
 
@@ -81,7 +80,6 @@ class Condenser:
     start: str | None = None
     precision: str | None = None
     device: str | None = None
-    anchored: bool = False
     progress: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,9 +96,7 @@ class Condenser:
         """Whether images of its sets share codes."""
         return self._made_by().shared
 
-    def __call__(
-        self, data: Data, ipc: int, seed: int, stored: Tensor, anchors: SyntheticSet | None = None
-    ) -> SyntheticSet:
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Condense; what is stored is the start of its classes, since a sample of a few images would lose much."""
         objective = (
             look_up("objective", self.objective, OBJECTIVES) if isinstance(self.objective, str) else self.objective
@@ -120,7 +116,6 @@ class Condenser:
                 steps=self.steps,
                 start=stored_or(look_up("start", start, STARTS), stored),
                 recipe=self.recipe,
-                anchors=anchors,
                 device=device,
                 progress=self.progress,
             )
@@ -455,11 +450,7 @@ class Memory:
             counts.append((self.seen.get(name, 0) if name in old else 0) + (0 if new is None else len(new)))
         spec = replace(self.spec, classes=tuple(names))
         data = Data(torch.cat(images), torch.tensor(labels), spec).to(self.device)
-        told: dict[str, Any] = {}
-        if getattr(self.make, "anchored", False):
-            rest = {name: kept for name, kept in _by_class(_join([*self.sets, self.real])).items() if name not in names}
-            told["anchors"] = self._plain(rest, _REAL)
-        made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored), **told)
+        made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
         return made.with_record(counts=tuple(counts))
 
     def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:

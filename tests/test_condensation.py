@@ -204,56 +204,6 @@ class TestPrefixes:
             condense(toy(), 2, network=TINY, steps=2, checkpoint=replace(checkpoint, resume=True))
 
 
-class TestAnchors:
-    def others(self, shape: tuple[int, int, int] = (1, 8, 8)) -> SyntheticSet:
-        """Return two images of class d, which the data lack."""
-        made = condense(toy((0, 0, 0, 6), shape), 2, network=TINY, steps=0).restrict(["d"])
-        assert made is not None
-        return made
-
-    @pytest.mark.parametrize("parametrization", ["pixels", "multi-formation"])
-    def test_a_step_is_that_of_the_whole_set_in_the_images_that_are_made(self, parametrization: str) -> None:
-        """By hand: the loss of both together, in the leaves of the new ones; the anchors' gradient goes nowhere."""
-        anchors, data = self.others(), toy()
-        loop = prepare(data, 2, "dm-ridge", parametrization, network=TINY, anchors=anchors)
-        before = loop.codes["images"].detach().clone().requires_grad_()
-        loop.step()
-        wide = Data(data.images, data.labels, replace(data.spec, classes=("a", "b", "c", "d")))
-        decoded = loop.parametrization.decode({"images": before}, loop.targets)
-        images = torch.cat([data.spec.normalise(decoded.images), data.spec.normalise(anchors.pixels().images)])
-        targets = torch.zeros(len(images), 4)
-        targets[: len(decoded.targets), :3], targets[len(decoded.targets) :, 3] = decoded.targets, 1
-        assert isinstance(loop.source, Pool)
-        (draw,) = loop.source._entries.values()
-        objective = OBJECTIVES["dm-ridge"]
-        loss = objective.loss(draw, wide.observe(objective, draw), Synthetic(images, targets))
-        (expected,) = torch.autograd.grad(loss, before)
-        found = loop.codes["images"].grad
-        assert found is not None
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-
-    def test_the_set_is_of_the_new_classes_and_differs_from_one_without(self) -> None:
-        made = condense(toy(), 2, network=TINY, steps=2, anchors=self.others())
-        alone = condense(toy(), 2, network=TINY, steps=2)
-        assert made.classes == alone.classes == ("a", "b", "c")
-        assert made.nbytes == alone.nbytes
-        assert not torch.equal(made.pixels().images, alone.pixels().images)
-
-    def test_learned_labels_are_over_the_new_classes(self) -> None:
-        made = condense(toy(), 2, "frepo", network=TINY, steps=2, anchors=self.others())
-        assert made.pixels().targets.shape == (6, 3)
-
-    def test_anchors_of_another_shape_are_refused(self) -> None:
-        with pytest.raises(SettingError, match=r"anchors of \(3, 8, 8\), but images of \(1, 8, 8\)"):
-            condense(toy(), 2, network=TINY, anchors=self.others((3, 8, 8)))
-
-    def test_a_resumed_run_needs_the_same_anchors(self, tmp_path: Path) -> None:
-        checkpoint = Checkpoint(tmp_path / "run", every_s=0)
-        condense(toy(), 2, network=TINY, steps=2, anchors=self.others(), checkpoint=checkpoint)
-        with pytest.raises(ResumeError, match=r"anchors was '[0-9a-f]{16}', is None"):
-            condense(toy(), 2, network=TINY, steps=2, checkpoint=replace(checkpoint, resume=True))
-
-
 class TestSeeds:
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_equal_seeds_give_equal_bytes_whatever_the_global_state(self, objective: str) -> None:
