@@ -68,6 +68,7 @@ class Condenser:
         recipe: Optimizer, step size, schedule; None: the objective's own.
         start: A name in `STARTS`; None: the recipe's.
         precision: ``"bfloat16"``, ``"float16"`` or ``"float32"`` for features; None: as the caller's autocast says.
+        prefixes: As in `condense`: for a memory whose `update` is ``"reservoir"``, which shrinks by leaving out the last.
         device: Where to condense; None: where the images are, in a memory those that were added last.
         progress: As in `condense`.
     """
@@ -79,6 +80,7 @@ class Condenser:
     recipe: Recipe | None = None
     start: str | None = None
     precision: str | None = None
+    prefixes: bool = False
     device: str | None = None
     progress: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
@@ -116,6 +118,7 @@ class Condenser:
                 steps=self.steps,
                 start=stored_or(look_up("start", start, STARTS), stored),
                 recipe=self.recipe,
+                prefixes=self.prefixes,
                 device=device,
                 progress=self.progress,
             )

@@ -17,6 +17,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from fedcondense.condensation import condense
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.datasets import load_data
@@ -392,6 +393,16 @@ class Softener:
 
 
 class TestMakers:
+    def test_a_condenser_that_is_told_so_makes_prefixes_that_serve(self, piece: Callable[..., Data]) -> None:
+        data = piece(0, 1)
+        told: dict[str, Any] = {"network": "convnet2-w32", "steps": 4}
+        made = Condenser("dm-ridge", "pixels", **told, prefixes=True)(
+            data, 3, 5, torch.zeros(len(data), dtype=torch.bool)
+        )
+        expected = condense(data, 3, "dm-ridge", **told, prefixes=True, seed=5)
+        assert torch.equal(made.pixels().images, expected.pixels().images)
+        assert not torch.equal(made.pixels().images, condense(data, 3, "dm-ridge", **told, seed=5).pixels().images)
+
     @pytest.mark.parametrize("objective", OBJECTIVES)
     @pytest.mark.parametrize("update", ["recondense", "append"])
     def test_every_objective_fills_a_memory_by_name(
@@ -407,11 +418,41 @@ class TestMakers:
     @pytest.mark.parametrize("name", PARAMETRIZATIONS)
     def test_every_parametrization_fills_a_memory_by_name(self, name: str, piece: Callable[..., Data]) -> None:
         make = Condenser("dm", name, network=tiny, steps=1)
-        memory = Memory(8, make)
+        memory = Memory(24, make)
         memory.add(piece(0, 1))
         memory.add(piece(2, 3))
-        assert memory.image_bytes <= 8 * 64
-        assert replayed(memory) == dict.fromkeys("0123", 2 * make.per_image)
+        assert memory.image_bytes <= 24 * 64
+        assert replayed(memory) == dict.fromkeys("0123", 6 * make.per_image)
+        again = Memory(24, make)
+        again.from_bytes(memory.to_bytes())
+        assert again.to_bytes() == memory.to_bytes()
+
+    @pytest.mark.parametrize("name", PARAMETRIZATIONS)
+    def test_a_group_that_takes_no_more_than_its_share_is_left_alone(
+        self, name: str, piece: Callable[..., Data]
+    ) -> None:
+        """Whatever a stored image decodes to: the budget is counted in plain images."""
+        memory = Memory(48, Condenser("dm", name, network=tiny, steps=1), groups=4)
+        memory.add(piece(0, 1))
+        (first,) = memory.sets
+        memory.add(piece(2, 3))
+        assert memory.sets[0] is first
+        memory.resize(24)
+        assert memory.sets[0] is not first
+        assert memory.image_bytes <= 24 * 64
+
+    def test_sets_of_shared_codes_are_not_left_in_part(self, piece: Callable[..., Data]) -> None:
+        make = Condenser("dm", "bases", network=tiny, steps=1)
+        for update in ("reservoir", "append"):
+            reason = (
+                f"update '{update}' leaves out stored images, but those of Condenser.*'bases'.* share codes: choose "
+            )
+            with pytest.raises(SettingError, match=reason):
+                Memory(24, make, update=update)
+        memory = Memory(24, make, update="append", groups=2)
+        memory.add(piece(0, 1))
+        with unchanged(memory), pytest.raises(SettingError, match="dm: shared codes or soft labels; condense again"):
+            memory.resize(12)
 
     def test_a_new_objective_of_a_few_lines_fills_a_memory(self, piece: Callable[..., Data]) -> None:
         memory = Memory(8, Condenser(Means(), network=tiny))
