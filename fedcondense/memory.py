@@ -68,7 +68,7 @@ class Condenser:
         recipe: Optimizer, step size, schedule; None: the objective's own.
         start: A name in `STARTS`; None: the recipe's.
         precision: ``"bfloat16"``, ``"float16"`` or ``"float32"`` for features; None: as the caller's autocast says.
-        prefixes: As in `condense`: for a memory whose `update` is ``"reservoir"``, which shrinks by leaving out the last.
+        prefixes: As in `condense`: for a memory whose `update` is ``"reservoir"``, which shrinks by leaving images out.
         device: Where to condense; None: where the images are, in a memory those that were added last.
         progress: As in `condense`.
     """

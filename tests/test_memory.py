@@ -395,7 +395,7 @@ class Softener:
 class TestMakers:
     def test_a_condenser_that_is_told_so_makes_prefixes_that_serve(self, piece: Callable[..., Data]) -> None:
         data = piece(0, 1)
-        told: dict[str, Any] = {"network": "convnet2-w32", "steps": 4}
+        told: dict[str, Any] = {"network": "convnet2-w32", "steps": 10}
         made = Condenser("dm-ridge", "pixels", **told, prefixes=True)(
             data, 3, 5, torch.zeros(len(data), dtype=torch.bool)
         )
