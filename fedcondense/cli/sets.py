@@ -47,7 +47,8 @@ SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
 Ipc = Annotated[int, typer.Option(help="Images per class whose bytes the set may take.")]
 _OBJECTIVES = "dm-ridge (default), ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
 Objective = Annotated[str | None, typer.Option(help=f"{_OBJECTIVES}, or a plugin's.")]
-Parametrization = Annotated[str | None, typer.Option(help="pixels (default) or multi-formation: four images in one.")]
+_STORED = "pixels (default), multi-formation (four images in one), multi-formation-4, bases, hallucinators or latents"
+Parametrization = Annotated[str | None, typer.Option(help=f"{_STORED}.")]
 Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")]
 Steps = Annotated[int | None, typer.Option(help="Optimisation steps; default: the objective's.")]
 Seed = Annotated[int, typer.Option(help="All that is random follows from it.")]
@@ -131,7 +132,7 @@ def condense(
     objective: Objective = None,
     parametrization: Parametrization = None,
     method: Annotated[
-        str | None, typer.Option(help="Select instead: random, herding, k-means or half-resolution.")
+        str | None, typer.Option(help="Select instead: random, herding, k-center, k-means or half-resolution.")
     ] = None,
     network: Network = None,
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (shows records).")] = None,

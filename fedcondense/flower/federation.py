@@ -44,6 +44,7 @@ _SELECTIONS = {
     "random-real": "random",
     "half-resolution-real": "half-resolution",
     "herding": "herding",
+    "k-center": "k-center",
     "k-means": "k-means",
 }
 _MAX_CAPS = ClientCaps(
