@@ -6,8 +6,8 @@
 
 ConvNet-3 width 32, features in bfloat16 (autocast) for every row, one thread. Three sets a row (seeds 0 to 2), one
 network each, 400 steps, last step, all test images. Distilled sets start from class Gaussians and hold no real image.
-Steps are chosen so that a set takes about a minute of one CPU core (`cpu_condense_s` says what it took on a shared
-machine).
+Steps are chosen so that a set takes about a minute of one CPU core, and two where the row names its steps
+(`cpu_condense_s` says what it took on a shared machine).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ DSA = GradientMatching(per_class=64)  # a quarter of the published real images: 
 STEPS = {  # by objective, parametrization and images per class
     ("dm-ridge", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
+    ("dm-ridge, 600 steps", "multi-formation"): {10: 600},
     ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dsa", "pixels"): {1: 300, 10: 300},
 }
@@ -49,7 +50,7 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int) -> Callable[[
             synthetic = fc.select(train, ipc, method, seed=seed)
         else:
             steps = STEPS[method, storage][ipc]
-            objective = DSA if method == "dsa" else fc.OBJECTIVES[method]
+            objective = DSA if method == "dsa" else fc.OBJECTIVES[method.partition(",")[0]]
             recipe = replace(objective.recipe, steps=steps, lr=0.02)
             synthetic = fc.condense(train, ipc, objective, storage, network=NETWORK, seed=seed, recipe=recipe)
         cpu = time.process_time() - cpu
@@ -68,8 +69,10 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int) -> Callable[[
 def methods(data: str, ipc: int) -> list[tuple[str, str]]:
     controls = [(name, "pixels") for name in ("random", "herding", "k-means", "half-resolution")]
     distilled = [("dm", "pixels"), ("dm-ridge", "pixels")]
-    if data == "cifar10":
+    if data == "cifar10" or (data == "fashion-mnist" and ipc < 50):
         distilled.append(("dm-ridge", "multi-formation"))
+        if ipc == 10:
+            distilled.append(("dm-ridge, 600 steps", "multi-formation"))
     if ipc < 50:
         distilled.append(("dsa", "pixels"))
     return controls + distilled

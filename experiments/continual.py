@@ -68,6 +68,9 @@ CONTROLS = ("random", "herding", "k-means", "half-resolution")
 DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
 STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
 BEST = "dm-ridge factor 2"
+ALIKE = (
+    f"{BEST}, group norm"  # made on networks with the learner's norm, each class with its final share from the start
+)
 STEPS = {"pixels": 1200, "multi-formation": 600}
 BUDGETS = (50, 100, 200, 400, 800, 1600)
 
@@ -103,10 +106,16 @@ PROTOCOLS = {
             *both(BEST, "dm-ridge", "dm factor 2", "dm", "half-resolution", "random"),
             *gdumb("k-means", "herding"),
             *(("gdumb-stock", BEST), ("replay-stock", BEST), ("replay-stock", "dm")),
+            *both(ALIKE),
         ),
-        steps={"dm factor 2": 300},
+        steps={"dm factor 2": 300, ALIKE: 2000},
     ),
-    "full": Protocol("fashion-mnist", 100, rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"))),
+    "full": Protocol(
+        "fashion-mnist",
+        100,
+        rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE)),
+        steps={ALIKE: 1000},
+    ),
     "mnist": Protocol(
         "mnist",
         300,
@@ -117,8 +126,11 @@ PROTOCOLS = {
         "cifar10",
         200,
         updates=2000,
-        rows=(("gdumb-stock", "stock"), *gdumb(BEST, f"{BEST}, shrinking", "random", "k-means", "half-resolution")),
-        steps={f"{BEST}, shrinking": 200},
+        rows=(
+            ("gdumb-stock", "stock"),
+            *gdumb(BEST, ALIKE, f"{BEST}, shrinking", "random", "k-means", "half-resolution"),
+        ),
+        steps={f"{BEST}, shrinking": 200, ALIKE: 500},
         adaptive=False,
     ),
     **{f"budget {images}": budget(images) for images in BUDGETS},
@@ -151,20 +163,21 @@ PROTOCOLS = {
 
 def is_adaptive(protocol: Protocol, memory: str) -> bool:
     """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
-    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge")
+    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE)
     return protocol.stream != "classes" or shrinks or memory.endswith(", shrinking")
 
 
 def maker(protocol: Protocol, memory: str) -> Maker:
     """Return what makes a memory's sets: a selection by name, or ``OBJECTIVE [factor 2]``; ``half`` is a hybrid."""
-    name = memory.removeprefix("half ").removesuffix(", shrinking")
+    name = memory.removeprefix("half ").partition(",")[0]
     if name in CONTROLS:
         return Selector(name)
     objective = name.removesuffix(" factor 2")
     stored_as = "pixels" if name == objective else "multi-formation"
     steps = protocol.steps.get(memory, STEPS[stored_as])
     recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
-    return Condenser(objective, stored_as, network="convnet3-w16", recipe=recipe)
+    network = f"convnet3-w{protocol.width}-group" if memory == ALIKE else "convnet3-w16"
+    return Condenser(objective, stored_as, network=network, recipe=recipe)
 
 
 class Cached:
