@@ -68,9 +68,7 @@ CONTROLS = ("random", "herding", "k-means", "half-resolution")
 DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
 STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
 BEST = "dm-ridge factor 2"
-ALIKE = (
-    f"{BEST}, group norm"  # made on networks with the learner's norm, each class with its final share from the start
-)
+ALIKE = f"{BEST}, group norm"  # made on networks with the learner's norm and width; final shares from the start
 STEPS = {"pixels": 1200, "multi-formation": 600}
 BUDGETS = (50, 100, 200, 400, 800, 1600)
 
