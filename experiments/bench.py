@@ -15,6 +15,7 @@ what the process held before, each in a process of its own (Linux).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -166,6 +167,7 @@ def memory(name: str, *settings: str) -> None:
     else:
         told = {"window": int(settings[0]), "gradient": settings[1]} if settings else {}
         step = warm(name, train, **told).step
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the warm steps freed would serve these two unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
     before = resident("VmRSS")
     step()

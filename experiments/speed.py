@@ -11,6 +11,7 @@ naive median to ours, with their range over interleaved repeats. Writes results/
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -164,6 +165,7 @@ def peak_memory(kind: str, name: str) -> Callable[[], dict[str, Any]]:
 def memory(kind: str, name: str) -> None:
     train, _ = fc.load_data("fashion-mnist")
     step = variants(train)[kind][name]
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before would serve these two unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = resident("VmRSS")
     step()
