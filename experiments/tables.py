@@ -7,6 +7,7 @@ python experiments/tables.py --check     # change nothing, fail if a table is no
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 import statistics
 import sys
@@ -117,6 +118,59 @@ def budgets() -> str:
     return "\n".join(lines)
 
 
+def objectives() -> str:
+    """Return every objective's accuracy at a budget of CPU seconds, from the tables that `fedcondense sweep` wrote."""
+    lines = [
+        "| data | images per class | row | accuracy | CPU s a set | steps | sets | warnings |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("objectives-*.csv")):
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["accuracy"]]
+        for row in sorted(rows, key=lambda row: (int(row["ipc"]), -float(row["accuracy"]))):
+            spread = f" ± {float(row['accuracy_std']):.1f}" if row["accuracy_std"] else ""
+            accuracy = f"{float(row['accuracy']):.1f}{spread}"
+            spent = f"{float(row['cpu_seconds']):.0f} | {row['steps']} | {row['sets']}"
+            warnings = "no better than random" if "random" in row["warnings"] else ""
+            lines.append(f"| {row['data']} | {row['ipc']} | {row['objective']} | {accuracy} | {spent} | {warnings} |")
+    return "\n".join(lines)
+
+
+def bench() -> str:
+    """Return each objective's step, beside the naive loop where there is one."""
+    results = read(RESULTS / "bench.json")
+    rows = results.get("steps", {}).get("rows", {})
+    lines = [
+        "| objective | steps a second | GFLOP a step | of the convolution peak | MB | naive / ours | naive MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        ratio = " / ".join(map(str, row["naive / ours"])) if "naive / ours" in row else ""
+        memory, naive = (results.get(f"memory {kind}{name}", {}).get("MB", "") for kind in ("", "naive "))
+        share = f"{100 * row['share_of_peak']:.0f} %"
+        lines.append(
+            f"| `{name}` | {row['iterations_per_s']} | {row['gflop']} | {share} | {memory} | {ratio} | {naive} |"
+        )
+    return "\n".join(lines)
+
+
+def windows() -> str:
+    """Return what an N-step match takes by each way of finding its gradient, and how close the direct part is."""
+    results = read(RESULTS / "bench.json")
+    lines = [
+        "| inner steps | unrolled: MB, s | recomputed: MB, s | direct: MB, s | cosine to the whole | norm ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key in sorted(key for key in results if key.startswith("window")):
+        cell = results[key]
+        spent = [f"{cell[m]['MB']:.0f}, {cell[m]['seconds']:.2f}" for m in ("unroll", "recompute", "direct")]
+        direct = cell["direct"]
+        lines.append(
+            f"| {int(key.split()[1])} | {' | '.join(spent)} | {direct['cosine']:.4f} | {direct['norm_ratio']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "federated": federated.table,
     "federated short": federated_short,
@@ -125,6 +179,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "deployed": deployed.table,
     "continual short": continual_short,
     "budgets": budgets,
+    "objectives": objectives,
+    "bench": bench,
+    "windows": windows,
     **{f"continual {name}": lambda name=name: continual.table(name) for name in continual.PROTOCOLS},  # type: ignore[misc]
 }
 _PLACE = re.compile(r"<!-- table (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
