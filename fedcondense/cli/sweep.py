@@ -183,14 +183,15 @@ def architectures(
     common: Sweeping,
 ) -> None:
     """Condense with some networks and test with others; by default with --network in all its norms."""
-    from fedcondense.networks import NETWORKS
+    from fedcondense.networks import NETWORKS, named
     from fedcondense.sweeps import figures, grids, tables
 
     base = _base(name, common, objective, parametrization=parametrization, ipc=ipc)
     network = base.making.network
     variants = ",".join(other for other in NETWORKS if f"{other}-".startswith(f"{network}-"))
-    makers = _names("network", made_with or variants, NETWORKS)
-    testers = _names("network", tested_with or variants, NETWORKS)
+    makers, testers = ([*dict.fromkeys(_split(text or variants))] for text in (made_with, tested_with))
+    for other in (*makers, *testers):
+        named(other)
     base = replace(base, measuring=replace(base.measuring, test_networks=tuple(testers)))
     lines = grids.architectures(base, makers, _controls(common, "random"), common.sets)
     _finish(lines, common, figures.by_network, head=tables.matrix)
@@ -242,7 +243,7 @@ def _base(
 ) -> Cell:
     """Check what the options name, and return a cell from which a grid makes the others."""
     from fedcondense.errors import look_up
-    from fedcondense.networks import NETWORKS, default_network
+    from fedcondense.networks import default_network, named
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sweeps.cells import data_of
@@ -251,7 +252,7 @@ def _base(
 
     train, test = data_of(name, _place(common))
     network = common.network or default_network(train.spec.shape)
-    look_up("network", network, NETWORKS)
+    named(network)
     look_up("parametrization", parametrization, PARAMETRIZATIONS)
     look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
     tuning = Tuning(steps=common.steps, recipe=common.recipe.value, budget=common.budget)

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedcondense.condensation import Progress
 from fedcondense.data import Data
-from fedcondense.errors import OutputError, ResumeError, SettingError, look_up, unknown
+from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, make_client_app
@@ -31,7 +31,7 @@ from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
-from fedcondense.networks import NETWORKS, default_network
+from fedcondense.networks import NETWORKS, default_network, named
 from fedcondense.synthetic import SyntheticSet, write_file
 from fedcondense.training import Fit
 
@@ -103,7 +103,7 @@ def federate(
         ResumeError: `output` holds the result of other settings.
     """
     network = network or default_network(train.spec.shape)
-    look_up("network", network, NETWORKS)
+    named(network)
     for name in rows:
         if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))

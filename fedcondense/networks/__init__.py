@@ -14,7 +14,18 @@ from fedcondense.networks.architectures import alexnet, lenet, mlp, mobilenet_v3
 from fedcondense.networks.convnet import NORMS, ConvNet, Shape, pool2
 from fedcondense.networks.headed import Headed
 
-__all__ = ["NETWORKS", "NORMS", "ConvNet", "Headed", "NetworkMaker", "build", "default_network", "describe", "pool2"]
+__all__ = [
+    "NETWORKS",
+    "NORMS",
+    "ConvNet",
+    "Headed",
+    "NetworkMaker",
+    "build",
+    "default_network",
+    "describe",
+    "named",
+    "pool2",
+]
 
 NetworkMaker = Callable[[Shape, int], nn.Module]
 
@@ -62,9 +73,7 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
     Raises:
         SettingError: No network has this name, or it cannot take images of this size.
     """
-    if isinstance(network, str) and network not in NETWORKS:
-        raise SettingError(_unknown(network))
-    make = NETWORKS[network] if isinstance(network, str) else network
+    make = named(network) if isinstance(network, str) else network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make(shape, classes)
@@ -72,13 +81,14 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
     return Headed(module) if features is None or isinstance(features, nn.Module) else module  # torchvision's are layers
 
 
-def describe(network: str | NetworkMaker) -> str:
-    """Return a network's name for a record."""
-    return network if isinstance(network, str) else getattr(network, "__name__", None) or repr(network)
+def named(name: str) -> NetworkMaker:
+    """Return the network of a name.
 
-
-def _unknown(name: str) -> str:
-    """Say which name is close and which there are; the ConvNets by their scheme, since they are many."""
+    Raises:
+        SettingError: There is none; the message says the ConvNets by their scheme, since they are many.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
     close = difflib.get_close_matches(name, NETWORKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     norms = ", ".join(f"-{norm}" for norm in NORMS if norm != "instance")
@@ -86,4 +96,9 @@ def _unknown(name: str) -> str:
         f"convnetD-wW of depth D 1 to {max(DEPTHS)} and width W {', '.join(map(str, WIDTHS))}, then perhaps {norms}"
     )
     others = ", ".join(sorted(set(NETWORKS) - set(CONVNETS)))
-    return f"no network is called {name!r}; {hint}all of them: {scheme}; {others}"
+    raise SettingError(f"no network is called {name!r}; {hint}all of them: {scheme}; {others}")
+
+
+def describe(network: str | NetworkMaker) -> str:
+    """Return a network's name for a record."""
+    return network if isinstance(network, str) else getattr(network, "__name__", None) or repr(network)
