@@ -164,10 +164,10 @@ def curve(axes: Any) -> None:
     """Draw accuracy against bytes at Dirichlet 0.1 on matplotlib axes."""
     results = read(PATH)
     rows = (
-        ("one-shot dm-ridge", "pixels", "distilled, one round", "C0"),
-        ("one-shot dm-ridge", "multi-formation", "distilled into factor 2, one round", "C3"),
-        ("random-real", "", "random real images, one round", "C1"),
-        ("half-resolution-real", "", "half-resolution real images, one round", "C2"),
+        ("one-shot dm-ridge", "pixels", "distilled", "C0"),
+        ("one-shot dm-ridge", "multi-formation", "distilled, factor 2", "C3"),
+        ("random-real", "", "random real images", "C1"),
+        ("half-resolution-real", "", "half-resolution real", "C2"),
     )
     for name, storage, label, colour in rows:
         found = [cell for ipc in IPC if (cell := summary(results, (0.1, ipc, name, storage)))]
@@ -175,12 +175,13 @@ def curve(axes: Any) -> None:
     for epochs, marker in ((1, "s"), (3, "D")):
         found = list(fedavg_rows(0.1, epochs).values())
         rounds = ", ".join(map(str, fedavg_rows(0.1, epochs)))
-        _line(axes, found, f"FedAvg, {rounds} rounds of {epochs} epoch(s)", color="C7", marker=marker)
+        longer = "" if epochs == 1 else f" of {epochs} epochs"
+        _line(axes, found, f"FedAvg, {rounds} rounds{longer}", color="C7", marker=marker)
     for name, marker in zip(STATISTICS, "^v*", strict=True):
         cell = summary(results, (0.1, 10, name, ""))
         _line(axes, [cell] if cell else [], name, color="C4", marker=marker, linestyle="")
     axes.set(xscale="log", xlabel="kB up a client (log)", ylabel="accuracy, %")
-    axes.set_title("Fashion-MNIST, 10 clients, label-wise Dirichlet 0.1", fontsize=11)
+    axes.set_title("Fashion-MNIST, 10 clients, Dirichlet 0.1: one round (FedAvg: more)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
