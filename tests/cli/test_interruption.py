@@ -17,7 +17,13 @@ import pytest
 from fedcondense.errors import OutputError
 from fedcondense.synthetic import SyntheticSet
 
-SCRIPT = [sys.executable, "-c", "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
+# a suite in the background of a shell is deaf to SIGINT, and so would be what it starts
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+SCRIPT = [
+    sys.executable,
+    "-c",
+    LISTENING + "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()",
+]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
 

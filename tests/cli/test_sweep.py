@@ -21,7 +21,13 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.sweeps import KEYS
 from fedcondense.synthetic import SyntheticSet
 
-SCRIPT = [sys.executable, "-c", "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
+# a suite in the background of a shell is deaf to SIGINT, and so would be what it starts
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+SCRIPT = [
+    sys.executable,
+    "-c",
+    LISTENING + "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()",
+]
 COMMANDS = ("table", "parametrizations", "architectures", "sensitivity", "scaling")
 NETWORK = "convnet1-w16"
 QUICK = ("--sets", "2", "--networks", "1", "--evaluation-steps", "3", "--network", NETWORK)
