@@ -84,17 +84,24 @@ def distribution_matching_loss(network: PlainConvNet, real: list[Tensor], synthe
     return loss
 
 
+def class_gradients(
+    network: PlainConvNet, weights: list[nn.Parameter], real: Tensor, synthetic: Tensor, label: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the gradients of one class in each weight: of its real images, and of its synthetic ones."""
+    gradients = []
+    for images, keep in ((real, False), (synthetic, True)):
+        labels = torch.full((len(images),), label)
+        entropy = F.cross_entropy(network(augment(images, seed + label)), labels)
+        gradients.append(torch.autograd.grad(entropy, weights, create_graph=keep))
+    return list(zip(*gradients, strict=True))
+
+
 def gradient_matching_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
     """Sum the row-wise cosine distances of gradients of all weights, a class after another."""
     parameters = list(network.parameters())
     loss = torch.zeros(())
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
-        gradients = []
-        for images, keep in ((x, False), (s, True)):
-            labels = torch.full((len(images),), c)
-            entropy = F.cross_entropy(network(augment(images, seed + c)), labels)
-            gradients.append(torch.autograd.grad(entropy, parameters, create_graph=keep))
-        for g, h in zip(*gradients, strict=True):
+        for g, h in class_gradients(network, parameters, x, s, c, seed):
             if g.ndim > 1:
                 a, b = g.flatten(1), h.flatten(1)
                 loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
@@ -131,11 +138,6 @@ def absolute_gradient_loss(network: PlainConvNet, real: list[Tensor], synthetic:
     weights = [p for p in network.parameters() if p.ndim == 4]
     loss = torch.zeros(())
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
-        gradients = []
-        for images, keep in ((x, False), (s, True)):
-            labels = torch.full((len(images),), c)
-            entropy = F.cross_entropy(network(augment(images, seed + c)), labels)
-            gradients.append(torch.autograd.grad(entropy, weights, create_graph=keep))
-        for g, h in zip(*gradients, strict=True):
+        for g, h in class_gradients(network, weights, x, s, c, seed):
             loss = loss + (g - h).square().sum()
     return loss

@@ -207,7 +207,7 @@ def prepare(
         optimizer,
         source,
         draws,
-        prefixes,
+        _places(parametrization, codes, targets, ipc) if prefixes else None,
     )
 
 
@@ -248,7 +248,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     source: NetworkSource
     draws: torch.Generator
-    prefixes: bool = False
+    places: Tensor | None = None  # (N,) on the CPU, of decoded images in their class, where prefixes are to serve
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
@@ -265,8 +265,8 @@ class Loop:
         draw = self.source.draw(self.draws, leaves, self.holder.data)
         observed = self._observe(draw)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.prefixes and self.done % 2:
-            loss = self._backward_prefix(draw, observed, leaves)
+        if self.places is not None and self.done % 2:
+            loss = self._backward_prefix(draw, observed, leaves, self.places)
         else:
             loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
         if images.grad is not None:
@@ -328,13 +328,10 @@ class Loop:
         self.done = state["done"]
         self.began = time.monotonic() - state["seconds"]
 
-    def _backward_prefix(self, draw: Draw, observed: Any, leaves: Synthetic) -> Tensor:
+    def _backward_prefix(self, draw: Draw, observed: Any, leaves: Synthetic, places: Tensor) -> Tensor:
         """Match the first images of each class alone: those of a number of stored images drawn by chance."""
         first = int(torch.randint(1, self.record.ipc + 1, (), generator=self.draws))
-        labels = leaves.targets.detach().argmax(1)
-        of_class = torch.nn.functional.one_hot(labels, leaves.targets.shape[1])
-        rank = of_class.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
-        rows = (rank * self.record.ipc < first * of_class.sum(0)[labels]).nonzero().squeeze(1)
+        rows = (places < first).nonzero().squeeze(1).to(leaves.images.device, non_blocking=True)
         images = leaves.images.detach()[rows].requires_grad_()
         targets = leaves.targets.detach()[rows].requires_grad_(leaves.targets.requires_grad)
         loss = self.objective.backward(draw, observed, Synthetic(images, targets, leaves.extras), _AT_ONCE)
@@ -400,6 +397,18 @@ def _start(
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
     with torch.autocast(data.device.type, enabled=False):  # the same start at any precision
         return parametrization.encode(start(data, counts, generator), targets)
+
+
+@torch.no_grad()
+def _places(parametrization: Parametrization, codes: Codes, targets: Tensor, ipc: int) -> Tensor:
+    """Return how many stored images of its class come before that of each decoded one, (N,) on the CPU.
+
+    Once, while labels are hard: to ask a device in each step would make it wait.
+    """
+    labels = parametrization.decode(codes, targets).targets.argmax(1).cpu()
+    of_class = torch.nn.functional.one_hot(labels, targets.shape[1])
+    rank = of_class.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
+    return rank * ipc // of_class.sum(0)[labels]
 
 
 def _optimizer(

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,11 +132,9 @@ class Trajectories(NetworkSource):
 
     def configuration(self, expert: int, data: Data) -> dict[str, Any]:
         """Return what a trajectory depends on, and its file says."""
-        network = self.build(0)
-        layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
         return {
             "data": data.fingerprint,
-            "network": hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16],
+            "network": self._layout,
             "seed": self.seed,
             "expert": expert,
             "interval": self.interval,
@@ -144,6 +142,13 @@ class Trajectories(NetworkSource):
             "lr": self.lr,
             "operations": list(self.operations),
         }
+
+    @cached_property
+    def _layout(self) -> str:
+        """Sixteen hex digits: equal for networks of equal layers and weights of equal names and shapes."""
+        network = self.build(0)
+        layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
+        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed: the same experts follow from it, or are in the folder."""

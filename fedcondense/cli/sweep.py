@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
 from functools import partial
@@ -189,9 +189,7 @@ def architectures(
     base = _base(name, common, objective, parametrization=parametrization, ipc=ipc)
     network = base.making.network
     variants = ",".join(other for other in NETWORKS if f"{other}-".startswith(f"{network}-"))
-    makers, testers = ([*dict.fromkeys(_split(text or variants))] for text in (made_with, tested_with))
-    for other in (*makers, *testers):
-        named(other)
+    makers, testers = (_names("network", text or variants, NETWORKS, named) for text in (made_with, tested_with))
     base = replace(base, measuring=replace(base.measuring, test_networks=tuple(testers)))
     lines = grids.architectures(base, makers, _controls(common, "random"), common.sets)
     _finish(lines, common, figures.by_network, head=tables.matrix)
@@ -288,16 +286,17 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _names(kind: str, text: str | None, known: Iterable[str]) -> list[str]:
-    """Return the names in a list by commas, or all of them."""
-    from fedcondense.errors import unknown
+def _names(
+    kind: str, text: str | None, known: Mapping[str, Any], find: Callable[[str], Any] | None = None
+) -> list[str]:
+    """Return the names in a list by commas, or all of them; `find` refuses those that are not known."""
+    from fedcondense.errors import look_up
 
     names = list(known) if text is None else list(dict.fromkeys(_split(text)))
     for name in names:
-        if name not in known:
-            raise SettingError(unknown(kind, name, known))
+        (find or partial(look_up, kind, known=known))(name)
     if not names:
-        raise SettingError(f"no {kind} is named; give some by commas: {', '.join(known)}")
+        raise SettingError(f"no {kind} is named; give some by commas, such as {','.join(list(known)[:2])}")
     return names
 
 

@@ -45,8 +45,8 @@ class TrajectoryMatching(Objective):
     - ``"recompute"``: the N weight vectors are kept, and one graph at a time is built again while the gradient is
       carried back through the steps: equal to the unroll, at one more forward and backward pass a batch.
     - ``"direct"``: the same without carrying back: that a batch changes where later gradients are taken is left out,
-      which makes this TESLA's published gradient (with the factor 2 that its code lacks). It is exact for N = 1, and
-      close while N times a is small.
+      which makes this TESLA's published gradient (with the factor 2 that its code lacks). It is exact for N = 1; how
+      far it is off for more: `experiments/README.md`.
 
     Args:
         window: Steps on synthetic images, N.
@@ -65,7 +65,7 @@ class TrajectoryMatching(Objective):
     learn_labels: bool = False
 
     separable: ClassVar[bool] = False
-    recipe: ClassVar[Recipe] = Recipe(  # 76 % in 80 CPU seconds on Fashion-MNIST at 10 images per class, width 32
+    recipe: ClassVar[Recipe] = Recipe(  # tried by hand on Fashion-MNIST at 10 images per class, width 32
         steps=100, lr=0.03, source=partial(Trajectories, experts=3, latest=4), clip_growth=2.0, lr_extras=0.01
     )
     published: ClassVar[Recipe] = Recipe(

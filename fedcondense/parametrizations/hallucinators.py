@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -149,7 +149,7 @@ class Hallucinators:
         """Return views of weights (count, P): a kernel, scale, shift, a kernel, and its bias, each (count, ...)."""
         size = next(s for s in self._sizes(small) if weights(s, small[0]) == hallucinators.shape[1])
         shapes = layers(size, small[0])
-        ends = [0, *torch.tensor([math.prod(s) for s in shapes]).cumsum(0).tolist()]
+        ends = [0, *accumulate(map(math.prod, shapes))]
         return [hallucinators[:, a:b].unflatten(1, s) for (a, b), s in zip(pairwise(ends), shapes, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ class CommandLine:
 @pytest.fixture(scope="session")
 def cli() -> CommandLine:
     return CommandLine()
+
+
+@pytest.fixture(scope="session")
+def script() -> list[str]:
+    """Return how to start a command in a process of its own, which hears SIGINT where this one is deaf to it.
+
+    A suite in the background of a shell is, and so would be what it starts.
+    """
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    return [sys.executable, "-c", f"{listening}from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
 
 
 @pytest.fixture(scope="session")

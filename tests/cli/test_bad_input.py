@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 from fedcondense.synthetic import SyntheticSet
 
-SCRIPT = [sys.executable, "-c", "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
 
@@ -53,12 +51,12 @@ class TestBadInput:
         said = cli.refused("condense", f"npz:{tmp_path / 'nan.npz'}", *QUICK, "--output", tmp_path / "set.safetensors")
         assert re.search("(?i)nan|finite", said)
 
-    def test_more_images_than_records_takes_what_is_there_and_says_so(self, tmp_path: Path) -> None:
+    def test_more_images_than_records_takes_what_is_there_and_says_so(self, script: list[str], tmp_path: Path) -> None:
         images, labels = np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2
         images += np.arange(4, dtype=np.uint8)[:, None, None]
         np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
         ended = subprocess.run(
-            [*SCRIPT, "condense", f"npz:{tmp_path / 'few.npz'}", "--ipc", "9", "--method", "random", "--no-evaluate",
+            [*script, "condense", f"npz:{tmp_path / 'few.npz'}", "--ipc", "9", "--method", "random", "--no-evaluate",
              "--output", str(tmp_path / "set.safetensors"), "--format", "json"],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,21 @@ import pytest
 from fedcondense.errors import OutputError
 from fedcondense.synthetic import SyntheticSet
 
-# a suite in the background of a shell is deaf to SIGINT, and so would be what it starts
-LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-SCRIPT = [
-    sys.executable,
-    "-c",
-    LISTENING + "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()",
-]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
 
 class TestInterruption:
-    @staticmethod
-    def start(output: Path, *more: str) -> subprocess.Popen[str]:
+    @pytest.fixture(autouse=True)
+    def _script(self, script: list[str]) -> None:
+        self.script = script
+
+    def start(self, output: Path, *more: str) -> subprocess.Popen[str]:
         """Start a run of many steps that writes checkpoints all the time, and wait for the first."""
         arguments = ["condense", "digits", "--ipc", "1", "--steps", "120", "--no-evaluate", "--checkpoint-every", "0"]
         arguments += ["--threads", "1", "--output", str(output), *more]
-        process = subprocess.Popen([*SCRIPT, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*self.script, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         end = time.monotonic() + 60
         while not output.with_name(f"{output.name}.checkpoint").exists():
             assert process.poll() is None, process.communicate()
@@ -64,7 +61,7 @@ class TestInterruption:
         assert said.rstrip().endswith("--resume")
         assert len(said.splitlines()) == 1
         typed = shlex.split(said[said.index("go on with: ") + len("go on with: ") :])
-        assert subprocess.run([*SCRIPT, *typed[1:]], timeout=120, check=False).returncode == 0
+        assert subprocess.run([*self.script, *typed[1:]], timeout=120, check=False).returncode == 0
         assert output.exists()
 
     def test_resume_with_another_configuration_is_refused_and_the_checkpoint_kept(

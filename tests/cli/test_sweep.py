@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,6 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.sweeps import KEYS
 from fedcondense.synthetic import SyntheticSet
 
-# a suite in the background of a shell is deaf to SIGINT, and so would be what it starts
-LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-SCRIPT = [
-    sys.executable,
-    "-c",
-    LISTENING + "import sys; from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()",
-]
 COMMANDS = ("table", "parametrizations", "architectures", "sensitivity", "scaling")
 NETWORK = "convnet1-w16"
 QUICK = ("--sets", "2", "--networks", "1", "--evaluation-steps", "3", "--network", NETWORK)
@@ -222,6 +214,11 @@ class TestFailures:
             (("table", "digit"), "did you mean 'digits'?"),
             (("table", "digits", "--objectives", "dm,dms"), "no objective is called 'dms'"),
             (("table", "digits", "--objectives", ","), "no objective is named"),
+            (("architectures", "digits", "--made-with", ","), "no network is named; give some by commas, such as"),
+            (
+                ("architectures", "digits", "--tested-with", "resnet19"),
+                "did you mean 'resnet18'? all of them: convnetD",
+            ),
             (("table", "digits", "--ipc", "1 10"), "--ipc 1 10; needed: whole numbers from 1 by commas, such as 1,10"),
             (("table", "digits", "--ipc", "0"), "--ipc 0"),
             (("table", "digits", "--ipc", "1", "10"), "lists go by commas: --ipc 1,10"),
@@ -245,11 +242,16 @@ class TestFailures:
 
 
 class TestInterruption:
-    @staticmethod
-    def start(folder: Path) -> subprocess.Popen[str]:
+    @pytest.fixture(autouse=True)
+    def _script(self, script: list[str]) -> None:
+        self.script = script
+
+    def start(self, folder: Path) -> subprocess.Popen[str]:
         """Start the sweep and wait until a cell is done."""
         arguments = [*TABLE, "--output", str(folder)]
-        process = subprocess.Popen([*SCRIPT, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*self.script, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         end = time.monotonic() + 120
         while not list((folder / "cells").glob("*.json")):
             assert process.poll() is None, process.communicate()

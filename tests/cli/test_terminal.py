@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 from fedcondense.cli.terminal import check_folder, columns, jsonable
@@ -23,17 +22,13 @@ def test_a_folder_is_checked_by_writing_and_left_empty(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
-# Not in this process: precision is set for all of it.
-SCRIPT = [sys.executable, "-c", "from fedcondense.cli import main; main()"]
-
-
-def test_bfloat16_is_asked_for_by_name_and_changes_the_set_a_little(tmp_path: Path) -> None:
-    sets = []
+def test_bfloat16_is_asked_for_by_name_and_changes_the_set_a_little(script: list[str], tmp_path: Path) -> None:
+    sets = []  # in processes of their own: precision is set for all of one
     for precision in ("float32", "bfloat16"):
         path = tmp_path / f"{precision}.safetensors"
         command = ["condense", "digits", "--ipc", "1", "--steps", "5", "--no-evaluate", "--threads", "1"]
         run = subprocess.run(
-            [*SCRIPT, *command, "--precision", precision, "--output", str(path)],
+            [*script, *command, "--precision", precision, "--output", str(path)],
             capture_output=True,
             text=True,
         )
