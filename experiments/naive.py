@@ -41,7 +41,8 @@ def augment(images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     name = OPERATIONS[int(torch.randint(6, (), generator=generator))]
     n, _, height, width = images.shape
-    a, b = (torch.rand((), generator=generator).expand(n) for _ in range(2))
+    device = images.device
+    a, b = (torch.rand((), generator=generator).to(device).expand(n) for _ in range(2))
     if name == "color":
         images = images + (a.view(-1, 1, 1, 1) - 0.5)
         mean = images.mean(1, keepdim=True)
@@ -49,19 +50,21 @@ def augment(images: Tensor, seed: int) -> Tensor:
         mean = images.mean((1, 2, 3), keepdim=True)
         return (images - mean) * (a.view(-1, 1, 1, 1) + 0.5) + mean
     if name in ("crop", "cutout"):
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        rows, columns = torch.meshgrid(
+            torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+        )
         if name == "crop":
             reach = int(height * 0.125 + 0.5)
             down, right = ((u * (2 * reach + 1)).long() - reach for u in (a, b))
             y = (rows + down.view(-1, 1, 1) + 1).clamp(0, height + 1)
             x = (columns + right.view(-1, 1, 1) + 1).clamp(0, width + 1)
             padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-            return padded[torch.arange(n).view(-1, 1, 1), y, x].permute(0, 3, 1, 2)
+            return padded[torch.arange(n, device=device).view(-1, 1, 1), y, x].permute(0, 3, 1, 2)
         size = int(height * 0.5 + 0.5)
         top, left = ((u * (height + 1)).long().view(-1, 1, 1) - size // 2 for u in (a, b))
         inside = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
         return images * (~inside).unsqueeze(1)
-    theta = torch.zeros(n, 2, 3)
+    theta = torch.zeros(n, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = 1
     if name == "flip":
         return images.flip(3) if float(a[0]) < 0.5 else images
@@ -77,7 +80,7 @@ def augment(images: Tensor, seed: int) -> Tensor:
 
 def distribution_matching_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
     """Sum the squared distances of class means, a class after another."""
-    loss = torch.zeros(())
+    loss = synthetic[0].new_zeros(())
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
         target = network.embed(augment(x, seed + c)).detach().mean(0)
         loss = loss + (target - network.embed(augment(s, seed + c)).mean(0)).square().sum()
@@ -90,7 +93,7 @@ def class_gradients(
     """Return the gradients of one class in each weight: of its real images, and of its synthetic ones."""
     gradients = []
     for images, keep in ((real, False), (synthetic, True)):
-        labels = torch.full((len(images),), label)
+        labels = torch.full((len(images),), label, device=images.device)
         entropy = F.cross_entropy(network(augment(images, seed + label)), labels)
         gradients.append(torch.autograd.grad(entropy, weights, create_graph=keep))
     return list(zip(*gradients, strict=True))
@@ -99,7 +102,7 @@ def class_gradients(
 def gradient_matching_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
     """Sum the row-wise cosine distances of gradients of all weights, a class after another."""
     parameters = list(network.parameters())
-    loss = torch.zeros(())
+    loss = synthetic[0].new_zeros(())
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
         for g, h in class_gradients(network, parameters, x, s, c, seed):
             if g.ndim > 1:
@@ -110,7 +113,7 @@ def gradient_matching_loss(network: PlainConvNet, real: list[Tensor], synthetic:
 
 def kernel_means_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
     """Sum the squared maximum mean discrepancies, a class and a bandwidth after another."""
-    loss = torch.zeros(())
+    loss = synthetic[0].new_zeros(())
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
         a, b = network.embed(augment(x, seed + c)).detach(), network.embed(augment(s, seed + c))
         spread = torch.cdist(a, a).square().mean()
@@ -123,7 +126,7 @@ def kernel_means_loss(network: PlainConvNet, real: list[Tensor], synthetic: list
 
 def characteristic_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
     """Sum the distances of characteristic functions at 1,024 fresh frequencies, a class after another."""
-    loss = torch.zeros(())
+    loss = synthetic[0].new_zeros(())
     waves = torch.randn(512, 1024, generator=torch.Generator().manual_seed(seed))
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
         a = F.normalize(network.embed(augment(x, seed + c)).detach(), dim=1) @ waves
@@ -136,7 +139,7 @@ def characteristic_loss(network: PlainConvNet, real: list[Tensor], synthetic: li
 def absolute_gradient_loss(network: PlainConvNet, real: list[Tensor], synthetic: list[Tensor], seed: int) -> Tensor:
     """Sum the squared differences of the gradients of convolutions, a class after another."""
     weights = [p for p in network.parameters() if p.ndim == 4]
-    loss = torch.zeros(())
+    loss = synthetic[0].new_zeros(())
     for c, (x, s) in enumerate(zip(real, synthetic, strict=True)):
         for g, h in class_gradients(network, weights, x, s, c, seed):
             loss = loss + (g - h).square().sum()

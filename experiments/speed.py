@@ -50,8 +50,10 @@ ON_FEATURES = (distribution_matching_loss, kernel_means_loss, characteristic_los
 class Naive:
     """The published loop on [0, 1] pixels: a fresh network and 256 real images of each class a step, SGD."""
 
-    def __init__(self, data: Data, seed: int, loss: Callable[..., torch.Tensor], per_class: int = 256) -> None:
-        self.data, self.loss, self.per_class = data, loss, per_class
+    def __init__(
+        self, data: Data, seed: int, loss: Callable[..., torch.Tensor], per_class: int = 256, width: int = 32
+    ) -> None:
+        self.data, self.loss, self.per_class, self.width = data, loss, per_class, width
         self.generator = torch.Generator().manual_seed(seed)
         chosen = data.per_class(10, self.generator)
         self.images = data.batch(chosen).images.view(10, 10, *data.spec.shape).clone().requires_grad_()
@@ -62,7 +64,9 @@ class Naive:
         """Take one step."""
         seed = int(torch.randint(2**31, (), generator=self.generator))
         torch.manual_seed(seed)
-        network = PlainConvNet(self.data.spec.shape[0], 32, 10, padding=3)
+        channels, height, _ = self.data.spec.shape
+        padding = 1 + (32 - height) // 2
+        network = PlainConvNet(channels, self.width, 10, padding).to(self.data.device)
         if self.loss in ON_FEATURES:
             network.requires_grad_(False)
         index = self.data.per_class(self.per_class, self.generator)

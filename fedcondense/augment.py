@@ -50,6 +50,10 @@ class Augmentation:
         choice = allowed[torch.randint(len(operations), (rows,), generator=generator)]
         return cls(choice, torch.rand(rows, 3, generator=generator))
 
+    def to(self, device: torch.device) -> Augmentation:
+        """Return the record on a device, so that no call has to copy it there."""
+        return Augmentation(self.choice.to(device), self.amounts.to(device))
+
     def __call__(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Augment normalised images; differentiable in them.
 

@@ -17,10 +17,13 @@ from fedcondense.checkpoints import Checkpoint
 from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
-from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.graphs import StepGraph
+from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, recorded
+from fedcondense.objectives.features import FeatureObjective
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
+from fedcondense.sources import Pool
 from fedcondense.starts import STARTS, Start
 from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
@@ -71,8 +74,9 @@ def condense(
         ipc: Images per class whose bytes the codes of a class may take.
         objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.
         parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization.
-        network: Whose features or gradients are compared: a name in `NETWORKS`, or a function of an image shape and a
-            number of classes that builds an `nn.Module`; None: as the image size asks.
+        network: Whose features or gradients are compared: a name in `NETWORKS`, names joined by ``+`` for networks of
+            several kinds, or a function of an image shape and a number of classes that builds an `nn.Module`; None: as
+            the image size asks.
         seed: All that is random follows from it.
         steps: Optimisation steps; None: the recipe's.
         start: A name in `STARTS`, or a function like them; None: the recipe's. ``"real"`` shows records.
@@ -166,7 +170,8 @@ def prepare(
     network = network or default_network(spec.shape)
     stored = images_per_class(data, ipc, limit)
     make = partial(_build, network, spec)
-    make(0)  # refuse a network that does not fit before anything is computed
+    for k in range(len(parts(network))):
+        make(k)  # refuse a network that does not fit before anything is computed
     if objective.learn_labels and objective.separable:
         raise SettingError(
             f"{objective!r} is taken class by class, and so are hard labels alone: set learn_labels=False"
@@ -194,6 +199,8 @@ def prepare(
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
     draws = stream(seed, "draws")
+    alike = isinstance(source, Pool) and isinstance(objective, FeatureObjective) and len(parts(network)) == 1
+    graph = StepGraph(objective, make, _AT_ONCE) if alike and data.device.type == "cuda" else None
     return Loop(
         data,
         objective,
@@ -208,6 +215,7 @@ def prepare(
         source,
         draws,
         _places(parametrization, codes, targets, ipc) if prefixes else None,
+        graph=graph,
     )
 
 
@@ -252,6 +260,7 @@ class Loop:
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
+    graph: StepGraph | None = None  # on a GPU, where each step's kernels are the same
     norm: Tensor | None = None  # the running mean of gradient norms, where they are clipped by it
 
     def step(self) -> Tensor:
@@ -267,6 +276,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.places is not None and self.done % 2:
             loss = self._backward_prefix(draw, observed, leaves, self.places)
+        elif self.graph is not None and (len(images) <= _AT_ONCE or not self.objective.separable):
+            loss = self.graph.backward(draw, observed, leaves)
         else:
             loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
         if images.grad is not None:

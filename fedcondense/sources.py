@@ -16,7 +16,7 @@ from fedcondense.training import Fit, autocast_of_caller, fit
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["Fresh", "NoNetwork", "Online", "Pool", "RealTrained", "Trained"]
+__all__ = ["AgedPool", "Fresh", "NoNetwork", "Online", "Pool", "RealTrained", "Trained"]
 
 
 class Fresh(NetworkSource):
@@ -90,9 +90,13 @@ class Pool(NetworkSource):
         self.taken += 1
         number = int(order[place])
         if number not in self._entries:
-            entry = self.fresh.draw(stream(self.seed, "entry", number), synthetic, None)
-            self._entries[number] = entry._replace(key=(self.seed, number))
+            entry = self._entry(stream(self.seed, "entry", number), synthetic, data)
+            augment = entry.augment.to(synthetic.images.device)
+            self._entries[number] = entry._replace(augment=augment, key=(self.seed, number))
         return self._entries[number]
+
+    def _entry(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
+        return self.fresh.draw(generator, synthetic, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed and how many draws were taken."""
@@ -101,6 +105,41 @@ class Pool(NetworkSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after as many draws of the same pool."""
         self.seed, self.taken = state["seed"], state["taken"]
+
+
+class AgedPool(Pool):
+    """A pool of networks that were trained on the real data, each for a number of steps drawn by chance, 0 to `age`.
+
+    It sees the data where they are: not for holders that hand out sums alone, or that promise privacy.
+
+    Args:
+        build: Builds a network from a seed.
+        operations: What the siamese augmentation may do, and the one that training draws from.
+        classes: Rows of its record.
+        size: Entries; each pass takes them in a new order.
+        seed: The pool's own seed; None: the first draw decides.
+        age: The most training steps, of 64 real images each.
+    """
+
+    def __init__(
+        self,
+        build: NetworkFactory,
+        operations: tuple[str, ...],
+        classes: int,
+        size: int = 96,
+        seed: int | None = None,
+        age: int = 200,
+    ) -> None:
+        super().__init__(build, operations, classes, size, seed)
+        self.age = age
+
+    def _entry(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
+        if data is None:
+            raise SettingError("networks are to be trained on the real data, which their holder keeps; take `Pool`")
+        entry = super()._entry(generator, synthetic, data)
+        steps = int(torch.randint(self.age + 1, (), generator=generator))
+        _train_on(data, entry.network, steps, child_seed(entry.seed, "age"), self.fresh.operations)
+        return entry
 
 
 class Trained(NetworkSource):
@@ -183,12 +222,8 @@ class RealTrained(Trained):
         if data is None:
             raise SettingError("networks are to be trained on the real data, which their holder keeps; take `Trained`")
         draw = super().draw(generator, synthetic, data)
-        if self.age > 1 and self.batches and self.network is not None:
-            seed = child_seed(self.seed, self.age)
-            batch = data.batch(torch.randperm(len(data), generator=stream(seed, "images"))[: 64 * self.batches])
-            recipe = Fit(steps=self.batches, batch=64, lr=0.01, nesterov=False, schedule="constant")
-            fit(self.network, batch.images, batch.targets, recipe, seed=seed, operations=self.operations)
-            self.network.requires_grad_(False)
+        if self.age > 1 and self.network is not None:
+            _train_on(data, self.network, self.batches, child_seed(self.seed, self.age), self.operations)
         return draw
 
 
@@ -222,6 +257,7 @@ class Online(NetworkSource):
         self.size, self.age, self.lr, self.batch = size, age, lr, batch
         self.ages = [age * k // size for k in range(size)]
         self.served: int | None = None
+        self.seeds: dict[int, int] = {}
         self._networks: dict[int, torch.nn.Module] = {}
         self._optimizers: dict[int, torch.optim.Adam] = {}
 
@@ -233,7 +269,8 @@ class Online(NetworkSource):
         if number not in self._networks or self.ages[number] >= self.age:
             if number in self._networks:
                 self.ages[number] = 0
-            self._place(number, self.build(draw_seed(generator)).to(synthetic.images.device))
+            self.seeds[number] = draw_seed(generator)
+            self._place(number, self.build(self.seeds[number]).to(synthetic.images.device))
         self.served = number
         network = self._networks[number].requires_grad_(False)
         return Draw(network, Augmentation.draw(self.operations, self.classes, generator), draw_seed(generator))
@@ -241,7 +278,11 @@ class Online(NetworkSource):
     def state_dict(self) -> dict[str, Any]:
         """Return the ages, and weights and moments of each network."""
         networks = {
-            k: {"weights": dict(network.state_dict()), "moments": self._optimizers[k].state_dict()["state"]}
+            k: {
+                "seed": self.seeds[k],
+                "weights": dict(network.state_dict()),
+                "moments": self._optimizers[k].state_dict()["state"],
+            }
             for k, network in self._networks.items()
         }
         return {"ages": list(self.ages), "served": self.served, "networks": networks}
@@ -250,7 +291,8 @@ class Online(NetworkSource):
         """Rebuild the networks and take their weights and moments."""
         self.ages, self.served = list(state["ages"]), state["served"]
         for k, kept in state["networks"].items():
-            network = self.build(0)
+            self.seeds[k] = kept["seed"]
+            network = self.build(kept["seed"])
             network.load_state_dict(kept["weights"])
             self._place(k, network.to(next(iter(kept["weights"].values())).device))
             groups = self._optimizers[k].state_dict()["param_groups"]
@@ -272,6 +314,15 @@ class Online(NetworkSource):
         error.backward()
         self._optimizers[number].step()
         self.ages[number] += 1
+
+
+def _train_on(data: Data, network: torch.nn.Module, steps: int, seed: int, operations: tuple[str, ...]) -> None:
+    """Train a frozen network for some steps of 64 real images, and leave it frozen."""
+    if steps:
+        batch = data.batch(torch.randperm(len(data), generator=stream(seed, "images"))[: 64 * steps])
+        recipe = Fit(steps=steps, batch=64, lr=0.01, nesterov=False, schedule="constant")
+        fit(network, batch.images, batch.targets, recipe, seed=seed, operations=operations)
+        network.requires_grad_(False)
 
 
 def published_loops(ipc: int) -> tuple[int, int]:

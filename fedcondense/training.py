@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedcondense.augment import Augmentation
 from fedcondense.errors import SettingError
+from fedcondense.graphs import captured
 from fedcondense.randomness import stream
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Fit:
 
 
 _WARM_UP = 0.15
+_WORTH_A_GRAPH = 100  # steps; capturing one takes as long as some ten
+_Backward = Callable[[Tensor, Augmentation], Tensor]
 
 
 def _one_cycle(done: float) -> float:
@@ -109,24 +112,53 @@ def fit(
         weights = weights / weights.mean()
     if not recipe.augment:
         operations = ()
+
+    def backward(index: Tensor, augment: Augmentation) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        batch = augment(images[index]) if operations else images[index]
+        with autocast_of_caller(images.device):
+            logits = network(batch)
+        losses = F.cross_entropy(logits.float(), targets[index], reduction="none")
+        loss = losses.mean() if weights is None else (losses * weights[index]).mean()
+        loss.backward()
+        return loss
+
+    run: _Backward = backward
     order = torch.empty(0, dtype=torch.int64)
     for step in range(recipe.steps):
         optimizer.param_groups[0]["lr"] = recipe.lr * _SCHEDULES[recipe.schedule](step / recipe.steps)
         while len(order) < min(recipe.batch, len(images)):
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
-        index, order = order[: recipe.batch].to(images.device, non_blocking=True), order[recipe.batch :]
-        batch = images[index]
-        if operations:
-            batch = Augmentation.draw(operations, len(batch), generator)(batch)
-        with autocast_of_caller(images.device):
-            logits = network(batch)
-        losses = F.cross_entropy(logits.float(), targets[index], reduction="none")
-        loss = losses.mean() if weights is None else (losses * weights[index]).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        index, order = order[: recipe.batch], order[recipe.batch :]
+        given = index, Augmentation.draw(operations, len(index), generator)
+        if step == 0 and images.device.type == "cuda" and recipe.steps >= _WORTH_A_GRAPH:
+            run = _replayed(network, backward, *given, images.device)
+        run(given[0].to(images.device, non_blocking=True), given[1])
         optimizer.step()
         if progress is not None:
             progress(step + 1, recipe.steps)
+
+
+def _replayed(
+    network: nn.Module, backward: _Backward, index: Tensor, augment: Augmentation, device: torch.device
+) -> _Backward:
+    """Return `backward` as a CUDA graph on an index and an augmentation of its own; as it is, if that cannot be."""
+    index, augment = index.to(device), augment.to(device)
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    replay = captured(lambda: backward(index, augment))
+    with torch.no_grad():
+        for buffer, value in before:  # a batch norm has met the batches of the rehearsal
+            buffer.copy_(value)
+    if replay is None:
+        return backward
+
+    def again(given: Tensor, drawn: Augmentation) -> Tensor:
+        index.copy_(given, non_blocking=True)
+        augment.choice.copy_(drawn.choice, non_blocking=True)
+        augment.amounts.copy_(drawn.amounts, non_blocking=True)
+        return replay()
+
+    return again
 
 
 def autocast_of_caller(device: torch.device) -> torch.autocast:

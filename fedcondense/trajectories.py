@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ class Trajectories(NetworkSource):
         expert = int(torch.randint(self.experts, (), generator=generator))
         start = int(torch.randint(self.latest + 1, (), generator=generator))
         device = synthetic.images.device
-        network = self.build(0)
+        network = self.build(self._seed_of(expert))
         begin, goal = (weights.to(device) for weights in self.snapshots(expert, (start, start + self.span), data))
         network.to(device)
         _place(begin, network)
@@ -134,7 +134,7 @@ class Trajectories(NetworkSource):
         """Return what a trajectory depends on, and its file says."""
         return {
             "data": data.fingerprint,
-            "network": self._layout,
+            "network": self._layout(expert),
             "seed": self.seed,
             "expert": expert,
             "interval": self.interval,
@@ -143,10 +143,12 @@ class Trajectories(NetworkSource):
             "operations": list(self.operations),
         }
 
-    @cached_property
-    def _layout(self) -> str:
+    def _seed_of(self, expert: int) -> int:
+        return child_seed(int(self.seed or 0), "expert", expert)
+
+    def _layout(self, expert: int) -> str:
         """Sixteen hex digits: equal for networks of equal layers and weights of equal names and shapes."""
-        network = self.build(0)
+        network = self.build(self._seed_of(expert))
         layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
         return hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
 
@@ -160,7 +162,7 @@ class Trajectories(NetworkSource):
 
     def _extend(self, expert: int, kept: list[Tensor], wanted: int, data: Data) -> None:
         """Train on from the last snapshot that is kept until there are as many as wanted."""
-        seed = child_seed(int(self.seed or 0), "expert", expert)
+        seed = self._seed_of(expert)
         network = self.build(seed).to(data.device)
         if kept:
             _place(kept[-1].to(data.device), network)

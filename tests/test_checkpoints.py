@@ -289,6 +289,7 @@ def end(child, read):
     return os.waitpid(child, 0)[1]
 
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU cannot be used on both sides of a fork
 leaf = torch.zeros(1, requires_grad=True)
 leaf.grad = torch.zeros(1)
 torch.optim.Adam([leaf]).step()  # what torch imports at the first step, each child would import again

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from fedcondense.data import Data, Spec
 from fedcondense.errors import SettingError
 from fedcondense.networks import ConvNet, build
 from fedcondense.randomness import child_seed, draw_seed, stream
-from fedcondense.sources import Fresh, NoNetwork, Online, Pool, RealTrained, Trained, published_loops
+from fedcondense.sources import AgedPool, Fresh, NoNetwork, Online, Pool, RealTrained, Trained, published_loops
 from fedcondense.training import Fit, fit
 
 OPERATIONS = ("crop", "flip")
@@ -20,6 +21,10 @@ OPERATIONS = ("crop", "flip")
 
 def make(seed: int) -> nn.Module:
     return build(partial(ConvNet, width=4, depth=2), (1, 8, 8), 3, seed)
+
+
+def mixed(seed: int) -> nn.Module:
+    return build("convnet1-w16+convnet2-w16-none", (1, 8, 8), 3, seed)
 
 
 def synthetic(per_class: int = 2) -> Synthetic:
@@ -113,6 +118,39 @@ class TestPool:
             again = resumed.draw(generator, synthetic(), None)
             assert again.key == draw.key
             assert torch.equal(flat(again), weights)
+
+
+class TestAgedPool:
+    def test_an_entry_is_trained_on_the_data_for_a_number_of_steps_of_its_own(self) -> None:
+        """By hand: the pool's entry, then SGD on as many batches of 64 as were drawn for it."""
+        data, size, age = real(), 8, 3
+        draws = {draw.key: (draw, w) for draw, w in taken(AgedPool(make, OPERATIONS, 3, size, 9, age), size, data=data)}
+        ages = set()
+        for number in range(size):
+            generator = stream(9, "entry", number)
+            entry = Fresh(make, OPERATIONS, 3).draw(generator, synthetic(), None)
+            steps = int(torch.randint(age + 1, (), generator=generator))
+            seed = child_seed(entry.seed, "age")
+            if steps:
+                batch = data.batch(torch.randperm(200, generator=stream(seed, "images"))[: 64 * steps])
+                recipe = Fit(steps, 64, 0.01, 0.9, 5e-4, nesterov=False, schedule="constant")
+                fit(entry.network, batch.images, batch.targets, recipe, seed=seed, operations=OPERATIONS)
+            draw, weights = draws[9, number]
+            torch.testing.assert_close(flat(entry), weights)
+            assert torch.equal(draw.augment.amounts, entry.augment.amounts)
+            assert not any(p.requires_grad for p in draw.network.parameters())
+            ages.add(steps)
+        assert len(ages) > 2
+
+    def test_without_age_it_is_a_pool(self) -> None:
+        aged = taken(AgedPool(make, OPERATIONS, 3, 4, 9, age=0), 4, data=real())
+        assert all(
+            torch.equal(x, y) for (_, x), (_, y) in zip(aged, taken(Pool(make, OPERATIONS, 3, 4, 9), 4), strict=True)
+        )
+
+    def test_a_holder_that_keeps_its_data_is_told(self) -> None:
+        with pytest.raises(SettingError, match="networks are to be trained on the real data, which their holder keeps"):
+            taken(AgedPool(make, (), 3), 1)
 
 
 class TestTrained:
@@ -264,10 +302,11 @@ class TestOnline:
         source.draw(generator, synthetic(), None)
         assert sizes == [4]
 
+    @pytest.mark.parametrize("of", [make, mixed])
     @pytest.mark.parametrize("after", [0, 1, 2, 5, 9])
-    def test_it_goes_on_from_its_state(self, after: int) -> None:
+    def test_it_goes_on_from_its_state(self, after: int, of: Callable[[int], nn.Module]) -> None:
         """Weights, moments and ages, of networks that were handed out and of those that were not."""
-        unbroken, broken, resumed = (Online(make, OPERATIONS, 3, size=3, age=6) for _ in range(3))
+        unbroken, broken, resumed = (Online(of, OPERATIONS, 3, size=3, age=6) for _ in range(3))
         expected = taken(unbroken, 14)[after:]
         generator = torch.Generator().manual_seed(0)
         for _ in range(after):

@@ -75,6 +75,17 @@ def test_a_draw_is_two_moments_of_an_expert_trained_by_hand(in_folder: bool, tmp
     assert seen == {(e, a) for e in range(2) for a in range(3)}
 
 
+def test_experts_of_a_mixture_are_of_all_kinds(tmp_path: Path) -> None:
+    def mixed(seed: int) -> nn.Module:
+        return build("convnet1-w16+convnet2-w16-none", (1, 8, 8), 3, seed)
+
+    for folder in (None, tmp_path):
+        source = Trajectories(mixed, OPERATIONS, 3, **FEW | {"experts": 6}, seed=5, folder=folder)
+        found = draws(source, 20)
+        assert len({len(begin) for _, begin in found}) == 2
+        assert all(len(draw.goal) == len(begin) for draw, begin in found)
+
+
 def test_an_expert_learns_what_it_is_shown() -> None:
     """Three classes that are three greys: the later snapshot has the lower loss."""
     labels = torch.arange(3).repeat_interleave(20)

@@ -183,13 +183,13 @@ def architectures(
     common: Sweeping,
 ) -> None:
     """Condense with some networks and test with others; by default with --network in all its norms."""
-    from fedcondense.networks import NETWORKS, named
+    from fedcondense.networks import NETWORKS, parts
     from fedcondense.sweeps import figures, grids, tables
 
     base = _base(name, common, objective, parametrization=parametrization, ipc=ipc)
     network = base.making.network
     variants = ",".join(other for other in NETWORKS if f"{other}-".startswith(f"{network}-"))
-    makers, testers = (_names("network", text or variants, NETWORKS, named) for text in (made_with, tested_with))
+    makers, testers = (_names("network", text or variants, NETWORKS, parts) for text in (made_with, tested_with))
     base = replace(base, measuring=replace(base.measuring, test_networks=tuple(testers)))
     lines = grids.architectures(base, makers, _controls(common, "random"), common.sets)
     _finish(lines, common, figures.by_network, head=tables.matrix)
@@ -241,7 +241,7 @@ def _base(
 ) -> Cell:
     """Check what the options name, and return a cell from which a grid makes the others."""
     from fedcondense.errors import look_up
-    from fedcondense.networks import default_network, named
+    from fedcondense.networks import default_network, parts
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sweeps.cells import data_of
@@ -250,7 +250,7 @@ def _base(
 
     train, test = data_of(name, _place(common))
     network = common.network or default_network(train.spec.shape)
-    named(network)
+    parts(network)
     look_up("parametrization", parametrization, PARAMETRIZATIONS)
     look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
     tuning = Tuning(steps=common.steps, recipe=common.recipe.value, budget=common.budget)

@@ -132,6 +132,8 @@ def set_up(
     if precision is not Precision.float32:
         import torch
 
+        if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            note("this CPU has no bfloat16 arithmetic and computes it many times slower: leave --precision out")
         torch.set_autocast_cache_enabled(False)  # it would keep every network until the process ends
         for device in ("cpu", "cuda"):
             torch.set_autocast_enabled(device, True)

@@ -21,7 +21,7 @@ from fedcondense.condensation import Progress, condense
 from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
 from fedcondense.flower.message import CONDENSE, pack, safe_text
-from fedcondense.networks import default_network, named
+from fedcondense.networks import default_network, parts
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.planning import plan
@@ -98,7 +98,7 @@ class Request(NamedTuple):
         parametrization = _text(config, "parametrization", "pixels")
         look_up("parametrization", parametrization, PARAMETRIZATIONS)
         network = _text(config, "network", "") or default_network(data.spec.shape)
-        named(network)
+        parts(network)
         steps = _whole(config, "steps", 0)
         return cls(
             ipc=_whole(config, "ipc", 10),

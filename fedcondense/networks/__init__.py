@@ -24,6 +24,7 @@ __all__ = [
     "default_network",
     "describe",
     "named",
+    "parts",
     "pool2",
 ]
 
@@ -70,15 +71,27 @@ def default_network(shape: Shape) -> str:
 def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Build a network on the CPU; equal seeds give equal weights, and the global random state is left alone.
 
+    Of names joined by ``+`` the seed takes one, each as likely as the others: a pool of such networks is of all kinds.
+
     Raises:
         SettingError: No network has this name, or it cannot take images of this size.
     """
-    make = named(network) if isinstance(network, str) else network
+    makers = parts(network)
+    make = makers[seed % len(makers)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make(shape, classes)
     features = getattr(module, "features", None)
     return Headed(module) if features is None or isinstance(features, nn.Module) else module  # torchvision's are layers
+
+
+def parts(network: str | NetworkMaker) -> list[NetworkMaker]:
+    """Return the networks that a name such as ``"convnet3-w32+convnet3-w32-none"`` joins; often it is one.
+
+    Raises:
+        SettingError: No network has one of the names.
+    """
+    return [named(name) for name in dict.fromkeys(network.split("+"))] if isinstance(network, str) else [network]
 
 
 def named(name: str) -> NetworkMaker:

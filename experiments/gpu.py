@@ -1,0 +1,197 @@
+"""On a GPU: the published width on CIFAR-10, and what a step takes there.
+
+    python experiments/gpu.py speed               # a step against the published loops, eager and as a graph
+    python experiments/gpu.py accuracy            # one set a row, five networks; resumes; results/gpu.json
+    python experiments/gpu.py --table
+
+CIFAR-10, 10 images per class, ConvNet-3 width 128, features in bfloat16. Networks are trained on a set as published:
+1,000 epochs of batches of 256, step size 0.01 and a tenth of it from half way, one augmentation an image, last step.
+`dm` is the published recipe (20,000 steps from real images); all other rows start from class Gaussians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, read, run_cells
+from naive import distribution_matching_loss, gradient_matching_loss
+from speed import Naive
+
+import fedcondense as fc
+from fedcondense.condensation import Loop, prepare
+from fedcondense.contract import Objective, Recipe
+from fedcondense.data import Data
+from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.objectives.ridge import means_and_ridge
+from fedcondense.sources import AgedPool, Fresh, Pool
+
+PATH = RESULTS / "gpu.json"
+NETWORK = "convnet3-w128"
+NETWORKS = 5
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make a set: a selection of real images by its name, or an objective."""
+
+    made: str | Objective
+    recipe: Recipe | None = None
+    storage: str = "pixels"
+    network: str = NETWORK
+
+
+RIDGE = means_and_ridge(per_class=256)
+
+
+def ridge(steps: int, storage: str = "multi-formation", labels: bool = False, **pool: Any) -> Row:
+    kind = AgedPool if "age" in pool else Pool
+    recipe = replace(RIDGE.recipe, steps=steps, source=partial(kind, **pool))
+    return Row(replace(RIDGE, learn_labels=labels), recipe, storage)
+
+
+ROWS = {
+    "random": Row("random"),
+    "half-resolution": Row("half-resolution"),
+    "dm": Row(DistributionMatching(), replace(DistributionMatching.published, source=partial(Pool, size=1000))),
+    "dsa": Row(GradientMatching(), replace(GradientMatching.recipe, steps=2000)),
+    "dm-ridge": ridge(4000, "pixels"),
+    "dm-ridge, factor 2": ridge(4000),
+    "dm-ridge, factor 2, aged 100": ridge(4000, age=100),
+    "dm-ridge, factor 2, aged 400": ridge(4000, age=400),
+    "dm-ridge, factor 2, aged 400, labels": ridge(4000, labels=True, age=400),
+}
+
+
+def row(name: str, seed: int) -> Callable[[], dict[str, Any]]:
+    def compute() -> dict[str, Any]:
+        train, test = (part.to("cuda") for part in fc.load_data("cifar10"))
+        how = ROWS[name]
+        began = time.monotonic()
+        if isinstance(how.made, str):
+            synthetic = fc.select(train, 10, how.made, seed=seed)
+        else:
+            synthetic = fc.condense(train, 10, how.made, how.storage, network=how.network, seed=seed, recipe=how.recipe)
+        torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+        images = len(synthetic.decode().images)
+        steps = 1000 * -(-images // 256)
+        fit = fc.Fit(steps=steps, batch=256, lr=0.01, schedule="step", nesterov=False)
+        found = fc.evaluate(synthetic, test, network=NETWORK, recipe=fit, seeds=range(5 * seed, 5 * seed + NETWORKS))
+        return {
+            "accuracy": round(found.accuracy, 2),
+            "std": round(found.accuracy_std, 2),
+            "nbytes": synthetic.nbytes,
+            "images": images,
+            "steps": synthetic.record.steps,
+            "seconds": round(seconds, 1),
+            "evaluation_s": round(found.seconds, 1),
+            "device": torch.cuda.get_device_name(),
+        }
+
+    return compute
+
+
+def speed() -> dict[str, Any]:
+    """Time each loop's step in turns; every turn ends when the device has nothing left to do."""
+    train = fc.load_data("cifar10").train.to("cuda")
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name()}
+    for precision in ("float32", "bfloat16"):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+            loops = variants(train)
+            times: dict[str, list[float]] = {}
+            for repeat in range(REPEATS + 1):
+                for name, step in loops.items():
+                    inner = 20 if "cached" in name else 2
+                    torch.cuda.synchronize()
+                    began = time.perf_counter()
+                    for _ in range(inner):
+                        step()
+                    torch.cuda.synchronize()
+                    if repeat:  # the first one warms up
+                        times.setdefault(name, []).append((time.perf_counter() - began) / inner)
+        found = result[precision] = {"ms": {name: round(1000 * statistics.median(t), 2) for name, t in times.items()}}
+        pairs = [(name, f"naive {name.split()[0]}") for name in loops if f"naive {name.split()[0]}" in loops]
+        pairs += [(f"{name}, graph", name) for name in loops if f"{name}, graph" in loops]
+        for ours, other in pairs:
+            ratios = sorted(a / b for a, b in zip(times[other], times[ours], strict=True))
+            found[f"{other} / {ours}"] = [round(x, 2) for x in (ratios[0], statistics.median(ratios), ratios[-1])]
+    return result
+
+
+def variants(data: Data) -> dict[str, Callable[[], Any]]:
+    def loop(objective: str | Objective, source: Any = None, storage: str = "pixels", graph: bool = False) -> Loop:
+        objective = fc.OBJECTIVES[objective] if isinstance(objective, str) else objective
+        recipe = objective.recipe if source is None else replace(objective.recipe, source=source)
+        made = prepare(data, 10, objective, storage, network=NETWORK, recipe=recipe)
+        made.graph = made.graph if graph else None
+        for _ in range(4):
+            made.step()
+        return made
+
+    pool = partial(Pool, size=4)
+    dm = DistributionMatching()
+    loops: dict[str, Callable[[], Any]] = {
+        "naive dm": Naive(data, 0, distribution_matching_loss, width=128).step,
+        "dm fresh": loop(dm, Fresh).step,
+        "naive dsa": Naive(data, 0, gradient_matching_loss, width=128).step,
+        "dsa": loop(GradientMatching(), Fresh).step,
+    }
+    for name, storage in (("dm", "pixels"), ("dm-ridge", "pixels"), ("dm-ridge", "multi-formation")):
+        objective = dm if name == "dm" else RIDGE
+        key = f"{name} cached" + (" factor 2" if storage != "pixels" else "")
+        loops[key] = loop(objective, pool, storage).step
+        loops[f"{key}, graph"] = loop(objective, pool, storage, graph=True).step
+    return loops
+
+
+def table() -> str:
+    results = read(PATH)
+    lines = ["| row | bytes | images | steps | s a set | accuracy | sets |", "|---|---|---|---|---|---|---|"]
+    for name in ROWS:
+        cells = [cell for key, cell in results.items() if key.rpartition(" seed")[0] == name]
+        if cells:
+            mean = {k: statistics.fmean(c[k] for c in cells) for k in ("accuracy", "std", "seconds", "nbytes")}
+            spread = statistics.stdev(c["accuracy"] for c in cells) if len(cells) > 1 else mean["std"]
+            first = cells[0]
+            lines.append(
+                f"| {name} | {mean['nbytes']:,.0f} | {first['images']} | {first['steps']:,} | {mean['seconds']:.0f} "
+                f"| {mean['accuracy']:.1f} ± {spread:.1f} | {len(cells)} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["speed", "accuracy"], default="accuracy")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, help="of dsa, where time is short; the table says how many were taken")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--output", type=Path, default=PATH)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return
+    torch.set_num_threads(1)
+    if arguments.what == "speed":
+        run_cells(arguments.output, {"speed": speed})
+        return
+    if arguments.steps:
+        ROWS["dsa"] = Row(GradientMatching(), replace(GradientMatching.recipe, steps=arguments.steps))
+    cells = {f"{name} seed{seed}": row(name, seed) for seed in arguments.seeds for name in arguments.rows}
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        run_cells(arguments.output, cells)
+
+
+if __name__ == "__main__":
+    main()
