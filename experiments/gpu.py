@@ -170,6 +170,17 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def speeds() -> str:
+    """Return what a step takes, in Markdown."""
+    found = read(PATH)["speed"]
+    lines = ["| step | float32, ms | bfloat16, ms | naive / ours, float32 |", "|---|---|---|---|"]
+    for name in found["float32"]["ms"]:
+        cells = [f"{found[precision]['ms'][name]:.1f}" for precision in ("float32", "bfloat16")]
+        ratio = found["float32"].get(f"naive {name.split()[0]} / {name}", [])
+        lines.append(f"| {name} | {' | '.join(cells)} | {' / '.join(map(str, ratio))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["speed", "accuracy"], default="accuracy")

@@ -19,6 +19,7 @@ import central
 import continual
 import deployed
 import federated
+import gpu
 from cells import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +172,20 @@ def windows() -> str:
     return "\n".join(lines)
 
 
+def architectures() -> str:
+    """Return the matrix of networks that made sets and networks that were tested, as `fedcondense sweep` wrote it."""
+    with (RESULTS / "architectures-cifar10.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    tested = list(dict.fromkeys(row["test_network"] for row in rows))
+    lines = [f"| made with | {' | '.join(name.removeprefix('convnet3-') for name in tested)} |"]
+    lines.append("|---" * (len(tested) + 1) + "|")
+    for made in dict.fromkeys(row["network"] for row in rows):
+        cells = {row["test_network"]: row for row in rows if row["network"] == made}
+        texts = [f"{float(cells[t]['accuracy']):.1f} ± {float(cells[t]['accuracy_std']):.1f}" for t in tested]
+        lines.append(f"| {made.replace('convnet3-', '') or rows[0]['objective']} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "federated": federated.table,
     "federated short": federated_short,
@@ -182,6 +197,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "bench": bench,
     "windows": windows,
+    "gpu": gpu.table,
+    "gpu speed": gpu.speeds,
+    "architectures": architectures,
     **{f"continual {name}": lambda name=name: continual.table(name) for name in continual.PROTOCOLS},  # type: ignore[misc]
 }
 _PLACE = re.compile(r"<!-- table (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
