@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +32,23 @@ def run_cells(path: Path, cells: Mapping[str, Callable[[], dict[str, Any]]], sha
         took = {"wall_s": round(time.monotonic() - began, 1), "cpu_s": round(time.process_time() - cpu, 1)}
         _add(path, name, result | took)
         print(name, json.dumps(result)[:160], flush=True)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option that `run_at_precision` heeds."""
+    parser.add_argument("--float32", action="store_true", help="for a CPU whose bfloat16 is slow; the cells say so")
+
+
+def run_at_precision(
+    arguments: argparse.Namespace, path: Path, cells: Mapping[str, Callable[[], dict[str, Any]]]
+) -> None:
+    """As `run_cells`, with features in bfloat16 unless ``--float32`` was given."""
+
+    def marked(compute: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        return (lambda: compute() | {"precision": "float32"}) if arguments.float32 else compute
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=not arguments.float32, cache_enabled=False):
+        run_cells(path, {name: marked(compute) for name, compute in cells.items()}, arguments.shard)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, read, run_cells
+from cells import RESULTS, add_precision, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.objectives.gradient import GradientMatching
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--only", help="one method; dsa runs when it is asked for")
     parser.add_argument("--table", action="store_true")
+    add_precision(parser)
     parser.add_argument("--output", type=Path, default=RESULTS / "central.json")
     arguments = parser.parse_args()
     if arguments.table:
@@ -128,8 +129,7 @@ def main() -> None:
         for method, storage in methods(data, ipc)
         if (method == "dsa") == (arguments.only == "dsa") and arguments.only in (None, method)
     }
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        run_cells(arguments.output, cells, arguments.shard)
+    run_at_precision(arguments, arguments.output, cells)
 
 
 if __name__ == "__main__":

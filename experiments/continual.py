@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
-from cells import RESULTS, read, run_cells
+from cells import RESULTS, add_precision, read, run_cells
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
@@ -274,7 +274,7 @@ def experiences(protocol: Protocol, domains: list[fc.Data], test: fc.Data, seed:
     return benchmark, list(benchmark.train_stream)
 
 
-def run(protocol: Protocol, learner: str, memory: str, seed: int) -> dict[str, Any]:
+def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool = False) -> dict[str, Any]:
     """Train on the stream and return the accuracy after its last experience."""
     from avalanche.training import Naive
     from avalanche.training.plugins import GDumbPlugin, ReplayPlugin
@@ -337,21 +337,21 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int) -> dict[str, A
             strategy.train_epochs = max(1, round(protocol.updates * batch / decoded)) if last else 1
         if make is not None:
             make.spent.append(0.0)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not float32, cache_enabled=False):
             strategy.train(experience)
     percent, _ = accuracy(strategy.model, test)
-    cell: dict[str, Any] = {"accuracy": round(percent, 2)}
+    cell: dict[str, Any] = {"accuracy": round(percent, 2)} | ({"precision": "float32"} if float32 else {})
     if make is not None:
         cell |= {"nbytes": buffer.nbytes, "image_bytes": buffer.memory.image_bytes, "images": len(buffer.buffer)}
         cell |= {"condense_cpu_s": [round(s, 1) for s in make.spent if s]}
     return cell
 
 
-def cells(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
+def cells(name: str, float32: bool = False) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return the rows of a protocol, by name."""
     protocol = PROTOCOLS[name]
     return {
-        f"{name} | {learner} | {memory} | seed {seed}": partial(run, protocol, learner, memory, seed)
+        f"{name} | {learner} | {memory} | seed {seed}": partial(run, protocol, learner, memory, seed, float32)
         for seed in SEEDS
         for learner, memory in protocol.rows
     }
@@ -385,6 +385,7 @@ def main() -> None:
     parser.add_argument("--match", default="", help="only rows whose name holds this text")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--table", action="store_true")
+    add_precision(parser)
     arguments = parser.parse_args()
     names = [n for name in arguments.protocols for n in (PROTOCOLS if name == "budgets" else [name])]
     for name in names:
@@ -397,7 +398,9 @@ def main() -> None:
         CACHE.mkdir(exist_ok=True)
         wanted = [f"seed {seed}" for seed in arguments.seeds]
         chosen = {
-            key: cell for key, cell in cells(name).items() if arguments.match in key and key.rsplit(" | ")[-1] in wanted
+            key: cell
+            for key, cell in cells(name, arguments.float32).items()
+            if arguments.match in key and key.rsplit(" | ")[-1] in wanted
         }
         run_cells(PATH, chosen)
 

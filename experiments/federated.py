@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, read, run_cells
+from cells import RESULTS, add_precision, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.flower import federate
@@ -30,11 +30,12 @@ from fedcondense.flower import federate
 PATH = RESULTS / "federated.json"
 SEEDS = (0, 1, 2)
 IPC = (1, 2, 5, 10, 20)
+MOST = 28  # images per class at a twentieth of the bytes of FedAvg's 20 rounds
 NETWORK = "convnet3-w32"
 FIT, LONGER = fc.Fit(steps=800), 3000
 SETS = Path(tempfile.gettempdir()) / "fedcondense-federated"  # joined sets, for `--longer`
 STEPS = {
-    "pixels": {1: 400, 2: 400, 5: 400, 10: 500, 20: 400},
+    "pixels": {1: 400, 2: 400, 5: 400, 10: 500, 20: 400, MOST: 400},
     "multi-formation": {1: 300, 2: 300, 5: 200, 10: 150, 20: 100},
 }
 STATISTICS = ("ridge", "ridge-equal-bytes", "feature-statistics")
@@ -55,6 +56,7 @@ def keys() -> list[Key]:
     rows += [(0.1, 10, "one-shot dm", "multi-formation")]
     rows += [(0.5, 10, *plain)]
     rows += [(0.5, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
+    rows += [(0.1, MOST, *ours)]
     return rows
 
 
@@ -195,22 +197,23 @@ def _line(axes: Any, cells: Sequence[Mapping[str, float]], label: str, **style: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--longer", action="store_true", help=f"the server trains {LONGER} steps on sets made before")
     parser.add_argument("--alpha", type=float, nargs="+", default=(0.1, 0.5))
-    parser.add_argument("--ipc", type=int, nargs="+", default=IPC)
+    parser.add_argument("--ipc", type=int, nargs="+", default=(*IPC, MOST))
     parser.add_argument("--table", action="store_true")
+    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
     torch.set_num_threads(1)
     chosen = [key for key in keys() if key[0] in arguments.alpha and key[1] in arguments.ipc]
-    cells = {name_of(key, seed): row(key, seed) for key in chosen for seed in SEEDS}
+    cells = {name_of(key, seed): row(key, seed) for key in chosen for seed in arguments.seeds}
     if arguments.longer:
         again: list[Key] = [(0.1, ipc, "one-shot dm-ridge", "pixels") for ipc in arguments.ipc]
-        cells = {f"{name_of(key, seed)} longer": longer(key, seed) for key in again for seed in SEEDS}
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        run_cells(PATH, cells, arguments.shard)
+        cells = {f"{name_of(key, seed)} longer": longer(key, seed) for key in again for seed in arguments.seeds}
+    run_at_precision(arguments, PATH, cells)
 
 
 if __name__ == "__main__":
