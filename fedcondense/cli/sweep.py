@@ -32,6 +32,7 @@ from fedcondense.cli.terminal import (
     pick_device,
     progress,
     set_up,
+    warn_of_slow,
 )
 from fedcondense.errors import SettingError
 
@@ -112,6 +113,7 @@ def _sweep(function: Callable[..., None]) -> None:
         common = Sweeping(**{field.name: options.pop(field.name) for field in fields(Sweeping)})
         _check(common)
         set_up(threads=1, plugins=common.plugin)
+        warn_of_slow(common.precision)
         function(**options, common=common)
 
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared

@@ -132,8 +132,7 @@ def set_up(
     if precision is not Precision.float32:
         import torch
 
-        if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
-            note("this CPU has no bfloat16 arithmetic and computes it many times slower: leave --precision out")
+        warn_of_slow(precision)
         torch.set_autocast_cache_enabled(False)  # it would keep every network until the process ends
         for device in ("cpu", "cuda"):
             torch.set_autocast_enabled(device, True)
@@ -153,6 +152,15 @@ def set_up(
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
+
+
+def warn_of_slow(precision: Precision) -> None:
+    """Say so where bfloat16 is asked for on a CPU that has none: it works, and takes many times as long."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    if precision is Precision.bfloat16 and capability == "AVX2" and not torch.cuda.is_available():
+        note("this CPU has no bfloat16 arithmetic and computes it many times slower: leave --precision out")
 
 
 def check_output(path: Path, overwrite: bool) -> None:

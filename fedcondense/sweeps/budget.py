@@ -17,6 +17,7 @@ from fedcondense.sweeps.cells import HERE, Place, data_of, digest, features, ide
 from fedcondense.sweeps.grids import Cell, Line, Making, resolve
 from fedcondense.sweeps.workers import Here, Workers
 from fedcondense.synthetic import write_file
+from fedcondense.trajectories import Trajectories
 
 __all__ = ["steps_for", "with_budget"]
 
@@ -54,7 +55,7 @@ def with_budget(
 class Timed(NamedTuple):
     """What the steps of a cell cost, in CPU seconds."""
 
-    start: float  # before the first step, and what that one alone had to do, such as training experts
+    start: float  # before the first step, and what that one alone had to do; all experts, where there are some
     new: float  # a step on a draw that is met for the first time
     seen: float  # a step on a draw that came before
     pool: int  # how many different draws there are; 0: each is new
@@ -85,7 +86,12 @@ def _trial(making: Making, place: Place, budget: float) -> Timed:
     pool = loop.source.size if isinstance(loop.source, Pool) else 0
     if isinstance(loop.source, Pool):
         loop.source.size = 2  # so that the third step meets a draw again
-    start, times = time.process_time() - began, list[float]()
+    trained, experts = time.process_time(), 0
+    if isinstance(loop.source, Trajectories):  # one expert tells what all of them will take
+        experts, loop.source.experts = loop.source.experts - 1, 1
+        loop.source.snapshots(0, (loop.source.latest + loop.source.span,), train)
+    now = time.process_time()
+    start, times = now - began + experts * (now - trained), list[float]()
     least, most = _TRIED
     while len(times) < least or (len(times) < most and sum(times) < _TRIAL * budget):
         before = time.process_time()
@@ -93,7 +99,7 @@ def _trial(making: Making, place: Place, budget: float) -> Timed:
         times.append(time.process_time() - before)
     new = times[1] if pool else statistics.fmean(times[1:])
     seen = statistics.fmean(times[2:]) if pool else new
-    return Timed(start + max(0.0, times[0] - new), new, seen, pool, start + sum(times))
+    return Timed(start + max(0.0, times[0] - new), new, seen, pool, time.process_time() - began)
 
 
 def steps_for(budget: float, *, start: float, new: float, seen: float, pool: int) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from fedcondense.cli.terminal import check_folder, columns, jsonable
+import pytest
+
+from fedcondense.cli.terminal import Precision, check_folder, columns, jsonable, warn_of_slow
 from fedcondense.synthetic import SyntheticSet
 
 
@@ -20,6 +22,18 @@ def test_columns_are_aligned() -> None:
 def test_a_folder_is_checked_by_writing_and_left_empty(tmp_path: Path) -> None:
     check_folder(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_on_a_cpu_that_has_none_is_said_to_be_slow(
+    capability: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    warn_of_slow(Precision.float32)
+    assert not capsys.readouterr().err
+    warn_of_slow(Precision.bfloat16)
+    assert ("no bfloat16 arithmetic" in capsys.readouterr().err) == warned
 
 
 def test_bfloat16_is_asked_for_by_name_and_changes_the_set_a_little(script: list[str], tmp_path: Path) -> None:

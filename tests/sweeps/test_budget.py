@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import fedcondense.sweeps.budget as budgets
+from fedcondense.data import Data
+from fedcondense.networks import build
+from fedcondense.objectives import OBJECTIVES
 from fedcondense.sweeps.budget import steps_for, with_budget
+from fedcondense.sweeps.cells import HERE
 from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, table
+from fedcondense.trajectories import Trajectories
 
 COST = st.floats(0.001, 1)
 BASE = Cell(Making("digits", "kip", network="convnet1-w16", tuning=Tuning(budget=0.3)), Measuring(("convnet1-w16",)))
@@ -47,6 +53,27 @@ def test_sets_of_a_line_get_equal_steps_which_the_folder_keeps(tmp_path: Path) -
     assert with_budget(lines, tmp_path) == chosen
     (file,) = (tmp_path / "steps").iterdir()
     assert json.loads(file.read_text())["steps"] == number
+
+
+def test_experts_are_paid_at_the_start_and_not_by_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that counts trained snapshots: four experts of ten each, whatever the steps meet."""
+    clock = [0.0]
+    extend = Trajectories._extend
+
+    def counted(self: Trajectories, expert: int, kept: list[Tensor], wanted: int, data: Data) -> None:
+        clock[0] += max(0, wanted - max(1, len(kept)))
+        extend(self, expert, kept, wanted, data)
+
+    monkeypatch.setattr(Trajectories, "_extend", counted)
+    monkeypatch.setattr("fedcondense.sweeps.budget.time.process_time", lambda: clock[0])
+    base = replace(BASE, making=replace(BASE.making, method="mtt", tuning=Tuning(budget=100.0)))
+    timed = budgets._trial(base.making, HERE, 100.0)
+    recipe = OBJECTIVES["mtt"].recipe
+    source = recipe.source(lambda seed: build("convnet1-w16", (1, 8, 8), 10, seed), (), 10)
+    assert isinstance(source, Trajectories)
+    assert timed.start == source.experts * (source.latest + source.span)
+    assert timed.new == timed.seen == 0
+    assert timed.trial == source.latest + source.span
 
 
 def test_steps_that_are_given_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
