@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--float32", action="store_true", help="on a CPU whose bfloat16 is slow; same accuracy")
+    parser.add_argument("--float32", action="store_true", help="for a CPU whose bfloat16 is slow; the rows say so")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "fedcondense-fedavg")
     arguments = parser.parse_args()

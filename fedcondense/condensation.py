@@ -20,7 +20,7 @@ from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
 from fedcondense.graphs import StepGraph
 from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, recorded
-from fedcondense.objectives.features import FeatureObjective
+from fedcondense.objectives.features import is_of_rows
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
 from fedcondense.sources import Pool
@@ -199,7 +199,7 @@ def prepare(
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
     draws = stream(seed, "draws")
-    alike = isinstance(source, Pool) and isinstance(objective, FeatureObjective) and len(parts(network)) == 1
+    alike = isinstance(source, Pool) and is_of_rows(objective) and len(parts(network)) == 1
     graph = StepGraph(objective, make, _AT_ONCE) if alike and data.device.type == "cuda" else None
     return Loop(
         data,

@@ -15,37 +15,45 @@ from fedcondense.contract import Draw, Objective, Synthetic
 if TYPE_CHECKING:
     from fedcondense.contract import NetworkFactory
 
-__all__ = ["StepGraph", "captured"]
+__all__ = ["StepGraph", "captured", "is_plain"]
 
 _LOG = logging.getLogger(__name__)
 _WARM_UP = 3  # runs on a side stream before a capture, as torch asks for
 
 
-def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
+def is_plain(network: nn.Module) -> bool:
+    """Say whether all modules are of torch, torchvision or this package: none branches on what a graph cannot see."""
+    known = ("torch", "torchvision", "fedcondense")
+    return all(type(module).__module__.partition(".")[0] in known for module in network.modules())
+
+
+def captured(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor] | None:
     """Return what replays a function's kernels; None, and a line in the log, if they cannot be captured.
 
     Args:
         run: Reads and writes the same tensors each time and never waits for the device; it is called a few times first.
-            What it returns is overwritten by each replay.
+        device: Where these tensors are.
     """
-    here = torch.cuda.current_stream()
-    aside = torch.cuda.Stream()
-    aside.wait_stream(here)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UP):
-                run()
-        here.wait_stream(aside)
-        with torch.cuda.graph(graph):
-            result = run()
-    except RuntimeError as error:
-        _LOG.info("not captured as a CUDA graph, and run kernel by kernel: %s", error)
-        return None
+    with torch.cuda.device(device):
+        here = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(here)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UP):
+                    run()
+            here.wait_stream(aside)
+            with torch.cuda.graph(graph):
+                result = run()
+        except RuntimeError as error:
+            torch.cuda.set_stream(here)  # a capture that failed may have left another one
+            _LOG.info("not captured as a CUDA graph, and run kernel by kernel: %s", error)
+            return None
 
     def replay() -> Tensor:
         graph.replay()
-        return result
+        return result.clone()  # the next replay overwrites it
 
     return replay
 
@@ -53,10 +61,11 @@ def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
 class StepGraph:
     """An objective's `backward`, replayed on tensors of its own into which each step's are copied.
 
-    For the draws of a pool: networks of one layout, observations of fixed shapes, a fixed number of images.
+    For the draws of a pool: plain networks of one layout, observations that are nothing but tensors of fixed shapes, a
+    fixed number of images.
 
     Args:
-        objective: Whose `backward` it is.
+        objective: Whose `backward` it is; of the draw it may read the network and the augmentation alone.
         build: Builds the network whose weights are replaced in each step.
         at_once: As `Objective.backward` takes it.
     """
@@ -64,7 +73,8 @@ class StepGraph:
     def __init__(self, objective: Objective, build: NetworkFactory, at_once: int) -> None:
         self.objective, self.build, self.at_once = objective, build, at_once
         self._replay: Callable[[], Tensor] | None = None
-        self._own: list[Tensor] = []
+        self._kept: tuple[Draw, Any, Synthetic]  # what the graph reads and writes
+        self._own: list[Tensor]  # of it, what each step replaces
         self.failed = False
 
     def backward(self, draw: Draw, observed: Any, leaves: Synthetic) -> Tensor:
@@ -75,43 +85,50 @@ class StepGraph:
             self.failed = True
             return self.objective.backward(draw, observed, leaves, self.at_once)
         with torch.no_grad():
-            torch._foreach_copy_(self._own, list(_tensors(_parts(draw, observed, leaves))))
+            torch._foreach_copy_(self._own, _tensors(draw, observed, leaves))
         loss = self._replay()
-        for mine, theirs in zip(self._leaves[:2], leaves[:2], strict=True):
+        for mine, theirs in zip(self._kept[2][:2], leaves[:2], strict=True):
             theirs.grad = mine.grad
         return loss
 
     def _capture(self, draw: Draw, observed: Any, leaves: Synthetic) -> None:
+        if not (is_plain(draw.network) and _is_tensors(observed)):
+            return
         device = leaves.images.device
         network = self.build(0).to(device).requires_grad_(False)
-        augment = Augmentation(draw.augment.choice.to(device).clone(), draw.augment.amounts.to(device).clone())
-        mine, seen = draw._replace(network=network, augment=augment), _copied(observed)
+        augment = Augmentation(draw.augment.choice.clone(), draw.augment.amounts.clone()).to(device)
         images, targets = (leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves[:2])
-        self._leaves = Synthetic(images, targets)
-        self._own = list(_tensors(_parts(mine, seen, self._leaves)))
+        mine, seen, own = draw._replace(network=network, augment=augment), _copied(observed), Synthetic(images, targets)
 
         def run() -> Tensor:
-            self._leaves.images.grad = self._leaves.targets.grad = None
-            return self.objective.backward(mine, seen, self._leaves, self.at_once)
+            images.grad = targets.grad = None
+            return self.objective.backward(mine, seen, own, self.at_once)
 
-        self._replay = captured(run)
+        self._kept, self._own = (mine, seen, own), _tensors(mine, seen, own)
+        self._replay = captured(run, device)
 
 
-def _parts(draw: Draw, observed: Any, leaves: Synthetic) -> tuple[Any, ...]:
+def _tensors(draw: Draw, observed: Any, leaves: Synthetic) -> list[Tensor]:
+    """Return all tensors that differ from step to step, always in the same order."""
     network: nn.Module = draw.network
-    return network.state_dict(), draw.augment.choice, draw.augment.amounts, observed, leaves.images, leaves.targets
+    weights = list(network.state_dict().values())
+    augment = draw.augment.to(leaves.images.device)
+    return [*weights, augment.choice, augment.amounts, *_flat(observed), *(leaf.detach() for leaf in leaves[:2])]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples and dicts, always in the same order."""
+def _flat(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
+        yield value
+    else:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _flat(part)
+
+
+def _is_tensors(value: Any) -> bool:
+    """Say whether a value is nothing but tensors in nested tuples, lists and dicts."""
+    if isinstance(value, (tuple, list, Mapping)):
+        return all(_is_tensors(part) for part in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, Tensor)
 
 
 def _copied(value: Any) -> Any:
@@ -119,7 +136,5 @@ def _copied(value: Any) -> Any:
         return value.clone()
     if isinstance(value, Mapping):
         return {name: _copied(part) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        parts = [_copied(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    parts = [_copied(part) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

@@ -291,8 +291,8 @@ class Online(NetworkSource):
         """Rebuild the networks and take their weights and moments."""
         self.ages, self.served = list(state["ages"]), state["served"]
         for k, kept in state["networks"].items():
-            self.seeds[k] = kept["seed"]
-            network = self.build(kept["seed"])
+            self.seeds[k] = kept.get("seed", 0)  # older states lack it
+            network = self.build(self.seeds[k])
             network.load_state_dict(kept["weights"])
             self._place(k, network.to(next(iter(kept["weights"].values())).device))
             groups = self._optimizers[k].state_dict()["param_groups"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedcondense.augment import Augmentation
 from fedcondense.errors import SettingError
-from fedcondense.graphs import captured
+from fedcondense.graphs import captured, is_plain
 from fedcondense.randomness import stream
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Fit:
 
 
 _WARM_UP = 0.15
-_WORTH_A_GRAPH = 100  # steps; capturing one takes as long as some ten
+_WORTH_A_GRAPH = 100  # steps; a capture runs four of them
 _Backward = Callable[[Tensor, Augmentation], Tensor]
 
 
@@ -131,12 +131,13 @@ def fit(
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         index, order = order[: recipe.batch], order[recipe.batch :]
         given = index, Augmentation.draw(operations, len(index), generator)
-        if step == 0 and images.device.type == "cuda" and recipe.steps >= _WORTH_A_GRAPH:
+        if step == 0 and images.device.type == "cuda" and recipe.steps >= _WORTH_A_GRAPH and is_plain(network):
             run = _replayed(network, backward, *given, images.device)
         run(given[0].to(images.device, non_blocking=True), given[1])
         optimizer.step()
         if progress is not None:
             progress(step + 1, recipe.steps)
+    optimizer.zero_grad(set_to_none=True)  # a graph's gradients would keep its memory
 
 
 def _replayed(
@@ -145,7 +146,7 @@ def _replayed(
     """Return `backward` as a CUDA graph on an index and an augmentation of its own; as it is, if that cannot be."""
     index, augment = index.to(device), augment.to(device)
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    replay = captured(lambda: backward(index, augment))
+    replay = captured(lambda: backward(index, augment), device)
     with torch.no_grad():
         for buffer, value in before:  # a batch norm has met the batches of the rehearsal
             buffer.copy_(value)

@@ -86,6 +86,7 @@ class Trajectories(NetworkSource):
         self.interval, self.batch, self.lr = interval, batch, lr
         self.seed = 0 if seed is None and folder is not None else seed
         self.folder, self.train = None if folder is None else Path(folder), train
+        self._layouts: dict[int, str] = {}
         self._kept: dict[int, list[Tensor]] = {}  # snapshots of experts that have no file
 
     def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
@@ -148,9 +149,12 @@ class Trajectories(NetworkSource):
 
     def _layout(self, expert: int) -> str:
         """Sixteen hex digits: equal for networks of equal layers and weights of equal names and shapes."""
-        network = self.build(self._seed_of(expert))
-        layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
-        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
+        seed = self._seed_of(expert)
+        if seed not in self._layouts:
+            network = self.build(seed)
+            layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
+            self._layouts[seed] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
+        return self._layouts[seed]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed: the same experts follow from it, or are in the folder."""

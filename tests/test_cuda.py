@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 
 import fedcondense as fc
 from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import prepare
+from fedcondense.condensation import Progress, prepare
 from fedcondense.data import Data
+from fedcondense.graphs import captured
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.features import FeatureObjective
+from fedcondense.objectives.features import is_of_rows
 from fedcondense.sources import Pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -58,20 +60,26 @@ def test_every_parametrization_condenses_and_serves(name: str, data: Data) -> No
     assert found.accuracy > 20
 
 
-@pytest.mark.parametrize("name", [name for name, o in fc.OBJECTIVES.items() if isinstance(o, FeatureObjective)])
+@pytest.mark.parametrize("name", [name for name, objective in fc.OBJECTIVES.items() if is_of_rows(objective)])
 def test_a_graph_takes_the_steps_that_kernels_take(name: str, data: Data) -> None:
     objective = fc.OBJECTIVES[name]
     recipe = replace(objective.recipe, source=partial(Pool, size=3), steps=9)
-    losses = []
+    losses, gradients = [], []
     for graph in (True, False):
         loop = prepare(data, 2, objective, "pixels", network=TINY, recipe=recipe, device="cuda")
         assert loop.graph is not None
         if not graph:
             loop.graph = None
-        losses.append([loop.step().item() for _ in range(9)])
+        loop.step()
+        gradients.append(loop.codes["images"].grad)
+        losses.append([loop.step().item() for _ in range(8)])
         if loop.graph is not None:
             assert not loop.graph.failed
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    first, second = gradients
+    assert first is not None
+    assert second is not None
+    torch.testing.assert_close(first, second, rtol=1e-2, atol=1e-2 * float(second.abs().max()))
 
 
 def test_an_objective_that_waits_for_the_device_is_run_without_a_graph(data: Data) -> None:
@@ -88,6 +96,13 @@ def test_an_objective_that_waits_for_the_device_is_run_without_a_graph(data: Dat
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_a_network_is_trained_the_same_by_a_graph(norm: str, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = []
+
+    def watched(run: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor] | None:
+        replays.append(captured(run, device))
+        return replays[-1]
+
+    monkeypatch.setattr("fedcondense.training.captured", watched)
     real = fc.select(data, 5, seed=0)
     test = fc.load_data("digits").test
     network = partial(ConvNet, width=8, depth=2, norm=norm)
@@ -96,14 +111,23 @@ def test_a_network_is_trained_the_same_by_a_graph(norm: str, data: Data, monkeyp
         monkeypatch.setattr("fedcondense.training._WORTH_A_GRAPH", worth)
         recipe = fc.Fit(steps=60)
         found.append(fc.evaluate(real, test, network=network, recipe=recipe, seeds=[0], device="cuda").accuracy)
+    assert len(replays) == 1
+    assert replays[0] is not None
     assert found[0] == pytest.approx(found[1], abs=3)
     assert found[0] > 60
 
 
-def test_it_goes_on_from_a_checkpoint(data: Data, tmp_path: Path) -> None:
-    kept = Checkpoint(tmp_path / "state.safetensors")
-    whole = fc.condense(data, 2, "dm-ridge", network=TINY, steps=12, device="cuda", checkpoint=kept)
-    again = fc.condense(
-        data, 2, "dm-ridge", network=TINY, steps=12, device="cuda", checkpoint=replace(kept, resume=True)
-    )
-    assert torch.equal(images(whole), images(again))
+def test_it_goes_on_from_a_checkpoint(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedcondense.condensation._LOOK_S", 0.0)
+    kept = Checkpoint(tmp_path / "state.safetensors", every_s=0.0)
+
+    def stop(now: Progress) -> None:
+        if now.step == 6:
+            raise KeyboardInterrupt
+
+    run = partial(fc.condense, data, 2, "dm-ridge", network=TINY, steps=12, device="cuda")
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=kept, progress=stop)
+    again = run(checkpoint=replace(kept, resume=True))
+    assert again.record.steps == 12
+    torch.testing.assert_close(images(again), images(run()), rtol=0, atol=0.03)

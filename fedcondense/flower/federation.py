@@ -31,7 +31,7 @@ from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
-from fedcondense.networks import NETWORKS, default_network, named
+from fedcondense.networks import NETWORKS, default_network, parts
 from fedcondense.synthetic import SyntheticSet, write_file
 from fedcondense.training import Fit
 
@@ -103,7 +103,8 @@ def federate(
         ResumeError: `output` holds the result of other settings.
     """
     network = network or default_network(train.spec.shape)
-    named(network)
+    if len(parts(network)) > 1:
+        raise SettingError(f"network {network!r}; the clients and the server of a federation share one: name one")
     for name in rows:
         if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))

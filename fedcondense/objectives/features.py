@@ -16,7 +16,7 @@ from fedcondense.randomness import stream
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["FeatureObjective", "Sum"]
+__all__ = ["FeatureObjective", "Sum", "is_of_rows"]
 
 _REAL_AT_ONCE = 512  # real images that are augmented and summarised at once: they stay in the cache, at any class size
 
@@ -86,6 +86,14 @@ class FeatureObjective(Objective):
         for piece, gradient in zip(pieces, cast(Tensor, rows.grad).split(at_once), strict=True):
             self.rows(draw, piece).backward(gradient)
         return loss.detach()
+
+
+def is_of_rows(objective: Objective) -> bool:
+    """Say whether a step of the objective reads nothing of its draw but the network and the augmentation."""
+    kind = type(objective)
+    return issubclass(kind, FeatureObjective) and all(
+        getattr(kind, name) is getattr(FeatureObjective, name) for name in ("rows", "loss", "backward")
+    )
 
 
 def _full_precision(rows: Tensor) -> torch.autocast:

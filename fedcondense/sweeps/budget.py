@@ -88,7 +88,7 @@ def _trial(making: Making, place: Place, budget: float) -> Timed:
         loop.source.size = 2  # so that the third step meets a draw again
     trained, experts = time.process_time(), 0
     if isinstance(loop.source, Trajectories):  # one expert tells what all of them will take
-        experts, loop.source.experts = loop.source.experts - 1, 1
+        experts, loop.source.experts, loop.source.seed = loop.source.experts - 1, 1, 0
         loop.source.snapshots(0, (loop.source.latest + loop.source.span,), train)
     now = time.process_time()
     start, times = now - began + experts * (now - trained), list[float]()

@@ -1,0 +1,132 @@
+"""A step on tensors of its own equals a step on the given ones; whether a GPU replays it so: `test_cuda.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedcondense.condensation import Loop, prepare
+from fedcondense.data import Data
+from fedcondense.datasets import load_data
+from fedcondense.graphs import StepGraph, is_plain
+from fedcondense.networks import NETWORKS, ConvNet, Headed, build
+from fedcondense.objectives import OBJECTIVES, with_learned_labels
+from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.objectives.features import is_of_rows
+from fedcondense.sources import Pool
+
+OF_ROWS = [name for name, objective in OBJECTIVES.items() if is_of_rows(objective)]
+TINY = partial(ConvNet, width=8, depth=2)
+
+
+@pytest.fixture(autouse=True)
+def replayed_by_running_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedcondense.graphs.captured", lambda run, device: run)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_data("digits").train
+
+
+def made(objective: Any, data: Data, graph: bool, network: Any = TINY, ipc: int = 2) -> Loop:
+    recipe = replace(objective.recipe, source=partial(Pool, size=3), steps=9)
+    loop = prepare(data, ipc, objective, "pixels", network=network, recipe=recipe)
+
+    def maker(seed: int) -> nn.Module:
+        return build(network, data.spec.shape, len(data.spec.classes), seed)
+
+    loop.graph = StepGraph(objective, maker, 512) if graph else None
+    return loop
+
+
+def same_steps(objective: Any, data: Data, **settings: Any) -> None:
+    plain, graph = made(objective, data, False, **settings), made(objective, data, True, **settings)
+    losses = [(float(plain.step()), float(graph.step())) for _ in range(7)]
+    assert len({a for a, _ in losses}) == 7
+    assert [b for _, b in losses] == [a for a, _ in losses]
+    assert torch.equal(plain.codes["images"], graph.codes["images"])
+    assert torch.equal(plain.targets, graph.targets)
+
+
+def test_objectives_on_feature_rows_are_served() -> None:
+    assert {"dm", "ridge", "dm-ridge", "mmd", "ncfm"} <= set(OF_ROWS)
+    assert not {"dsa", "kip", "dd", "mtt"} & set(OF_ROWS)
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_steps_on_its_own_tensors_are_those_on_the_given_ones(name: str, data: Data) -> None:
+    same_steps(OBJECTIVES[name], data)
+
+
+def test_learned_labels_get_their_gradient(data: Data) -> None:
+    same_steps(with_learned_labels(OBJECTIVES["dm-ridge"]), data)
+
+
+def test_more_images_than_a_graph_of_autograd_holds(data: Data) -> None:
+    same_steps(OBJECTIVES["ridge"], data, ipc=60)
+
+
+def test_running_statistics_of_a_batch_norm_are_replaced_too(data: Data) -> None:
+    same_steps(OBJECTIVES["dm"], data, network=partial(ConvNet, width=8, depth=2, norm="batch"))
+
+
+@dataclass(frozen=True)
+class Told(DistributionMatching):
+    """Keeps a number of the first draw beside the sums."""
+
+    def summarise(self, rows: Tensor, targets: Tensor) -> Any:
+        return super().summarise(rows, targets), float(rows.sum())
+
+    def merge(self, pieces: Any) -> Any:
+        return super().merge([piece for piece, _ in pieces]), sum(number for _, number in pieces)
+
+    def compare(self, observed: Any, rows: Tensor, targets: Tensor) -> Tensor:
+        sums, number = observed
+        loss: Tensor = super().compare(sums, rows, targets) * (1 + number % 1)
+        return loss
+
+
+def test_an_observation_that_is_not_all_tensors_is_left_to_the_objective(data: Data) -> None:
+    loop = made(Told(), data, True)
+    loop.step()
+    assert loop.graph is not None
+    assert loop.graph.failed
+    same_steps(Told(), data)
+
+
+class Own(nn.Module):
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.layers(images)
+        return out
+
+
+@pytest.mark.parametrize("name", ["convnet1-w16", "mlp", "resnet18", "mobilenet-v3-small", "vit-small", "vgg11"])
+def test_our_networks_are_plain(name: str) -> None:
+    assert is_plain(build(NETWORKS[name], (1, 32, 32), 3, 0))
+
+
+def test_a_module_of_a_user_is_not(data: Data) -> None:
+    assert not is_plain(Headed(Own((1, 8, 8), 3)))
+    loop = made(OBJECTIVES["dm"], data, True, network=Own)
+    loop.step()
+    assert loop.graph is not None
+    assert loop.graph.failed
+
+
+@pytest.mark.parametrize("change", ["loss", "rows", "backward"])
+def test_an_objective_that_sees_more_of_the_draw_is_not_served(change: str) -> None:
+    method: Callable[..., Any] = getattr(DistributionMatching, change)
+    kind = type("Seeing", (DistributionMatching,), {change: lambda self, *given: method(self, *given)})
+    assert is_of_rows(DistributionMatching())
+    assert not is_of_rows(kind())
