@@ -258,11 +258,9 @@ def turned(data: fc.Data, degrees: float) -> fc.Data:
 def experiences(protocol: Protocol, domains: list[fc.Data], test: fc.Data, seed: int) -> tuple[Any, list[Any]]:
     """Return Avalanche's benchmark and its training stream."""
     from avalanche.benchmarks import dataset_benchmark, nc_benchmark, split_online_stream
-    from avalanche.benchmarks.utils import as_taskaware_classification_dataset
 
     if protocol.stream == "domains":
-        sets = [as_taskaware_classification_dataset(Images(domain)) for domain in domains]
-        benchmark = dataset_benchmark(sets, [as_taskaware_classification_dataset(Images(test))])
+        benchmark = dataset_benchmark([Images(domain) for domain in domains], [Images(test)])
         return benchmark, list(benchmark.train_stream)
     classes = len(test.spec.classes)
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
