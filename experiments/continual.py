@@ -147,7 +147,7 @@ PROTOCOLS = {
         2000,
         stream="online",
         rows=(("replay-stock", "stock"), ("replay", BEST), ("replay", "random"), ("replay", "half-resolution")),
-        steps={BEST: 100},
+        steps={BEST: 50},
     ),
     "cifar100": Protocol(
         "cifar100-cut",
@@ -293,13 +293,14 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool 
     if make is None:
         buffer: Any = ClassBalancedBuffer(protocol.images)
     else:
+        waits = is_online and memory not in CONTROLS  # what waits takes the other half of the bytes
         buffer = CondensedBuffer(
-            protocol.images * make.per_image,
+            protocol.images * make.per_image // (2 if waits else 1),
             condenser=make,
             adaptive_size=is_adaptive(protocol, memory),
             total_num_groups=None if is_adaptive(protocol, memory) else len(spec.classes),
             real_fraction=0.5 if memory.startswith("half ") else 0.0,
-            min_samples=500 if is_online else 1,
+            min_samples=protocol.images if waits else 1,
             operations=spec.operations,
             mean=spec.mean,
             std=spec.std,

@@ -168,7 +168,7 @@ class Memory:
             None: as suits the maker.
         real_fraction: The share of the budget for real images, chosen at random: a hybrid memory.
         minimum: Real images of a group to wait for before it is condensed; meanwhile they are kept beside the budget,
-            and counted in `nbytes`.
+            and counted in `nbytes`. Never more than the budget: beyond it, the group with the most is condensed.
         seed: All that is random follows from it.
     """
 
@@ -249,7 +249,7 @@ class Memory:
                 if count:
                     name, new = data.spec.classes[c], data.images[data.labels == c].cpu()
                     self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
-            ready = [name for name, images in self.waiting.items() if len(images) >= self.minimum]
+            ready = self._ready()
             if self.update == "append":
                 self.waiting |= {f"{name}#{self.added}": self.waiting.pop(name) for name in ready}
                 ready = [f"{name}#{self.added}" for name in ready]
@@ -393,6 +393,16 @@ class Memory:
         self.real = self._chosen(ready, real_share)
         for name in ready:
             self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))
+
+    def _ready(self) -> list[str]:
+        """Return the groups that waited for long enough, and the largest others while too many images wait."""
+        sizes = {name: len(images) for name, images in self.waiting.items()}
+        ready = [name for name, n in sizes.items() if n >= self.minimum]
+        rest = {name: n for name, n in sizes.items() if n < self.minimum}
+        while sum(rest.values()) > self.images:
+            ready.append(max(rest, key=lambda name: rest[name]))
+            del rest[ready[-1]]
+        return ready
 
     def _stored(self) -> dict[str, int]:
         """Return how many stored images each group has in all sets."""

@@ -228,21 +228,30 @@ class TestHybrid:
 
 class TestWaiting:
     def test_a_group_waits_for_enough_images_and_is_replayed_meanwhile(self, piece: Callable[..., Data]) -> None:
-        memory = Memory(8, RANDOM, minimum=25)
+        memory = Memory(20, RANDOM, minimum=25)
         memory.add(piece(0, count=10))
         assert not memory.sets
-        assert replayed(memory) == {"0": 8}
+        assert replayed(memory) == {"0": 10}
         assert memory.image_bytes == 10 * 64
         memory.add(piece(0, count=10, begin=10))
         assert not memory.sets
         memory.add(piece(0, count=10, begin=20))
         assert not memory.waiting
-        assert memory.image_bytes == 8 * 64
+        assert memory.image_bytes == 20 * 64
         assert memory.synthetic is not None
         assert memory.synthetic.parts[0].record.counts == (30,)
 
+    def test_no_more_wait_than_the_budget_and_the_largest_group_is_condensed_first(
+        self, piece: Callable[..., Data]
+    ) -> None:
+        memory = Memory(12, RANDOM, minimum=1000)
+        for classes, condensed in (((0,), ""), ((0, 1), "0"), ((1, 2), "01"), ((2,), "01")):
+            memory.add(piece(*classes, count=5))
+            assert memory.seen == dict.fromkeys(condensed, 10)
+            assert sum(map(len, memory.waiting.values())) <= 12
+
     def test_a_known_group_keeps_its_images_while_new_ones_wait(self, piece: Callable[..., Data]) -> None:
-        memory = Memory(8, RANDOM, minimum=25)
+        memory = Memory(20, RANDOM, minimum=25)
         memory.add(piece(0))
         before = memory.synthetic
         memory.add(piece(0, count=10, begin=30))
@@ -251,12 +260,12 @@ class TestWaiting:
         assert torch.equal(memory.synthetic.pixels().images, before.pixels().images)
 
     def test_append_waits_too_and_counts_from_when_it_was_enough(self, piece: Callable[..., Data]) -> None:
-        memory = Memory(8, RANDOM, minimum=25, update="append")
+        memory = Memory(20, RANDOM, minimum=25, update="append")
         for begin in range(0, 60, 10):
             memory.add(piece(0, count=10, begin=begin))
         assert list(memory.seen.items()) == [("0#3", 30), ("0#6", 30)]
         assert not memory.waiting
-        assert stored(memory) == {"0#3": 4, "0#6": 4}
+        assert stored(memory) == {"0#3": 10, "0#6": 10}
 
     def test_what_is_replayed_never_exceeds_the_budget(self, piece: Callable[..., Data]) -> None:
         memory = Memory(5, RANDOM, minimum=25)

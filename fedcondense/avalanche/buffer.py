@@ -69,7 +69,8 @@ class CondensedBuffer(ExemplarsBuffer):
         update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: as suits the condenser.
         real_fraction: Share of the budget for real images.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
-            kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows.
+            kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows. They take
+            no more than the budget again: beyond it, the class with the most is condensed.
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
         mean: What the stream's transform subtracts, a value a channel; None: the range of the first experience's values
             becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
