@@ -138,7 +138,8 @@ PROTOCOLS = {
         16,
         500,
         stream="domains",
-        rows=(*STOCK, *both("dm-ridge", "random", "half-resolution")),
+        rows=(*STOCK, *both(BEST, "dm-ridge", "random", "half-resolution")),
+        steps={BEST: 300},
     ),
     "online": Protocol(
         "fashion-mnist",

@@ -150,6 +150,18 @@ class Selector:
         return select(data, ipc, self.method, seed)
 
 
+@contextmanager
+def _without_the_line_on_few_records() -> Iterator[None]:
+    """Mute what `condense` and `select` log of groups with fewer records than `ipc`: a stream would repeat it."""
+    logger = logging.getLogger(condense.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class Memory:
     """Sets of the groups seen so far, within a number of stored images that all groups share.
 
@@ -463,7 +475,9 @@ class Memory:
             counts.append((self.seen.get(name, 0) if name in old else 0) + (0 if new is None else len(new)))
         spec = replace(self.spec, classes=tuple(names))
         data = Data(torch.cat(images), torch.tensor(labels), spec).to(self.device)
-        made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
+        known = all(name in self.seen for name in names)
+        with _without_the_line_on_few_records() if known else nullcontext():
+            made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
         return made.with_record(counts=tuple(counts))
 
     def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:

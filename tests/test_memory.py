@@ -226,6 +226,17 @@ class TestHybrid:
         assert stored(memory) == dict.fromkeys("0123", 2)
 
 
+def test_few_records_of_a_group_are_told_once(piece: Callable[..., Data], caplog: pytest.LogCaptureFixture) -> None:
+    memory = Memory(40, RANDOM, groups=2)
+    for number in range(4):
+        memory.add(piece(0, count=5, begin=5 * number))
+    memory.add(piece(1, count=5))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert told[0].endswith("they get what is there: ['0 (5)']")
+    assert told[1].endswith("they get what is there: ['1 (5)']")
+
+
 class TestWaiting:
     def test_a_group_waits_for_enough_images_and_is_replayed_meanwhile(self, piece: Callable[..., Data]) -> None:
         memory = Memory(20, RANDOM, minimum=25)
