@@ -122,17 +122,17 @@ class TestOnline:
         self, few: Any, setting: Any, accuracy: Accuracy
     ) -> None:
         """240 images in pieces of 50, of two experiences; a class has 60, and waits for 30 of them."""
-        buffer = CondensedBuffer(64, condenser=Condenser("dm", steps=5), min_samples=30)
+        buffer = CondensedBuffer(256, condenser=Condenser("dm", steps=5), min_samples=30)
         strategy = replay(setting(classes=4), buffer)
         condensed = []
         for experience in split_online_stream(few.with_tasks(2).train_stream, experience_size=50, seed=0):
             strategy.train(experience)
-            assert 0 < len(buffer.buffer) <= 64
+            assert 0 < len(buffer.buffer) <= 256
             condensed.append(len(buffer.memory.sets))
         assert condensed[0] == 0  # 25 images of each class
         assert condensed[-1] > 0
         assert buffer.seen_classes == set(range(4))
-        assert len(buffer.buffer) == 64
+        assert len(buffer.buffer) == 256
         assert accuracy(strategy, few.test) > 0.7
 
     def test_the_flag_of_the_last_piece_plays_no_part(self, few: Any) -> None:
