@@ -27,7 +27,7 @@ $(VENV)/.installed-dev: pyproject.toml
 	@touch $(VENV)/.installed $@
 
 demo: install
-	$(BIN)/fedcondense federate digits --clients 10 --alpha 0.1 --threads 1 --output runs/demo --overwrite
+	$(BIN)/fedcondense federate digits --clients 10 --alpha 0.1 --threads 2 --output runs/demo --overwrite
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
