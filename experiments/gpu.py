@@ -125,9 +125,8 @@ def speed() -> dict[str, Any]:
 
 
 def variants(data: Data) -> dict[str, Callable[[], Any]]:
-    def loop(objective: str | Objective, source: Any = None, storage: str = "pixels", graph: bool = False) -> Loop:
-        objective = fc.OBJECTIVES[objective] if isinstance(objective, str) else objective
-        recipe = objective.recipe if source is None else replace(objective.recipe, source=source)
+    def loop(objective: Objective, source: Any, storage: str = "pixels", graph: bool = False) -> Loop:
+        recipe = replace(objective.recipe, source=source)
         made = prepare(data, 10, objective, storage, network=NETWORK, recipe=recipe)
         made.graph = made.graph if graph else None
         for _ in range(4):
@@ -182,7 +181,6 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["speed", "accuracy"], default="accuracy")
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, help="of dsa, where time is short; the table says how many were taken")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--output", type=Path, default=PATH)
     arguments = parser.parse_args()
@@ -193,8 +191,6 @@ def main() -> None:
     if arguments.what == "speed":
         run_cells(arguments.output, {"speed": speed})
         return
-    if arguments.steps:
-        ROWS["dsa"] = Row(GradientMatching(), replace(GradientMatching.recipe, steps=arguments.steps))
     cells = {f"{name} seed{seed}": row(name, seed) for seed in arguments.seeds for name in arguments.rows}
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         run_cells(arguments.output, cells)

@@ -87,6 +87,8 @@ def fit(
 ) -> None:
     """Train a network in place, on the device of the images, with the cross-entropy of soft or hard targets.
 
+    On a GPU, many steps of a network of torch's, torchvision's or our modules alone are replayed as a CUDA graph.
+
     Args:
         network: Maps images to logits (N, K); moved to the images' device.
         images: (N, C, H, W), floating point, normalised.

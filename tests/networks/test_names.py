@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedcondense.errors import SettingError
-from fedcondense.networks import ConvNet, Headed, build, parts
+from fedcondense.networks import ConvNet, build, parts
 
 MIXED = "convnet2-w16+convnet1-w16-none+lenet"
 
@@ -32,7 +32,8 @@ def test_a_name_that_comes_twice_counts_once() -> None:
 
 def test_a_maker_is_one_kind() -> None:
     assert parts(ConvNet) == [ConvNet]
-    assert isinstance(build("lenet", (1, 16, 16), 3, 5), nn.Module | Headed)
+    for seed in range(3):
+        assert isinstance(build(ConvNet, (1, 16, 16), 3, seed), ConvNet)
 
 
 @pytest.mark.parametrize("name", ["lenet+resnet19", "+", "lenet+", ""])
