@@ -236,7 +236,9 @@ def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
     stored = [min(ipc, max(1, int(limit * n))) if n else 0 for n in counts]
     short = [f"{data.spec.classes[c]} ({n})" for c, n in enumerate(stored) if 0 < n < ipc]
     if short:
-        _LOG.warning("ipc %d is more than %g of some classes' records; they get what is there: %s", ipc, limit, short)
+        allowed = "the records" if limit == 1 else f"{limit:g} of the records"
+        text = "ipc %d is more than %s of some classes; they get what is there: %s"
+        _LOG.warning(text, ipc, allowed, ", ".join(short))
     return stored
 
 
