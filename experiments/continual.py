@@ -2,6 +2,7 @@
 
     python experiments/continual.py prototype             # split Fashion-MNIST, 2,000 images a class, ConvNet 3x16
     python experiments/continual.py full mnist cifar10    # all images, ConvNet 3x32
+    python experiments/continual.py full-long             # GDumb trains four times as long
     python experiments/continual.py budgets               # 39,200 to 1,254,400 bytes, and hybrid memories
     python experiments/continual.py domain online cifar100
     python experiments/continual.py prototype --table     # Markdown, from what is there
@@ -112,6 +113,13 @@ PROTOCOLS = {
         "fashion-mnist",
         100,
         rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE)),
+        steps={ALIKE: 1000},
+    ),
+    "full-long": Protocol(  # GDumb trains 300 epochs of the 400 images, whatever the memory
+        "fashion-mnist",
+        100,
+        updates=3750,
+        rows=gdumb(BEST, "half-resolution", ALIKE, "random"),
         steps={ALIKE: 1000},
     ),
     "mnist": Protocol(

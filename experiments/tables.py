@@ -137,6 +137,19 @@ def objectives() -> str:
     return "\n".join(lines)
 
 
+def parametrizations() -> str:
+    """Return what each way of storing images reaches in the same bytes, as `fedcondense sweep` wrote it."""
+    lines = ["| stored as | bytes | accuracy | CPU s a set | sets |", "|---|---|---|---|---|"]
+    with (RESULTS / "parametrizations-fashion-mnist.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["accuracy"]]
+    for row in sorted(rows, key=lambda row: -float(row["accuracy"])):
+        made = row["parametrization"] if row["steps"] else f"{row['objective']} real images"
+        spent = f"{float(row['cpu_seconds']):.0f} | {row['sets']}"
+        accuracy = f"{float(row['accuracy']):.1f} ± {float(row['accuracy_std']):.1f}"
+        lines.append(f"| {made} | {int(row['nbytes']):,} | {accuracy} | {spent} |")
+    return "\n".join(lines)
+
+
 def bench() -> str:
     """Return each objective's step, beside the naive loop where there is one."""
     results = read(RESULTS / "bench.json")
@@ -195,6 +208,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "continual short": continual_short,
     "budgets": budgets,
     "objectives": objectives,
+    "parametrizations": parametrizations,
     "bench": bench,
     "windows": windows,
     "gpu": gpu.table,
