@@ -171,7 +171,7 @@ class TestBudget:
         with caplog.at_level(logging.WARNING):
             memory.add(piece(0, 1, count=3))
         assert stored(memory) == {"0": 3, "1": 3}
-        assert "'0 (3)', '1 (3)'" in caplog.text
+        assert "they get what is there: 0 (3), 1 (3)" in caplog.text
 
 
 class TestReservoir:
@@ -233,8 +233,8 @@ def test_few_records_of_a_group_are_told_once(piece: Callable[..., Data], caplog
     memory.add(piece(1, count=5))
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
-    assert told[0].endswith("they get what is there: ['0 (5)']")
-    assert told[1].endswith("they get what is there: ['1 (5)']")
+    assert told[0].endswith("they get what is there: 0 (5)")
+    assert told[1].endswith("they get what is there: 1 (5)")
 
 
 class TestWaiting:
