@@ -93,6 +93,13 @@ def budget(images: int) -> Protocol:
     return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
 
 
+FULL = Protocol(
+    "fashion-mnist",
+    100,
+    rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE)),
+    steps={ALIKE: 1000},
+)
+
 PROTOCOLS = {
     "prototype": Protocol(
         "fashion-mnist",
@@ -109,19 +116,9 @@ PROTOCOLS = {
         ),
         steps={"dm factor 2": 300, ALIKE: 2000},
     ),
-    "full": Protocol(
-        "fashion-mnist",
-        100,
-        rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE)),
-        steps={ALIKE: 1000},
-    ),
-    "full-long": Protocol(  # GDumb trains 300 epochs of the 400 images, whatever the memory
-        "fashion-mnist",
-        100,
-        updates=3750,
-        rows=gdumb(BEST, "half-resolution", ALIKE, "random"),
-        steps={ALIKE: 1000},
-    ),
+    "full": FULL,
+    # GDumb trains 300 epochs of the 400 images, whatever the memory
+    "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, "half-resolution", ALIKE, "random")),
     "mnist": Protocol(
         "mnist",
         300,
