@@ -70,6 +70,7 @@ DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
 STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
 BEST = "dm-ridge factor 2"
 ALIKE = f"{BEST}, group norm"  # made on networks with the learner's norm and width; final shares from the start
+KERNEL = "mmd factor 2"  # on networks of the learner's width; final shares from the start
 STEPS = {"pixels": 1200, "multi-formation": 600}
 BUDGETS = (50, 100, 200, 400, 800, 1600)
 
@@ -96,7 +97,7 @@ def budget(images: int) -> Protocol:
 FULL = Protocol(
     "fashion-mnist",
     100,
-    rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE)),
+    rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE, KERNEL)),
     steps={ALIKE: 1000},
 )
 
@@ -112,13 +113,13 @@ PROTOCOLS = {
             *both(BEST, "dm-ridge", "dm factor 2", "dm", "half-resolution", "random"),
             *gdumb("k-means", "herding"),
             *(("gdumb-stock", BEST), ("replay-stock", BEST), ("replay-stock", "dm")),
-            *both(ALIKE),
+            *both(ALIKE, KERNEL),
         ),
         steps={"dm factor 2": 300, ALIKE: 2000},
     ),
     "full": FULL,
     # GDumb trains 300 epochs of the 400 images, whatever the memory
-    "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, "half-resolution", ALIKE, "random")),
+    "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, "half-resolution", ALIKE, "random", KERNEL)),
     "mnist": Protocol(
         "mnist",
         300,
@@ -167,7 +168,7 @@ PROTOCOLS = {
 
 def is_adaptive(protocol: Protocol, memory: str) -> bool:
     """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
-    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE)
+    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE, KERNEL)
     return protocol.stream != "classes" or shrinks or memory.endswith(", shrinking")
 
 
@@ -179,8 +180,8 @@ def maker(protocol: Protocol, memory: str) -> Maker:
     objective = name.removesuffix(" factor 2")
     stored_as = "pixels" if name == objective else "multi-formation"
     steps = protocol.steps.get(memory, STEPS[stored_as])
-    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.02, steps=steps)
-    network = f"convnet3-w{protocol.width}-group" if memory == ALIKE else "convnet3-w16"
+    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.04 if memory == KERNEL else 0.02, steps=steps)
+    network = f"convnet3-w{protocol.width if memory in (ALIKE, KERNEL) else 16}" + "-group" * (memory == ALIKE)
     return Condenser(objective, stored_as, network=network, recipe=recipe)
 
 

@@ -19,8 +19,10 @@ from fedcondense.sweeps.workers import Here, Workers
 from fedcondense.synthetic import write_file
 from fedcondense.trajectories import Trajectories
 
-__all__ = ["steps_for", "with_budget"]
+__all__ = ["pool_for", "steps_for", "with_budget"]
 
+_NEW = 0.5  # the share of a budget that meeting new draws of a pool may take
+_FEWEST = 8  # draws of a pool that is made smaller
 _TRIAL = 0.05  # the share of a budget that timing its steps may take
 _WARM_UP_S = 5.0  # of a first trial that is not counted
 _TRIED = (6, 50)  # steps that are timed, at least and at most
@@ -31,8 +33,9 @@ def with_budget(
 ) -> list[Line]:
     """Choose steps for the cells whose tuning names a budget and no steps, by timing a few steps of each kind once.
 
-    The sets of a line get equal steps, which the folder keeps (``steps/*.json``): a resumed sweep has the same cells.
-    Cells that cannot start keep no steps, and say why when they are run.
+    A pool whose draws would take more than half of the budget is made smaller, to leave time for steps. The sets of a
+    line get the same, which the folder keeps (``steps/*.json``): a resumed sweep has the same cells. Cells that cannot
+    start keep no steps, and say why when they are run.
     """
     makings = [cell.making for line in lines for cell in line.cells]
     kinds = list(dict.fromkeys(replace(m, seed=0) for m in makings if m.tuning.budget and m.tuning.steps is None))
@@ -41,13 +44,14 @@ def with_budget(
     for number, timed in (workers or Here()).map(_time_steps, [(kind, place) for kind in missing]):
         if timed is not None:
             write_file(paths[missing[number]], json.dumps(timed, indent=1).encode(), overwrite=True)
-    steps = {kind: int(timed["steps"]) for kind in kinds if (timed := read_json(paths[kind])) is not None}
+    kept = {kind: timed for kind in kinds if (timed := read_json(paths[kind])) is not None}
 
     def chosen(cell: Cell) -> Cell:
-        number = steps.get(replace(cell.making, seed=0))
-        if number is None:
+        timed = kept.get(replace(cell.making, seed=0))
+        if timed is None:
             return cell
-        return replace(cell, making=replace(cell.making, tuning=replace(cell.making.tuning, steps=number)))
+        tuning = replace(cell.making.tuning, steps=timed["steps"], pool=timed.get("pool_size"))
+        return replace(cell, making=replace(cell.making, tuning=tuning))
 
     return [replace(line, cells=tuple(map(chosen, line.cells))) for line in lines]
 
@@ -72,8 +76,10 @@ def _time_steps(making: Making, place: Place) -> dict[str, float] | None:
                 timed = _trial(making, place, budget)
     except FedcondenseError:
         return None
-    steps = steps_for(budget, start=timed.start, new=timed.new, seen=timed.seen, pool=timed.pool)
-    return {"steps": steps} | {name: round(value, 5) for name, value in timed._asdict().items()}
+    pool = pool_for(budget, start=timed.start, new=timed.new, pool=timed.pool)
+    steps = steps_for(budget, start=timed.start, new=timed.new, seen=timed.seen, pool=pool)
+    chosen = {"steps": steps, "pool_size": pool if pool < timed.pool else None}
+    return chosen | {name: round(value, 5) for name, value in timed._asdict().items()}
 
 
 def _trial(making: Making, place: Place, budget: float) -> Timed:
@@ -100,6 +106,21 @@ def _trial(making: Making, place: Place, budget: float) -> Timed:
     new = times[1] if pool else statistics.fmean(times[1:])
     seen = statistics.fmean(times[2:]) if pool else new
     return Timed(start + max(0.0, times[0] - new), new, seen, pool, time.process_time() - began)
+
+
+def pool_for(budget: float, *, start: float, new: float, pool: int) -> int:
+    """Return how many draws a pool should have: `pool`, or as many as half of what is left of the budget buys.
+
+    Args:
+        budget: Seconds a set.
+        start: Seconds before the first step.
+        new: Seconds of a step on a draw that is met for the first time.
+        pool: How many different draws the recipe has; 0: each is new.
+
+    >>> [pool_for(60, start=2, new=new, pool=96) for new in (0.1, 1, 30)], pool_for(60, start=2, new=1, pool=0)
+    ([96, 29, 8], 0)
+    """
+    return min(pool, max(_FEWEST, int(_NEW * (budget - start) / new + 1e-9))) if new else pool
 
 
 def steps_for(budget: float, *, start: float, new: float, seen: float, pool: int) -> int:

@@ -120,7 +120,9 @@ def identity(making: Making) -> dict[str, Any]:
             meant["parametrization"] = repr(PARAMETRIZATIONS[making.parametrization]())
     except (FedcondenseError, LookupError) as error:
         meant = {"error": str(error)}
-    return {"making": asdict(making), **meant}
+    told_twice = asdict(making)
+    del told_twice["tuning"]["pool"]  # of the recipe
+    return {"making": told_twice, **meant}
 
 
 def digest(*values: Any) -> str:

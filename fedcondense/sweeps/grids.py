@@ -47,7 +47,8 @@ class Tuning:
         lr: Step size; None: the recipe's.
         settings: Fields of the objective and their values.
         recipe: ``"tuned"``, or ``"published"`` for objectives that have such a recipe.
-        budget: CPU seconds a set that `steps` was chosen for by `with_budget`; None: nobody asked.
+        budget: CPU seconds a set that `steps` and `pool` were chosen for by `with_budget`; None: nobody asked.
+        pool: Draws of the recipe's pool; None: the recipe's.
     """
 
     steps: int | None = None
@@ -55,6 +56,7 @@ class Tuning:
     settings: tuple[tuple[str, float], ...] = ()
     recipe: str = "tuned"
     budget: float | None = None
+    pool: int | None = None
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,9 @@ def resolve(making: Making) -> tuple[Objective, Recipe]:
     recipe = getattr(objective, "recipe" if tuning.recipe == "tuned" else tuning.recipe, None)
     if not isinstance(recipe, Recipe):
         raise SettingError(f"{making.method} has no {tuning.recipe!r} recipe; take 'tuned'")
-    changes = {"steps": tuning.steps, "lr": tuning.lr}
+    source: Any = recipe.source
+    pool = None if tuning.pool is None else partial(source, size=tuning.pool)
+    changes = {"steps": tuning.steps, "lr": tuning.lr, "source": pool}
     return objective, replace(recipe, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 

@@ -15,9 +15,9 @@ import fedcondense.sweeps.budget as budgets
 from fedcondense.data import Data
 from fedcondense.networks import build
 from fedcondense.objectives import OBJECTIVES
-from fedcondense.sweeps.budget import steps_for, with_budget
+from fedcondense.sweeps.budget import pool_for, steps_for, with_budget
 from fedcondense.sweeps.cells import HERE
-from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, table
+from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, resolve, table
 from fedcondense.trajectories import Trajectories
 
 COST = st.floats(0.001, 1)
@@ -39,6 +39,24 @@ def test_the_steps_fit_into_the_budget_and_one_more_would_not(
 
 def test_a_budget_below_the_start_buys_one_step() -> None:
     assert steps_for(1, start=5, new=0.1, seen=0.1, pool=3) == 1
+
+
+@given(st.floats(1, 100), COST, st.integers(0, 200))
+def test_draws_of_a_pool_take_at_most_half_of_what_is_left(budget: float, new: float, pool: int) -> None:
+    size = pool_for(budget, start=0.5, new=new, pool=pool)
+    assert size <= pool
+    assert size == pool or size <= 8 or size * new <= (budget - 0.5) / 2 + 1e-6
+    assert size == pool or (size + 1) * new > (budget - 0.5) / 2 - 1e-6
+
+
+def test_a_pool_that_a_budget_cannot_fill_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "_trial", lambda *_: budgets.Timed(start=0, new=1, seen=0.1, pool=96, trial=100))
+    base = replace(BASE, making=replace(BASE.making, method="dm", tuning=Tuning(budget=60.0)))
+    for _ in range(2):  # timed, and as the folder keeps it
+        (line,) = with_budget(table([base], ["dm"], [1], [], sets=1), tmp_path)
+        tuning = line.cells[0].making.tuning
+        assert (tuning.pool, tuning.steps) == (30, 330)
+    assert resolve(line.cells[0].making)[1].source.keywords == {"size": 30}  # type: ignore[attr-defined]
 
 
 def test_sets_of_a_line_get_equal_steps_which_the_folder_keeps(tmp_path: Path) -> None:
