@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from fedcondense.synthetic import SyntheticSet
 
 def test_json_has_no_nan_and_no_tuples() -> None:
     assert jsonable({1: (float("nan"), 2.0), "p": Path("a")}) == {"1": [None, 2.0], "p": "a"}
+
+
+def test_the_module_is_the_script(script: list[str]) -> None:
+    asked = [[*script, "--version"], [sys.executable, "-m", "fedcondense", "--version"]]
+    told = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in asked]
+    assert told[0] == told[1]
+    assert told[0].startswith("fedcondense ")
 
 
 def test_columns_are_aligned() -> None:
