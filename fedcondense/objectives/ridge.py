@@ -19,7 +19,9 @@ from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import FeatureObjective, Sum
 from fedcondense.sources import Pool
 
-__all__ = ["FeatureRows", "RidgeRegression", "means_and_ridge"]
+__all__ = ["FeatureRows", "MeansAndRidge", "RidgeRegression", "means_and_ridge"]
+
+_ENOUGH = 10  # decoded images of a class with which its mean is matched at full weight
 
 
 class FeatureRows(NamedTuple):
@@ -79,9 +81,25 @@ class RidgeRegression(FeatureObjective):
         return error.mean() / 2
 
 
+@dataclass(frozen=True)
+class MeansAndRidge(Sum):
+    """Matched class means and the regression, where the means step back if a class has few images.
+
+    Held to the mean of its class, a single image is a blur; several share that load. With n decoded images a class, the
+    means weigh (n / 10) squared, at most one: measured in `experiments/`. They keep their weight where a single class
+    is at hand, of which the regression learns nothing.
+    """
+
+    def weigh(self, targets: Tensor) -> Sequence[float | Tensor]:
+        """Return the factors of the means and of the regression."""
+        classes = (targets.sum(0) > 0).sum()
+        share = (len(targets) / (_ENOUGH * classes.clamp_min(1))).clamp(max=1).square()
+        return self.weights[0] * torch.where(classes > 1, share, 1.0), self.weights[1]
+
+
 def means_and_ridge(
     per_class: int | None = 64, ridge: float = 1.0, penalty: float = 0.01, learn_labels: bool = False
-) -> Sum:
+) -> MeansAndRidge:
     """Return the default objective: relative distribution matching plus `ridge` times the regression, on the same rows.
 
     Means hold each class where it belongs for any number of classes at hand; the regression adds what separates them.
@@ -94,4 +112,4 @@ def means_and_ridge(
         learn_labels: Learn the targets, too: two bytes a class and image more, which are counted.
     """
     means = DistributionMatching(per_class=per_class, relative=True)
-    return Sum((means, RidgeRegression(per_class=per_class, penalty=penalty)), (1.0, ridge), learn_labels)
+    return MeansAndRidge((means, RidgeRegression(per_class=per_class, penalty=penalty)), (1.0, ridge), learn_labels)

@@ -107,7 +107,7 @@ class TestSum:
 
     def test_its_repr_is_the_recipe(self) -> None:
         assert repr(means_and_ridge(ridge=0.5)) == (
-            "Sum(terms=(DistributionMatching(layer='embedding', per_class=64, relative=True), "
+            "MeansAndRidge(terms=(DistributionMatching(layer='embedding', per_class=64, relative=True), "
             "RidgeRegression(layer='embedding', per_class=64, penalty=0.01, learn_labels=False)), weights=(1.0, 0.5), "
             "learn_labels=False)"
         )

@@ -134,14 +134,29 @@ def loss_and_gradient(
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
-def test_the_default_is_both_terms_computed_apart(step: MakeStep, weight: float) -> None:
-    toy = step()
+@pytest.mark.parametrize(
+    ("counts", "share"),
+    [((2, 1, 3, 0, 1), (7 / 40) ** 2), ((5, 5, 0, 5, 5), 0.25), ((10, 9, 0, 12, 9), 1.0), ((20, 20, 0, 0, 20), 1.0)],
+)
+def test_the_default_is_both_terms_computed_apart(
+    step: MakeStep, counts: tuple[int, ...], share: float, weight: float
+) -> None:
+    """The means weigh less where a class has few images."""
+    toy = step(synthetic=counts)
     means = loss_and_gradient(DistributionMatching(per_class=64, relative=True), *toy)
     ridge = loss_and_gradient(RidgeRegression(per_class=64), *toy)
     both = loss_and_gradient(means_and_ridge(ridge=weight), *toy)
     for a, b, c in zip(means, ridge, both, strict=True):
         assert b.abs().max() > 0
-        torch.testing.assert_close(a + weight * b, c, rtol=1e-5, atol=1e-5 * float(c.abs().max()))
+        torch.testing.assert_close(share * a + weight * b, c, rtol=1e-4, atol=1e-5 * float(c.abs().max()))
+
+
+def test_a_single_class_is_held_to_its_mean_however_few_its_images(step: MakeStep) -> None:
+    toy = step(real=(7, 0, 0, 0, 0), synthetic=(2, 0, 0, 0, 0))
+    means = loss_and_gradient(DistributionMatching(per_class=64, relative=True), *toy)
+    both = loss_and_gradient(means_and_ridge(), *toy)
+    assert means[1].any()
+    torch.testing.assert_close(both, means)
 
 
 def test_settings_of_the_default_reach_both_terms() -> None:
