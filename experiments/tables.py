@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ablation
 import central
 import continual
 import deployed
@@ -207,6 +208,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "deployed": deployed.table,
     "continual short": continual_short,
     "budgets": budgets,
+    "ablation": ablation.table,
     "objectives": objectives,
     "parametrizations": parametrizations,
     "bench": bench,
