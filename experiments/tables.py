@@ -82,7 +82,7 @@ def continual_short() -> str:
     """Return what each memory reaches, a row a stream: on real data at equal bytes."""
     results = read(continual.PATH)
     learners = {"gdumb-stock": "GDumb, stock", "gdumb": "GDumb", "replay-stock": "replay, stock", "replay": "replay"}
-    memories = ("stock", "random", "k-means", "half-resolution", "dm-ridge", continual.BEST)
+    memories = ("stock", "random", "k-means", "half-resolution", "dm-ridge", continual.BEST, continual.KERNEL)
     lines = [
         f"| stream | image bytes | learner | {' | '.join(m.replace('stock', 'class-balanced') for m in memories)} |",
         "|---" * (len(memories) + 3) + "|",

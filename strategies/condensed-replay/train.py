@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, help="default: 300 over the memory's bytes (gdumb), 2 over the stream (replay)"
     )
+    parser.add_argument("--objective", default="mmd", help="default: mmd, for classes that never meet the others")
     parser.add_argument("--parametrization", help="default: multi-formation, or pixels where images are tiny")
     parser.add_argument("--steps", type=int, default=200, help="of condensing, an experience")
     parser.add_argument("--width", type=int, default=16, help="channels of the network")
@@ -54,13 +55,12 @@ def main() -> None:
     benchmark = split_benchmark(train, test, arguments.experiences, seed=arguments.seed)
     is_tiny = min(train.spec.shape[1:]) < 16
     parametrization = arguments.parametrization or ("pixels" if is_tiny else "multi-formation")
-    condenser = Condenser(parametrization=parametrization, steps=arguments.steps)
-    shares = None if condenser.per_image > 1 else len(train.spec.classes)  # plain pixels lose by being condensed again
+    condenser = Condenser(arguments.objective, parametrization, steps=arguments.steps)
     buffer = CondensedBuffer(
         arguments.images * condenser.per_image,
         condenser=condenser,
-        adaptive_size=shares is None,
-        total_num_groups=shares,
+        adaptive_size=False,  # how many classes come is known: none has to be condensed again
+        total_num_groups=len(train.spec.classes),
         operations=train.spec.operations,
         mean=train.spec.mean,
         std=train.spec.std,
