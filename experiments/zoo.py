@@ -54,8 +54,8 @@ with AMX. Nearest record: how far the decoded image that is closest to any train
 pixel in [0, 1]; in brackets the same for as many real test images.
 
 How they were made: `python experiments/zoo.py`, that is `{method}` with random {network} networks, seed 0, started
-from a Gaussian a class (`--start gaussian`), features in bfloat16, step size 0.02; those of 1 image per class when class means
-still had full weight beside the regression (a point less). No image is a training image, and
+from a Gaussian a class (`--start gaussian`), features in bfloat16, step size 0.02; those of 1 image per class when
+class means still had full weight beside the regression (a point less). No image is a training image, and
 nothing was selected on the test data. **No privacy is promised**: these are public data, condensed without noise.
 
 Sources: MNIST (LeCun, Cortes and Burges), Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017, MIT licence), CIFAR-10
