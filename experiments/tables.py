@@ -120,21 +120,22 @@ def budgets() -> str:
     return "\n".join(lines)
 
 
-def objectives() -> str:
-    """Return every objective's accuracy at a budget of CPU seconds, from the tables that `fedcondense sweep` wrote."""
+def sweeps(name: str) -> str:
+    """Return accuracies at a budget of CPU seconds, from the tables of that name that `fedcondense sweep` wrote."""
     lines = [
         "| data | images per class | row | accuracy | CPU s a set | steps | sets | warnings |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("objectives-*.csv")):
+    rows: list[dict[str, str]] = []
+    for path in RESULTS.glob(f"{name}-*.csv"):
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["accuracy"]]
-        for row in sorted(rows, key=lambda row: (int(row["ipc"]), -float(row["accuracy"]))):
-            spread = f" ± {float(row['accuracy_std']):.1f}" if row["accuracy_std"] else ""
-            accuracy = f"{float(row['accuracy']):.1f}{spread}"
-            spent = f"{float(row['cpu_seconds']):.0f} | {row['steps']} | {row['sets']}"
-            warnings = "no better than random" if "random" in row["warnings"] else ""
-            lines.append(f"| {row['data']} | {row['ipc']} | {row['objective']} | {accuracy} | {spent} | {warnings} |")
+            rows += [row for row in csv.DictReader(file) if row["accuracy"]]
+    for row in sorted(rows, key=lambda row: (row["data"], int(row["ipc"]), -float(row["accuracy"]))):
+        spread = f" ± {float(row['accuracy_std']):.1f}" if row["accuracy_std"] else ""
+        accuracy = f"{float(row['accuracy']):.1f}{spread}"
+        spent = f"{float(row['cpu_seconds']):.0f} | {row['steps']} | {row['sets']}"
+        warnings = "no better than random" if "random" in row["warnings"] else ""
+        lines.append(f"| {row['data']} | {row['ipc']} | {row['objective']} | {accuracy} | {spent} | {warnings} |")
     return "\n".join(lines)
 
 
@@ -209,7 +210,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "continual short": continual_short,
     "budgets": budgets,
     "ablation": ablation.table,
-    "objectives": objectives,
+    "objectives": lambda: sweeps("objectives"),
+    "scaling": lambda: sweeps("scaling"),
     "parametrizations": parametrizations,
     "bench": bench,
     "windows": windows,

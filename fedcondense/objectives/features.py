@@ -140,11 +140,13 @@ class Sum(FeatureObjective):
         """Merge term by term."""
         return tuple(term.merge(part) for term, part in zip(self.terms, zip(*pieces, strict=True), strict=True))
 
-    def weigh(self, targets: Tensor) -> Sequence[float | Tensor]:
-        """Return a factor for each term, given the synthetic targets (N, K): `weights`, whatever they are."""
+    def weigh(self, observed: tuple[Any, ...], targets: Tensor) -> Sequence[float | Tensor]:
+        """Return a factor for each term, given what `compare` is: `weights`, whatever that is."""
         return self.weights
 
     def compare(self, observed: tuple[Any, ...], rows: Tensor, targets: Tensor) -> Tensor:
         """Return the weighted sum of the terms' losses."""
         losses = [t.compare(o, rows, targets) for t, o in zip(self.terms, observed, strict=True)]
-        return sum((w * loss for w, loss in zip(self.weigh(targets), losses, strict=True)), rows.new_zeros(()))
+        return sum(
+            (w * loss for w, loss in zip(self.weigh(observed, targets), losses, strict=True)), rows.new_zeros(())
+        )

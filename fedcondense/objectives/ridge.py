@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,16 +85,17 @@ class RidgeRegression(FeatureObjective):
 class MeansAndRidge(Sum):
     """Matched class means and the regression, where the means step back if a class has few images.
 
-    Held to the mean of its class, a single image is a blur; several share that load. With n decoded images a class, the
-    means weigh (n / 10) to the power 4, from a hundredth to one: measured in `experiments/`. They keep their weight
-    where a single class is at hand, of which the regression learns nothing.
+    Held to the mean of its class, a single image is a blur; several share that load. With n decoded images for each
+    class of the real data, the means weigh (n / 10) to the power 4, from a hundredth to one: `experiments/` has the
+    measurements. They keep their weight where a single class is at hand, of which the regression learns nothing.
     """
 
-    def weigh(self, targets: Tensor) -> Sequence[float | Tensor]:
+    def weigh(self, observed: tuple[Any, ...], targets: Tensor) -> Sequence[float | Tensor]:
         """Return the factors of the means and of the regression."""
-        classes = (targets.sum(0) > 0).sum()
+        classes = (observed[1].targets.sum(0) > 0).sum()  # learned targets say a little of every class
         share = ((len(targets) / (_ENOUGH * classes.clamp_min(1))) ** 4).clamp(0.01, 1)
-        return self.weights[0] * torch.where(classes > 1, share, 1.0), self.weights[1]
+        # a number in place of ones would be copied to the device, which no CUDA graph can hold
+        return self.weights[0] * torch.where(classes > 1, share, torch.ones_like(share)), self.weights[1]
 
 
 def means_and_ridge(

@@ -66,7 +66,7 @@ class Timed(NamedTuple):
     trial: float  # finding this out
 
 
-def _time_steps(making: Making, place: Place) -> dict[str, float] | None:
+def _time_steps(making: Making, place: Place) -> dict[str, float | None] | None:
     """Return how many steps a budget buys, and what they were found to cost; None if there is nothing to time."""
     budget = making.tuning.budget or 0.0
     try:

@@ -120,9 +120,9 @@ def identity(making: Making) -> dict[str, Any]:
             meant["parametrization"] = repr(PARAMETRIZATIONS[making.parametrization]())
     except (FedcondenseError, LookupError) as error:
         meant = {"error": str(error)}
-    told_twice = asdict(making)
-    del told_twice["tuning"]["pool"]  # of the recipe
-    return {"making": told_twice, **meant}
+    settings = asdict(making)
+    del settings["tuning"]["pool"]  # the recipe tells it, and folders from before there was one stay valid
+    return {"making": settings, **meant}
 
 
 def digest(*values: Any) -> str:

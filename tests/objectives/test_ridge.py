@@ -159,6 +159,17 @@ def test_a_single_class_is_held_to_its_mean_however_few_its_images(step: MakeSte
     torch.testing.assert_close(both, means)
 
 
+@pytest.mark.parametrize(
+    ("real", "share"), [((7, 0, 0, 0, 0), 1.0), ((7, 3, 0, 0, 0), 0.4**4), ((7, 3, 2, 4, 5), 0.01)]
+)
+def test_soft_targets_do_not_hide_how_many_classes_are_at_hand(
+    step: MakeStep, real: tuple[int, ...], share: float
+) -> None:
+    draw, data, synthetic = step(real=real, synthetic=(4, 4, 0, 0, 0), soft=True)
+    factors = means_and_ridge(ridge=0.5).weigh(data.observe(means_and_ridge(), draw), synthetic.targets)
+    assert [float(factor) for factor in factors] == pytest.approx([share, 0.5])
+
+
 def test_settings_of_the_default_reach_both_terms() -> None:
     objective = means_and_ridge(per_class=5, ridge=0.5, penalty=0.1)
     means, ridge = objective.terms
