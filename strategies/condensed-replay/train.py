@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, help="default: 300 over the memory's bytes (gdumb), 2 over the stream (replay)"
     )
-    parser.add_argument("--objective", default="mmd", help="default: mmd, for classes that never meet the others")
+    parser.add_argument(
+        "--objective", choices=fc.OBJECTIVES, default="mmd", help="default: mmd, for classes that never meet the others"
+    )
     parser.add_argument("--parametrization", help="default: multi-formation, or pixels where images are tiny")
     parser.add_argument("--steps", type=int, default=200, help="of condensing, an experience")
     parser.add_argument("--width", type=int, default=16, help="channels of the network")
