@@ -20,6 +20,7 @@ from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensation import Progress, condense
 from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
+from fedcondense.flower.inprocess import log_from
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import default_network, parts
 from fedcondense.objectives import OBJECTIVES
@@ -219,15 +220,16 @@ def _check_caps(data: Data, request: Request, caps: ClientCaps) -> None:
         raise SettingError(f"{steps} steps asked for; this node allows {caps.max_steps}")
     if math.isinf(caps.max_seconds):
         return  # an estimate takes some seconds itself
-    estimate = plan(
-        data,
-        request.ipc,
-        request.method,
-        request.parametrization,
-        network=request.network,
-        steps=request.steps,
-        limit=LIMIT,
-    )
+    with log_from(logging.ERROR, "fedcondense.condensation"):  # condensing will say what it has to say
+        estimate = plan(
+            data,
+            request.ipc,
+            request.method,
+            request.parametrization,
+            network=request.network,
+            steps=request.steps,
+            limit=LIMIT,
+        )
     if estimate.seconds > caps.max_seconds:
         needed = f"about {estimate.seconds:.0f} seconds would be needed"
         raise SettingError(f"{needed}; this node allows {caps.max_seconds:.0f}: ask for fewer steps or a smaller ipc")

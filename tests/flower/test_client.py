@@ -23,6 +23,7 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.partitions import Partition
+from fedcondense.randomness import stream
 from fedcondense.sources import Pool
 
 QUICK: dict[str, Any] = {"ipc": 1, "objective": "dm", "steps": 3}
@@ -150,6 +151,11 @@ class TestRefusals:
     def test_seconds_are_refused_by_the_estimate_before_work(self, train: Data) -> None:
         reason = reason_of(ask(train, {**QUICK, "steps": 4000}, caps=ClientCaps(max_seconds=0.5)))
         assert "seconds would be needed" in reason
+
+    def test_a_class_with_few_records_is_told_once(self, train: Data, caplog: pytest.LogCaptureFixture) -> None:
+        few = train.subset(train.per_class(4, stream(0)))
+        reply_of(ask(few, {**QUICK, "ipc": 3}, caps=ClientCaps(max_seconds=1e6)), few)
+        assert caplog.text.count("ipc 3 is more than 0.5 of the records") == 1
 
     def test_bytes_are_refused(self, train: Data) -> None:
         reason = reason_of(ask(train, QUICK, caps=ClientCaps(max_bytes=500, max_seconds=float("inf"))))
