@@ -2,6 +2,7 @@
 
     python experiments/central.py                 # all cells but DSA, resumes; results/central.json
     python experiments/central.py --only dsa
+    python experiments/central.py --longer        # networks trained for 1,000 steps, 10 images per class
     python experiments/central.py --table         # the Markdown table, from what is there
 
 ConvNet-3 width 32, features in bfloat16 (autocast) for every row, one thread. Three sets a row (seeds 0 to 2), one
@@ -24,25 +25,35 @@ import torch
 from cells import RESULTS, add_precision, read, run_at_precision
 
 import fedcondense as fc
+from fedcondense.objectives.features import Sum
 from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.training import Fit
 
 DATA = ("fashion-mnist", "mnist", "cifar10")
 IPC = (1, 10, 50)
 SEEDS = (0, 1, 2)
 NETWORK = "convnet3-w32"
 
-DSA = GradientMatching(per_class=64)  # a quarter of the published real images: 2 to 3 minutes a set
+TRAINED, LONGER = 400, 1000  # steps of the networks that are tested
+
+OBJECTIVES = {
+    **fc.OBJECTIVES,
+    "dsa": GradientMatching(per_class=64),  # a quarter of the published real images: 2 to 3 minutes a set
+    "mmd and ridge 1 : 3": Sum((fc.OBJECTIVES["mmd"], fc.OBJECTIVES["ridge"]), (1.0, 3.0)),
+}
+MIXED = "mmd and ridge 1 : 3, 600 steps"
 
 STEPS = {  # by objective, parametrization and images per class
     ("dm-ridge", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
     ("dm-ridge, 600 steps", "multi-formation"): {10: 600},
+    (MIXED, "multi-formation"): {10: 600},
     ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dsa", "pixels"): {1: 300, 10: 300},
 }
 
 
-def row(data: str, ipc: int, method: str, storage: str, seed: int) -> Callable[[], dict[str, Any]]:
+def row(data: str, ipc: int, method: str, storage: str, seed: int, trained: int) -> Callable[[], dict[str, Any]]:
     def compute() -> dict[str, Any]:
         train, test = fc.load_data(data)
         cpu = time.process_time()
@@ -50,11 +61,11 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int) -> Callable[[
             synthetic = fc.select(train, ipc, method, seed=seed)
         else:
             steps = STEPS[method, storage][ipc]
-            objective = DSA if method == "dsa" else fc.OBJECTIVES[method.partition(",")[0]]
-            recipe = replace(objective.recipe, steps=steps, lr=0.02)
+            objective = OBJECTIVES[method.partition(",")[0]]
+            recipe = replace(objective.recipe, steps=steps, lr=0.04 if method == MIXED else 0.02)
             synthetic = fc.condense(train, ipc, objective, storage, network=NETWORK, seed=seed, recipe=recipe)
         cpu = time.process_time() - cpu
-        result = fc.evaluate(synthetic, test, network=NETWORK, seeds=[seed])
+        result = fc.evaluate(synthetic, test, network=NETWORK, recipe=Fit(steps=trained), seeds=[seed])
         return {
             "accuracy": result.accuracy,
             "nbytes": synthetic.nbytes,
@@ -78,11 +89,18 @@ def methods(data: str, ipc: int) -> list[tuple[str, str]]:
     return controls + distilled
 
 
-def name_of(data: str, ipc: int, method: str, storage: str, seed: int) -> str:
-    return f"{data} ipc{ipc:02d} {method} {storage} seed{seed}"
+def methods_longer(data: str, ipc: int) -> list[tuple[str, str]]:
+    if data == "mnist" or ipc != 10:
+        return []
+    controls = [(name, "pixels") for name in ("random", "herding", "k-means", "half-resolution")]
+    return [*controls, ("dm-ridge, 600 steps", "multi-formation"), (MIXED, "multi-formation")]
 
 
-def table(path: Path) -> str:
+def name_of(data: str, ipc: int, method: str, storage: str, seed: int, trained: int = TRAINED) -> str:
+    return f"{data} ipc{ipc:02d} {method} {storage} seed{seed}" + f" trained {trained}" * (trained != TRAINED)
+
+
+def table(path: Path, trained: int = TRAINED) -> str:
     results = read(path)
     lines = [
         "| data | images per class | bytes | row | accuracy | CPU s a set | sets |",
@@ -90,8 +108,8 @@ def table(path: Path) -> str:
     ]
     for data in DATA:
         for ipc in IPC:
-            for method, storage in methods(data, ipc):
-                cells = [results.get(name_of(data, ipc, method, storage, seed)) for seed in SEEDS]
+            for method, storage in (methods if trained == TRAINED else methods_longer)(data, ipc):
+                cells = [results.get(name_of(data, ipc, method, storage, seed, trained)) for seed in SEEDS]
                 found = [cell for cell in cells if cell]
                 if found:
                     accuracies = [cell["accuracy"] for cell in found]
@@ -113,20 +131,22 @@ def main() -> None:
     parser.add_argument("--ipc", nargs="+", type=int, default=IPC)
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--only", help="one method; dsa runs when it is asked for")
+    parser.add_argument("--longer", action="store_true", help=f"train for {LONGER} steps instead of {TRAINED}")
     parser.add_argument("--table", action="store_true")
     add_precision(parser)
     parser.add_argument("--output", type=Path, default=RESULTS / "central.json")
     arguments = parser.parse_args()
+    trained, rows = (LONGER, methods_longer) if arguments.longer else (TRAINED, methods)
     if arguments.table:
-        print(table(arguments.output))
+        print(table(arguments.output, trained))
         return
     torch.set_num_threads(1)
     cells = {
-        name_of(data, ipc, method, storage, seed): row(data, ipc, method, storage, seed)
+        name_of(data, ipc, method, storage, seed, trained): row(data, ipc, method, storage, seed, trained)
         for seed in arguments.seeds
         for data in arguments.data
         for ipc in arguments.ipc
-        for method, storage in methods(data, ipc)
+        for method, storage in rows(data, ipc)
         if (method == "dsa") == (arguments.only == "dsa") and arguments.only in (None, method)
     }
     run_at_precision(arguments, arguments.output, cells)

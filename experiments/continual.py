@@ -89,15 +89,15 @@ def budget(images: int) -> Protocol:
     A step of condensing takes longer with more images, so there are fewer: an experience stays below 60 s.
     """
     steps = max(60, 600 * 100 // images)
-    memories = ("random", "half-resolution", "dm-ridge", BEST, f"half {BEST}")
-    told = {"rows": gdumb(*memories), "steps": {BEST: steps, f"half {BEST}": steps}, "adaptive": False}
+    memories = (*CONTROLS, "dm-ridge", BEST, KERNEL, f"half {BEST}")
+    told = {"rows": gdumb(*memories), "steps": dict.fromkeys((BEST, KERNEL, f"half {BEST}"), steps), "adaptive": False}
     return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
 
 
 FULL = Protocol(
     "fashion-mnist",
     100,
-    rows=(*STOCK, *both(BEST, "random", "half-resolution"), *gdumb("k-means"), *both(ALIKE, KERNEL)),
+    rows=(*STOCK, *both(BEST, *CONTROLS, ALIKE, KERNEL)),
     steps={ALIKE: 1000},
 )
 
@@ -110,8 +110,7 @@ PROTOCOLS = {
         rows=(
             *STOCK,
             ("replay-stock", "none"),
-            *both(BEST, "dm-ridge", "dm factor 2", "dm", "half-resolution", "random"),
-            *gdumb("k-means", "herding"),
+            *both(BEST, "dm-ridge", "dm factor 2", "dm", *CONTROLS),
             *(("gdumb-stock", BEST), ("replay-stock", BEST), ("replay-stock", "dm")),
             *both(ALIKE, KERNEL),
         ),
@@ -119,11 +118,11 @@ PROTOCOLS = {
     ),
     "full": FULL,
     # GDumb trains 300 epochs of the 400 images, whatever the memory
-    "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, "half-resolution", ALIKE, "random", KERNEL)),
+    "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, ALIKE, KERNEL, *CONTROLS)),
     "mnist": Protocol(
         "mnist",
         300,
-        rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", "random", "k-means", "half-resolution")),
+        rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", KERNEL, *CONTROLS)),
         steps={"dm-ridge": 600},
     ),
     "cifar10": Protocol(
@@ -132,7 +131,7 @@ PROTOCOLS = {
         updates=2000,
         rows=(
             ("gdumb-stock", "stock"),
-            *gdumb(BEST, ALIKE, f"{BEST}, shrinking", "random", "k-means", "half-resolution"),
+            *gdumb(BEST, ALIKE, f"{BEST}, shrinking", KERNEL, *CONTROLS),
         ),
         steps={f"{BEST}, shrinking": 200, ALIKE: 500},
         adaptive=False,
@@ -144,7 +143,7 @@ PROTOCOLS = {
         16,
         500,
         stream="domains",
-        rows=(*STOCK, *both(BEST, "dm-ridge", "random", "half-resolution")),
+        rows=(*STOCK, *both(BEST, "dm-ridge", KERNEL, *CONTROLS)),
         steps={BEST: 300},
     ),
     "online": Protocol(
@@ -153,14 +152,14 @@ PROTOCOLS = {
         16,
         2000,
         stream="online",
-        rows=(("replay-stock", "stock"), ("replay", BEST), ("replay", "random"), ("replay", "half-resolution")),
+        rows=(("replay-stock", "stock"), *(("replay", memory) for memory in (BEST, *CONTROLS))),
         steps={BEST: 50},
     ),
     "cifar100": Protocol(
         "cifar100-cut",
         500,
         updates=2000,
-        rows=gdumb(BEST, "random", "herding", "half-resolution"),
+        rows=gdumb(BEST, *CONTROLS),
         steps={BEST: 100},
     ),
 }
@@ -393,10 +392,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     add_precision(parser)
     arguments = parser.parse_args()
-    names = [n for name in arguments.protocols for n in (PROTOCOLS if name == "budgets" else [name])]
-    for name in names:
-        if "budgets" in arguments.protocols and not name.startswith("budget"):
-            continue
+    budgets = [f"budget {images}" for images in BUDGETS]
+    for name in (n for given in arguments.protocols for n in (budgets if given == "budgets" else [given])):
         if arguments.table:
             print(table(name))
             continue

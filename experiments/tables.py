@@ -205,6 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "federated": federated.table,
     "federated short": federated_short,
     "central": lambda: central.table(RESULTS / "central.json"),
+    "central longer": lambda: central.table(RESULTS / "central.json", central.LONGER),
     "central short": central_short,
     "deployed": deployed.table,
     "continual short": continual_short,
