@@ -88,9 +88,10 @@ def budget(images: int) -> Protocol:
 
     A step of condensing takes longer with more images, so there are fewer: an experience stays below 60 s.
     """
-    steps = max(60, 600 * 100 // images)
+    steps = dict.fromkeys((BEST, KERNEL, f"half {BEST}"), max(60, 600 * 100 // images))
+    steps["dm-ridge"] = 400 if images > 800 else STEPS["pixels"]
     memories = (*CONTROLS, "dm-ridge", BEST, KERNEL, f"half {BEST}")
-    told = {"rows": gdumb(*memories), "steps": dict.fromkeys((BEST, KERNEL, f"half {BEST}"), steps), "adaptive": False}
+    told = {"rows": gdumb(*memories), "steps": steps, "adaptive": False}
     return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
 
 
