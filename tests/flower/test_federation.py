@@ -123,7 +123,7 @@ class TestResume:
             "from fedcondense.training import Fit\n"
             "train, test = load_data('digits')\n"
             "held = partition(train, 3, 'iid', seed=1)\n"
-            "federate(train, test, held, rows=('one-shot',), ipc=1, objective='dm', steps=150, recipe=Fit(steps=5),\n"
+            "federate(train, test, held, rows=('one-shot',), ipc=1, objective='dm', steps=60, recipe=Fit(steps=5),\n"
             "         evaluation_seeds=(0,), output=sys.argv[1], resume=len(sys.argv) > 2)\n"
         )
         command = [sys.executable, "-c", program]
