@@ -88,9 +88,9 @@ def budget(images: int) -> Protocol:
 
     A step of condensing takes longer with more images, so there are fewer: an experience stays below 60 s.
     """
-    steps = dict.fromkeys((BEST, KERNEL, f"half {BEST}"), max(60, 600 * 100 // images))
+    steps = dict.fromkeys((BEST, f"half {BEST}"), max(60, 600 * 100 // images))
     steps["dm-ridge"] = 400 if images > 800 else STEPS["pixels"]
-    memories = (*CONTROLS, "dm-ridge", BEST, KERNEL, f"half {BEST}")
+    memories = (*CONTROLS, "dm-ridge", BEST, f"half {BEST}")
     told = {"rows": gdumb(*memories), "steps": steps, "adaptive": False}
     return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
 
@@ -123,7 +123,7 @@ PROTOCOLS = {
     "mnist": Protocol(
         "mnist",
         300,
-        rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", KERNEL, *CONTROLS)),
+        rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", *CONTROLS)),
         steps={"dm-ridge": 600},
     ),
     "cifar10": Protocol(
@@ -132,7 +132,7 @@ PROTOCOLS = {
         updates=2000,
         rows=(
             ("gdumb-stock", "stock"),
-            *gdumb(BEST, ALIKE, f"{BEST}, shrinking", KERNEL, *CONTROLS),
+            *gdumb(BEST, ALIKE, f"{BEST}, shrinking", *CONTROLS),
         ),
         steps={f"{BEST}, shrinking": 200, ALIKE: 500},
         adaptive=False,
@@ -144,7 +144,7 @@ PROTOCOLS = {
         16,
         500,
         stream="domains",
-        rows=(*STOCK, *both(BEST, "dm-ridge", KERNEL, *CONTROLS)),
+        rows=(*STOCK, *both(BEST, "dm-ridge", *CONTROLS)),
         steps={BEST: 300},
     ),
     "online": Protocol(
