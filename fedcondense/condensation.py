@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from fedcondense.sources import Pool
 from fedcondense.starts import STARTS, Start
 from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
-__all__ = ["Loop", "Progress", "condense", "images_per_class", "prepare"]
+__all__ = ["Loop", "Progress", "condense", "images_per_class", "prepare", "without_the_line_on_few_records"]
 
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # synthetic images in one graph
@@ -240,6 +241,17 @@ def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
         text = "ipc %d is more than %s of some classes; they get what is there: %s"
         _LOG.warning(text, ipc, allowed, ", ".join(short))
     return stored
+
+
+@contextmanager
+def without_the_line_on_few_records() -> Iterator[None]:
+    """Mute what `images_per_class` logs, where somebody else says it, or a stream would repeat it."""
+    level = _LOG.level
+    _LOG.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _LOG.setLevel(level)
 
 
 @dataclass

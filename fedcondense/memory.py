@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fedcondense.condensation import Progress, condense
+from fedcondense.condensation import Progress, condense, without_the_line_on_few_records
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
@@ -148,18 +148,6 @@ class Selector:
     def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Select."""
         return select(data, ipc, self.method, seed)
-
-
-@contextmanager
-def _without_the_line_on_few_records() -> Iterator[None]:
-    """Mute what `condense` and `select` log of groups with fewer records than `ipc`: a stream would repeat it."""
-    logger = logging.getLogger(condense.__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class Memory:
@@ -476,7 +464,7 @@ class Memory:
         spec = replace(self.spec, classes=tuple(names))
         data = Data(torch.cat(images), torch.tensor(labels), spec).to(self.device)
         known = all(name in self.seen for name in names)
-        with _without_the_line_on_few_records() if known else nullcontext():
+        with without_the_line_on_few_records() if known else nullcontext():
             made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
         return made.with_record(counts=tuple(counts))
 

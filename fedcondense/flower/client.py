@@ -17,10 +17,9 @@ from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Progress, condense
+from fedcondense.condensation import Progress, condense, without_the_line_on_few_records
 from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
-from fedcondense.flower.inprocess import log_from
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import default_network, parts
 from fedcondense.objectives import OBJECTIVES
@@ -220,7 +219,7 @@ def _check_caps(data: Data, request: Request, caps: ClientCaps) -> None:
         raise SettingError(f"{steps} steps asked for; this node allows {caps.max_steps}")
     if math.isinf(caps.max_seconds):
         return  # an estimate takes some seconds itself
-    with log_from(logging.ERROR, "fedcondense.condensation"):  # condensing will say what it has to say
+    with without_the_line_on_few_records():  # condensing will say what it has to say
         estimate = plan(
             data,
             request.ipc,

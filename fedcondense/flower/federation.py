@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import save
 from torch import nn
 
-from fedcondense.condensation import Progress
+from fedcondense.condensation import Progress, without_the_line_on_few_records
 from fedcondense.data import Data
 from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate
@@ -257,7 +257,7 @@ class _Run:
                 weights = {key: value.contiguous() for key, value in result.arrays.to_torch_state_dict().items()}
                 self.result.paths.append(write_file(self.output / "weights.safetensors", save(weights), overwrite=True))
 
-        with log_from(logging.WARNING), log_from(logging.ERROR, "fedcondense.condensation"):
+        with log_from(logging.WARNING), without_the_line_on_few_records():
             grid = run_in_process(server, client, everyone)  # `short` below says what each client would warn of
         self.result.refused += [
             {"client": refusal.node - 100, "reason": refusal.reason, "row": name} for refusal in strategy.refused
