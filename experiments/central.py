@@ -34,6 +34,7 @@ IPC = (1, 10, 50)
 SEEDS = (0, 1, 2)
 NETWORK = "convnet3-w32"
 
+CONTROLS = tuple((name, "pixels") for name in ("random", "herding", "k-means", "half-resolution"))
 TRAINED, LONGER = 400, 1000  # steps of the networks that are tested
 
 OBJECTIVES = {
@@ -77,8 +78,10 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int, trained: int)
     return compute
 
 
-def methods(data: str, ipc: int) -> list[tuple[str, str]]:
-    controls = [(name, "pixels") for name in ("random", "herding", "k-means", "half-resolution")]
+def methods(data: str, ipc: int, trained: int = TRAINED) -> list[tuple[str, str]]:
+    if trained == LONGER:
+        distilled = [("dm-ridge, 600 steps", "multi-formation"), (MIXED, "multi-formation")]
+        return [*CONTROLS, *distilled] if data != "mnist" and ipc == 10 else []
     distilled = [("dm", "pixels"), ("dm-ridge", "pixels")]
     if data == "cifar10" or (data == "fashion-mnist" and ipc < 50):
         distilled.append(("dm-ridge", "multi-formation"))
@@ -86,14 +89,7 @@ def methods(data: str, ipc: int) -> list[tuple[str, str]]:
             distilled.append(("dm-ridge, 600 steps", "multi-formation"))
     if ipc < 50:
         distilled.append(("dsa", "pixels"))
-    return controls + distilled
-
-
-def methods_longer(data: str, ipc: int) -> list[tuple[str, str]]:
-    if data == "mnist" or ipc != 10:
-        return []
-    controls = [(name, "pixels") for name in ("random", "herding", "k-means", "half-resolution")]
-    return [*controls, ("dm-ridge, 600 steps", "multi-formation"), (MIXED, "multi-formation")]
+    return [*CONTROLS, *distilled]
 
 
 def name_of(data: str, ipc: int, method: str, storage: str, seed: int, trained: int = TRAINED) -> str:
@@ -108,7 +104,7 @@ def table(path: Path, trained: int = TRAINED) -> str:
     ]
     for data in DATA:
         for ipc in IPC:
-            for method, storage in (methods if trained == TRAINED else methods_longer)(data, ipc):
+            for method, storage in methods(data, ipc, trained):
                 cells = [results.get(name_of(data, ipc, method, storage, seed, trained)) for seed in SEEDS]
                 found = [cell for cell in cells if cell]
                 if found:
@@ -136,7 +132,7 @@ def main() -> None:
     add_precision(parser)
     parser.add_argument("--output", type=Path, default=RESULTS / "central.json")
     arguments = parser.parse_args()
-    trained, rows = (LONGER, methods_longer) if arguments.longer else (TRAINED, methods)
+    trained = LONGER if arguments.longer else TRAINED
     if arguments.table:
         print(table(arguments.output, trained))
         return
@@ -146,7 +142,7 @@ def main() -> None:
         for seed in arguments.seeds
         for data in arguments.data
         for ipc in arguments.ipc
-        for method, storage in rows(data, ipc)
+        for method, storage in methods(data, ipc, trained)
         if (method == "dsa") == (arguments.only == "dsa") and arguments.only in (None, method)
     }
     run_at_precision(arguments, arguments.output, cells)
