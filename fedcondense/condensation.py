@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,13 +15,25 @@ import torch
 from torch import Tensor
 
 from fedcondense.checkpoints import Checkpoint
-from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
+from fedcondense.contract import (
+    Codes,
+    Draw,
+    Holder,
+    NetworkFactory,
+    NetworkSource,
+    Objective,
+    Parametrization,
+    Recipe,
+    Synthetic,
+    class_rows,
+)
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
 from fedcondense.graphs import StepGraph
 from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, recorded
 from fedcondense.objectives.features import is_of_rows
+from fedcondense.objectives.gradient import is_of_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
 from fedcondense.sources import Pool
@@ -200,8 +212,9 @@ def prepare(
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
     draws = stream(seed, "draws")
-    alike = isinstance(source, Pool) and is_of_rows(objective) and len(parts(network)) == 1
-    graph = StepGraph(objective, make, _AT_ONCE) if alike and data.device.type == "cuda" else None
+    same = is_of_samples(objective) or (isinstance(source, Pool) and is_of_rows(objective))
+    alike = same and len(parts(network)) == 1
+    graph = step_graph(objective, make) if alike and data.device.type == "cuda" else None
     return Loop(
         data,
         objective,
@@ -216,6 +229,7 @@ def prepare(
         source,
         draws,
         _places(parametrization, codes, targets, ipc) if prefixes else None,
+        _rows(parametrization, codes, targets) if objective.separable else None,
         graph=graph,
     )
 
@@ -271,6 +285,7 @@ class Loop:
     source: NetworkSource
     draws: torch.Generator
     places: Tensor | None = None  # (N,) on the CPU, of decoded images in their class, where prefixes are to serve
+    rows: Mapping[int, Tensor] | None = None  # of each class, where an objective may go class by class
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
@@ -284,16 +299,15 @@ class Loop:
             decoded = self.parametrization.decode(self.codes, self.targets)
         images = spec.normalise(decoded.images.detach()).requires_grad_()
         targets = decoded.targets.detach().requires_grad_(self.objective.learn_labels)
-        leaves = Synthetic(images, targets, self.extras)
+        leaves = Synthetic(images, targets, self.extras, self.rows)
         draw = self.source.draw(self.draws, leaves, self.holder.data)
-        observed = self._observe(draw)
         self.optimizer.zero_grad(set_to_none=True)
         if self.places is not None and self.done % 2:
-            loss = self._backward_prefix(draw, observed, leaves, self.places)
-        elif self.graph is not None and (len(images) <= _AT_ONCE or not self.objective.separable):
-            loss = self.graph.backward(draw, observed, leaves)
+            loss = self._backward_prefix(draw, self._observe(draw), leaves, self.places)
+        elif self.graph is not None:
+            loss = self.graph.backward(draw, self._seen(draw), leaves)
         else:
-            loss = self.objective.backward(draw, observed, leaves, _AT_ONCE)
+            loss = self.objective.backward(draw, self._observe(draw), leaves, _AT_ONCE)
         if images.grad is not None:
             std = images.new_tensor(spec.std).view(1, -1, 1, 1)
             decoded.images.backward(images.grad / std, retain_graph=targets.grad is not None)
@@ -384,6 +398,12 @@ class Loop:
             self.observations[draw.key] = self.holder.observe(self.objective, draw)
         return self.observations[draw.key]
 
+    def _seen(self, draw: Draw) -> Any:
+        """Return what a graph is given of the real data: images, where it can make the observation of them itself."""
+        if is_of_samples(self.objective) and self.holder.data is not None:
+            return dict(self.objective.sample(draw, self.holder.data))
+        return self._observe(draw)
+
 
 def onto_simplex(targets: Tensor, held: Tensor) -> Tensor:
     """Return the nearest probabilities (N, K) to each row of targets (N, K); zero for classes not in held (K,) bool.
@@ -422,6 +442,22 @@ def _start(
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
     with torch.autocast(data.device.type, enabled=False):  # the same start at any precision
         return parametrization.encode(start(data, counts, generator), targets)
+
+
+def step_graph(objective: Objective, build: NetworkFactory) -> StepGraph:
+    """Return what replays an objective's `backward`, and its `observe` before it where `is_of_samples`."""
+
+    def run(draw: Draw, seen: Any, leaves: Synthetic) -> Tensor:
+        observed = objective.answer(draw, seen.items()) if is_of_samples(objective) else seen
+        return objective.backward(draw, observed, leaves, _AT_ONCE)
+
+    return StepGraph(run, build)
+
+
+@torch.no_grad()
+def _rows(parametrization: Parametrization, codes: Codes, targets: Tensor) -> Mapping[int, Tensor]:
+    """Return which decoded images are of which class: hard labels stay, and to ask in each step would make it wait."""
+    return class_rows(parametrization.decode(codes, targets).targets)
 
 
 @torch.no_grad()

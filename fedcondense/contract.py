@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -31,6 +30,7 @@ __all__ = [
     "Parametrization",
     "Recipe",
     "Synthetic",
+    "class_rows",
 ]
 
 Codes = dict[str, Tensor]
@@ -49,6 +49,11 @@ class Synthetic(NamedTuple):
     images: Tensor  # (N, C, H, W), normalised, requires a gradient
     targets: Tensor  # (N, K) probabilities; requires a gradient only where labels are learned
     extras: Mapping[str, Tensor] = {}  # what else an objective learns, by the names that `Objective.extras` gave
+    rows: Mapping[int, Tensor] | None = None  # what `by_class` returns, where labels stay as they are
+
+    def by_class(self) -> Mapping[int, Tensor]:
+        """Return which images are of which class, in their order; unless `rows` knows, this waits for the device."""
+        return class_rows(self.targets) if self.rows is None else self.rows
 
 
 class Network(Protocol):
@@ -174,20 +179,33 @@ class Objective(ABC):
         return total
 
 
+@torch.no_grad()
+def class_rows(targets: Tensor) -> dict[int, Tensor]:
+    """Return which rows of hard targets (N, K) are of which class: int64 on their device, by ascending class."""
+    labels = targets.argmax(1)
+    found, sizes = labels.unique(return_counts=True)
+    return dict(zip(found.tolist(), labels.argsort(stable=True).split(sizes.tolist()), strict=True))
+
+
 def _by_class(synthetic: Synthetic, at_once: int) -> list[Synthetic]:
     """Split hard-labelled leaves into groups of whole classes of at most `at_once` images (or one class)."""
-    labels = synthetic.targets.detach().argmax(1)
-    order = labels.argsort(stable=True)
-    sizes = torch.unique_consecutive(labels[order], return_counts=True)[1].tolist()
-    bounds, filled = [0], 0
-    for size in sizes:
-        if filled and filled + size > at_once:
-            bounds.append(bounds[-1] + filled)
+    groups: list[dict[int, Tensor]] = []
+    filled = at_once
+    for c, index in synthetic.by_class().items():
+        if filled + len(index) > at_once:
+            groups.append({})
             filled = 0
-        filled += size
-    bounds.append(bounds[-1] + filled)
-    pieces = [order[a:b] for a, b in pairwise(bounds)]
-    return [Synthetic(synthetic.images[i], synthetic.targets[i], synthetic.extras) for i in pieces]
+        groups[-1][c] = index
+        filled += len(index)
+    return [_only(synthetic, group) for group in groups]
+
+
+def _only(synthetic: Synthetic, group: Mapping[int, Tensor]) -> Synthetic:
+    """Return the images of some classes alone."""
+    index = torch.cat(list(group.values()))
+    places = torch.arange(len(index), device=index.device).split([len(rows) for rows in group.values()])
+    images, targets = (leaf.index_select(0, index) for leaf in synthetic[:2])
+    return Synthetic(images, targets, synthetic.extras, dict(zip(group, places, strict=True)))
 
 
 class Parametrization(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcondense.augment import Augmentation
-from fedcondense.contract import Draw, Objective, Synthetic
+from fedcondense.contract import Draw, Synthetic
 
 if TYPE_CHECKING:
     from fedcondense.contract import NetworkFactory
@@ -59,19 +59,19 @@ def captured(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Te
 
 
 class StepGraph:
-    """An objective's `backward`, replayed on tensors of its own into which each step's are copied.
+    """A step's pass forward and backward, replayed on tensors of its own into which each step's are copied.
 
-    For the draws of a pool: plain networks of one layout, observations that are nothing but tensors of fixed shapes, a
-    fixed number of images.
+    For draws of plain networks of one layout, observations that are nothing but tensors of fixed shapes, a fixed number
+    of images.
 
     Args:
-        objective: Whose `backward` it is; of the draw it may read the network and the augmentation alone.
+        run: Fills the leaves' gradients and returns the loss, given a draw, of which it may read the network and the
+            augmentation alone, what was seen of the real data, and the leaves.
         build: Builds the network whose weights are replaced in each step.
-        at_once: As `Objective.backward` takes it.
     """
 
-    def __init__(self, objective: Objective, build: NetworkFactory, at_once: int) -> None:
-        self.objective, self.build, self.at_once = objective, build, at_once
+    def __init__(self, run: Callable[[Draw, Any, Synthetic], Tensor], build: NetworkFactory) -> None:
+        self.run, self.build = run, build
         self._replay: Callable[[], Tensor] | None = None
         self._kept: tuple[Draw, Any, Synthetic]  # what the graph reads and writes
         self._own: list[Tensor]  # of it, what each step replaces
@@ -83,7 +83,7 @@ class StepGraph:
             self._capture(draw, observed, leaves)
         if self._replay is None:
             self.failed = True
-            return self.objective.backward(draw, observed, leaves, self.at_once)
+            return self.run(draw, observed, leaves)
         with torch.no_grad():
             torch._foreach_copy_(self._own, _tensors(draw, observed, leaves))
         loss = self._replay()
@@ -98,11 +98,12 @@ class StepGraph:
         network = self.build(0).to(device).requires_grad_(False)
         augment = Augmentation(draw.augment.choice.clone(), draw.augment.amounts.clone()).to(device)
         images, targets = (leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves[:2])
-        mine, seen, own = draw._replace(network=network, augment=augment), _copied(observed), Synthetic(images, targets)
+        own = leaves._replace(images=images, targets=targets)
+        mine, seen = draw._replace(network=network, augment=augment), _copied(observed)
 
         def run() -> Tensor:
             images.grad = targets.grad = None
-            return self.objective.backward(mine, seen, own, self.at_once)
+            return self.run(mine, seen, own)
 
         self._kept, self._own = (mine, seen, own), _tensors(mine, seen, own)
         self._replay = captured(run, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,7 +139,8 @@ class AgedPool(Pool):
             raise SettingError("networks are to be trained on the real data, which their holder keeps; take `Pool`")
         entry = super()._entry(generator, synthetic, data)
         steps = int(torch.randint(self.age + 1, (), generator=generator))
-        _train_on(data, entry.network, steps, child_seed(entry.seed, "age"), self.fresh.operations)
+        recipe = replace(_ON_REAL, steps=steps)
+        _train_on(data, entry.network, recipe, child_seed(entry.seed, "age"), self.fresh.operations)
         return entry
 
 
@@ -168,7 +170,7 @@ class Trained(NetworkSource):
 
     def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
         """Train the network at hand on the set, or draw a new one if it was used `outer` times."""
-        outer, epochs = published_loops(len(synthetic.images) // max(1, _present(synthetic)))
+        outer, epochs = published_loops(len(synthetic.images) // max(1, len(synthetic.by_class())))
         outer, epochs = self.outer or outer, self.epochs if self.epochs is not None else epochs
         if self.network is None or self.age >= outer:
             self.seed, self.age = draw_seed(generator), 0
@@ -209,13 +211,20 @@ class RealTrained(Trained):
         classes: Rows of its record.
         outer: Steps before a new network is drawn; 100 as published.
         batches: Training steps of 64 real images between two of them; 31 as published for CIFAR, 8 for others.
+        cutmix: As in `Fit`; 0.5 as published.
     """
 
     def __init__(
-        self, build: NetworkFactory, operations: tuple[str, ...], classes: int, outer: int = 100, batches: int = 8
+        self,
+        build: NetworkFactory,
+        operations: tuple[str, ...],
+        classes: int,
+        outer: int = 100,
+        batches: int = 8,
+        cutmix: float = 0.0,
     ) -> None:
         super().__init__(build, operations, classes, outer, epochs=0)
-        self.batches = batches
+        self.batches, self.cutmix = batches, cutmix
 
     def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
         """Train the network at hand on images drawn from the data, or draw a new one if it was used `outer` times."""
@@ -223,7 +232,8 @@ class RealTrained(Trained):
             raise SettingError("networks are to be trained on the real data, which their holder keeps; take `Trained`")
         draw = super().draw(generator, synthetic, data)
         if self.age > 1 and self.network is not None:
-            _train_on(data, self.network, self.batches, child_seed(self.seed, self.age), self.operations)
+            recipe = replace(_ON_REAL, steps=self.batches, cutmix=self.cutmix)
+            _train_on(data, self.network, recipe, child_seed(self.seed, self.age), self.operations)
         return draw
 
 
@@ -316,11 +326,14 @@ class Online(NetworkSource):
         self.ages[number] += 1
 
 
-def _train_on(data: Data, network: torch.nn.Module, steps: int, seed: int, operations: tuple[str, ...]) -> None:
-    """Train a frozen network for some steps of 64 real images, and leave it frozen."""
-    if steps:
-        batch = data.batch(torch.randperm(len(data), generator=stream(seed, "images"))[: 64 * steps])
-        recipe = Fit(steps=steps, batch=64, lr=0.01, nesterov=False, schedule="constant")
+_ON_REAL = Fit(batch=64, lr=0.01, nesterov=False, schedule="constant")
+
+
+def _train_on(data: Data, network: torch.nn.Module, recipe: Fit, seed: int, operations: tuple[str, ...]) -> None:
+    """Train a frozen network on real images, each of them seen once at most, and leave it frozen."""
+    if recipe.steps:
+        index = torch.randperm(len(data), generator=stream(seed, "images"))
+        batch = data.batch(index[: recipe.batch * recipe.steps])
         fit(network, batch.images, batch.targets, recipe, seed=seed, operations=operations)
         network.requires_grad_(False)
 
@@ -332,7 +345,3 @@ def published_loops(ipc: int) -> tuple[int, int]:
     ((1, 1), (10, 50), (30, 20))
     """
     return max(1, ipc), round(float(np.interp(ipc, (1, 10, 20, 30, 40, 50), (1, 50, 25, 20, 15, 10))))
-
-
-def _present(synthetic: Synthetic) -> int:
-    return int((synthetic.targets.sum(0) > 0).sum())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fedcondense.graphs import captured
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import is_of_rows
+from fedcondense.objectives.gradient import is_of_samples
 from fedcondense.sources import Pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -60,10 +62,15 @@ def test_every_parametrization_condenses_and_serves(name: str, data: Data) -> No
     assert found.accuracy > 20
 
 
-@pytest.mark.parametrize("name", [name for name, objective in fc.OBJECTIVES.items() if is_of_rows(objective)])
+OF_ROWS = [name for name, objective in fc.OBJECTIVES.items() if is_of_rows(objective)]
+OF_SAMPLES = [name for name, objective in fc.OBJECTIVES.items() if is_of_samples(objective)]
+
+
+@pytest.mark.parametrize("name", [*OF_ROWS, *OF_SAMPLES])
 def test_a_graph_takes_the_steps_that_kernels_take(name: str, data: Data) -> None:
     objective = fc.OBJECTIVES[name]
-    recipe = replace(objective.recipe, source=partial(Pool, size=3), steps=9)
+    source: Any = partial(Pool, size=3) if name in OF_ROWS else objective.recipe.source
+    recipe = replace(objective.recipe, source=source, steps=9)
     losses, gradients = [], []
     for graph in (True, False):
         loop = prepare(data, 2, objective, "pixels", network=TINY, recipe=recipe, device="cuda")

@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcondense.condensation import Loop, prepare
+from fedcondense.condensation import Loop, prepare, step_graph
 from fedcondense.data import Data
 from fedcondense.datasets import load_data
-from fedcondense.graphs import StepGraph, is_plain
+from fedcondense.graphs import is_plain
 from fedcondense.networks import NETWORKS, ConvNet, Headed, build
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import is_of_rows
-from fedcondense.sources import Pool
+from fedcondense.objectives.gradient import GradientMatching, is_of_samples
+from fedcondense.sources import Fresh, Pool, RealTrained, Trained
 
 OF_ROWS = [name for name, objective in OBJECTIVES.items() if is_of_rows(objective)]
 TINY = partial(ConvNet, width=8, depth=2)
+SMALL_POOL = partial(Pool, size=3)
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +37,14 @@ def data() -> Data:
     return load_data("digits").train
 
 
-def made(objective: Any, data: Data, graph: bool, network: Any = TINY, ipc: int = 2) -> Loop:
-    recipe = replace(objective.recipe, source=partial(Pool, size=3), steps=9)
+def made(objective: Any, data: Data, graph: bool, network: Any = TINY, ipc: int = 2, source: Any = SMALL_POOL) -> Loop:
+    recipe = replace(objective.recipe, source=source, steps=9)
     loop = prepare(data, ipc, objective, "pixels", network=network, recipe=recipe)
 
     def maker(seed: int) -> nn.Module:
         return build(network, data.spec.shape, len(data.spec.classes), seed)
 
-    loop.graph = StepGraph(objective, maker, 512) if graph else None
+    loop.graph = step_graph(objective, maker) if graph else None
     return loop
 
 
@@ -63,6 +65,13 @@ def test_objectives_on_feature_rows_are_served() -> None:
 @pytest.mark.parametrize("name", OF_ROWS)
 def test_steps_on_its_own_tensors_are_those_on_the_given_ones(name: str, data: Data) -> None:
     same_steps(OBJECTIVES[name], data)
+
+
+@pytest.mark.parametrize("source", [Fresh, partial(Trained, outer=3, epochs=2), partial(RealTrained, batches=2)])
+@pytest.mark.parametrize("name", ["dc", "dsa", "idc"])
+def test_gradients_of_real_images_are_taken_in_the_same_step(name: str, source: Any, data: Data) -> None:
+    assert is_of_samples(OBJECTIVES[name])
+    same_steps(replace(OBJECTIVES[name], per_class=4), data, source=source)  # type: ignore[type-var]
 
 
 def test_learned_labels_get_their_gradient(data: Data) -> None:
@@ -130,3 +139,11 @@ def test_an_objective_that_sees_more_of_the_draw_is_not_served(change: str) -> N
     kind = type("Seeing", (DistributionMatching,), {change: lambda self, *given: method(self, *given)})
     assert is_of_rows(DistributionMatching())
     assert not is_of_rows(kind())
+
+
+@pytest.mark.parametrize("change", ["sample", "answer", "observe", "loss", "backward"])
+def test_gradient_matching_that_sees_more_of_the_draw_is_not_served(change: str) -> None:
+    method: Callable[..., Any] = getattr(GradientMatching, change)
+    kind = type("Seeing", (GradientMatching,), {change: lambda self, *given: method(self, *given)})
+    assert is_of_samples(GradientMatching())
+    assert not is_of_samples(kind())

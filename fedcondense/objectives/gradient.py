@@ -6,10 +6,10 @@ Kim et al., ICML 2022, https://arxiv.org/abs/2205.14959
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,13 @@ from fedcondense.sources import RealTrained, Trained
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["AbsoluteGradientMatching", "GradientMatching", "absolute_distance", "row_cosine_distance"]
+__all__ = [
+    "AbsoluteGradientMatching",
+    "GradientMatching",
+    "absolute_distance",
+    "is_of_samples",
+    "row_cosine_distance",
+]
 
 ClassGradients = dict[int, Sequence[Tensor]]
 
@@ -62,25 +68,30 @@ class GradientMatching(Objective):
         normalised=True,
     )
 
-    def observe(self, draw: Draw, data: Data) -> ClassGradients:
-        """Return the gradients of each class that the data have: one tensor a weight."""
+    def sample(self, draw: Draw, data: Data) -> Iterator[tuple[int, Batch]]:
+        """Draw real images of each class that the data have."""
         index = data.per_class(self.per_class, stream(draw.seed, "real"))
-        labels = data.labels.to("cpu")[index]
+        for c, piece in enumerate(index.split(data.counts.clamp_max(self.per_class).tolist())):
+            if len(piece):
+                yield c, data.batch(piece)
+
+    def answer(self, draw: Draw, sample: Iterable[tuple[int, Batch]]) -> ClassGradients:
+        """Return the gradients of each class of a sample: one tensor a weight."""
         weights = self.weights(draw.network)
         with torch.enable_grad():
-            return {
-                c: class_gradients(draw, weights, data.batch(index[labels == c]), c, create_graph=False)
-                for c in labels.unique().tolist()
-            }
+            return {c: class_gradients(draw, weights, batch, c, create_graph=False) for c, batch in sample}
+
+    def observe(self, draw: Draw, data: Data) -> ClassGradients:
+        """Return the gradients of each class that the data have: one tensor a weight."""
+        return self.answer(draw, self.sample(draw, data))
 
     def loss(self, draw: Draw, observed: ClassGradients, synthetic: Synthetic) -> Tensor:
         """Return the sum over the classes that both sides have."""
         weights = self.weights(draw.network)
         total = synthetic.images.new_zeros(())
-        labels = synthetic.targets.argmax(1)
-        for c in labels.unique().tolist():
+        for c, index in synthetic.by_class().items():
             if c in observed:
-                batch = Batch(synthetic.images[labels == c], synthetic.targets[labels == c])
+                batch = Batch(*(leaf.index_select(0, index) for leaf in synthetic[:2]))
                 gradients = class_gradients(draw, weights, batch, c, create_graph=True)
                 total = total + self.distance(observed[c], gradients)
         return total
@@ -106,8 +117,8 @@ class AbsoluteGradientMatching(GradientMatching):
 
     over the weights l of convolutions, on networks that are trained on the real data between steps (`RealTrained`):
     there, gradients stay of use for longer than on networks that have fitted the synthetic set. It costs what
-    `GradientMatching` costs. Of the published method, the enlarged codes are `MultiFormation`, the training's CutMix
-    is left out, and one step moves all classes.
+    `GradientMatching` costs. Of the published method, the enlarged codes are `MultiFormation`, and one step moves all
+    classes.
 
     Args:
         siamese: Augment both branches alike.
@@ -122,7 +133,7 @@ class AbsoluteGradientMatching(GradientMatching):
     published: ClassVar[Recipe] = Recipe(
         steps=200_000,
         lr=5e-4,
-        source=RealTrained,
+        source=partial(RealTrained, cutmix=0.5),
         optimizer="sgd",
         betas=(0.5, 0.0),
         decay=1.0,
@@ -138,6 +149,14 @@ class AbsoluteGradientMatching(GradientMatching):
     def distance(self, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
         """Return the sum of powers of differences."""
         return torch.stack([absolute_distance(a, b, self.power) for a, b in zip(real, synthetic, strict=True)]).sum()
+
+
+def is_of_samples(objective: Objective) -> TypeGuard[GradientMatching]:
+    """Say whether a step reads nothing of its draw but the network and the augmentation, once real images are drawn."""
+    names = ("sample", "answer", "observe", "loss", "backward")
+    return isinstance(objective, GradientMatching) and all(
+        getattr(type(objective), name) is getattr(GradientMatching, name) for name in names
+    )
 
 
 def matched_weights(network: nn.Module) -> dict[str, Tensor]:
