@@ -6,7 +6,8 @@
 
 CIFAR-10, 10 images per class, ConvNet-3 width 128, features in bfloat16. Networks are trained on a set as published:
 1,000 steps of at most 256 images (2,000 for the 400 images of factor 2), step size 0.01 and a tenth of it from half
-way, one augmentation an image, last step. `dm` is the published recipe (20,000 steps from real images, SGD) on a pool
+way, one augmentation an image, last step; sets of factor 2 also for 1,000 epochs in batches of 64, half of them mixed
+by CutMix, as their methods are published. `dm` is the published recipe (20,000 steps from real images, SGD) on a pool
 of a thousand networks; other distilled rows start from class Gaussians, `dm-ridge` sees 256 real images of a class.
 """
 
@@ -31,9 +32,9 @@ from fedcondense.condensation import Loop, prepare
 from fedcondense.contract import Objective, Recipe
 from fedcondense.data import Data
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.gradient import GradientMatching
+from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.ridge import means_and_ridge
-from fedcondense.sources import AgedPool, Fresh, Pool
+from fedcondense.sources import AgedPool, Fresh, Pool, RealTrained, Trained
 
 PATH = RESULTS / "gpu.json"
 NETWORK = "convnet3-w128"
@@ -51,10 +52,16 @@ class Row:
 
 
 RIDGE = means_and_ridge(per_class=256)
+IDC = AbsoluteGradientMatching()
 
 
 def ridge(steps: int, storage: str = "multi-formation", age: int = 0) -> Row:
     return Row(RIDGE, replace(RIDGE.recipe, steps=steps, source=partial(AgedPool, age=age) if age else Pool), storage)
+
+
+def idc(steps: int, start: str = "gaussian") -> Row:
+    source = partial(RealTrained, outer=100, batches=8, cutmix=0.5)
+    return Row(IDC, replace(IDC.recipe, steps=steps, source=source, start=start), "multi-formation")
 
 
 ROWS = {
@@ -62,13 +69,18 @@ ROWS = {
     "half-resolution": Row("half-resolution"),
     "dm": Row(DistributionMatching(), replace(DistributionMatching.published, source=partial(Pool, size=1000))),
     "dsa": Row(GradientMatching(), replace(GradientMatching.recipe, steps=2000)),
+    "dsa, 20 epochs": Row(
+        GradientMatching(),
+        replace(GradientMatching.recipe, steps=2000, source=partial(Trained, outer=10, epochs=20), start="real"),
+    ),
     "dm-ridge": ridge(4000, "pixels"),
     "dm-ridge, factor 2": ridge(4000),
     "dm-ridge, factor 2, aged 400": ridge(4000, age=400),
+    "idc, factor 2": idc(3000),
 }
 
 
-def row(name: str, seed: int) -> Callable[[], dict[str, Any]]:
+def row(name: str, seed: int, sets: Path | None) -> Callable[[], dict[str, Any]]:
     def compute() -> dict[str, Any]:
         train, test = (part.to("cuda") for part in fc.load_data("cifar10"))
         how = ROWS[name]
@@ -79,20 +91,27 @@ def row(name: str, seed: int) -> Callable[[], dict[str, Any]]:
             synthetic = fc.condense(train, 10, how.made, how.storage, network=NETWORK, seed=seed, recipe=how.recipe)
         torch.cuda.synchronize()
         seconds = time.monotonic() - began
+        if sets is not None:
+            synthetic.save(sets / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}.safetensors")
         images = len(synthetic.decode().images)
-        steps = 1000 * -(-images // 256)
-        fit = fc.Fit(steps=steps, batch=256, lr=0.01, schedule="step", nesterov=False)
-        found = fc.evaluate(synthetic, test, network=NETWORK, recipe=fit, seeds=range(5 * seed, 5 * seed + NETWORKS))
-        return {
-            "accuracy": round(found.accuracy, 2),
-            "std": round(found.accuracy_std, 2),
+        result = {
             "nbytes": synthetic.nbytes,
             "images": images,
             "steps": synthetic.record.steps,
             "seconds": round(seconds, 1),
-            "evaluation_s": round(found.seconds, 1),
             "device": torch.cuda.get_device_name(),
         }
+        plain = fc.Fit(steps=1000 * -(-images // 256), batch=256, lr=0.01, schedule="step", nesterov=False)
+        mixed = replace(plain, steps=1000 * -(-images // 64), batch=64, cutmix=0.5)
+        for key, fit in {"": plain, "cutmix_": mixed}.items():
+            if key and images == 100:
+                continue
+            of_its_own = range(NETWORKS * seed, NETWORKS * (seed + 1))
+            found = fc.evaluate(synthetic, test, network=NETWORK, recipe=fit, seeds=of_its_own)
+            result[f"{key}accuracy"], result[f"{key}std"] = round(found.accuracy, 2), round(found.accuracy_std, 2)
+            result[f"{key}evaluation_s"] = round(found.seconds, 1)
+            print(name, key, result, flush=True)
+        return result
 
     return compute
 
@@ -140,6 +159,7 @@ def variants(data: Data) -> dict[str, Callable[[], Any]]:
         "dm fresh": loop(dm, Fresh).step,
         "naive dsa": Naive(data, 0, gradient_matching_loss, width=128).step,
         "dsa": loop(GradientMatching(), Fresh).step,
+        "dsa, graph": loop(GradientMatching(), Fresh, graph=True).step,
     }
     for name, storage in (("dm", "pixels"), ("dm-ridge", "pixels"), ("dm-ridge", "multi-formation")):
         objective = dm if name == "dm" else RIDGE
@@ -151,18 +171,29 @@ def variants(data: Data) -> dict[str, Callable[[], Any]]:
 
 def table() -> str:
     results = read(PATH)
-    lines = ["| row | bytes | images | steps | s a set | accuracy | sets |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| row | bytes | images | steps | s a set | accuracy | with CutMix | sets |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name in ROWS:
         cells = [cell for key, cell in results.items() if key.rpartition(" seed")[0] == name]
         if cells:
-            mean = {k: statistics.fmean(c[k] for c in cells) for k in ("accuracy", "std", "seconds", "nbytes")}
-            spread = statistics.stdev(c["accuracy"] for c in cells) if len(cells) > 1 else mean["std"]
-            first = cells[0]
+            mean = {k: statistics.fmean(c[k] for c in cells) for k in ("seconds", "nbytes")}
+            first, mixed = cells[0], [cell for cell in cells if "cutmix_accuracy" in cell]
             lines.append(
                 f"| {name} | {mean['nbytes']:,.0f} | {first['images']} | {first['steps']:,} | {mean['seconds']:.0f} "
-                f"| {mean['accuracy']:.1f} ± {spread:.1f} | {len(cells)} |"
+                f"| {_score(cells, '')} | {_score(mixed, 'cutmix_')} | {len(cells)} |"
             )
     return "\n".join(lines)
+
+
+def _score(cells: list[dict[str, Any]], key: str) -> str:
+    """Return the mean over sets and its spread; of a single set the spread of its networks."""
+    if not cells:
+        return ""
+    accuracies = [cell[f"{key}accuracy"] for cell in cells]
+    spread = statistics.stdev(accuracies) if len(cells) > 1 else cells[0][f"{key}std"]
+    return f"{statistics.fmean(accuracies):.1f} ± {spread:.1f}"
 
 
 def speeds() -> str:
@@ -183,6 +214,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--output", type=Path, default=PATH)
+    parser.add_argument("--sets", type=Path, help="a folder for the sets")
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
@@ -191,7 +223,9 @@ def main() -> None:
     if arguments.what == "speed":
         run_cells(arguments.output, {"speed": speed})
         return
-    cells = {f"{name} seed{seed}": row(name, seed) for seed in arguments.seeds for name in arguments.rows}
+    cells = {
+        f"{name} seed{seed}": row(name, seed, arguments.sets) for seed in arguments.seeds for name in arguments.rows
+    }
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         run_cells(arguments.output, cells)
 

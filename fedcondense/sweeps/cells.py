@@ -96,7 +96,7 @@ def run(
 
 def cell_path(folder: Path, cell: Cell) -> Path:
     """Return where a cell is kept."""
-    return folder / "cells" / f"{stem(cell.making)}-{digest(identity(cell.making), asdict(cell.measuring))}.json"
+    return folder / "cells" / f"{stem(cell.making)}-{digest(identity(cell.making), _settings(cell.measuring))}.json"
 
 
 def set_path(folder: Path, making: Making) -> Path:
@@ -123,6 +123,13 @@ def identity(making: Making) -> dict[str, Any]:
     settings = asdict(making)
     del settings["tuning"]["pool"]  # the recipe tells it, and folders from before there was one stay valid
     return {"making": settings, **meant}
+
+
+def _settings(measuring: Measuring) -> dict[str, Any]:
+    settings = asdict(measuring)
+    if not measuring.fit.cutmix:
+        del settings["fit"]["cutmix"]  # folders from before there was one stay valid
+    return settings
 
 
 def digest(*values: Any) -> str:
@@ -212,7 +219,7 @@ def _make(making: Making, train: Data) -> SyntheticSet:
 def _measure(synthetic: SyntheticSet, test: Data, measuring: Measuring, seed: int) -> dict[str, dict[str, list[float]]]:
     """Return percent by test network, a number a trained network: test images, the set's own, and for the scores."""
     seeds = [seed * measuring.networks + k for k in range(measuring.networks)]  # no two sets share networks
-    plain = replace(measuring.fit, augment=False)
+    plain = replace(measuring.fit, augment=False, cutmix=0.0)
     hard = _hard(synthetic)
     measured = {}
     for network in measuring.test_networks:

@@ -128,7 +128,8 @@ class TestRun:
         longer = replace(DM, measuring=replace(QUICK, fit=Fit(steps=4)))
         elsewhere = replace(DM, measuring=replace(QUICK, fingerprint="of other test images"))
         faster = replace(DM, making=replace(DM.making, tuning=Tuning(steps=2, lr=0.5)))
-        assert len({cell_path(tmp_path, cell) for cell in (DM, longer, elsewhere, faster)}) == 4
+        mixed = replace(DM, measuring=replace(QUICK, fit=replace(QUICK.fit, cutmix=0.5)))
+        assert len({cell_path(tmp_path, cell) for cell in (DM, longer, elsewhere, faster, mixed)}) == 5
         assert set_path(tmp_path, DM.making) == set_path(tmp_path, longer.making) != set_path(tmp_path, faster.making)
 
     def test_another_meaning_of_a_name_is_another_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
