@@ -14,6 +14,7 @@ of a thousand networks; other distilled rows start from class Gaussians, `dm-rid
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from fedcondense.condensation import Loop, prepare
 from fedcondense.contract import Objective, Recipe
 from fedcondense.data import Data
 from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.objectives.features import Sum
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
-from fedcondense.objectives.ridge import means_and_ridge
+from fedcondense.objectives.mmd import KernelMeans
+from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 from fedcondense.sources import AgedPool, Fresh, Pool, RealTrained, Trained
 
 PATH = RESULTS / "gpu.json"
@@ -59,7 +62,12 @@ def ridge(steps: int, storage: str = "multi-formation", age: int = 0) -> Row:
     return Row(RIDGE, replace(RIDGE.recipe, steps=steps, source=partial(AgedPool, age=age) if age else Pool), storage)
 
 
-def idc(steps: int, start: str = "gaussian") -> Row:
+def mixed(steps: int) -> Row:
+    terms = (KernelMeans(per_class=256), RidgeRegression(per_class=256))
+    return Row(Sum(terms, (1.0, 3.0)), replace(RIDGE.recipe, steps=steps, lr=0.04), "multi-formation")
+
+
+def idc(steps: int, start: str) -> Row:
     source = partial(RealTrained, outer=100, batches=8, cutmix=0.5)
     return Row(IDC, replace(IDC.recipe, steps=steps, source=source, start=start), "multi-formation")
 
@@ -76,7 +84,8 @@ ROWS = {
     "dm-ridge": ridge(4000, "pixels"),
     "dm-ridge, factor 2": ridge(4000),
     "dm-ridge, factor 2, aged 400": ridge(4000, age=400),
-    "idc, factor 2": idc(3000),
+    "mmd and ridge 1 : 3, factor 2": mixed(3000),
+    "idc, factor 2": idc(4000, "real"),
 }
 
 
@@ -92,7 +101,7 @@ def row(name: str, seed: int, sets: Path | None) -> Callable[[], dict[str, Any]]
         torch.cuda.synchronize()
         seconds = time.monotonic() - began
         if sets is not None:
-            synthetic.save(sets / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}.safetensors")
+            synthetic.save(sets / f"{re.sub('[^a-z0-9]+', '-', name)}-seed{seed}.safetensors")
         images = len(synthetic.decode().images)
         result = {
             "nbytes": synthetic.nbytes,
