@@ -3,6 +3,7 @@
     python experiments/central.py                 # all cells but DSA, resumes; results/central.json
     python experiments/central.py --only dsa
     python experiments/central.py --longer        # networks trained for 1,000 steps, 10 images per class
+    python experiments/central.py --longer --only "mmd and ridge 1 : 3, 600 steps" --seeds 3 4 5
     python experiments/central.py --table         # the Markdown table, from what is there
 
 ConvNet-3 width 32, features in bfloat16 (autocast) for every row, one thread. Three sets a row (seeds 0 to 2), one
@@ -32,6 +33,7 @@ from fedcondense.training import Fit
 DATA = ("fashion-mnist", "mnist", "cifar10")
 IPC = (1, 10, 50)
 SEEDS = (0, 1, 2)
+UNSEEN = (3, 4, 5)  # of sets that nothing was chosen on
 NETWORK = "convnet3-w32"
 
 CONTROLS = tuple((name, "pixels") for name in ("random", "herding", "k-means", "half-resolution"))
@@ -43,12 +45,14 @@ OBJECTIVES = {
     "mmd and ridge 1 : 3": Sum((fc.OBJECTIVES["mmd"], fc.OBJECTIVES["ridge"]), (1.0, 3.0)),
 }
 MIXED = "mmd and ridge 1 : 3, 600 steps"
+FROM_REAL = f"{MIXED}, from real images"
 
 STEPS = {  # by objective, parametrization and images per class
     ("dm-ridge", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
     ("dm-ridge, 600 steps", "multi-formation"): {10: 600},
     (MIXED, "multi-formation"): {10: 600},
+    (FROM_REAL, "multi-formation"): {10: 600},
     ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dsa", "pixels"): {1: 300, 10: 300},
 }
@@ -63,7 +67,9 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int, trained: int)
         else:
             steps = STEPS[method, storage][ipc]
             objective = OBJECTIVES[method.partition(",")[0]]
-            recipe = replace(objective.recipe, steps=steps, lr=0.04 if method == MIXED else 0.02)
+            recipe = replace(objective.recipe, steps=steps, lr=0.04 if method.startswith(MIXED) else 0.02)
+            if method == FROM_REAL:
+                recipe = replace(recipe, start="real")
             synthetic = fc.condense(train, ipc, objective, storage, network=NETWORK, seed=seed, recipe=recipe)
         cpu = time.process_time() - cpu
         result = fc.evaluate(synthetic, test, network=NETWORK, recipe=Fit(steps=trained), seeds=[seed])
@@ -80,7 +86,7 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int, trained: int)
 
 def methods(data: str, ipc: int, trained: int = TRAINED) -> list[tuple[str, str]]:
     if trained == LONGER:
-        distilled = [("dm-ridge, 600 steps", "multi-formation"), (MIXED, "multi-formation")]
+        distilled = [(name, "multi-formation") for name in ("dm-ridge, 600 steps", MIXED, FROM_REAL)]
         return [*CONTROLS, *distilled] if data != "mnist" and ipc == 10 else []
     distilled = [("dm", "pixels"), ("dm-ridge", "pixels")]
     if data == "cifar10" or (data == "fashion-mnist" and ipc < 50):
@@ -104,13 +110,15 @@ def table(path: Path, trained: int = TRAINED) -> str:
     ]
     for data in DATA:
         for ipc in IPC:
-            for method, storage in methods(data, ipc, trained):
-                cells = [results.get(name_of(data, ipc, method, storage, seed, trained)) for seed in SEEDS]
+            rows = [(*row, seeds) for row in methods(data, ipc, trained) for seeds in (SEEDS, UNSEEN)]
+            for method, storage, seeds in rows:
+                cells = [results.get(name_of(data, ipc, method, storage, seed, trained)) for seed in seeds]
                 found = [cell for cell in cells if cell]
                 if found:
                     accuracies = [cell["accuracy"] for cell in found]
                     spread = f" ± {statistics.stdev(accuracies):.1f}" if len(found) > 1 else ""
                     name = f"{method}, factor 2" if storage == "multi-formation" else method
+                    name += ", three more sets" * (seeds == UNSEEN)
                     cpu = statistics.fmean(cell["cpu_condense_s"] for cell in found)
                     mean = statistics.fmean(accuracies)
                     size = round(statistics.fmean(cell["nbytes"] for cell in found))

@@ -144,12 +144,16 @@ def speed() -> dict[str, Any]:
                     if repeat:  # the first one warms up
                         times.setdefault(name, []).append((time.perf_counter() - began) / inner)
         found = result[precision] = {"ms": {name: round(1000 * statistics.median(t), 2) for name, t in times.items()}}
-        pairs = [(name, f"naive {name.split()[0]}") for name in loops if f"naive {name.split()[0]}" in loops]
+        pairs = [(name, naive) for name in loops if (naive := naive_of(name)) in loops]
         pairs += [(f"{name}, graph", name) for name in loops if f"{name}, graph" in loops]
         for ours, other in pairs:
             ratios = sorted(a / b for a, b in zip(times[other], times[ours], strict=True))
             found[f"{other} / {ours}"] = [round(x, 2) for x in (ratios[0], statistics.median(ratios), ratios[-1])]
     return result
+
+
+def naive_of(name: str) -> str:
+    return f"naive {name.partition(',')[0].split()[0]}"
 
 
 def variants(data: Data) -> dict[str, Callable[[], Any]]:
@@ -211,7 +215,7 @@ def speeds() -> str:
     lines = ["| step | float32, ms | bfloat16, ms | naive / ours, float32 |", "|---|---|---|---|"]
     for name in found["float32"]["ms"]:
         cells = [f"{found[precision]['ms'][name]:.1f}" for precision in ("float32", "bfloat16")]
-        ratio = found["float32"].get(f"naive {name.split()[0]} / {name}", [])
+        ratio = found["float32"].get(f"{naive_of(name)} / {name}", [])
         lines.append(f"| {name} | {' | '.join(cells)} | {' / '.join(map(str, ratio))} |")
     return "\n".join(lines)
 

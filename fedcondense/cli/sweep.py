@@ -87,6 +87,9 @@ class Sweeping:
     evaluation_steps: Annotated[int | None, typer.Option(help="Training steps of a network; default: 400.")] = None
     scores: Annotated[bool, typer.Option("--scores", help="Add LRS and ARS: trains three times as much.")] = False
     workers: Annotated[int, typer.Option(help="Cells side by side, in processes of one thread.")] = 1
+    so_far: Annotated[bool, typer.Option("--so-far", help="The tables of what the folder holds; compute nothing.")] = (
+        False
+    )
     ray: Annotated[str | None, typer.Option(help="Cells as tasks of a Ray cluster: auto, local, ray://HOST.")] = None
     data_root: DataRoot = None
     plugin: Plugin = None
@@ -208,12 +211,12 @@ def sensitivity(
     common: Sweeping,
 ) -> None:
     """Vary one setting at a time around the recipe: step size, steps, real batch (`per_class`), seeds."""
-    from fedcondense.sweeps import figures, grids, with_budget
+    from fedcondense.sweeps import figures, grids
 
     base = _base(name, common, objective, parametrization=parametrization, ipc=ipc)
     if common.budget is not None:  # the centre: other steps are multiples of it
         centre = grids.Line((base,), base.making.network)
-        base = with_budget([centre], common.output, place=_place(common), workers=_workers(common))[0].cells[0]
+        base = _chosen([centre], common)[0].cells[0]
         base = replace(base, making=replace(base.making, tuning=replace(base.making.tuning, budget=None)))
     batch = [factor for factor in grids.factors_of(base.making.method) if factor == "per_class"]
     factors = ["lr", "steps", *batch, "seed"] if vary is None else _split(vary)
@@ -342,7 +345,7 @@ def _finish(
     said: Callable[[Sequence[Row]], list[str]] | None = None,
 ) -> None:
     """Compute what the folder lacks, write the table and the figure, and print the table."""
-    from fedcondense.sweeps import read, run, to_csv, to_markdown, with_budget
+    from fedcondense.sweeps import finished, read, run, to_csv, to_markdown
     from fedcondense.synthetic import write_file
 
     place, workers = _place(common), _workers(common)
@@ -356,7 +359,9 @@ def _finish(
         if common.budget is not None:
             update(0.0, "timing some steps")
         try:
-            chosen = with_budget(lines, common.output, place=place, workers=workers)
+            chosen = _chosen(lines, common)
+            if common.so_far and not (chosen := finished(chosen, common.output)):
+                raise SettingError(f"{common.output} holds no cell of this sweep; leave --so-far out to compute them")
             outcomes = run(chosen, common.output, place=place, workers=workers, progress=follow)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
@@ -382,6 +387,15 @@ def _finish(
     if failed:
         note(f"{failed} of {len(outcomes)} cells failed; their rows say why, and the same command tries them again")
         raise typer.Exit(1)
+
+
+def _chosen(lines: Sequence[Line], common: Sweeping) -> list[Line]:
+    """Return the lines with the steps that their budget buys, if they name one."""
+    from fedcondense.sweeps import with_budget, with_kept_budget
+
+    if common.so_far:
+        return with_kept_budget(lines, common.output)
+    return with_budget(lines, common.output, place=_place(common), workers=_workers(common))
 
 
 def _next(lines: Sequence[Line], rows: Sequence[Row], folder: Path) -> list[str | Path]:

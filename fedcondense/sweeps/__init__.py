@@ -5,8 +5,8 @@
 ['random', 'dm', 'random', 'dm']
 """
 
-from fedcondense.sweeps.budget import with_budget
-from fedcondense.sweeps.cells import Done, Place, run
+from fedcondense.sweeps.budget import with_budget, with_kept_budget
+from fedcondense.sweeps.cells import Done, Place, finished, run
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,
@@ -41,6 +41,7 @@ __all__ = [
     "Workers",
     "architectures",
     "conclusions",
+    "finished",
     "matrix",
     "parametrizations",
     "read",
@@ -51,4 +52,5 @@ __all__ = [
     "to_csv",
     "to_markdown",
     "with_budget",
+    "with_kept_budget",
 ]

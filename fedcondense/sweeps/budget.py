@@ -19,7 +19,7 @@ from fedcondense.sweeps.workers import Here, Workers
 from fedcondense.synthetic import write_file
 from fedcondense.trajectories import Trajectories
 
-__all__ = ["pool_for", "steps_for", "with_budget"]
+__all__ = ["pool_for", "steps_for", "with_budget", "with_kept_budget"]
 
 _NEW = 0.5  # the share of a budget that meeting new draws of a pool may take
 _FEWEST = 8  # draws of a pool that is made smaller
@@ -37,14 +37,17 @@ def with_budget(
     line get the same, which the folder keeps (``steps/*.json``): a resumed sweep has the same cells. Cells that cannot
     start keep no steps, and say why when they are run.
     """
-    makings = [cell.making for line in lines for cell in line.cells]
-    kinds = list(dict.fromkeys(replace(m, seed=0) for m in makings if m.tuning.budget and m.tuning.steps is None))
-    paths = {kind: folder / "steps" / f"{stem(kind)}-{digest(identity(kind))}.json" for kind in kinds}
-    missing = [kind for kind in kinds if read_json(paths[kind]) is None]
+    paths = _paths(lines, folder)
+    missing = [kind for kind, path in paths.items() if read_json(path) is None]
     for number, timed in (workers or Here()).map(_time_steps, [(kind, place) for kind in missing]):
         if timed is not None:
             write_file(paths[missing[number]], json.dumps(timed, indent=1).encode(), overwrite=True)
-    kept = {kind: timed for kind in kinds if (timed := read_json(paths[kind])) is not None}
+    return with_kept_budget(lines, folder)
+
+
+def with_kept_budget(lines: Sequence[Line], folder: Path) -> list[Line]:
+    """As `with_budget`, of what the folder keeps already: nothing is timed."""
+    kept = {kind: timed for kind, path in _paths(lines, folder).items() if (timed := read_json(path)) is not None}
 
     def chosen(cell: Cell) -> Cell:
         timed = kept.get(replace(cell.making, seed=0))
@@ -54,6 +57,13 @@ def with_budget(
         return replace(cell, making=replace(cell.making, tuning=tuning))
 
     return [replace(line, cells=tuple(map(chosen, line.cells))) for line in lines]
+
+
+def _paths(lines: Sequence[Line], folder: Path) -> dict[Making, Path]:
+    """Return where the steps of each kind of cell are kept whose tuning names a budget and no steps."""
+    makings = [cell.making for line in lines for cell in line.cells]
+    kinds = dict.fromkeys(replace(m, seed=0) for m in makings if m.tuning.budget and m.tuning.steps is None)
+    return {kind: folder / "steps" / f"{stem(kind)}-{digest(identity(kind))}.json" for kind in kinds}
 
 
 class Timed(NamedTuple):

@@ -28,7 +28,7 @@ from fedcondense.sweeps.workers import Here, Workers
 from fedcondense.synthetic import SyntheticSet, write_file
 from fedcondense.training import Fit, accuracy, fit
 
-__all__ = ["Done", "Outcome", "Place", "cell_path", "compute", "run", "set_path"]
+__all__ = ["Done", "Outcome", "Place", "cell_path", "compute", "finished", "run", "set_path"]
 
 Outcome = dict[str, Any]
 """What a cell's file holds: its settings, and either `error` and `kind`, or what was measured."""
@@ -77,7 +77,7 @@ def run(
     """
     cells = list(dict.fromkeys(cell for line in lines for cell in line.cells))
     cells.sort(key=lambda cell: cell.making.seed)  # each row gets its first set before any gets its second
-    outcomes = {cell: kept for cell in cells if (kept := read_json(cell_path(folder, cell))) and "error" not in kept}
+    outcomes = {cell: kept for cell in cells if (kept := _kept(folder, cell)) is not None}
     missing, found = [cell for cell in cells if cell not in outcomes], len(outcomes)
     if progress is not None:
         progress(Done(found, len(cells), found, None))
@@ -92,6 +92,12 @@ def run(
         if progress is not None:
             progress(Done(len(outcomes), len(cells), found, cell))
     return {cell: outcomes[cell] for cell in cells}
+
+
+def finished(lines: Iterable[Line], folder: Path) -> list[Line]:
+    """Return the lines with those of their cells alone that the folder has, and without lines that have none."""
+    cut = [replace(line, cells=tuple(cell for cell in line.cells if _kept(folder, cell))) for line in lines]
+    return [line for line in cut if line.cells]
 
 
 def cell_path(folder: Path, cell: Cell) -> Path:
@@ -141,6 +147,11 @@ def read_json(path: Path) -> Outcome | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # not there, or no file of ours: it is computed again
         return None
+
+
+def _kept(folder: Path, cell: Cell) -> Outcome | None:
+    outcome = read_json(cell_path(folder, cell))
+    return None if outcome is None or "error" in outcome else outcome
 
 
 def _held(folder: Path, cell: Cell) -> bytes | None:

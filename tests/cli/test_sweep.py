@@ -190,6 +190,11 @@ class TestTheOtherSweeps:
 
 
 class TestFailures:
+    def test_so_far_times_and_computes_nothing(self, cli: Any, tmp_path: Path) -> None:
+        said = cli.refused(*TABLE, "--output", tmp_path, "--so-far")
+        assert said == f"error: {tmp_path} holds no cell of this sweep; leave --so-far out to compute them"
+        assert list(tmp_path.iterdir()) == []
+
     def test_an_objective_without_the_recipe_is_a_row_that_says_so(self, cli: Any, tmp_path: Path) -> None:
         ended = cli.run("sweep", "table", "digits", "--objectives", "kip", "--ipc", 1, "--recipe", "published", *QUICK,
                         "--controls", "none", "--output", tmp_path)  # fmt: skip
@@ -265,6 +270,9 @@ class TestInterruption:
         process.communicate(timeout=60)
         before = state(tmp_path)
         assert not (tmp_path / "table.md").exists()
+        cli.done(*TABLE, "--output", tmp_path, "--so-far")
+        assert state(tmp_path) == before
+        assert sum(int(row["sets"]) for row in table_of(tmp_path)) == len(list((tmp_path / "cells").iterdir())) < 6
         cli.done(*TABLE, "--output", tmp_path)
         assert before.items() <= state(tmp_path).items()
         assert table_of(tmp_path) == table_of(whole)
