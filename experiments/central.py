@@ -45,14 +45,12 @@ OBJECTIVES = {
     "mmd and ridge 1 : 3": Sum((fc.OBJECTIVES["mmd"], fc.OBJECTIVES["ridge"]), (1.0, 3.0)),
 }
 MIXED = "mmd and ridge 1 : 3, 600 steps"
-FROM_REAL = f"{MIXED}, from real images"
 
 STEPS = {  # by objective, parametrization and images per class
     ("dm-ridge", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
     ("dm-ridge, 600 steps", "multi-formation"): {10: 600},
     (MIXED, "multi-formation"): {10: 600},
-    (FROM_REAL, "multi-formation"): {10: 600},
     ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dsa", "pixels"): {1: 300, 10: 300},
 }
@@ -67,9 +65,7 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int, trained: int)
         else:
             steps = STEPS[method, storage][ipc]
             objective = OBJECTIVES[method.partition(",")[0]]
-            recipe = replace(objective.recipe, steps=steps, lr=0.04 if method.startswith(MIXED) else 0.02)
-            if method == FROM_REAL:
-                recipe = replace(recipe, start="real")
+            recipe = replace(objective.recipe, steps=steps, lr=0.04 if method == MIXED else 0.02)
             synthetic = fc.condense(train, ipc, objective, storage, network=NETWORK, seed=seed, recipe=recipe)
         cpu = time.process_time() - cpu
         result = fc.evaluate(synthetic, test, network=NETWORK, recipe=Fit(steps=trained), seeds=[seed])
@@ -86,7 +82,7 @@ def row(data: str, ipc: int, method: str, storage: str, seed: int, trained: int)
 
 def methods(data: str, ipc: int, trained: int = TRAINED) -> list[tuple[str, str]]:
     if trained == LONGER:
-        distilled = [(name, "multi-formation") for name in ("dm-ridge, 600 steps", MIXED, FROM_REAL)]
+        distilled = [(name, "multi-formation") for name in ("dm-ridge, 600 steps", MIXED)]
         return [*CONTROLS, *distilled] if data != "mnist" and ipc == 10 else []
     distilled = [("dm", "pixels"), ("dm-ridge", "pixels")]
     if data == "cifar10" or (data == "fashion-mnist" and ipc < 50):
