@@ -21,6 +21,7 @@ import continual
 import deployed
 import federated
 import gpu
+import labels
 from cells import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "continual short": continual_short,
     "budgets": budgets,
     "ablation": ablation.table,
+    "labels": labels.table,
     "objectives": lambda: sweeps("objectives"),
     "scaling": lambda: sweeps("scaling"),
     "parametrizations": parametrizations,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedcondense.errors import FedcondenseError
     from fedcondense.evaluation import Evaluation, evaluate
     from fedcondense.exchange import export, import_tensors
+    from fedcondense.labels import relabel
     from fedcondense.networks import NETWORKS
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
@@ -61,6 +62,7 @@ _HOMES = {
     "partition": "partitions",
     "plan": "planning",
     "ready_sets": "zoo",
+    "relabel": "labels",
     "select": "selection",
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "partition",
     "plan",
     "ready_sets",
+    "relabel",
     "select",
 ]
 

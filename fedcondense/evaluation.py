@@ -15,7 +15,7 @@ from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe
 from fedcondense.randomness import child_seed
 from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit, accuracy, fit
+from fedcondense.training import Fit, accuracy, fit, of_network
 
 __all__ = ["Evaluation", "evaluate", "evaluate_as_recorded", "train_on"]
 
@@ -108,7 +108,7 @@ def evaluate(
     test = test.to(device)
     accuracies, per_class = [], []
     for k, seed in enumerate(seeds):
-        step = None if progress is None else _offset(progress, k, len(seeds))
+        step = of_network(progress, k, len(seeds))
         module = train_on(
             synthetic, test, network=network, recipe=recipe, seed=seed, weighted=weighted, device=device, progress=step
         )
@@ -191,7 +191,3 @@ def train_on(
     images, full = images[kept], full[kept]
     fit(module.to(device), images, full, recipe, seed=seed, weights=weights, operations=operations, progress=progress)
     return module
-
-
-def _offset(progress: Callable[[int, int], None], k: int, networks: int) -> Callable[[int, int], None]:
-    return lambda step, steps: progress(k * steps + step, networks * steps)

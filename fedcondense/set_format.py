@@ -205,8 +205,8 @@ def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits
         given = "none" if targets is None else f"{targets.dtype} {targets.shape}"
         _refuse(f"targets of part {i}: {given}; needed: {labels} (M,) or torch.float16 (M, {classes})")
     rows = shapes[f"{i}.{next(iter(parametrization.storage))}"].shape[0]
-    if targets.shape[0] != rows:
-        _refuse(f"part {i} has {rows} codes but {targets.shape[0]} targets")
+    if targets.shape[0] not in ((rows,) if len(targets.shape) == 1 else (rows, decoded)):
+        _refuse(f"part {i} has {rows} codes for {decoded} images but {targets.shape[0]} targets")
     return _Plan(parametrization, record, decoded)
 
 

@@ -76,7 +76,8 @@ class Part:
 
     Args:
         codes: By the names and dtypes of ``parametrization.storage``; uint8 stands for [0, 1].
-        targets: (M,) uint8 or int16 labels, or (M, K) float16 probabilities.
+        targets: (M,) uint8 or int16 labels, or (M, K) float16 probabilities, one for each stored image; or (N, K), one
+            for each of the more images that they decode to.
         parametrization: Decodes the codes.
         record: Where they come from.
     """
@@ -92,8 +93,10 @@ class Part:
         targets = self.targets.to(device)
         if targets.ndim == 1:
             targets = F.one_hot(targets.long(), len(self.record.classes))
+        targets, stored = targets.float(), len(next(iter(codes.values())))
         with torch.autocast(targets.device.type, enabled=False):  # the same images at any precision of a network
-            return self.parametrization.decode(codes, targets.float())
+            batch = self.parametrization.decode(codes, targets[:stored])
+        return batch if len(targets) == stored else batch._replace(targets=targets)
 
     @property
     def is_separable(self) -> bool:

@@ -19,7 +19,7 @@ from fedcondense.randomness import stream
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["Fit", "accuracy", "autocast_of_caller", "fit"]
+__all__ = ["Fit", "accuracy", "autocast_of_caller", "fit", "of_network"]
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,13 @@ def _replayed(network: nn.Module, backward: _Backward, given: _Given) -> _Backwa
 def autocast_of_caller(device: torch.device) -> torch.autocast:
     """Heed a caller's autocast, but not its cache: while weights train, that would keep those of the first step."""
     return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type), cache_enabled=False)
+
+
+def of_network(progress: Callable[[int, int], None] | None, k: int, networks: int) -> Callable[[int, int], None] | None:
+    """Return what the k-th of several networks calls with (step, steps), to tell how far all of them are."""
+    if progress is None:
+        return None
+    return lambda step, steps: progress(k * steps + step, networks * steps)
 
 
 @torch.no_grad()

@@ -274,7 +274,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
             h["0.images"].update(shape=[3, 1, 8, 8], data_offsets=[12, 204]),  # after the 12 bytes of soft targets
             h["0.targets"].update(shape=[68], data_offsets=[204, 272]),
         )[0],
-        "part 0 has 3 codes but 68 targets",
+        "part 0 has 3 codes for 3 images but 68 targets",
     ),
     "images of another shape": (record(shape=[1, 4, 16]), "malformed: images of"),
     "undescribed tensor": (lambda h, c: c["parts"].pop(), "missing or not described"),
@@ -293,6 +293,17 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "factor that does not divide": (lambda h, c: c["parts"][1].update(factor=3), "factor 3 does not divide"),
     "factor beyond reason": (lambda h, c: c["parts"][1].update(factor=10**6), "needed: a whole number from 2 to 8"),
 }
+
+
+def test_probabilities_may_be_those_of_the_decoded_images_and_labels_may_not() -> None:
+    soft = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)).softmax(1).half()
+    tiles = SyntheticSet([Part({"images": codes(2)}, soft, MultiFormation(2), RECORD)])
+    again = SyntheticSet.from_bytes(tiles.to_bytes())
+    assert torch.equal(again.decode().targets, soft.float())
+    for targets in (soft[:3], soft.argmax(1).to(torch.uint8)):
+        wrong = SyntheticSet([Part({"images": codes(2)}, targets, MultiFormation(2), RECORD)]).to_bytes()
+        with pytest.raises(UntrustedSetError, match=f"2 codes for 8 images but {len(targets)} targets"):
+            SyntheticSet.from_bytes(wrong)
 
 
 @pytest.mark.parametrize("kind", EDITS)

@@ -1,4 +1,4 @@
-"""The commands around one synthetic set: `data`, `plan`, `condense`, `evaluate`, `show`."""
+"""The commands around one synthetic set: `data`, `plan`, `condense`, `evaluate`, `relabel`, `show`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: fedcondense plan cifar10 --ipc 10 --objective dsa")(plan)
     app.command(epilog="Example: fedcondense condense fashion-mnist --ipc 10 --output fashion.safetensors")(condense)
     app.command(epilog="Example: fedcondense evaluate fashion.safetensors --seeds 3 --format json")(evaluate)
+    app.command(epilog="Example: fedcondense relabel cifar10.safetensors --output taught.safetensors")(relabel)
     app.command(epilog="Example: fedcondense show fashion.safetensors --output fashion.png")(show)
 
 
@@ -265,9 +266,7 @@ def evaluate(
 
     set_up(threads, plugin, precision)
     synthetic = SyntheticSet.load(file)
-    name = data or synthetic.name
-    if data is None and ":" in name:  # a stranger's file must not choose what is read from this disk
-        raise SettingError(f"the set was made from {printable(name)!r}; name the data to test on with --data")
+    name = _named(synthetic, data)
     test = load_data(name, data_root).test
     if network is None and synthetic.evaluation:  # the set's own number is made again on the network it was made on
         network = next((known for known in NETWORKS if known == synthetic.evaluation.get("network")), None)
@@ -276,6 +275,72 @@ def evaluate(
     result = measured.to_dict() | {"per_class": per_class, "nbytes": synthetic.nbytes, "data": name, "file": file}
     emit(result, _text(synthetic.with_evaluation(measured.to_dict())), form)
     finish([], ["show", file, "--output", file.with_suffix(".png")])
+
+
+@command
+def relabel(
+    file: SetFile,
+    output: Annotated[Path, typer.Option(help="Where the set with soft labels is written.")],
+    data: Annotated[str | None, typer.Option(help="Teaches; default: the one in the set's record.")] = None,
+    network: Network = None,
+    teachers: Annotated[int, typer.Option(help="Networks that are trained on the real data.")] = 1,
+    share: Annotated[float, typer.Option(help="How much of a label is theirs, up to 1.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="What their logits are divided by: more is softer.")] = 2.0,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
+    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
+    overwrite: Overwrite = False,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    precision: Precisely = Precision.float32,
+    form: Output = Format.text,
+) -> None:
+    """Mix what networks trained on the real data say of each image into the labels of the set in FILE.
+
+    Soft labels are stored for each decoded image, and their bytes are counted.
+
+    JSON keys: those of `fedcondense condense`.
+    """
+    from fedcondense.datasets import load_data
+    from fedcondense.labels import relabel as relabel_set
+    from fedcondense.synthetic import SyntheticSet
+
+    set_up(threads, plugin, precision)
+    check_output(output, overwrite)
+    synthetic = SyntheticSet.load(file)
+    device = pick_device(device)
+    train, test = (split.to(device) for split in load_data(_named(synthetic, data), data_root))
+    with progress("training teachers") as update:
+
+        def follow(step: int, steps: int) -> None:
+            update(step / steps)
+
+        chosen = given(network=network)
+        synthetic = relabel_set(
+            synthetic,
+            train,
+            teachers=teachers,
+            share=share,
+            temperature=temperature,
+            seed=seed,
+            progress=follow,
+            **chosen,
+        )
+    synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
+    if not no_evaluate:
+        synthetic = synthetic.with_evaluation(_evaluate(synthetic, test, seeds, network).to_dict())
+        synthetic.save(output, overwrite=True)
+    emit(_result(synthetic) | {"output": output}, _text(synthetic), form)
+    finish([output], ["show", output, "--output", output.with_suffix(".png")])
+
+
+def _named(synthetic: SyntheticSet, data: str | None) -> str:
+    """Return the data that an option or a set's record names."""
+    if data is None and ":" in synthetic.name:  # a stranger's file must not choose what is read from this disk
+        raise SettingError(f"the set was made from {printable(synthetic.name)!r}; name the data with --data")
+    return data or synthetic.name
 
 
 @command

@@ -105,7 +105,8 @@ class TestBadInput:
     ) -> None:
         synthetic = SyntheticSet.load(made).with_record(data="folder:/etc")
         file = synthetic.save(tmp_path / "odd.safetensors")
-        assert "name the data to test on with --data" in cli.refused("evaluate", file)
+        assert "name the data with --data" in cli.refused("evaluate", file)
+        assert "name the data with --data" in cli.refused("relabel", file, "--output", tmp_path / "taught.safetensors")
         assert cli.run("evaluate", file, "--data", "digits", "--seeds", 1).exit_code == 0
 
     def test_names_in_a_file_cannot_reach_the_terminals_controls(self, cli: Any, made: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from fedcondense.cli import app
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.synthetic import SyntheticSet
 
+KEYS = ["data", "method", "ipc", "images", "nbytes", "seconds", "network", "accuracy", "accuracy_std", "output"]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
-COMMANDS = ("data", "plan", "condense", "evaluate", "show", "federate", "report")
+COMMANDS = ("data", "plan", "condense", "evaluate", "relabel", "show", "federate", "report")
 
 
 class TestHelp:
@@ -49,9 +50,7 @@ class TestCondense:
     def test_prints_the_documented_keys(self, cli: Any, tmp_path: Path) -> None:
         output = tmp_path / "set.safetensors"
         result = cli.done("condense", "digits", "--ipc", 1, "--steps", 2, "--seeds", 2, "--output", output)
-        assert list(result) == [
-            "data", "method", "ipc", "images", "nbytes", "seconds", "network", "accuracy", "accuracy_std", "output",
-        ]  # fmt: skip
+        assert list(result) == KEYS
         assert result["nbytes"] == output.stat().st_size
         assert result["images"] == 10
         assert 10 < result["accuracy"] <= 100
@@ -160,6 +159,17 @@ class TestTheOtherCommands:
         first = cli.done("condense", "digits", "--ipc", 1, "--steps", 2, "--seeds", 1, "--network", "convnet2-w32",
                      "--output", output)  # fmt: skip
         assert cli.done("evaluate", output, "--seeds", 1)["accuracies"] == [first["accuracy"]]
+
+    def test_relabel_prints_the_documented_keys_and_counts_the_bytes(
+        self, cli: Any, made: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "taught.safetensors"
+        found = cli.done("relabel", made, "--output", output, "--network", "convnet1-w16", "--seeds", 1)
+        assert list(found) == KEYS
+        assert found["nbytes"] == output.stat().st_size > SyntheticSet.load(made).nbytes
+        assert found["method"] == "dm-ridge, relabelled"
+        assert "exists" in cli.refused("relabel", made, "--output", output)
+        assert "a share above 0" in cli.refused("relabel", made, "--output", tmp_path / "b.safetensors", "--share", 0)
 
     def test_show_writes_a_png(self, cli: Any, made: Path, tmp_path: Path) -> None:
         output = tmp_path / "grid.png"
