@@ -5,7 +5,7 @@
     python experiments/ablation.py --table
 
 "all" is `dm-ridge` on multi-formation of factor 2 with a pool of 96 draws, started from class Gaussians. ConvNet-3
-width 32, features in bfloat16, one thread, two networks a set, 400 steps each, last step, all test images. Rows take
+width 32, features in bfloat16, one thread, two networks a set, last step, all test images. Rows of a size take
 equal steps, except for fresh networks: they pass real images in every step, and take a quarter of the steps.
 """
 
