@@ -400,7 +400,7 @@ class Loop:
 
     def _seen(self, draw: Draw) -> Any:
         """Return what a graph is given of the real data: images, where it can make the observation of them itself."""
-        if is_of_samples(self.objective) and self.holder.data is not None:
+        if draw.key is None and is_of_samples(self.objective) and self.holder.data is not None:
             return dict(self.objective.sample(draw, self.holder.data))
         return self._observe(draw)
 
@@ -445,10 +445,10 @@ def _start(
 
 
 def step_graph(objective: Objective, build: NetworkFactory) -> StepGraph:
-    """Return what replays an objective's `backward`, and its `observe` before it where `is_of_samples`."""
+    """Return what replays an objective's `backward`, and `answer` before it where real images were seen (`Loop._seen`)."""
 
     def run(draw: Draw, seen: Any, leaves: Synthetic) -> Tensor:
-        observed = objective.answer(draw, seen.items()) if is_of_samples(objective) else seen
+        observed = objective.answer(draw, seen.items()) if draw.key is None and is_of_samples(objective) else seen
         return objective.backward(draw, observed, leaves, _AT_ONCE)
 
     return StepGraph(run, build)

@@ -509,7 +509,7 @@ def _stored(synthetic: SyntheticSet) -> dict[str, int]:
     """Return how many stored images each class has; of codes that are shared, plain images whose place they take."""
     counts: Counter[str] = Counter()
     for part in synthetic.parts:
-        labels = part.targets.long() if part.targets.ndim == 1 else part.targets.argmax(1)
+        labels = part.labels()
         found = torch.bincount(labels, minlength=len(part.record.classes)).tolist()
         if part.parametrization.shared:
             shapes = {name: tuple(code.shape) for name, code in part.codes.items()}

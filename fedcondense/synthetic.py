@@ -98,6 +98,14 @@ class Part:
             batch = self.parametrization.decode(codes, targets[:stored])
         return batch if len(targets) == stored else batch._replace(targets=targets)
 
+    def labels(self) -> Tensor:
+        """Return the class of each stored image, (M,) int64; of a soft label the likeliest, of several their mean's."""
+        if self.targets.ndim == 1:
+            return self.targets.long()
+        stored = len(next(iter(self.codes.values())))
+        of_each: Tensor = self.targets.float().unflatten(0, (stored, -1))
+        return of_each.mean(1).argmax(1)
+
     @property
     def is_separable(self) -> bool:
         """Whether each stored image is one class's alone, so that some can be left out."""

@@ -67,7 +67,9 @@ def test_steps_on_its_own_tensors_are_those_on_the_given_ones(name: str, data: D
     same_steps(OBJECTIVES[name], data)
 
 
-@pytest.mark.parametrize("source", [Fresh, partial(Trained, outer=3, epochs=2), partial(RealTrained, batches=2)])
+@pytest.mark.parametrize(
+    "source", [Fresh, SMALL_POOL, partial(Trained, outer=3, epochs=2), partial(RealTrained, batches=2)]
+)
 @pytest.mark.parametrize("name", ["dc", "dsa", "idc"])
 def test_gradients_of_real_images_are_taken_in_the_same_step(name: str, source: Any, data: Data) -> None:
     assert is_of_samples(OBJECTIVES[name])

@@ -14,6 +14,7 @@ from fedcondense.datasets import load_data
 from fedcondense.errors import SettingError
 from fedcondense.evaluation import evaluate
 from fedcondense.labels import relabel
+from fedcondense.memory import _stored
 from fedcondense.networks import ConvNet, build
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed, stream
@@ -72,6 +73,12 @@ def test_every_way_of_storing_images_keeps_a_label_for_each_decoded_one(name: st
     extra = found.nbytes - made.nbytes - 2 * 10 * len(made) + made.parts[0].targets.nbytes
     assert 0 <= extra < 100  # the record says that it was relabelled
     assert found.counts().sum() == len(made)
+
+
+def test_stored_images_keep_their_class_in_a_memory(digits: DataSet, tiles: SyntheticSet) -> None:
+    found = taught(tiles, digits.train, share=0.4)
+    assert torch.equal(found.parts[0].labels(), tiles.parts[0].labels())
+    assert _stored(found) == _stored(tiles)
 
 
 def test_the_classes_of_a_part_are_found_by_name(digits: DataSet) -> None:
