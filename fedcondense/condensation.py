@@ -445,7 +445,7 @@ def _start(
 
 
 def step_graph(objective: Objective, build: NetworkFactory) -> StepGraph:
-    """Return what replays an objective's `backward`, and `answer` before it where real images were seen (`Loop._seen`)."""
+    """Return what replays `backward`, and `answer` before it where real images were seen (`Loop._seen`)."""
 
     def run(draw: Draw, seen: Any, leaves: Synthetic) -> Tensor:
         observed = objective.answer(draw, seen.items()) if draw.key is None and is_of_samples(objective) else seen

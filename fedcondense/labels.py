@@ -51,7 +51,7 @@ def relabel(
         data: Real images to train the teachers on.
         network: The teachers' network, as in `evaluate`.
         teachers: How many; what they say is averaged.
-        recipe: How each is trained; it sees a real image once, at most.
+        recipe: How each is trained, on as many of the real images as its steps take.
         share: How much of a label is the teachers', in (0, 1]; the rest stays.
         temperature: What their logits are divided by, above 0; the more, the softer.
         seed: Weights, batches and augmentation of the teachers follow from it.
