@@ -101,7 +101,7 @@ def row(name: str, seed: int, sets: Path | None) -> Callable[[], dict[str, Any]]
         torch.cuda.synchronize()
         seconds = time.monotonic() - began
         if sets is not None:
-            synthetic.save(sets / f"{re.sub('[^a-z0-9]+', '-', name)}-seed{seed}.safetensors")
+            synthetic.save(sets / f"{re.sub('[^a-z0-9]+', '-', name)}-seed{seed}.safetensors", overwrite=True)
         images = len(synthetic.decode().images)
         result = {
             "nbytes": synthetic.nbytes,

@@ -19,7 +19,6 @@ from fedcondense.contract import (
     Codes,
     Draw,
     Holder,
-    NetworkFactory,
     NetworkSource,
     Objective,
     Parametrization,
@@ -36,7 +35,7 @@ from fedcondense.objectives.features import is_of_rows
 from fedcondense.objectives.gradient import is_of_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
-from fedcondense.sources import Pool
+from fedcondense.sources import Fresh, Pool, Trained
 from fedcondense.starts import STARTS, Start
 from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
@@ -44,6 +43,7 @@ __all__ = ["Loop", "Progress", "condense", "images_per_class", "prepare", "witho
 
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # synthetic images in one graph
+_GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a copy of
 _LOOK_S = 0.5  # seconds between two looks at the loss: each one waits for the device
 
 
@@ -212,9 +212,9 @@ def prepare(
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
     draws = stream(seed, "draws")
-    same = is_of_samples(objective) or (isinstance(source, Pool) and is_of_rows(objective))
-    alike = same and len(parts(network)) == 1
-    graph = step_graph(objective, make) if alike and data.device.type == "cuda" else None
+    alike = len(parts(network)) == 1 and _is_steady(objective, source, data)
+    graph = step_graph(objective) if alike and data.device.type == "cuda" else None
+    decoded = _decoded_targets(parametrization, codes, targets)
     return Loop(
         data,
         objective,
@@ -228,8 +228,8 @@ def prepare(
         optimizer,
         source,
         draws,
-        _places(parametrization, codes, targets, ipc) if prefixes else None,
-        _rows(parametrization, codes, targets) if objective.separable else None,
+        _places(decoded, ipc) if prefixes else None,
+        class_rows(decoded) if objective.separable else None,
         graph=graph,
     )
 
@@ -304,8 +304,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.places is not None and self.done % 2:
             loss = self._backward_prefix(draw, self._observe(draw), leaves, self.places)
-        elif self.graph is not None:
-            loss = self.graph.backward(draw, self._seen(draw), leaves)
+        elif self.graph is not None and isinstance(self.holder, Data):
+            loss = self.graph.backward(draw, self._seen(draw, self.holder), leaves)
         else:
             loss = self.objective.backward(draw, self._observe(draw), leaves, _AT_ONCE)
         if images.grad is not None:
@@ -398,10 +398,10 @@ class Loop:
             self.observations[draw.key] = self.holder.observe(self.objective, draw)
         return self.observations[draw.key]
 
-    def _seen(self, draw: Draw) -> Any:
+    def _seen(self, draw: Draw, data: Data) -> Any:
         """Return what a graph is given of the real data: images, where it can make the observation of them itself."""
-        if draw.key is None and is_of_samples(self.objective) and self.holder.data is not None:
-            return dict(self.objective.sample(draw, self.holder.data))
+        if draw.key is None and is_of_samples(self.objective):
+            return dict(self.objective.sample(draw, data))
         return self._observe(draw)
 
 
@@ -444,30 +444,38 @@ def _start(
         return parametrization.encode(start(data, counts, generator), targets)
 
 
-def step_graph(objective: Objective, build: NetworkFactory) -> StepGraph:
+def _is_steady(objective: Objective, source: NetworkSource, data: Data) -> bool:
+    """Say whether a graph serves all steps: the objective reads what a graph copies, and the real images fit twice."""
+    if isinstance(source, Pool) and is_of_rows(objective):
+        return True
+    if not (is_of_samples(objective) and isinstance(source, Fresh | Trained | Pool)):
+        return False
+    return 4 * math.prod(data.spec.shape) * int(data.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
+
+
+def step_graph(objective: Objective) -> StepGraph:
     """Return what replays `backward`, and `answer` before it where real images were seen (`Loop._seen`)."""
 
     def run(draw: Draw, seen: Any, leaves: Synthetic) -> Tensor:
         observed = objective.answer(draw, seen.items()) if draw.key is None and is_of_samples(objective) else seen
         return objective.backward(draw, observed, leaves, _AT_ONCE)
 
-    return StepGraph(run, build)
+    return StepGraph(run)
 
 
 @torch.no_grad()
-def _rows(parametrization: Parametrization, codes: Codes, targets: Tensor) -> Mapping[int, Tensor]:
-    """Return which decoded images are of which class: hard labels stay, and to ask in each step would make it wait."""
-    return class_rows(parametrization.decode(codes, targets).targets)
+def _decoded_targets(parametrization: Parametrization, codes: Codes, targets: Tensor) -> Tensor:
+    """Return the start's targets of all decoded images, (N, K); hard ones stay, and are asked for their class once."""
+    return parametrization.decode(codes, targets).targets
 
 
-@torch.no_grad()
-def _places(parametrization: Parametrization, codes: Codes, targets: Tensor, ipc: int) -> Tensor:
+def _places(decoded: Tensor, ipc: int) -> Tensor:
     """Return how many stored images of its class come before that of each decoded one, (N,) on the CPU.
 
     Once, while labels are hard: to ask a device in each step would make it wait.
     """
-    labels = parametrization.decode(codes, targets).targets.argmax(1).cpu()
-    of_class = torch.nn.functional.one_hot(labels, targets.shape[1])
+    labels = decoded.argmax(1).cpu()
+    of_class = torch.nn.functional.one_hot(labels, decoded.shape[1])
     rank = of_class.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
     return rank * ipc // of_class.sum(0)[labels]
 

@@ -237,7 +237,10 @@ class Parametrization(Protocol):
         """
 
     def decode(self, codes: Codes, targets: Tensor) -> Batch:
-        """Return images in [0, 1] and targets: the same codes, the same images; differentiable in both."""
+        """Return images in [0, 1] and targets: the same codes, the same images; differentiable in both.
+
+        Images of one stored image follow each other.
+        """
 
     def project(self, codes: Codes) -> None:
         """Put the codes back into their range, in place; called after each step."""

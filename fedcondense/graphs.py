@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedcondense.augment import Augmentation
 from fedcondense.contract import Draw, Synthetic
-
-if TYPE_CHECKING:
-    from fedcondense.contract import NetworkFactory
 
 __all__ = ["StepGraph", "captured", "is_plain"]
 
@@ -67,11 +65,10 @@ class StepGraph:
     Args:
         run: Fills the leaves' gradients and returns the loss, given a draw, of which it may read the network and the
             augmentation alone, what was seen of the real data, and the leaves.
-        build: Builds the network whose weights are replaced in each step.
     """
 
-    def __init__(self, run: Callable[[Draw, Any, Synthetic], Tensor], build: NetworkFactory) -> None:
-        self.run, self.build = run, build
+    def __init__(self, run: Callable[[Draw, Any, Synthetic], Tensor]) -> None:
+        self.run = run
         self._replay: Callable[[], Tensor] | None = None
         self._kept: tuple[Draw, Any, Synthetic]  # what the graph reads and writes
         self._own: list[Tensor]  # of it, what each step replaces
@@ -95,7 +92,7 @@ class StepGraph:
         if not (is_plain(draw.network) and _is_tensors(observed)):
             return
         device = leaves.images.device
-        network = self.build(0).to(device).requires_grad_(False)
+        network = copy.deepcopy(draw.network)
         augment = Augmentation(draw.augment.choice.clone(), draw.augment.amounts.clone()).to(device)
         images, targets = (leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves[:2])
         own = leaves._replace(images=images, targets=targets)

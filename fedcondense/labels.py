@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedcondense.errors import SettingError
-from fedcondense.networks import NetworkMaker, build, default_network
-from fedcondense.randomness import child_seed, stream
-from fedcondense.synthetic import Part, SyntheticSet
-from fedcondense.training import Fit, fit, of_network
+from fedcondense.errors import DivergenceError, SettingError
+from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.randomness import child_seed
+from fedcondense.synthetic import SyntheticSet
+from fedcondense.training import Fit, fit_on, of_network
 
 if TYPE_CHECKING:
     from fedcondense.data import Data
@@ -61,6 +61,7 @@ def relabel(
     Raises:
         SettingError: A number that cannot work, images of another shape, a class that the data lack, or a set that
             promises privacy, which teachers would break.
+        DivergenceError: A teacher's answers are no longer finite; the set as it was given is in its `synthetic`.
     """
     if not (teachers >= 1 and 0 < share <= 1 and temperature > 0):
         given = f"{teachers} teachers, a share of {share:g} and a temperature of {temperature:g}"
@@ -73,47 +74,37 @@ def relabel(
         raise SettingError("the set promises privacy, and teachers see the real data; leave its labels as they are")
     unknown = [name for name in synthetic.classes if name not in data.spec.classes]
     if unknown:
-        raise SettingError(f"{data.spec.name} has no class {', '.join(unknown)}; relabel with the data of the set")
+        few = ", ".join(unknown[:5])
+        raise SettingError(f"{data.spec.name} lacks {len(unknown)} classes ({few}); relabel with the data of the set")
     began = time.monotonic()
     data = data.to(device) if device is not None else data
     network = network or default_network(data.spec.shape)
-    images = [SyntheticSet([part]).decode(data.device).images for part in synthetic.parts]
-    said = [image.new_zeros(len(image), len(data.spec.classes)) for image in images]
+    columns = [[data.spec.classes.index(name) for name in part.record.classes] for part in synthetic.parts]
+    batches = [part.decode(data.device) for part in synthetic.parts]
+    said = [torch.zeros_like(batch.targets) for batch in batches]
     for k in range(teachers):
+        teacher_seed = child_seed(seed, "teacher", k)
+        teacher = build(network, data.spec.shape, len(data.spec.classes), teacher_seed)
         step = of_network(progress, k, teachers)
-        teacher = _teacher(data, network, recipe, child_seed(seed, "teacher", k), step)
-        for mean, part in zip(said, images, strict=True):
-            mean += _probabilities(teacher, part, temperature) / teachers
+        fit_on(teacher, data, recipe, seed=teacher_seed, operations=data.spec.operations, progress=step)
+        teacher.eval()
+        for mean, batch, own in zip(said, batches, columns, strict=True):
+            mean += _probabilities(teacher, data.spec.normalise(batch.images), own, temperature) / teachers
+    if not all(bool(mean.isfinite().all()) for mean in said):
+        raise DivergenceError(f"a teacher diverged; try a smaller step size than {recipe.lr:g} (recipe)", synthetic)
+    by = f"labels {share:g} by {teachers} {describe(network)} at temperature {temperature:g}"
     seconds = (time.monotonic() - began) / len(synthetic.parts)
-    parts = [
-        _relabelled(p, s.cpu(), data.spec.classes, share, seconds) for p, s in zip(synthetic.parts, said, strict=True)
-    ]
+    parts = []
+    for part, batch, mean in zip(synthetic.parts, batches, said, strict=True):
+        targets = (1 - share) * batch.targets + share * mean
+        record = part.record
+        record = replace(record, method=f"{record.method}, {by}", seconds=round(record.seconds + seconds, 1))
+        parts.append(replace(part, targets=targets.half().cpu(), record=record))
     return SyntheticSet(parts)
 
 
-def _teacher(
-    data: Data, network: str | NetworkMaker, recipe: Fit, seed: int, progress: Callable[[int, int], None] | None
-) -> nn.Module:
-    """Return a network that was trained on the real data, in evaluation mode."""
-    teacher = build(network, data.spec.shape, len(data.spec.classes), seed)
-    index = torch.randperm(len(data), generator=stream(seed, "images"))[: recipe.batch * recipe.steps]
-    batch = data.batch(index)
-    operations = data.spec.operations
-    fit(teacher, batch.images, batch.targets, recipe, seed=seed, operations=operations, progress=progress)
-    return teacher.eval()
-
-
 @torch.no_grad()
-def _probabilities(teacher: nn.Module, images: Tensor, temperature: float) -> Tensor:
-    """Return what a teacher says of normalised images, (N, K) float32."""
-    return torch.cat([(teacher(piece).float() / temperature).softmax(1) for piece in images.split(_AT_ONCE)])
-
-
-def _relabelled(part: Part, said: Tensor, classes: tuple[str, ...], share: float, seconds: float) -> Part:
-    """Return a part whose labels are mixed with what was said, (N, K), of the classes that it has."""
-    said = said[:, [classes.index(name) for name in part.record.classes]]
-    said = said / said.sum(1, keepdim=True).clamp_min(torch.finfo(said.dtype).tiny)
-    targets = (1 - share) * part.decode().targets + share * said
-    record = part.record
-    record = replace(record, method=f"{record.method}, relabelled", seconds=round(record.seconds + seconds, 1))
-    return replace(part, targets=targets.half(), record=record)
+def _probabilities(teacher: nn.Module, images: Tensor, columns: list[int], temperature: float) -> Tensor:
+    """Return what a teacher says of normalised images if they can be of some classes alone, (N, K) float32."""
+    logits = torch.cat([teacher(piece).float() for piece in images.split(_AT_ONCE)])
+    return (logits[:, columns] / temperature).softmax(1)

@@ -497,12 +497,13 @@ def _join(sets: Iterable[SyntheticSet | None]) -> SyntheticSet | None:
 
 
 def _by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
-    """Return the decoded images of each class, uint8."""
+    """Return the decoded images of each class that has some, uint8."""
     if synthetic is None:
         return {}
     images, targets = synthetic.pixels()
     labels, images = targets.argmax(1), images.mul(255).round().to(torch.uint8)
-    return {name: images[labels == c] for c, name in enumerate(synthetic.classes)}
+    found = {name: images[labels == c] for c, name in enumerate(synthetic.classes)}
+    return {name: mine for name, mine in found.items() if len(mine)}
 
 
 def _stored(synthetic: SyntheticSet) -> dict[str, int]:

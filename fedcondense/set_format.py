@@ -119,6 +119,9 @@ def _parse(blob: bytes, limits: Limits) -> SyntheticSet:
         if images > limits.decoded or size > limits.decoded_bytes:
             _refuse(f"decodes to {images} images of {size} bytes; allowed: {limits.decoded} and {limits.decoded_bytes}")
         plans.append(plan)
+    classes = len({name for plan in plans for name in plan.record.classes})
+    if 8 * images * classes > limits.decoded_bytes:
+        _refuse(f"labels of {images} images over {classes} classes; allowed: {limits.decoded_bytes} bytes of them")
     named = {f"{i}.{name}" for i, plan in enumerate(plans) for name in (*plan.parametrization.storage, "targets")}
     if named != set(shapes):
         _refuse(f"tensors {_short(sorted(set(shapes) ^ named))} are missing or not described")

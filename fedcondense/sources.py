@@ -12,7 +12,7 @@ from fedcondense.augment import Augmentation
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.errors import SettingError
 from fedcondense.randomness import child_seed, draw_seed, stream
-from fedcondense.training import Fit, autocast_of_caller, fit
+from fedcondense.training import Fit, autocast_of_caller, fit, fit_on
 
 if TYPE_CHECKING:
     from fedcondense.data import Data
@@ -330,11 +330,9 @@ _ON_REAL = Fit(batch=64, lr=0.01, nesterov=False, schedule="constant")
 
 
 def _train_on(data: Data, network: torch.nn.Module, recipe: Fit, seed: int, operations: tuple[str, ...]) -> None:
-    """Train a frozen network on real images, each of them seen once at most, and leave it frozen."""
+    """Train a frozen network on real images, and leave it frozen."""
     if recipe.steps:
-        index = torch.randperm(len(data), generator=stream(seed, "images"))
-        batch = data.batch(index[: recipe.batch * recipe.steps])
-        fit(network, batch.images, batch.targets, recipe, seed=seed, operations=operations)
+        fit_on(network, data, recipe, seed=seed, operations=operations)
         network.requires_grad_(False)
 
 

@@ -93,17 +93,21 @@ class Part:
         targets = self.targets.to(device)
         if targets.ndim == 1:
             targets = F.one_hot(targets.long(), len(self.record.classes))
-        targets, stored = targets.float(), len(next(iter(codes.values())))
+        targets, stored = targets.float(), self.stored
         with torch.autocast(targets.device.type, enabled=False):  # the same images at any precision of a network
             batch = self.parametrization.decode(codes, targets[:stored])
         return batch if len(targets) == stored else batch._replace(targets=targets)
 
+    @property
+    def stored(self) -> int:
+        """How many images are stored, M."""
+        return len(self.codes[next(iter(self.parametrization.storage))])
+
     def labels(self) -> Tensor:
         """Return the class of each stored image, (M,) int64; of a soft label the likeliest, of several their mean's."""
-        if self.targets.ndim == 1:
-            return self.targets.long()
-        stored = len(next(iter(self.codes.values())))
-        of_each: Tensor = self.targets.float().unflatten(0, (stored, -1))
+        if self.targets.ndim == 1 or not len(self.targets):
+            return self.targets.long() if self.targets.ndim == 1 else torch.empty(0, dtype=torch.int64)
+        of_each: Tensor = self.targets.float().unflatten(0, (self.stored, -1))
         return of_each.mean(1).argmax(1)
 
     @property

@@ -19,7 +19,7 @@ from fedcondense.randomness import stream
 if TYPE_CHECKING:
     from fedcondense.data import Data
 
-__all__ = ["Fit", "accuracy", "autocast_of_caller", "fit", "of_network"]
+__all__ = ["Fit", "accuracy", "autocast_of_caller", "fit", "fit_on", "of_network"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,21 @@ def fit(
         if progress is not None:
             progress(step + 1, recipe.steps)
     optimizer.zero_grad(set_to_none=True)  # a graph's gradients would keep its memory
+
+
+def fit_on(
+    network: nn.Module,
+    data: Data,
+    recipe: Fit,
+    *,
+    seed: int = 0,
+    operations: tuple[str, ...] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Train a network on as many real images as the steps take, drawn by chance; they are held as float32 meanwhile."""
+    index = torch.randperm(len(data), generator=stream(seed, "images"))
+    images, targets = data.batch(index[: recipe.batch * recipe.steps])
+    fit(network, images, targets, recipe, seed=seed, operations=operations, progress=progress)
 
 
 def _draw_box(likely: float, images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

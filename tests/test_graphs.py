@@ -41,10 +41,7 @@ def made(objective: Any, data: Data, graph: bool, network: Any = TINY, ipc: int 
     recipe = replace(objective.recipe, source=source, steps=9)
     loop = prepare(data, ipc, objective, "pixels", network=network, recipe=recipe)
 
-    def maker(seed: int) -> nn.Module:
-        return build(network, data.spec.shape, len(data.spec.classes), seed)
-
-    loop.graph = step_graph(objective, maker) if graph else None
+    loop.graph = step_graph(objective) if graph else None
     return loop
 
 
@@ -74,6 +71,31 @@ def test_steps_on_its_own_tensors_are_those_on_the_given_ones(name: str, data: D
 def test_gradients_of_real_images_are_taken_in_the_same_step(name: str, source: Any, data: Data) -> None:
     assert is_of_samples(OBJECTIVES[name])
     same_steps(replace(OBJECTIVES[name], per_class=4), data, source=source)  # type: ignore[type-var]
+
+
+class Keeping:
+    """Answers for data that it does not hand out."""
+
+    data = None
+
+    def __init__(self, kept: Data) -> None:
+        self.kept, self.spec = kept, kept.spec
+
+    def observe(self, objective: Any, draw: Any) -> Any:
+        return self.kept.observe(objective, draw)
+
+
+def test_a_holder_that_keeps_its_images_is_asked_for_gradients(data: Data) -> None:
+    plain, graph = (made(OBJECTIVES["dsa"], data, served, source=Fresh) for served in (False, True))
+    graph.holder = Keeping(data)
+    assert float(graph.step()) == float(plain.step())
+
+
+def test_the_network_that_a_source_hands_out_is_the_one_that_is_replayed(data: Data) -> None:
+    def other(seed: int) -> nn.Module:
+        return build(partial(ConvNet, width=8, depth=2, norm="group"), data.spec.shape, len(data.spec.classes), seed)
+
+    same_steps(OBJECTIVES["dsa"], data, source=lambda make, operations, classes: Fresh(other, operations, classes))
 
 
 def test_learned_labels_get_their_gradient(data: Data) -> None:

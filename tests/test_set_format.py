@@ -4,6 +4,7 @@ import json
 import math
 import tracemalloc
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -304,6 +305,15 @@ def test_probabilities_may_be_those_of_the_decoded_images_and_labels_may_not() -
         wrong = SyntheticSet([Part({"images": codes(2)}, targets, MultiFormation(2), RECORD)]).to_bytes()
         with pytest.raises(UntrustedSetError, match=f"2 codes for 8 images but {len(targets)} targets"):
             SyntheticSet.from_bytes(wrong)
+
+
+def test_labels_of_many_images_over_many_classes_are_refused_before_they_are_made() -> None:
+    record = replace(RECORD, shape=(1, 1, 1), classes=tuple(map(str, range(500))), counts=())
+    images = torch.zeros(100, 1, 1, 1, dtype=torch.uint8)
+    blob = SyntheticSet([Part({"images": images}, torch.zeros(100, dtype=torch.int16), Pixels(), record)]).to_bytes()
+    assert len(SyntheticSet.from_bytes(blob, Limits(decoded_bytes=400_000))) == 100
+    with pytest.raises(UntrustedSetError, match="labels of 100 images over 500 classes"):
+        SyntheticSet.from_bytes(blob, Limits(decoded_bytes=399_999))
 
 
 @pytest.mark.parametrize("kind", EDITS)

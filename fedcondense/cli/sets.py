@@ -338,7 +338,7 @@ def relabel(
 
 def _named(synthetic: SyntheticSet, data: str | None) -> str:
     """Return the data that an option or a set's record names."""
-    if data is None and ":" in synthetic.name:  # a stranger's file must not choose what is read from this disk
+    if not data and ":" in synthetic.name:  # a stranger's file must not choose what is read from this disk
         raise SettingError(f"the set was made from {printable(synthetic.name)!r}; name the data with --data")
     return data or synthetic.name
 

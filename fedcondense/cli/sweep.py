@@ -217,6 +217,8 @@ def sensitivity(
     if common.budget is not None:  # the centre: other steps are multiples of it
         centre = grids.Line((base,), base.making.network)
         base = _chosen([centre], common)[0].cells[0]
+        if common.so_far and base.making.tuning.steps is None:
+            raise SettingError(f"{common.output} keeps no steps of this budget; leave --so-far out to time them")
         base = replace(base, making=replace(base.making, tuning=replace(base.making.tuning, budget=None)))
     batch = [factor for factor in grids.factors_of(base.making.method) if factor == "per_class"]
     factors = ["lr", "steps", *batch, "seed"] if vary is None else _split(vary)
@@ -360,13 +362,16 @@ def _finish(
             update(0.0, "timing some steps")
         try:
             chosen = _chosen(lines, common)
-            if common.so_far and not (chosen := finished(chosen, common.output)):
-                raise SettingError(f"{common.output} holds no cell of this sweep; leave --so-far out to compute them")
-            outcomes = run(chosen, common.output, place=place, workers=workers, progress=follow)
+            if common.so_far:
+                chosen, outcomes = finished(chosen, common.output)
+            else:
+                outcomes = run(chosen, common.output, place=place, workers=workers, progress=follow)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{common.output} keeps the cells that are done; go on with: {invocation()}"
             ) from None
+    if not chosen:
+        raise SettingError(f"{common.output} holds no cell of this sweep; leave --so-far out to compute them")
     rows = read(chosen, outcomes)
     texts = [] if said is None else said(rows)
     markdown = ("" if head is None else f"{head(rows)}\n\n") + to_markdown(rows, texts)

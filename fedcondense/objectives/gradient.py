@@ -44,7 +44,7 @@ class GradientMatching(Objective):
     authors' code. A step costs a forward and a backward pass over `per_class` real images of each class, and a forward,
     a backward and a double backward pass over the synthetic ones; training between steps costs more than either.
     Classes are taken one after another: batching them was slower where it was measured, and one graph at a time bounds
-    memory.
+    memory. On a GPU the step is replayed, which holds two copies of its real images, up to 1 GiB each.
 
     Args:
         siamese: Augment both branches alike (DSA) or not at all (DC).

@@ -94,10 +94,13 @@ def run(
     return {cell: outcomes[cell] for cell in cells}
 
 
-def finished(lines: Iterable[Line], folder: Path) -> list[Line]:
-    """Return the lines with those of their cells alone that the folder has, and without lines that have none."""
-    cut = [replace(line, cells=tuple(cell for cell in line.cells if _kept(folder, cell))) for line in lines]
-    return [line for line in cut if line.cells]
+def finished(lines: Iterable[Line], folder: Path) -> tuple[list[Line], dict[Cell, Outcome]]:
+    """Return the lines with those of their cells alone that the folder has, failed ones included, and these cells."""
+    lines = list(lines)
+    cells = dict.fromkeys(cell for line in lines for cell in line.cells)
+    outcomes = {cell: outcome for cell in cells if (outcome := read_json(cell_path(folder, cell)))}
+    cut = [replace(line, cells=tuple(cell for cell in line.cells if cell in outcomes)) for line in lines]
+    return [line for line in cut if line.cells], outcomes
 
 
 def cell_path(folder: Path, cell: Cell) -> Path:
@@ -151,7 +154,7 @@ def read_json(path: Path) -> Outcome | None:
 
 def _kept(folder: Path, cell: Cell) -> Outcome | None:
     outcome = read_json(cell_path(folder, cell))
-    return None if outcome is None or "error" in outcome else outcome
+    return outcome if outcome and "error" not in outcome else None
 
 
 def _held(folder: Path, cell: Cell) -> bytes | None:

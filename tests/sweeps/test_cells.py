@@ -153,9 +153,10 @@ class TestRun:
         run([line(bad), line(RANDOM)], tmp_path, progress=lambda now: seen.append((now.done, now.found)))
         assert seen == [(1, 1), (2, 1)]
 
-    def test_damaged_files_are_made_again(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("broken", ["{", "{}", "[]"])
+    def test_damaged_files_are_made_again(self, broken: str, tmp_path: Path) -> None:
         first = run([line(RANDOM)], tmp_path)[RANDOM]
-        cell_path(tmp_path, RANDOM).write_text("{")
+        cell_path(tmp_path, RANDOM).write_text(broken)
         set_path(tmp_path, RANDOM.making).write_bytes(b"torn")
         again = run([line(RANDOM)], tmp_path)[RANDOM]
         assert again["measured"] == first["measured"]
