@@ -14,7 +14,7 @@ from fedcondense.datasets import load_data
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.evaluation import evaluate
 from fedcondense.labels import relabel
-from fedcondense.memory import _stored
+from fedcondense.memory import Memory, _stored
 from fedcondense.networks import ConvNet, build
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed, stream
@@ -79,6 +79,23 @@ def test_stored_images_keep_their_class_in_a_memory(digits: DataSet, tiles: Synt
     found = taught(tiles, digits.train, share=0.4)
     assert torch.equal(found.parts[0].labels(), tiles.parts[0].labels())
     assert _stored(found) == _stored(tiles)
+
+
+class Taught:
+    """Half-resolution images whose labels are a teacher's alone: some classes may be left with none."""
+
+    per_image = 4
+
+    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
+        return taught(select(data, ipc, "half-resolution", seed=seed), data, share=1.0, recipe=Fit(steps=1))
+
+
+def test_a_memory_of_relabelled_sets_is_condensed_again(digits: DataSet) -> None:
+    memory = Memory(10, Taught(), update="recondense")
+    for begin in (0, 300):
+        index = torch.arange(begin, begin + 300)
+        memory.add(Data(digits.train.images[index], digits.train.labels[index], digits.train.spec))
+    assert memory.sets
 
 
 def test_the_classes_of_a_part_are_found_by_name(digits: DataSet) -> None:
