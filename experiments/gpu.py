@@ -37,7 +37,7 @@ from fedcondense.objectives.features import Sum
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
-from fedcondense.sources import AgedPool, Fresh, Pool, RealTrained, Trained
+from fedcondense.sources import AgedPool, Fresh, Pool, RealTrained
 
 PATH = RESULTS / "gpu.json"
 NETWORK = "convnet3-w128"
@@ -62,7 +62,7 @@ def ridge(steps: int, storage: str = "multi-formation", age: int = 0) -> Row:
     return Row(RIDGE, replace(RIDGE.recipe, steps=steps, source=partial(AgedPool, age=age) if age else Pool), storage)
 
 
-def mixed(steps: int) -> Row:
+def kernel_means(steps: int) -> Row:
     terms = (KernelMeans(per_class=256), RidgeRegression(per_class=256))
     return Row(Sum(terms, (1.0, 3.0)), replace(RIDGE.recipe, steps=steps, lr=0.04), "multi-formation")
 
@@ -77,14 +77,10 @@ ROWS = {
     "half-resolution": Row("half-resolution"),
     "dm": Row(DistributionMatching(), replace(DistributionMatching.published, source=partial(Pool, size=1000))),
     "dsa": Row(GradientMatching(), replace(GradientMatching.recipe, steps=2000)),
-    "dsa, 20 epochs": Row(
-        GradientMatching(),
-        replace(GradientMatching.recipe, steps=2000, source=partial(Trained, outer=10, epochs=20), start="real"),
-    ),
     "dm-ridge": ridge(4000, "pixels"),
     "dm-ridge, factor 2": ridge(4000),
     "dm-ridge, factor 2, aged 400": ridge(4000, age=400),
-    "mmd and ridge 1 : 3, factor 2": mixed(3000),
+    "mmd and ridge 1 : 3, factor 2": kernel_means(3000),
     "idc, factor 2": idc(4000, "real"),
 }
 

@@ -105,10 +105,11 @@ class Part:
 
     def labels(self) -> Tensor:
         """Return the class of each stored image, (M,) int64; of a soft label the likeliest, of several their mean's."""
-        if self.targets.ndim == 1 or not len(self.targets):
-            return self.targets.long() if self.targets.ndim == 1 else torch.empty(0, dtype=torch.int64)
-        of_each: Tensor = self.targets.float().unflatten(0, (self.stored, -1))
-        return of_each.mean(1).argmax(1)
+        if self.targets.ndim == 1:
+            return self.targets.long()
+        rows, classes = self.targets.shape
+        means: Tensor = self.targets.float().view(self.stored, rows // max(1, self.stored), classes).mean(1)
+        return means.argmax(1)
 
     @property
     def is_separable(self) -> bool:

@@ -81,6 +81,14 @@ def test_stored_images_keep_their_class_in_a_memory(digits: DataSet, tiles: Synt
     assert _stored(found) == _stored(tiles)
 
 
+def test_a_part_without_images_has_no_labels(tiles: SyntheticSet) -> None:
+    (part,) = tiles.parts
+    empty = replace(
+        part, codes={name: code[:0] for name, code in part.codes.items()}, targets=torch.zeros(0, 10).half()
+    )
+    assert empty.labels().shape == (0,)
+
+
 class Taught:
     """Half-resolution images whose labels are a teacher's alone: some classes may be left with none."""
 

@@ -200,10 +200,7 @@ def condense(
                     update(now.step / now.steps, f"loss {now.loss:.4g}")
 
                 synthetic = condense_data(train, ipc, seed=seed, checkpoint=checkpoint, progress=follow, **options)
-        synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
-        if not no_evaluate:
-            synthetic = synthetic.with_evaluation(_evaluate(synthetic, test, seeds, network).to_dict())
-            synthetic.save(output, overwrite=True)
+        synthetic = _saved(synthetic, output, None if no_evaluate else test, seeds, network)
     checkpoint.remove()
     emit(_result(synthetic) | {"output": output}, _text(synthetic), form)
     finish([output], ["show", output, "--output", output.with_suffix(".png")])
@@ -328,10 +325,7 @@ def relabel(
             progress=follow,
             **chosen,
         )
-    synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
-    if not no_evaluate:
-        synthetic = synthetic.with_evaluation(_evaluate(synthetic, test, seeds, network).to_dict())
-        synthetic.save(output, overwrite=True)
+    synthetic = _saved(synthetic, output, None if no_evaluate else test, seeds, network)
     emit(_result(synthetic) | {"output": output}, _text(synthetic), form)
     finish([output], ["show", output, "--output", output.with_suffix(".png")])
 
@@ -367,6 +361,15 @@ def show(
     result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes}
     emit(result, _text(synthetic), form)
     finish([output], ["evaluate", file])
+
+
+def _saved(synthetic: SyntheticSet, output: Path, test: Data | None, seeds: int, network: str | None) -> SyntheticSet:
+    """Write a set, measure it if there is something to test on, and return it with what was measured, written too."""
+    synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
+    if test is not None:
+        synthetic = synthetic.with_evaluation(_evaluate(synthetic, test, seeds, network).to_dict())
+        synthetic.save(output, overwrite=True)
+    return synthetic
 
 
 def _evaluate(synthetic: SyntheticSet, test: Data, seeds: int, network: str | None) -> Evaluation:

@@ -187,11 +187,13 @@ class TestTheOtherSweeps:
         (row,) = cli.done(*arguments, "--controls", "none", "--output", tmp_path)["rows"]
         assert row["steps"] == json.loads(next((tmp_path / "steps").iterdir()).read_text())["steps"] > 1
         assert cli.done(*arguments, "--controls", "none", "--output", tmp_path)["rows"] == [row]
+        assert cli.done(*arguments, "--controls", "none", "--output", tmp_path, "--so-far")["rows"] == [row]
 
 
 class TestFailures:
     def test_so_far_times_and_computes_nothing(self, cli: Any, tmp_path: Path) -> None:
-        said = cli.refused(*TABLE, "--output", tmp_path, "--so-far")
+        timed = [text.replace("--steps", "--budget") for text in TABLE]
+        said = cli.refused(*timed, "--output", tmp_path, "--so-far")
         assert said == f"error: {tmp_path} holds no cell of this sweep; leave --so-far out to compute them"
         assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,12 @@ class TestRun:
         mixed = replace(DM, measuring=replace(QUICK, fit=replace(QUICK.fit, cutmix=0.5)))
         assert len({cell_path(tmp_path, cell) for cell in (DM, longer, elsewhere, faster, mixed)}) == 5
         assert set_path(tmp_path, DM.making) == set_path(tmp_path, longer.making) != set_path(tmp_path, faster.making)
+
+    def test_folders_from_before_images_could_be_mixed_stay_valid(self, tmp_path: Path) -> None:
+        before = asdict(QUICK)
+        del before["fit"]["cutmix"]
+        kept = f"{cells.digest(cells.identity(DM.making), before)}.json"
+        assert cell_path(tmp_path, DM).name.endswith(kept)
 
     def test_another_meaning_of_a_name_is_another_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = cell_path(tmp_path, DM)
