@@ -5,6 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedcondense.flower.inprocess import InProcessGrid, run_in_process, task_identity
 
@@ -75,7 +76,9 @@ class TestInProcessGrid:
         assert reply.content.array_records["arrays"]["a"].numpy().tolist() == [0, 1, 2]
 
 
-def test_a_run_leaves_the_process_as_it_was() -> None:
+def test_a_run_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)  # a simulation in this process leaves them set
     server = ServerApp()
 
     @server.main()
