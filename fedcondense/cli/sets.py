@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -222,11 +223,9 @@ def _kept(checkpoint: Checkpoint, output: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if Path(checkpoint.path).exists():
-            kept = f"{checkpoint.path} is kept; go on with: {invocation('--resume')}"
-        else:
-            kept = "there was no checkpoint yet"
-        raise KeyboardInterrupt(kept) from None
+        if not Path(checkpoint.path).exists():
+            raise
+        raise KeyboardInterrupt(f"{checkpoint.path} is kept; go on with: {invocation('--resume')}") from None
     except DivergenceError as error:
         good = output.with_name(f"{output.stem}-last-good{output.suffix}")
         if error.synthetic is not None:
@@ -367,7 +366,12 @@ def _saved(synthetic: SyntheticSet, output: Path, test: Data | None, seeds: int,
     """Write a set, measure it if there is something to test on, and return it with what was measured, written too."""
     synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
     if test is not None:
-        synthetic = synthetic.with_evaluation(_evaluate(synthetic, test, seeds, network).to_dict())
+        try:
+            measured = _evaluate(synthetic, test, seeds, network)
+        except KeyboardInterrupt:
+            measure = shlex.join(["fedcondense", "evaluate", str(output)])
+            raise KeyboardInterrupt(f"{output} is written, but was not measured; do so with: {measure}") from None
+        synthetic = synthetic.with_evaluation(measured.to_dict())
         synthetic.save(output, overwrite=True)
     return synthetic
 

@@ -59,7 +59,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except FedcondenseError as error:
             _stop(f"error: {error}", 2)
         except KeyboardInterrupt as interrupt:
-            _stop(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", 130)
+            _stop(f"interrupted; {interrupt if interrupt.args else f'start again with: {invocation()}'}", 130)
         except OSError as error:  # a full disk, a folder that vanished: what was complete is on the disk already
             if error.filename is None:
                 raise

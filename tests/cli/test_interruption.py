@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,29 @@ class TestInterruption:
         typed = shlex.split(said[said.index("go on with: ") + len("go on with: ") :])
         assert subprocess.run([*self.script, *typed[1:]], timeout=120, check=False).returncode == 0
         assert output.exists()
+
+    @pytest.mark.parametrize(
+        ("moment", "then"), [("fedcondense.labels.relabel", "relabel"), ("fedcondense.evaluation.evaluate", "evaluate")]
+    )
+    def test_ctrl_c_in_relabel_says_what_to_type_before_and_after_the_set_is_written(
+        self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, then: str
+    ) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        output = tmp_path / "soft.safetensors"
+        arguments = ["relabel", str(made), "--data", "digits", "--output", str(output), "--seeds", "1"]
+        monkeypatch.setattr(sys, "argv", ["fedcondense", *arguments])
+        monkeypatch.setattr(moment, interrupt)
+        ended = cli.run(*arguments)
+        said = ended.stderr.splitlines()[-1]
+        assert ended.exit_code == 130
+        assert said.startswith("interrupted; ")
+        assert output.exists() == (then == "evaluate")
+        typed = shlex.split(said[said.index("with: ") + len("with: ") :])[1:]
+        assert typed[0] == then
+        monkeypatch.undo()
+        assert cli.run(*typed).exit_code == 0
 
     def test_resume_with_another_configuration_is_refused_and_the_checkpoint_kept(
         self, cli: Any, tmp_path: Path
