@@ -8,7 +8,7 @@ from fedcondense.objectives.characteristic import CharacteristicFunction
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
-from fedcondense.objectives.mmd import KernelMeans
+from fedcondense.objectives.mmd import KernelMeans, KernelMeansAndRidge
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.objectives.unrolled import UnrolledTraining
@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, Objective] = {
     "ridge": RidgeRegression(),
     "dm-ridge": means_and_ridge(),
     "mmd": KernelMeans(),
+    "mmd-ridge": KernelMeansAndRidge(),
     "ncfm": CharacteristicFunction(),
     "kip": KernelRegression(),
     "frepo": FeatureRegression(),

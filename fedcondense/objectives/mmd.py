@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fedcondense.contract import Recipe
-from fedcondense.objectives.features import FeatureObjective
+from fedcondense.objectives.features import FeatureObjective, Sum
+from fedcondense.objectives.ridge import RidgeRegression
 from fedcondense.sources import Pool
 
-__all__ = ["KernelMeans", "KernelRows", "gaussian_mixture", "squared_spread"]
+__all__ = ["KernelMeans", "KernelMeansAndRidge", "KernelRows", "gaussian_mixture", "squared_spread"]
 
 
 class KernelRows(NamedTuple):
@@ -80,6 +81,21 @@ class KernelMeans(FeatureObjective):
         """Return the mean kernel value of each class, (K,), of rows (N, D) and (M, D) with shares (N, K) and (M, K)."""
         kernel = gaussian_mixture(a, b, [width * spread for width in self.bandwidths])
         return (a_shares * (kernel @ b_shares)).sum(0)
+
+
+@dataclass(frozen=True)
+class KernelMeansAndRidge(Sum):
+    """Kernel means and a ridge regression at three times their weight, on the same rows.
+
+    With `MultiFormation` the most accurate sets of 10 images per class that two minutes of a CPU core buy, and ahead of
+    the default objective, which takes one: `experiments/` has the measurements. What two terms cost together is little
+    more than either, since the passes over the synthetic images are shared.
+    """
+
+    terms: tuple[FeatureObjective, ...] = (KernelMeans(), RidgeRegression())
+    weights: tuple[float, ...] = (1.0, 3.0)
+
+    recipe: ClassVar[Recipe] = Recipe(steps=720, lr=0.04, source=partial(Pool, size=128))
 
 
 def gaussian_mixture(a: Tensor, b: Tensor, bandwidths: Sequence[Tensor]) -> Tensor:

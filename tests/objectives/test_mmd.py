@@ -10,7 +10,9 @@ from torch import Tensor
 from fedcondense.augment import OPERATIONS
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data import Data
-from fedcondense.objectives.mmd import KernelMeans, class_shares, gaussian_mixture, squared_spread
+from fedcondense.objectives.features import FeatureObjective
+from fedcondense.objectives.mmd import KernelMeans, KernelMeansAndRidge, class_shares, gaussian_mixture, squared_spread
+from fedcondense.objectives.ridge import RidgeRegression
 from fedcondense.randomness import stream
 
 Step = tuple[Draw, Data, Synthetic]
@@ -46,7 +48,7 @@ def naive(draw: Draw, data: Data, synthetic: Synthetic, per_class: int | None = 
     return total
 
 
-def fast(objective: KernelMeans, draw: Draw, data: Data, synthetic: Synthetic) -> tuple[Tensor, Tensor]:
+def fast(objective: FeatureObjective, draw: Draw, data: Data, synthetic: Synthetic) -> tuple[Tensor, Tensor]:
     loss = objective.loss(draw, data.observe(objective, draw), synthetic)
     return loss.detach(), torch.autograd.grad(loss, synthetic.images)[0]
 
@@ -65,6 +67,14 @@ def test_loss_and_gradient_equal_the_loop_over_pairs(
     assert loss > 0
     torch.testing.assert_close(loss, expected.detach().float(), rtol=1e-5, atol=0)
     assert (gradient - expected_gradient).abs().max() <= 1e-5 * expected_gradient.abs().max()
+
+
+def test_with_the_regression_it_is_the_weighted_sum_of_both(step: MakeStep) -> None:
+    toy = step()
+    means, ridge, both = (fast(o, *toy) for o in (KernelMeans(), RidgeRegression(), KernelMeansAndRidge()))
+    for a, b, c in zip(means, ridge, both, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a + 3 * b, c, rtol=1e-4, atol=1e-5 * float(c.abs().max()))
 
 
 def test_per_class_draws_so_many_real_images(step: MakeStep) -> None:
