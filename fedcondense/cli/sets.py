@@ -125,7 +125,11 @@ def plan(
         *(("advice", text) for text in planned.advice),
     ]
     emit(planned.to_dict(), columns(fields), form)
-    finish([], ["condense", name, "--ipc", str(ipc), "--output", f"{_stem(name)}.safetensors"])
+    precise = None if precision == Precision.float32 else precision
+    same = options | given(data_root=data_root, threads=threads, precision=precise)
+    again = [text for option, value in same.items() for text in (f"--{option.replace('_', '-')}", str(value))]
+    again += [text for file in plugin or () for text in ("--plugin", str(file))]
+    finish([], ["condense", name, "--ipc", str(ipc), *again, "--output", f"{_stem(name)}.safetensors"])
 
 
 @command

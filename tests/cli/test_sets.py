@@ -185,6 +185,21 @@ class TestTheOtherCommands:
         assert {"nbytes", "decoded", "steps", "seconds", "memory", "advice"} <= set(result)
         assert result["decoded"] == 10
 
+    def test_plan_ends_with_the_run_that_it_planned(
+        self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        chosen = ["--objective", "dm", "--parametrization", "multi-formation", "--network", "convnet1-w16"]
+        chosen += ["--steps", "2", "--data-root", str(tmp_path), "--precision", "bfloat16"]
+        ended = cli.run("plan", "digits", "--ipc", "1", *chosen)
+        following = re.search(r"next: (.*)", ended.stderr)
+        assert following
+        assert cli.run(*shlex.split(following[1])[1:], "--no-evaluate").exit_code == 0
+        record = SyntheticSet.load(tmp_path / "digits.safetensors").record
+        assert (record.method, record.ipc, record.steps, record.network) == ("dm", 1, 2, "convnet1-w16")
+        for option, value in zip(chosen[::2], chosen[1::2], strict=True):
+            assert f"{option} {value}" in following[1]
+
     def test_data_says_where_each_set_is_or_is_looked_for(self, cli: Any, tmp_path: Path) -> None:
         np.savez(tmp_path / "own.npz", x_train=np.zeros((2, 8, 8), np.uint8), y_train=np.zeros(2, np.int64),
                  x_test=np.zeros((2, 8, 8), np.uint8), y_test=np.zeros(2, np.int64))  # fmt: skip
