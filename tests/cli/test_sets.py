@@ -189,6 +189,7 @@ class TestTheOtherCommands:
         self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("fedcondense.cli.sets.set_up", lambda *given: None)  # it sets precision for the process
         chosen = ["--objective", "dm", "--parametrization", "multi-formation", "--network", "convnet1-w16"]
         chosen += ["--steps", "2", "--data-root", str(tmp_path), "--precision", "bfloat16"]
         ended = cli.run("plan", "digits", "--ipc", "1", *chosen)
