@@ -34,7 +34,12 @@ from fedcondense.training import Fit
 DATA = ("fashion-mnist", "mnist", "cifar10")
 IPC = (1, 10, 50)
 SEEDS = (0, 1, 2)
-UNSEEN = (3, 4, 5), (6, 7, 8), (9, 10, 11, 12, 13, 14)  # of sets that nothing was chosen on
+UNSEEN = (
+    (3, 4, 5),
+    (6, 7, 8),
+    (9, 10, 11),
+    (12, 13, 14),
+)  # weights were chosen on none, 720 steps on 9 to 11
 NETWORK = "convnet3-w32"
 
 CONTROLS = tuple((name, "pixels") for name in ("random", "herding", "k-means", "half-resolution"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ from fedcondense.cli.terminal import (
     printable,
     progress,
     set_up,
+    typed,
 )
 from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
 
@@ -125,11 +126,9 @@ def plan(
         *(("advice", text) for text in planned.advice),
     ]
     emit(planned.to_dict(), columns(fields), form)
-    precise = None if precision == Precision.float32 else precision
-    same = options | given(data_root=data_root, threads=threads, precision=precise)
-    again = [text for option, value in same.items() for text in (f"--{option.replace('_', '-')}", str(value))]
-    again += [text for file in plugin or () for text in ("--plugin", str(file))]
-    finish([], ["condense", name, "--ipc", str(ipc), *again, "--output", f"{_stem(name)}.safetensors"])
+    precise = None if precision is Precision.float32 else precision
+    same = typed(ipc=ipc, **options, data_root=data_root, plugin=plugin, threads=threads, precision=precise)
+    finish([], ["condense", name, *same, "--output", f"{_stem(name)}.safetensors"])
 
 
 @command
@@ -207,7 +206,8 @@ def condense(
                     update(now.step / now.steps, f"loss {now.loss:.4g}")
 
                 synthetic = condense_data(train, ipc, seed=seed, checkpoint=checkpoint, progress=follow, **options)
-        synthetic = _saved(synthetic, output, None if no_evaluate else test, seeds, network)
+        told = typed(data=name, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+        synthetic = _saved(synthetic, output, None if no_evaluate else test, seeds, network, told)
     checkpoint.remove()
     emit(_result(synthetic) | {"output": output}, _text(synthetic), form)
     finish([output], ["show", output, "--output", output.with_suffix(".png")])
@@ -330,7 +330,8 @@ def relabel(
             progress=follow,
             **chosen,
         )
-    synthetic = _saved(synthetic, output, None if no_evaluate else test, seeds, network)
+    told = typed(data=data, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+    synthetic = _saved(synthetic, output, None if no_evaluate else test, seeds, network, told)
     emit(_result(synthetic) | {"output": output}, _text(synthetic), form)
     finish([output], ["show", output, "--output", output.with_suffix(".png")])
 
@@ -368,14 +369,19 @@ def show(
     finish([output], ["evaluate", file])
 
 
-def _saved(synthetic: SyntheticSet, output: Path, test: Data | None, seeds: int, network: str | None) -> SyntheticSet:
-    """Write a set, measure it if there is something to test on, and return it with what was measured, written too."""
+def _saved(
+    synthetic: SyntheticSet, output: Path, test: Data | None, seeds: int, network: str | None, told: Sequence[str]
+) -> SyntheticSet:
+    """Write a set, measure it if there is something to test on, and return it with what was measured, written too.
+
+    `told`: the options with which `fedcondense evaluate` measures the same, for whoever interrupts it.
+    """
     synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
     if test is not None:
         try:
             measured = _evaluate(synthetic, test, seeds, network)
         except KeyboardInterrupt:
-            measure = shlex.join(["fedcondense", "evaluate", str(output)])
+            measure = shlex.join(["fedcondense", "evaluate", str(output), *told])
             raise KeyboardInterrupt(f"{output} is written, but was not measured; do so with: {measure}") from None
         synthetic = synthetic.with_evaluation(measured.to_dict())
         synthetic.save(output, overwrite=True)

@@ -106,6 +106,19 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def typed(**options: Any) -> list[str]:
+    """Return the options that were given, as one would type them; of a list, each.
+
+    >>> typed(data_root="data", steps=None, plugin=["a.py", "b.py"])
+    ['--data-root', 'data', '--plugin', 'a.py', '--plugin', 'b.py']
+    """
+    texts: list[str] = []
+    for name, value in given(**options).items():
+        for one in value if isinstance(value, list) else [value]:
+            texts += [f"--{name.replace('_', '-')}", str(one)]
+    return texts
+
+
 def pick_device(name: str | None) -> str:
     """Return the device that was asked for, or a GPU if there is one.
 

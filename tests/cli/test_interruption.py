@@ -76,6 +76,7 @@ class TestInterruption:
 
         output = tmp_path / "soft.safetensors"
         arguments = ["relabel", str(made), "--data", "digits", "--output", str(output), "--seeds", "1"]
+        arguments += ["--network", "convnet1-w16"]
         monkeypatch.setattr(sys, "argv", ["fedcondense", *arguments])
         monkeypatch.setattr(moment, interrupt)
         ended = cli.run(*arguments)
@@ -85,6 +86,8 @@ class TestInterruption:
         assert output.exists() == (then == "evaluate")
         typed = shlex.split(said[said.index("with: ") + len("with: ") :])[1:]
         assert typed[0] == then
+        for told in ("--data digits", "--network convnet1-w16", "--seeds 1"):
+            assert told in said
         monkeypatch.undo()
         assert cli.run(*typed).exit_code == 0
 
