@@ -77,6 +77,13 @@ def test_with_the_regression_it_is_the_weighted_sum_of_both(step: MakeStep) -> N
         torch.testing.assert_close(a + 3 * b, c, rtol=1e-4, atol=1e-5 * float(c.abs().max()))
 
 
+def test_with_the_regression_a_pool_keeps_the_rows_once(step: MakeStep) -> None:
+    draw, data, _ = step()
+    kernel, regression = data.observe(KernelMeansAndRidge(), draw)
+    assert len(kernel.rows) == len(data)
+    assert kernel.rows.data_ptr() == regression.rows.data_ptr()
+
+
 def test_per_class_draws_so_many_real_images(step: MakeStep) -> None:
     toy = step()
     loss, _ = fast(KernelMeans(per_class=2), *toy)
