@@ -57,6 +57,8 @@ def keys() -> list[Key]:
     rows += [(0.5, 10, *plain)]
     rows += [(0.5, 10, f"one-shot {name}", "multi-formation") for name in ("dm-ridge", "dm")]
     rows += [(0.1, MOST, *ours)]
+    kernel = "one-shot mmd-ridge"
+    rows += [(0.1, 10, kernel, "pixels"), (0.1, 2, kernel, "multi-formation"), (0.1, 2, kernel, "pixels")]
     return rows
 
 
@@ -201,6 +203,7 @@ def main() -> None:
     parser.add_argument("--longer", action="store_true", help=f"the server trains {LONGER} steps on sets made before")
     parser.add_argument("--alpha", type=float, nargs="+", default=(0.1, 0.5))
     parser.add_argument("--ipc", type=int, nargs="+", default=(*IPC, MOST))
+    parser.add_argument("--only", help='one row, as "one-shot mmd-ridge"')
     parser.add_argument("--table", action="store_true")
     add_precision(parser)
     arguments = parser.parse_args()
@@ -208,7 +211,11 @@ def main() -> None:
         print(table())
         return
     torch.set_num_threads(1)
-    chosen = [key for key in keys() if key[0] in arguments.alpha and key[1] in arguments.ipc]
+    chosen = [
+        key
+        for key in keys()
+        if key[0] in arguments.alpha and key[1] in arguments.ipc and arguments.only in (None, key[2])
+    ]
     cells = {name_of(key, seed): row(key, seed) for key in chosen for seed in arguments.seeds}
     if arguments.longer:
         again: list[Key] = [(0.1, ipc, "one-shot dm-ridge", "pixels") for ipc in arguments.ipc]
