@@ -22,7 +22,7 @@ from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import default_network, parts
-from fedcondense.objectives import OBJECTIVES
+from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.planning import plan
 from fedcondense.randomness import child_seed
@@ -92,7 +92,7 @@ class Request(NamedTuple):
         for key in config:
             if key not in known:
                 raise SettingError(unknown("setting", key[:60], known))
-        method = _text(config, "method", _text(config, "objective", "dm-ridge"))
+        method = _text(config, "method", _text(config, "objective", DEFAULT_OBJECTIVE))
         if method not in SELECTIONS:
             look_up("objective", method, OBJECTIVES)
         parametrization = _text(config, "parametrization", "pixels")

@@ -32,6 +32,7 @@ from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
 from fedcondense.networks import NETWORKS, default_network, parts
+from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.synthetic import SyntheticSet, write_file
 from fedcondense.training import Fit
 
@@ -58,7 +59,7 @@ def federate(
     partition: Partition,
     *,
     ipc: int = 10,
-    objective: str = "dm-ridge",
+    objective: str = DEFAULT_OBJECTIVE,
     parametrization: str = "pixels",
     network: str | None = None,
     steps: int | None = None,

@@ -23,6 +23,7 @@ from fedcondense.errors import FedcondenseError, OutputError, SettingError, unkn
 from fedcondense.evaluation import Evaluation, evaluate, train_on
 from fedcondense.flower.message import Expected
 from fedcondense.flower.strategy import OneShot, train_network
+from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.synthetic import SyntheticSet, write_file
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
@@ -56,7 +57,7 @@ class ServerSettings:
     """
 
     ipc: int = 10
-    objective: str = "dm-ridge"
+    objective: str = DEFAULT_OBJECTIVE
     parametrization: str = "pixels"
     network: str = ""
     steps: int = 0
