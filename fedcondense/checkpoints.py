@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.errors import ResumeError
-from fedcondense.synthetic import write_file
+from fedcondense.files import write_file
 
 __all__ = ["Checkpoint"]
 

@@ -21,6 +21,7 @@ from fedcondense.condensation import Progress, condense, without_the_line_on_few
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
+from fedcondense.files import write_file
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
@@ -28,7 +29,7 @@ from fedcondense.randomness import child_seed, stream
 from fedcondense.selection import SELECTIONS, select
 from fedcondense.set_format import Limits, dump, read_beside
 from fedcondense.starts import STARTS, stored_or
-from fedcondense.synthetic import Part, Record, SyntheticSet, write_file
+from fedcondense.synthetic import Part, Record, SyntheticSet
 
 __all__ = ["Condenser", "Maker", "Memory", "Selector"]
 

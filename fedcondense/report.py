@@ -169,7 +169,7 @@ def write_report(directory: str | Path) -> Path:
     """Write `report.html` into the folder of a federation, over an older one, and return its path."""
     import jinja2
 
-    from fedcondense.synthetic import write_file
+    from fedcondense.files import write_file
 
     directory = Path(directory)
     result = read_result(directory)

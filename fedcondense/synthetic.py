@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcondense.contract import Batch, Codes, Parametrization
-from fedcondense.errors import OutputError, SettingError, UntrustedSetError
+from fedcondense.errors import SettingError, UntrustedSetError
+from fedcondense.files import write_file
 
 if TYPE_CHECKING:
     from fedcondense.data import Data
@@ -63,7 +63,13 @@ class Record:
 
     @classmethod
     def of(cls, data: Data, method: str, ipc: int, seed: int) -> Record:
-        """Return the record of a set made from `data`; what else there is to say is for `dataclasses.replace`."""
+        """Return the record of a set made from `data`; what else there is to say is for `dataclasses.replace`.
+
+        Raises:
+            SettingError: The seed is none that a file can hold.
+        """
+        if not 0 <= seed < 2**63:
+            raise SettingError(f"seed {seed}; needed: a whole number from 0, below 2**63")
         spec = data.spec
         counts = tuple(data.counts.tolist())
         told = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
@@ -334,23 +340,3 @@ def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) 
 
 def _from_storage(code: Tensor) -> Tensor:
     return code.float() / 255 if code.dtype == torch.uint8 else code.float()
-
-
-def write_file(path: str | os.PathLike[str], blob: bytes, overwrite: bool) -> Path:
-    """Write bytes to a path through a temporary neighbour, so that a full disk or a kill leaves the old file."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; choose another path or pass overwrite=True (--overwrite)")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):  # a path through a file has nothing to remove, and says so in its own way
-            temporary.unlink()
-        raise OutputError(f"{path}: {error.strerror}; free the disk or choose a folder that can be written") from error
-    return path

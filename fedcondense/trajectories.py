@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fedcondense.augment import Augmentation
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Recipe, Synthetic
 from fedcondense.errors import ResumeError, SettingError
+from fedcondense.files import write_file
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
-from fedcondense.synthetic import write_file
 from fedcondense.training import Fit, fit
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
+from fedcondense.files import write_file
 from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.set_format import Limits
-from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage, write_file
+from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
 RECORD = Record("toy", (1, 8, 8), ("a", "b", "c"), (0.5,), (0.25,), method="dm", counts=(40, 0, 3))
 

@@ -13,7 +13,7 @@ import torch
 from avalanche import checkpointing
 
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.synthetic import write_file
+from fedcondense.files import write_file
 
 __all__ = ["maybe_load_checkpoint", "save_checkpoint"]
 

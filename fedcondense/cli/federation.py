@@ -171,7 +171,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """Add the command and our version to the result, in the file too."""
-    from fedcondense.synthetic import write_file
+    from fedcondense.files import write_file
 
     versions = {"fedcondense": own_version(), **result["versions"]}
     typed = invocation().replace(" --resume", "").replace(" --overwrite", "")

@@ -347,8 +347,8 @@ def _finish(
     said: Callable[[Sequence[Row]], list[str]] | None = None,
 ) -> None:
     """Compute what the folder lacks, write the table and the figure, and print the table."""
+    from fedcondense.files import write_file
     from fedcondense.sweeps import finished, read, run, to_csv, to_markdown
-    from fedcondense.synthetic import write_file
 
     place, workers = _place(common), _workers(common)
     with progress("sweep") as update:

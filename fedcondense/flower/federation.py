@@ -23,6 +23,7 @@ from fedcondense.condensation import Progress, without_the_line_on_few_records
 from fedcondense.data import Data
 from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate
+from fedcondense.files import write_file
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, make_client_app
 from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg
@@ -33,7 +34,7 @@ from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
 from fedcondense.networks import NETWORKS, default_network, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE
-from fedcondense.synthetic import SyntheticSet, write_file
+from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit
 
 __all__ = ["FEDAVG_GRID", "ROWS", "FederationProgress", "FederationResult", "federate"]

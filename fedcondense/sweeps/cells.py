@@ -19,13 +19,14 @@ from fedcondense.data import Data, DataSet
 from fedcondense.datasets import load_data
 from fedcondense.errors import DivergenceError, FedcondenseError, OutputError, UntrustedSetError
 from fedcondense.evaluation import train_on
+from fedcondense.files import write_file
 from fedcondense.networks import build
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed
 from fedcondense.selection import SELECTIONS, select
 from fedcondense.sweeps.grids import ALL_REAL, Cell, Line, Making, Measuring, resolve, told
 from fedcondense.sweeps.workers import Here, Workers
-from fedcondense.synthetic import SyntheticSet, write_file
+from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit, accuracy, fit
 
 __all__ = ["Done", "Outcome", "Place", "cell_path", "compute", "finished", "run", "set_path"]
