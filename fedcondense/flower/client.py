@@ -16,6 +16,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from fedcondense.catalogue import CATALOGUE
 from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensation import Progress, condense, without_the_line_on_few_records
 from fedcondense.data import Data
@@ -27,6 +28,7 @@ from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.planning import plan
 from fedcondense.randomness import child_seed
 from fedcondense.selection import SELECTIONS, select
+from fedcondense.starts import STARTS
 from fedcondense.synthetic import SyntheticSet
 
 __all__ = ["ClientCaps", "Request", "app", "load_partition", "make_client_app"]
@@ -100,6 +102,8 @@ class Request(NamedTuple):
         network = _text(config, "network", "") or default_network(data.spec.shape)
         parts(network)
         steps = _whole(config, "steps", 0)
+        start = _text(config, "start", "gaussian")
+        look_up("start", start, STARTS)
         return cls(
             ipc=_whole(config, "ipc", 10),
             method=method,
@@ -107,7 +111,7 @@ class Request(NamedTuple):
             steps=steps or None,
             seed=_whole(config, "seed", 0),
             network=network,
-            start=_text(config, "start", "gaussian"),
+            start=start,
         )
 
 
@@ -138,7 +142,7 @@ def make_client_app(
 
     @client.query(CONDENSE.partition(".")[2])
     def answer(message: Message, context: Context) -> Message:
-        partition = int(context.node_config.get("partition-id", context.node_id))
+        partition = int(context.node_config.get("partition-id", context.node_id % 2**62))  # what a reply may hold
         try:
             threads = int(context.node_config.get("threads", 0))
             if threads:
@@ -271,15 +275,16 @@ def load_partition(context: Context) -> Data:
 
     The node's config names them: ``data`` (as `load_data`, ``folder:...`` for a site's own), ``data-root``, and where
     the set is to be divided ``num-partitions`` and ``partition-id``. What it leaves out comes from the run's config,
-    which the server's side wrote; that one can name data sets of the toolkit only, no paths.
+    which the server's side wrote; that one can name data sets of the toolkit only, and never says where they are.
     """
     node, run = context.node_config, context.run_config
     name = str(node.get("data", ""))
     if not name:
         name = str(run.get("data", "digits"))
-        if ":" in name:
-            raise SettingError(f"a run may not name a path ({name[:100]}); put data = ... into the node's config")
-    root = str(node.get("data-root", run.get("data-root", ""))) or None
+        if name not in CATALOGUE:
+            known = unknown("data set", name[:100], CATALOGUE)
+            raise SettingError(f"{known}; a node's own data are named in the node's config: data = ...")
+    root = str(node.get("data-root", "")) or None
     if "num-partitions" not in node:
         return _train(name, root)
     settings = {key: type(default)(node.get(key, run.get(key, default))) for key, default in _PARTITION.items()}

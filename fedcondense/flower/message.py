@@ -20,13 +20,25 @@ from fedcondense.errors import UntrustedSetError
 from fedcondense.set_format import Limits
 from fedcondense.synthetic import SyntheticSet
 
-__all__ = ["CONDENSE", "Expected", "Refusal", "Reply", "pack", "read_replies", "safe_text", "unpack", "untrusted_array"]
+__all__ = [
+    "CONDENSE",
+    "Expected",
+    "Refusal",
+    "Reply",
+    "is_usable",
+    "pack",
+    "read_replies",
+    "safe_text",
+    "unpack",
+    "untrusted_array",
+]
 
 CONDENSE = "query.condense"
 """The message type that asks a client for a synthetic set."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _HTML = str.maketrans({"<": "(", ">": ")", "&": "+"})
+_LEAST = {"mean": 0.0, "std": 0.02}
 _NPY_OVERHEAD = 256  # the npy header of one uint8 vector takes 128 bytes
 
 
@@ -38,8 +50,8 @@ class Expected:
         limits: Caps of the set's file, checked before memory is allocated.
         shape: (C, H, W) that images must have; None: that of most replies.
         classes: The class names that may occur; None: any, and the joined set has their union.
-        mean: What decoding must subtract, a value a channel; None: anything. A sender who scales the pixels otherwise
-            could blow up the training of everybody.
+        mean: What decoding must subtract, a value a channel; None: what pixels in [0, 1] can have. A sender who scales
+            the pixels otherwise could blow up the training of everybody.
         std: What decoding must divide by.
         records: How many real records a client may claim for a class: what its images weigh if asked for.
     """
@@ -128,6 +140,15 @@ def _unpack(content: RecordDict, expected: Expected) -> Reply:
     return Reply(partition, synthetic, num_examples, float(seconds), file.nbytes)
 
 
+def is_usable(reply: Message, expected: Expected) -> bool:
+    """Say whether a reply holds a set that `expected` allows."""
+    try:
+        unpack(reply.content, expected)
+    except (UntrustedSetError, ValueError):  # a reply with an error has no content
+        return False
+    return True
+
+
 def _check(synthetic: SyntheticSet, expected: Expected) -> None:
     """Check what a well-formed set says against what was asked for."""
     if expected.shape is not None and synthetic.shape != expected.shape:
@@ -147,6 +168,9 @@ def _check(synthetic: SyntheticSet, expected: Expected) -> None:
         ):
             if wanted is not None and not np.allclose(given, wanted, rtol=1e-4, atol=1e-6):
                 raise UntrustedSetError(f"pixels of {name} {given}; needed: {wanted}")
+            least = _LEAST[name]
+            if not all(least <= value <= 1 for value in given):
+                raise UntrustedSetError(f"pixels of {name} {given}; possible of pixels in [0, 1]: {least} to 1")
         # Floats that are finite may still overflow when they are decoded; bytes cannot.
         if any(code.is_floating_point() for code in part.codes.values()):
             images = part.decode().images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from logging import INFO
 from pathlib import Path
@@ -12,19 +13,19 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 from safetensors.torch import save
 from torch import nn
 
 from fedcondense.data import Data
-from fedcondense.errors import FedcondenseError, OutputError, SettingError, unknown
+from fedcondense.errors import OutputError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate, train_on
+from fedcondense.files import write_file
 from fedcondense.flower.message import Expected
 from fedcondense.flower.strategy import OneShot, train_network
 from fedcondense.objectives import DEFAULT_OBJECTIVE
-from fedcondense.synthetic import SyntheticSet, write_file
+from fedcondense.synthetic import SyntheticSet
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
 
@@ -139,11 +140,31 @@ def make_server_app(
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        settings = ServerSettings.read({**(config or {}), **context.run_config})
-        output = Path(settings.output or Path.home() / "fedcondense-runs" / str(context.run_id))
+        asked = {**(config or {}), **context.run_config}
+        output = _output(asked, context.run_id)
         if (output / "result.json").exists():
             raise OutputError(f"{output} holds a result; give another output")
-        strategy, result, evaluations = _round(settings, grid, test or _test(settings), output)
+        strategy: OneShot | None = None
+        try:
+            settings = ServerSettings.read(asked)
+            data = test or _test(settings)
+            evaluations: list[Evaluation] = []
+            strategy = _strategy(settings, data)
+            result = strategy.start(
+                grid,
+                timeout=settings.timeout,
+                train_config=settings.asked,
+                evaluate_fn=None if data is None else partial(_evaluated, strategy, settings, data, evaluations),
+            )
+        except Exception as failed:
+            record = {
+                "error": str(failed) or type(failed).__name__,
+                "rows": {},
+                "settings": asked,
+                "refused": _refused(strategy),
+            }
+            write_file(output / "result.json", json.dumps(record, indent=1).encode(), overwrite=False)
+            raise
         _write(output, settings, strategy, result, evaluations)
         if sink is not None:
             sink(strategy, result)
@@ -159,24 +180,21 @@ def _test(settings: ServerSettings) -> Data | None:
     return load_data(settings.data, settings.data_root or None).test
 
 
-def _round(
-    settings: ServerSettings, grid: Grid, test: Data | None, output: Path
-) -> tuple[OneShot, Result, list[Evaluation]]:
-    """Run the strategy; if it fails, say so where somebody will look."""
-    evaluations: list[Evaluation] = []
+def _output(asked: Mapping[str, Any], run: int) -> Path:
+    """Return the folder that is asked for; where that is none, one that failures can be written to all the same."""
+    named = asked.get("output")
+    if isinstance(named, str) and Path(named).is_absolute():
+        return Path(named)
+    return Path.home() / "fedcondense-runs" / str(run)
 
+
+def _strategy(settings: ServerSettings, test: Data | None) -> OneShot:
     def trained(joined: SyntheticSet) -> nn.Module:
         if test is None:
             return train_network(joined, settings.network, seed=settings.seed)
         return train_on(joined, test, network=settings.network or None, seed=settings.seed)
 
-    def tested(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        assert strategy.joined is not None
-        assert test is not None
-        evaluations.append(evaluate(strategy.joined, test, network=settings.network or None))
-        return MetricRecord({"accuracy": evaluations[0].accuracy, "accuracy-std": evaluations[0].accuracy_std})
-
-    strategy = OneShot(
+    return OneShot(
         trained,
         Expected() if test is None else Expected.of(test.spec),
         fraction_train=settings.fraction_train,
@@ -187,18 +205,20 @@ def _round(
         grace=None if settings.grace < 0 else settings.grace,
         seed=settings.seed,
     )
-    try:
-        result = strategy.start(
-            grid,
-            timeout=settings.timeout,
-            train_config=settings.asked,
-            evaluate_fn=None if test is None else tested,
-        )
-    except (AggregationError, TimeoutError, FedcondenseError) as failed:
-        record = {"error": str(failed), "rows": {}, "settings": _plain(settings), "refused": _refused(strategy)}
-        write_file(output / "result.json", json.dumps(record, indent=1).encode(), overwrite=False)
-        raise
-    return strategy, result, evaluations
+
+
+def _evaluated(
+    strategy: OneShot,
+    settings: ServerSettings,
+    test: Data,
+    evaluations: list[Evaluation],
+    server_round: int,
+    arrays: ArrayRecord,
+) -> MetricRecord:
+    """Evaluate the joined set and keep what was found."""
+    assert strategy.joined is not None
+    evaluations.append(evaluate(strategy.joined, test, network=settings.network or None))
+    return MetricRecord({"accuracy": evaluations[0].accuracy, "accuracy-std": evaluations[0].accuracy_std})
 
 
 def _write(
@@ -234,8 +254,10 @@ def _write(
     log(INFO, "wrote %s", output)
 
 
-def _refused(strategy: OneShot) -> list[dict[str, Any]]:
+def _refused(strategy: OneShot | None) -> list[dict[str, Any]]:
     """Return who was left out; a node id where the reply did not say its partition."""
+    if strategy is None:
+        return []
     return [
         {"client": f"node {r.node}" if r.partition is None else r.partition, "node": str(r.node), "reason": r.reason}
         for r in strategy.refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from logging import INFO, WARNING
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from fedcondense.data import Data, Spec
 from fedcondense.evaluation import train_on
-from fedcondense.flower.message import CONDENSE, Expected, Refusal, Reply, read_replies
+from fedcondense.flower.message import CONDENSE, Expected, Refusal, Reply, is_usable, read_replies
 from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit
 
@@ -129,7 +130,7 @@ class OneShot(Strategy):
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             return evaluate_fn(server_round, arrays) if evaluate_fn and arrays else None
 
-        deadline_grid = _Deadlines(grid, self.min_replies, self.grace)
+        deadline_grid = _Deadlines(grid, self.min_replies, self.grace, self.expected)
         start = initial_arrays if initial_arrays is not None else ArrayRecord()
         return super().start(deadline_grid, start, 1, timeout, train_config, evaluate_config, evaluate)
 
@@ -162,7 +163,7 @@ class OneShot(Strategy):
         """Check and join the sets, train on them, and return the weights.
 
         Raises:
-            AggregationError: There are fewer usable sets than `min_replies`.
+            AggregationError: There are fewer usable sets than `min_replies`, or training on them diverges.
         """
         accepted, refused = read_replies(self._sent, replies, self.expected)
         self.accepted, self.refused = tuple(accepted), tuple(refused)
@@ -181,6 +182,11 @@ class OneShot(Strategy):
             names = ", ".join(map(repr, self.missing[:10]))
             log(WARNING, "round %d: no set holds images of %d classes: %s", server_round, len(self.missing), names)
         network = self.fit(self.joined)
+        if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+            raise AggregationError(
+                f"round {server_round}: training on the sets of {len(accepted)} nodes ended in weights that are not "
+                "finite; take a network with a norm, or ask again without the nodes that you do not trust"
+            )
         metrics: dict[str, Any] = {
             "clients": len(accepted),
             "refused": len(refused),
@@ -203,16 +209,23 @@ class OneShot(Strategy):
 
 
 def collect(
-    grid: Grid, messages: Iterable[Message], *, timeout: float | None, need: int = 0, grace: float | None = None
+    grid: Grid,
+    messages: Iterable[Message],
+    *,
+    timeout: float | None,
+    need: int = 0,
+    grace: float | None = None,
+    usable: Callable[[Message], bool] = lambda reply: not reply.has_error(),
 ) -> list[Message]:
-    """Push messages and pull replies until all are there, the timeout, or `grace` seconds after `need` good ones.
+    """Push messages and pull replies until all are there, the timeout, or `grace` seconds after `need` usable ones.
 
     Args:
         grid: Reaches the nodes.
         messages: What is asked.
         timeout: Seconds; None waits for all.
-        need: Replies without an error after which the grace period starts.
+        need: Usable replies after which the grace period starts.
         grace: Seconds; None waits until the timeout.
+        usable: Says so of a reply; asked only where there is a grace period.
     """
     waiting = {identifier for identifier in grid.push_messages(list(messages)) if identifier}  # or it was not pushed
     end = time.monotonic() + (float("inf") if timeout is None else timeout)
@@ -222,7 +235,7 @@ def collect(
         for reply in grid.pull_messages(waiting):
             waiting.discard(reply.metadata.reply_to_message_id)
             replies.append(reply)
-            good += not reply.has_error()
+            good += grace is not None and usable(reply)
         if grace is not None and good >= need and not enough:
             end, enough = min(end, time.monotonic() + grace), True
         if not waiting or time.monotonic() > end:
@@ -234,14 +247,21 @@ def collect(
 class _Deadlines(Grid):
     """A grid whose `send_and_receive` does not wait for all: Flower's own waits until the timeout for the last."""
 
-    def __init__(self, grid: Grid, need: int, grace: float | None) -> None:
-        self._grid, self._need, self._grace = grid, need, grace
+    def __init__(self, grid: Grid, need: int, grace: float | None, expected: Expected) -> None:
+        self._grid, self._need, self._grace, self._expected = grid, need, grace, expected
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         messages = list(messages)
         if not messages:
             return []
-        return collect(self._grid, messages, timeout=timeout, need=self._need, grace=self._grace)
+        return collect(
+            self._grid,
+            messages,
+            timeout=timeout,
+            need=self._need,
+            grace=self._grace,
+            usable=partial(is_usable, expected=self._expected),
+        )
 
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from fedcondense.condensation import condense
 from fedcondense.contract import Recipe
 from fedcondense.data import Data
-from fedcondense.errors import DataError
+from fedcondense.errors import DataError, SettingError
 from fedcondense.flower.client import ClientCaps, load_partition, make_client_app
 from fedcondense.flower.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
@@ -130,6 +131,7 @@ class TestRefusals:
             ({"parametrization": "pixel"}, "did you mean 'pixels'?"),
             ({"network": "convnet9"}, "no network is called"),
             ({"start": "reel"}, "no start is called"),
+            ({"start": ""}, "no start is called"),
             ({"ipc": "10"}, "ipc is no whole number"),
             ({"ipc": True}, "ipc is no whole number"),
             ({"steps": -1}, "steps is no whole number"),
@@ -209,5 +211,13 @@ class TestLoadPartition:
         assert len(load_partition(self.context({"data": "digits", "partition-id": 5}))) == len(train)
 
     def test_a_run_cannot_name_a_path(self) -> None:
-        with pytest.raises(ValueError, match="node's config"):
-            load_partition(self.context({}, {"data": "folder:/home"}))
+        for name in ("folder:/home", "npz:/home/a.npz", "patients", "../patients"):
+            with pytest.raises(SettingError, match="node's config"):
+                load_partition(self.context({}, {"data": name}))
+
+    def test_a_run_cannot_say_where_data_are(self, train: Data, tmp_path: Path) -> None:
+        images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+        np.savez(tmp_path / "digits.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+        run = {"data": "digits", "data-root": str(tmp_path)}
+        assert len(load_partition(self.context({}, run))) == len(train)
+        assert len(load_partition(self.context({"data-root": str(tmp_path)}, run))) == 4

@@ -6,6 +6,7 @@ import random
 import resource
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,15 @@ class TestHostileReplies:
         assert 0 < len(reason) <= 300
         assert reason.isprintable()
         assert not set(reason) & set("<>&")
+
+    @pytest.mark.parametrize(("mean", "std"), [(1e6, 1e-6), (0.5, 1e-3), (-0.5, 0.5), (0.5, 2.0)])
+    def test_a_scale_that_pixels_cannot_have_is_refused_where_none_is_expected(
+        self, honest: SyntheticSet, mean: float, std: float
+    ) -> None:
+        parts = [replace(p, record=replace(p.record, mean=(mean,), std=(std,))) for p in honest.parts]
+        content = pack(SyntheticSet(parts), partition=0, num_examples=100, seconds=1.0)
+        with pytest.raises(UntrustedSetError, match=r"possible of pixels in \[0, 1\]"):
+            unpack(content, Expected())
 
     def test_a_thousand_of_them_cost_an_honest_client_nothing(
         self, honest: SyntheticSet, expected: Expected, train: Data

@@ -13,7 +13,7 @@ from flwr.app import Context
 
 import fedcondense.flower
 from fedcondense.data import Data
-from fedcondense.errors import MissingExtraError, OutputError, SettingError
+from fedcondense.errors import FedcondenseError, MissingExtraError, OutputError, SettingError
 from fedcondense.flower.client import ClientCaps, make_client_app
 from fedcondense.flower.inprocess import run_in_process
 from fedcondense.flower.server import ServerSettings, make_server_app
@@ -68,6 +68,18 @@ class TestServerApp:
         assert [entry["reason"] for entry in result["refused"]] == [
             f"partition {k}: ipc 3 asked for; this node condenses to 1 to 2 images per class" for k in range(3)
         ]
+
+    @pytest.mark.parametrize(
+        ("wrong", "reason"),
+        [({"ipc": 0}, "ipc = 0; needed: 1 or more"), ({"data": "nosuch"}, "no data set is called 'nosuch'")],
+    )
+    def test_what_fails_before_the_round_is_said_in_the_folder_too(
+        self, wrong: dict[str, Any], reason: str, train: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        config = {**QUICK, **wrong, "output": str(tmp_path / "run")}
+        with pytest.raises(FedcondenseError):
+            run_in_process(make_server_app(), client(train, held), 3, run_config=config)
+        assert reason in json.loads((tmp_path / "run" / "result.json").read_text())["error"]
 
     def test_a_result_is_never_overwritten(self, train: Data, held: Partition, tmp_path: Path) -> None:
         (tmp_path / "result.json").write_text("{}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,37 @@ class TestOneShot:
         run(strategy, client_that(honest), 3, Grid, timeout=60.0)
         assert [reply.partition for reply in strategy.accepted] == [0, 2]
         assert strategy.refused[0][:2] == (101, "no reply within the deadline")
+
+    def test_a_broken_reply_does_not_start_the_grace_period(self, honest: Answer) -> None:
+        """It comes alone and first; the usable ones come after the grace period would have ended."""
+
+        class Grid(LateGrid):
+            begun = 0.0
+
+            def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+                type(self).begun = self.begun or time.monotonic()
+                if time.monotonic() - self.begun < 0.5:
+                    message_ids = [i for i in message_ids if self._replies[i].metadata.src_node_id == 100]
+                return InProcessGrid.pull_messages(self, message_ids)
+
+        def answers(k: int, message: Message) -> Message:
+            if k == 0:
+                return Message(RecordDict({"junk": ConfigRecord()}), reply_to=message)
+            return honest(k, message)
+
+        strategy = OneShot(trained, min_replies=1, grace=0.05)
+        run(strategy, client_that(answers), 3, Grid, timeout=60.0)
+        assert [reply.partition for reply in strategy.accepted] == [1, 2]
+        assert strategy.refused[0].node == 100
+
+    def test_weights_that_are_not_finite_are_an_error(self, honest: Answer) -> None:
+        def broken(joined: SyntheticSet) -> nn.Module:
+            network = trained(joined)
+            next(iter(network.parameters())).data.fill_(float("nan"))
+            return network
+
+        with pytest.raises(AggregationError, match="weights that are not finite"):
+            run(OneShot(broken), client_that(honest), 3)
 
     def test_no_usable_set_is_an_error_that_says_why(self) -> None:
         def none(k: int, message: Message) -> Message:
