@@ -47,7 +47,7 @@ class Limits:
         parts: Parts of a joined set.
     """
 
-    nbytes: int = 64 << 20
+    nbytes: int = 256 << 20
     decoded: int = 100_000
     decoded_bytes: int = 2 << 30
     header: int = 1 << 20
@@ -128,8 +128,8 @@ def _parse(blob: bytes, limits: Limits) -> SyntheticSet:
     tensors = _tensors(shapes, data)
     parts = [_part(i, plan, tensors) for i, plan in enumerate(plans)]
     evaluation = content.get("evaluation")
-    if evaluation is not None and not isinstance(evaluation, dict):
-        _refuse("the evaluation is no object")
+    if evaluation is not None:
+        _check_evaluation(evaluation)
     return SyntheticSet(parts, evaluation)
 
 
@@ -213,6 +213,31 @@ def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits
     return _Plan(parametrization, record, decoded)
 
 
+_EVALUATION: dict[str, type | tuple[type, ...]] = {
+    "accuracy": (int, float),
+    "accuracy_std": (int, float),
+    "network": str,
+    "recipe": dict,
+    "seeds": list,
+    "weighted": bool,
+}
+
+
+def _check_evaluation(evaluation: Any) -> None:
+    """Refuse what those who show or repeat an evaluation could not read; plain fields of later versions pass."""
+    if not isinstance(evaluation, dict):
+        _refuse("the evaluation is no object")
+    for name, value in evaluation.items():
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not (isinstance(value, _EVALUATION.get(name, object)) and all(map(_is_plain, parts))):
+            _refuse(f"an evaluation whose {_short(name)} is {_short(value)}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value is a text, a number that a float can hold, a truth value or nothing."""
+    return value is None or isinstance(value, str) or (isinstance(value, int | float) and not abs(value) > 2**63)
+
+
 _RECORD_TEXT = ("data", "method", "network", "start")
 _RECORD_LISTS = ("shape", "classes", "mean", "std", "augmentation", "counts")
 
@@ -247,8 +272,10 @@ def _record(given: Any, limits: Limits) -> Record:
         _refuse(f"seconds {_short(record.seconds)}")
     if not set(record.augmentation) <= set(OPERATIONS):
         _refuse(f"augmentation {_short(record.augmentation)}; known: {', '.join(OPERATIONS)}")
-    if record.privacy is not None and not isinstance(record.privacy, dict):
-        _refuse("privacy is no object")
+    if record.privacy is not None and not (
+        isinstance(record.privacy, dict) and all(map(_is_plain, record.privacy.values()))
+    ):
+        _refuse("privacy is no object of plain values")
     return record
 
 

@@ -58,6 +58,12 @@ class Fit:
             raise SettingError(f"schedule {self.schedule!r}; needed: one of {', '.join(_SCHEDULES)}")
         if self.steps < 0 or self.batch < 1:
             raise SettingError(f"{self.steps} steps of {self.batch} images; needed: steps >= 0 and a batch >= 1")
+        if not all(type(n) is int for n in (self.steps, self.batch)):
+            raise SettingError(f"{self.steps} steps of {self.batch} images; needed: whole numbers")
+        for name in ("lr", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise SettingError(f"{name} {value!r}; needed: a finite number from 0")
         if not 0 <= self.cutmix <= 1:
             raise SettingError(f"cutmix {self.cutmix}; needed: a probability, from 0 to 1")
 

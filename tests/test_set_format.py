@@ -287,6 +287,16 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "repeated class": (record(classes=["a", "b", "a"]), "class names that repeat"),
     "classes in one text": (record(classes="abc"), "classes, .* have to be lists"),
     "negative count": (record(counts=[1, -1, 0]), "whole numbers from 0"),
+    "privacy that is nested": (record(privacy={"a": {"b": 1}}), "privacy is no object of plain values"),
+    "accuracy in words": (
+        lambda h, c: c.update(evaluation={"accuracy": "high"}),
+        "whose accuracy is high",
+    ),
+    "no accuracy": (lambda h, c: c.update(evaluation={"accuracy": None}), "an evaluation whose accuracy is None"),
+    "one seed for a list": (lambda h, c: c.update(evaluation={"seeds": 3}), "an evaluation whose seeds is 3"),
+    "accuracy beyond floats": (lambda h, c: c.update(evaluation={"accuracy": 10**400}), "an evaluation whose accuracy"),
+    "evaluation that is nested": (lambda h, c: c.update(evaluation={"x": {"y": {}}}), "an evaluation whose x"),
+    "evaluation that is a list": (lambda h, c: c.update(evaluation=[]), "the evaluation is no object"),
     "unknown parametrization": (
         lambda h, c: c["parts"][0].update(parametrization="pixel"),
         "no parametrization is called 'pixel'; did you mean 'pixels'",

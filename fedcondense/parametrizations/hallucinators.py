@@ -19,6 +19,7 @@ from fedcondense.randomness import stream
 
 __all__ = ["Hallucinators"]
 
+_WIDEST = 1 << 26  # numbers in the maps of a base: 256 MB
 _DEVIATION = 0.1  # of the start from the identity: alike, all hallucinators would learn the same
 
 
@@ -76,6 +77,7 @@ class Hallucinators:
     def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         """Return (M, C, h, w) bases and (count, P) weights of the largest hallucinators that the bytes allow."""
         small = smaller(shape, self.downsample)
+        self._check_maps(shape)
         number = count // self.count
         nbytes = number // self.bases * math.prod(shape) - number * math.prod(small)
         fitting = [n for size in self._sizes(small) if (n := weights(size, small[0])) * 2 * self.count <= nbytes]
@@ -130,12 +132,22 @@ class Hallucinators:
 
     def decoded(self, shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, int, int]) -> int:
         """Return M * count for bases (M, C, h, w) and weights (count, P)."""
+        self._check_maps(shape)
         bases, hallucinators = shapes["bases"], shapes["hallucinators"]
         small = smaller(shape, self.downsample)
         sizes = [weights(size, small[0]) for size in self._sizes(small)]
         if bases[1:] != small or hallucinators[:1] != (self.count,) or hallucinators[1:] not in [(n,) for n in sizes]:
             raise ValueError(f"bases {bases}, weights {hallucinators}; needed: (N, {small}), ({self.count}, {sizes})")
         return bases[0] * self.count
+
+    def _check_maps(self, shape: tuple[int, int, int]) -> None:
+        """Refuse settings with which the maps of a single base, which nothing cuts, fill the memory."""
+        widest = self.count * self.channels * shape[1] * shape[2]
+        if widest > _WIDEST:
+            raise SettingError(
+                f"{self.count} hallucinators of {self.channels} channels take maps of {widest} numbers for images of "
+                f"{shape[1]}x{shape[2]}; allowed: {_WIDEST}, lower count or channels"
+            )
 
     def _sizes(self, small: tuple[int, ...]) -> Iterator[Size]:
         """Yield the sizes that a hallucinator may have: each has more weights than the one before."""

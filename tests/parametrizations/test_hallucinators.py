@@ -102,6 +102,14 @@ def test_a_number_of_weights_is_of_one_size_alone(channels: int, most: int, heig
     assert bool(numbers) == (channels <= most)
 
 
+def test_maps_that_fill_the_memory_are_refused_by_who_makes_and_who_reads_a_set() -> None:
+    """A file of 2 MB could ask for 8 GB."""
+    kind = Hallucinators(count=16, channels=16, downsample=8)
+    for ask in (lambda: kind.shapes(64, (1, 4096, 4096)), lambda: kind.decoded({}, (1, 4096, 4096))):
+        with pytest.raises(SettingError, match="take maps of 4294967296 numbers for images of 4096x4096; allowed"):
+            ask()
+
+
 def test_too_few_bytes_are_refused_with_how_many_images_would_do() -> None:
     """The smallest has 9 + 1 + 1 + 9 + 1 numbers: four take 168 bytes, of which an image of 8x8 leaves 16."""
     reason = (
