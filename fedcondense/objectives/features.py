@@ -51,8 +51,9 @@ class FeatureObjective(Objective):
         """Draw real images of each class, and keep what `summarise` does of their features."""
         index = data.per_class(self.per_class, stream(draw.seed, "real"))
         pieces = []
-        for piece in index.split(_REAL_AT_ONCE):
-            batch = data.batch(piece)
+        number = -(-len(index) // _REAL_AT_ONCE)
+        for k in range(number):
+            batch = data.batch(index[k::number])  # of all classes, which batch norm is to see together
             rows = self.rows(draw, batch)
             with _full_precision(rows):
                 pieces.append(self.summarise(rows, batch.targets))

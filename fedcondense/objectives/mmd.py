@@ -55,13 +55,16 @@ class KernelMeans(FeatureObjective):
 
     recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.02, source=partial(Pool, size=96))
 
-    def summarise(self, rows: Tensor, targets: Tensor) -> KernelRows:
+    def summarise(self, rows: Tensor, targets: Tensor) -> FeatureRows:
         """Keep the rows."""
-        return self._kept(rows.half(), targets)
+        return FeatureRows(rows.half(), targets)
 
-    def merge(self, pieces: Sequence[KernelRows]) -> KernelRows:
+    def merge(self, pieces: Sequence[FeatureRows]) -> KernelRows:
         """Put the rows together, and compare them with each other."""
-        return self._kept(torch.cat([p.rows for p in pieces]), torch.cat([p.targets for p in pieces]))
+        rows, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
+        full, shares = rows.float(), class_shares(targets)
+        spread = squared_spread(full)
+        return KernelRows(rows, targets, spread, self._means(full, shares, full, shares, spread))
 
     def compare(self, observed: KernelRows, rows: Tensor, targets: Tensor) -> Tensor:
         """Return the sum of discrepancies over the classes that both sides have."""
@@ -71,11 +74,6 @@ class KernelMeans(FeatureObjective):
         own = self._means(rows, shares, rows, shares, observed.spread)
         present = (real_shares.sum(0) > 0) & (shares.sum(0) > 0)
         return ((observed.within + own - 2 * between) * present).sum()
-
-    def _kept(self, rows: Tensor, targets: Tensor) -> KernelRows:
-        full, shares = rows.float(), class_shares(targets)
-        spread = squared_spread(full)
-        return KernelRows(rows, targets, spread, self._means(full, shares, full, shares, spread))
 
     def _means(self, a: Tensor, a_shares: Tensor, b: Tensor, b_shares: Tensor, spread: Tensor) -> Tensor:
         """Return the mean kernel value of each class, (K,), of rows (N, D) and (M, D) with shares (N, K) and (M, K)."""
@@ -93,7 +91,7 @@ class KernelMeansAndRidge(Sum):
     the passes over the synthetic images; the recipe takes two minutes of a CPU core.
 
     Args:
-        terms: As in `Sum`; give both the same real images of a class.
+        terms: A `KernelMeans` and a `RidgeRegression`; give both the same real images of a class.
         weights: Of the two; on one Fashion-MNIST set 3 : 1 and 1 : 1 were worse.
         learn_labels: As in `Sum`.
     """

@@ -57,6 +57,23 @@ def test_real_images_are_taken_in_pieces(
     torch.testing.assert_close(objective.loss(draw, data.observe(objective, draw), synthetic), whole)
 
 
+def test_each_piece_holds_all_classes(step: MakeStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm sees the synthetic images of all classes together, and is to see the real ones so."""
+
+    class Classes(Energy):
+        def summarise(self, rows: Tensor, targets: Tensor) -> int:
+            seen.append(int((targets.sum(0) > 0).sum()))
+            return super().summarise(rows, targets)
+
+    seen: list[int] = []
+    draw, data, _ = step()
+    monkeypatch.setattr(features, "_REAL_AT_ONCE", len(data) // 2 + 1)
+    data.observe(Classes(), draw)
+    present = int((data.counts > 1).sum())
+    assert len(seen) == 2
+    assert min(seen) >= present > 1
+
+
 def test_all_images_of_a_class_are_seen_where_no_number_is_given(step: MakeStep) -> None:
     draw, data, _ = step()
     assert data.observe(Energy(), draw) == len(data)

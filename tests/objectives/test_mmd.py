@@ -11,7 +11,14 @@ from fedcondense.augment import OPERATIONS
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data import Data
 from fedcondense.objectives.features import FeatureObjective
-from fedcondense.objectives.mmd import KernelMeans, KernelMeansAndRidge, class_shares, gaussian_mixture, squared_spread
+from fedcondense.objectives.mmd import (
+    KernelMeans,
+    KernelMeansAndRidge,
+    KernelRows,
+    class_shares,
+    gaussian_mixture,
+    squared_spread,
+)
 from fedcondense.objectives.ridge import RidgeRegression
 from fedcondense.randomness import stream
 
@@ -91,10 +98,14 @@ def test_per_class_draws_so_many_real_images(step: MakeStep) -> None:
     assert not torch.allclose(loss.double(), naive(*toy))
 
 
+def kept(objective: KernelMeans, rows: torch.Tensor, targets: torch.Tensor) -> KernelRows:
+    return objective.merge([objective.summarise(rows, targets)])
+
+
 def test_a_known_value() -> None:
     """Real rows at 0 and 2, so d = 2; a synthetic row at 1, one bandwidth of d: (1 + 1/e**2)/2 + 1 - 2/sqrt(e)."""
     objective = KernelMeans(bandwidths=(1.0,))
-    observed = objective.summarise(torch.tensor([[0.0], [2.0]]), torch.ones(2, 1))
+    observed = kept(objective, torch.tensor([[0.0], [2.0]]), torch.ones(2, 1))
     assert float(observed.spread) == 2
     loss = objective.compare(observed, torch.tensor([[1.0]]), torch.ones(1, 1))
     assert float(loss) == pytest.approx((1 + math.exp(-2)) / 2 + 1 - 2 * math.exp(-0.5), rel=1e-5)
@@ -111,14 +122,14 @@ def test_the_real_images_themselves_are_at_distance_zero(step: MakeStep) -> None
 def test_rows_far_from_all_real_ones_are_at_the_largest_distance() -> None:
     """Only a row's meeting with itself is left: of m real and n synthetic rows far apart, 1/m + 1/n."""
     objective = KernelMeans(bandwidths=(1e-4,))
-    observed = objective.summarise(torch.eye(4), torch.ones(4, 1))
+    observed = kept(objective, torch.eye(4), torch.ones(4, 1))
     loss = objective.compare(observed, 9 + 5 * torch.eye(4)[:2], torch.ones(2, 1))
     assert float(loss) == pytest.approx(1 / 4 + 1 / 2)
 
 
 def test_it_tells_distributions_of_one_mean_apart_and_spreads_what_is_alike() -> None:
     """Real rows at -1 and 1, both synthetic ones near 0: the mean is right, yet each is pushed out."""
-    observed = KernelMeans().summarise(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1))
+    observed = kept(KernelMeans(), torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1))
     rows = torch.tensor([[-0.1], [0.1]], requires_grad=True)
     loss = KernelMeans().compare(observed, rows, torch.ones(2, 1))
     loss.backward()
@@ -132,7 +143,7 @@ def test_it_does_not_see_the_scale_of_the_features() -> None:
     real, rows = torch.randn(8, 5, generator=generator).half().float(), torch.randn(4, 5, generator=generator)
     targets = torch.eye(2).repeat(4, 1)
     small, large = (
-        KernelMeans().compare(KernelMeans().summarise(s * real, targets), s * rows, targets[:4]) for s in (1.0, 16.0)
+        KernelMeans().compare(kept(KernelMeans(), s * real, targets), s * rows, targets[:4]) for s in (1.0, 16.0)
     )
     torch.testing.assert_close(small, large)
 
