@@ -95,7 +95,8 @@ def condense(
         start: A name in `STARTS`, or a function like them; None: the recipe's. ``"real"`` shows records.
         recipe: Optimizer, step size, schedule; None: the objective's own.
         source: Where networks come from; None: the recipe's.
-        limit: The largest share of a class's records that its images may number; 0.5 in federated code.
+        limit: The largest share of a class's records whose bytes its images may take, but at least one; 0.5 in
+            federated code.
         prefixes: Let every prefix of a class's images serve by itself, for memories that shrink
             (`SyntheticSet.restrict`): every other step matches the first images of each class alone, of a number drawn
             by chance. It costs accuracy of the whole set.
@@ -440,7 +441,8 @@ def _start(
     parametrization.shapes(sum(counts), data.spec.shape)  # refuse what does not fit before anything is computed
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
-    with torch.autocast(data.device.type, enabled=False):  # the same start at any precision
+    # the same start at any precision; some starts and codes are computed on the CPU, wherever the data are
+    with torch.autocast(data.device.type, enabled=False), torch.autocast("cpu", enabled=False):
         return parametrization.encode(start(data, counts, generator), targets)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 
-from fedcondense.condensation import prepare
+from fedcondense.condensation import Loop, prepare
 from fedcondense.contract import Network, Objective, Parametrization, Recipe
 from fedcondense.data import Data
 from fedcondense.networks import NetworkMaker, build
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.sources import Pool
+from fedcondense.trajectories import Trajectories
 
 __all__ = ["Plan", "plan"]
 
@@ -63,10 +65,9 @@ def plan(
     """
     began = time.monotonic()
     loop = prepare(data, ipc, objective, parametrization, network=network, steps=steps, recipe=recipe, limit=limit)
-    pool = loop.source.size if isinstance(loop.source, Pool) else 0
-    if isinstance(loop.source, Pool):
-        loop.source.size = 2  # so that the third step meets a draw again
     to_start = time.monotonic() - began
+    pool, experts = shorten(loop, data, time.monotonic)
+    to_start += experts
     times = []
     for _ in range(4):
         began = time.monotonic()
@@ -86,6 +87,28 @@ def plan(
         network=synthetic.record.network,
         advice=_advice(data, ipc, len(synthetic) // loop.parametrization.start_count(1), seconds, loop.parametrization),
     )
+
+
+def shorten(loop: Loop, data: Data, clock: Callable[[], float]) -> tuple[int, float]:
+    """Let a few steps of a loop tell what all of them cost, before its first one.
+
+    Args:
+        loop: A pool of it gets two draws, so that the third step meets one again; experts become one, trained here.
+        data: The real images.
+        clock: What is measured, in seconds.
+
+    Returns:
+        How many draws its pool had, 0 if it has none, and the seconds that all its experts take.
+    """
+    if isinstance(loop.source, Pool):
+        pool, loop.source.size = loop.source.size, 2
+        return pool, 0.0
+    if not isinstance(loop.source, Trajectories):
+        return 0, 0.0
+    experts, loop.source.experts, loop.source.seed = loop.source.experts, 1, 0
+    began = clock()
+    loop.source.snapshots(0, (loop.source.latest + loop.source.span,), data)
+    return 0, experts * (clock() - began)
 
 
 def _memory(data: Data, decoded: int, network: str | NetworkMaker, pool: int) -> int:

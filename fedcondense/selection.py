@@ -103,7 +103,7 @@ def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, lim
         ipc: Images per class whose bytes a class may take.
         method: A name in `SELECTIONS`.
         seed: All that is random follows from it.
-        limit: The largest share of a class's records that its images may number.
+        limit: The largest share of a class's records whose bytes its images may take.
 
     Raises:
         SettingError: An unknown method, or an `ipc` or `limit` that cannot work.
@@ -112,14 +112,14 @@ def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, lim
     choose, parametrization = look_up("selection", method, SELECTIONS)
     spec = data.spec
     images, labels = [], []
+    by_class = data.per_class(None, stream(seed)).split(data.counts.tolist())
     for c, stored in enumerate(images_per_class(data, ipc, limit)):
         if not stored:
             continue
-        index = data.per_class(None, stream(seed))  # class by class
-        index = index[data.labels.cpu()[index] == c]
-        pixels = data.images[index.to(data.device)].cpu().float() / 255
+        pixels = data.images[by_class[c].to(data.device)].cpu().float() / 255
         wanted = parametrization.start_count(stored)
-        chosen = choose(pixels.flatten(1), wanted, child_seed(seed, method, c))
+        with torch.autocast("cpu", enabled=False):  # the same choice at any precision
+            chosen = choose(pixels.flatten(1), wanted, child_seed(seed, method, c))
         chosen = chosen.repeat(-(-wanted // len(chosen)))[:wanted]  # a class too small for its tiles repeats itself
         images.append(pixels[chosen])
         labels += [c] * wanted

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -8,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedcondense.condensation import Loop, condense
+from fedcondense.condensation import Loop, condense, prepare
 from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
-from fedcondense.planning import Plan, plan
+from fedcondense.planning import Plan, plan, shorten
 from fedcondense.sources import Fresh, Pool
+from fedcondense.trajectories import Trajectories
 
 TINY = partial(ConvNet, width=4, depth=2)
 
@@ -80,6 +82,17 @@ def test_without_a_pool_every_step_costs_the_same(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("fedcondense.planning.time.monotonic", lambda: now)
     recipe = replace(OBJECTIVES["dm"].recipe, source=Fresh)
     assert plan(toy(), 1, "dm", network=TINY, recipe=recipe, steps=10).seconds == pytest.approx(30)
+
+
+def test_experts_are_paid_once_and_steps_train_none() -> None:
+    """A clock that every look moves by a second: one expert takes one, the four of them four."""
+    ticks = itertools.count()
+    data = toy()
+    loop = prepare(data, 1, "mtt", "pixels", network=TINY, steps=1)
+    assert isinstance(loop.source, Trajectories)
+    loop.source.experts = 4
+    assert shorten(loop, data, lambda: float(next(ticks))) == (0, 4.0)
+    assert loop.source.experts == 1
 
 
 def test_memory_grows_with_images_and_with_the_pool() -> None:

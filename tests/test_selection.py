@@ -74,6 +74,19 @@ def test_a_limit_caps_the_share_of_a_class() -> None:
     assert chosen.counts().tolist() == [8, 3, 1]
 
 
+@pytest.mark.parametrize("method", SELECTIONS)
+def test_a_caller_s_autocast_changes_no_choice(method: str, train: Data) -> None:
+    plain = select(train, 5, method).decode().images
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(select(train, 5, method).decode().images, plain)
+
+
+def test_a_seed_that_no_file_can_hold_is_refused(train: Data) -> None:
+    for seed in (-1, 2**63):
+        with pytest.raises(SettingError, match=f"seed {seed}; needed"):
+            select(train, 1, "random", seed=seed)
+
+
 def test_the_record_says_what_it_is(train: Data) -> None:
     record = select(train, 2, "herding", seed=5).record
     assert (record.method, record.start, record.ipc, record.seed, record.steps) == ("herding", "real", 2, 5, 0)

@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 from fedcondense.condensation import prepare
 from fedcondense.errors import FedcondenseError
-from fedcondense.sources import Pool
+from fedcondense.files import write_file
+from fedcondense.planning import shorten
 from fedcondense.sweeps.cells import HERE, Place, data_of, digest, features, identity, read_json, stem
 from fedcondense.sweeps.grids import Cell, Line, Making, resolve
 from fedcondense.sweeps.workers import Here, Workers
-from fedcondense.synthetic import write_file
-from fedcondense.trajectories import Trajectories
 
 __all__ = ["pool_for", "steps_for", "with_budget", "with_kept_budget"]
 
@@ -99,15 +98,9 @@ def _trial(making: Making, place: Place, budget: float) -> Timed:
     began = time.process_time()
     network = making.network or None
     loop = prepare(train, making.ipc, objective, making.parametrization, network=network, recipe=recipe)
-    pool = loop.source.size if isinstance(loop.source, Pool) else 0
-    if isinstance(loop.source, Pool):
-        loop.source.size = 2  # so that the third step meets a draw again
-    trained, experts = time.process_time(), 0
-    if isinstance(loop.source, Trajectories):  # one expert tells what all of them will take
-        experts, loop.source.experts, loop.source.seed = loop.source.experts - 1, 1, 0
-        loop.source.snapshots(0, (loop.source.latest + loop.source.span,), train)
-    now = time.process_time()
-    start, times = now - began + experts * (now - trained), list[float]()
+    start, times = time.process_time() - began, list[float]()
+    pool, experts = shorten(loop, train, time.process_time)
+    start += experts
     least, most = _TRIED
     while len(times) < least or (len(times) < most and sum(times) < _TRIAL * budget):
         before = time.process_time()

@@ -1,7 +1,7 @@
 """Where cells are computed: in this process, in several processes side by side, or as tasks on a Ray cluster.
 
 A worker is given a function that can be imported and its arguments, and hands back a value: it writes no file, so that
-a cluster needs no shared disk, and whoever kills one loses what it had in hand and nothing else.
+a cluster needs no shared disk, and whoever kills one loses what was in hand and nothing that had ended.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
-from fedcondense.errors import MissingExtraError, SettingError
+from fedcondense.errors import FedcondenseError, MissingExtraError, SettingError
 
 __all__ = ["Here", "Processes", "Ray", "Workers"]
+
+_KILLED = "a worker was killed, perhaps for want of memory; the same command goes on, with fewer --workers if need be"
 
 Call = tuple[Any, ...]
 """The arguments of one call."""
@@ -70,6 +73,8 @@ class Processes:
             for future in as_completed(futures):
                 yield futures[future], future.result()
             pool.shutdown()
+        except BrokenProcessPool:
+            raise FedcondenseError(_KILLED) from None
         finally:  # after Ctrl-C, an error, or a caller that had enough: nobody waits for what is running
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
@@ -128,6 +133,8 @@ class Ray:
                 done, _ = ray.wait(list(waiting))
                 for reference in done:
                     yield waiting.pop(reference), ray.get(reference)
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            raise FedcondenseError(_KILLED) from None
         finally:
             ray.shutdown()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcondense.errors import MissingExtraError, SettingError
+from fedcondense.errors import FedcondenseError, MissingExtraError, SettingError
 from fedcondense.sweeps.workers import Here, Processes, Ray
 
 CALLS = [(1, 2), (3, 4), (5, 6)]
@@ -31,6 +31,11 @@ def test_an_error_ends_the_processes() -> None:
     for process in multiprocessing.active_children():
         process.join(10)
     assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_an_error_that_says_how_to_go_on() -> None:
+    with pytest.raises(FedcondenseError, match=r"a worker was killed.*; the same command goes on"):
+        list(Processes(1).map(os._exit, [(1,)]))
 
 
 def test_no_calls_start_nothing() -> None:
