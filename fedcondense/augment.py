@@ -116,7 +116,8 @@ def _affine(size: torch.Size, chosen: dict[str, Tensor], first: Tensor, second: 
         reach = int(side * _CROP + 0.5)
         pixels = (u * (2 * reach + 1)).floor() - reach
         shift.append(torch.where(crop, pixels * (2 / side), zero))
-    return torch.stack([across, -sine, shift[0], sine, down, shift[1]], 1).view(-1, 2, 3)
+    tall = size[0] / size[1]  # in these coordinates, turning an image that is not square shears it as well
+    return torch.stack([across, -sine * tall, shift[0], sine / tall, down, shift[1]], 1).view(-1, 2, 3)
 
 
 def _sample(images: Tensor, affine: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from fedcondense.data import Data
 from fedcondense.errors import SettingError
-from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
 from fedcondense.randomness import child_seed
 from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit, accuracy, fit, of_network
@@ -127,8 +127,19 @@ def evaluate(
     )
 
 
-def evaluate_as_recorded(synthetic: SyntheticSet, test: Data, device: torch.device | str | None = None) -> Evaluation:
+def evaluate_as_recorded(
+    synthetic: SyntheticSet,
+    test: Data,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
     """Evaluate a set as the evaluation in its file was made: on one machine it gives the same number.
+
+    Args:
+        synthetic: The set, with its evaluation.
+        test: Data of the classes that the set names.
+        device: As in `evaluate`.
+        progress: As in `evaluate`.
 
     Raises:
         SettingError: The set's file holds no evaluation, or one that cannot be repeated.
@@ -139,11 +150,21 @@ def evaluate_as_recorded(synthetic: SyntheticSet, test: Data, device: torch.devi
     try:
         recipe, seeds = Fit(**given["recipe"]), [int(seed) for seed in given["seeds"]]
         network, weighted = str(given["network"]), bool(given["weighted"])
+        parts(network)
         if recipe.steps * recipe.batch * len(seeds) > _MOST_IMAGES:
             raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(f"this set's evaluation cannot be repeated ({error}); call `evaluate` instead") from None
-    return evaluate(synthetic, test, network=network, recipe=recipe, seeds=seeds, weighted=weighted, device=device)
+    return evaluate(
+        synthetic,
+        test,
+        network=network,
+        recipe=recipe,
+        seeds=seeds,
+        weighted=weighted,
+        device=device,
+        progress=progress,
+    )
 
 
 def train_on(

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fedcondense.catalogue import CATALOGUE
 from fedcondense.data import Spec
-from fedcondense.datasets import load_data
+from fedcondense.datasets import data_root, load_data
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
+from fedcondense.files import write_file
 from fedcondense.parametrizations import Pixels
 from fedcondense.pictures import png
-from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage, write_file
+from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 from fedcondense.torch_files import Stored, read_torch
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def import_tensors(
 def spec_of(name: str, root: str | Path | None = None) -> Spec:
     """Return what `load_data(name, root)` calls its images; reads nothing where that is known by name alone."""
     entry = CATALOGUE.get(name)
-    if entry is None or not entry.mean or not isinstance(entry.classes, tuple):
+    own = (data_root(root) / f"{name}.npz").is_file()  # goes before what is known of the name
+    if own or entry is None or not entry.mean or not isinstance(entry.classes, tuple):
         return load_data(name, root).train.spec
     return Spec(name, entry.shape, entry.classes, entry.mean, entry.std, entry.operations)
 

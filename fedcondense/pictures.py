@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Ink", "Point", "accuracy_by_bytes", "class_rows", "grid", "human_bytes", "png", "show_set", "svg"]
 
 _PAPER, _TEXT = 255, 40  # grey levels of the grid's background and its class names
+_LARGEST_PICTURE = 200_000_000  # screen pixels that `show_set` draws: 600 MB; a set in a file is a stranger's
 _LONGEST = 24  # characters of a class name that `show_set` draws
 
 
@@ -128,14 +130,22 @@ def show_set(synthetic: SyntheticSet, path: str | Path, columns: int | None = No
         synthetic: The set; what it decodes to is drawn.
         path: Where to write; an existing file is replaced.
         columns: Images a row; a class with more goes on below. Default: all of a class, at most 20.
-        scale: Screen pixels a pixel. Default: an image is about 64 screen pixels high.
+        scale: Screen pixels a pixel. Default: the longer side of an image takes about 64 screen pixels.
 
     Returns:
         The path.
+
+    Raises:
+        SettingError: The picture would be too large.
     """
     rows = class_rows(synthetic)
-    scale = scale or max(1, 64 // synthetic.shape[1])
+    scale = scale or max(1, 64 // max(synthetic.shape[1:]))
     columns = columns or min(20, max((len(images) for _, images in rows), default=1))
+    places = columns * sum(-(-len(images) // columns) for _, images in rows)
+    if (size := places * math.prod(synthetic.shape[1:]) * scale**2) > _LARGEST_PICTURE:
+        raise SettingError(
+            f"a picture of {size:,} screen pixels; allowed: {_LARGEST_PICTURE:,}; `export` writes each image by itself"
+        )
     path = Path(path)
     path.write_bytes(png(_named_rows([(name, grid(images, columns, scale)) for name, images in rows])))
     return path

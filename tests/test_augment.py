@@ -68,8 +68,11 @@ def scale(x: Tensor, u: list[float]) -> Tensor:
 
 
 def rotate(x: Tensor, u: list[float]) -> Tensor:
+    """As published for square images; in pixels for others."""
     angle = (u[0] - 0.5) * 2 * 15 * math.pi / 180
-    return sampled(x, [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+    across, down = x.shape[2] / 2, x.shape[1] / 2  # pixels in a unit of the sampling grid
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return sampled(x, [[cosine, -sine * down / across, 0], [sine * across / down, cosine, 0]])
 
 
 NAIVE: dict[str, Callable[[Tensor, list[float]], Tensor]] = {

@@ -143,6 +143,14 @@ class TestImport:
             import_tensors(path, data=COLOUR)
 
 
+def test_the_spec_of_a_name_is_that_of_an_npz_of_one_s_own_where_there_is_one(tmp_path: Path) -> None:
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    labels = np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert spec_of("mnist", tmp_path) == load_data("mnist", tmp_path).train.spec
+    assert spec_of("mnist", tmp_path).shape == (3, 8, 8)
+
+
 def test_the_spec_of_a_name_is_that_of_the_data() -> None:
     train = load_data("digits").train
     assert spec_of("digits") == train.spec

@@ -79,6 +79,19 @@ def test_hostile_class_names_neither_break_nor_blow_up_a_picture(tmp_path: Path)
         assert b.width <= 2 * a.width
 
 
+def of_shape(count: int, shape: tuple[int, int, int]) -> SyntheticSet:
+    record = Record("toy", shape, ("a",), (0.5,), (0.25,))
+    images = torch.zeros(count, *shape, dtype=torch.uint8)
+    return SyntheticSet([Part({"images": images}, torch.zeros(count, dtype=torch.uint8), Pixels(), record)])
+
+
+def test_images_of_any_shape_are_shown_at_a_size_that_fits(tmp_path: Path) -> None:
+    with Image.open(show_set(of_shape(3, (1, 1, 512)), tmp_path / "wide.png")) as wide:
+        assert wide.width < 4 * 512
+    with pytest.raises(SettingError, match=r"a picture of .* screen pixels; allowed: 200,000,000"):
+        show_set(of_shape(1, (1, 1, 512)), tmp_path / "huge.png", scale=1000)
+
+
 POINTS = [
     Point("one-shot", 37_500, 83.1, 0.4, 0),
     Point("FedAvg, 1 round", 96_600, 46.4, 2.1, 1),

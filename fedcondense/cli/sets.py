@@ -248,7 +248,7 @@ def evaluate(
     file: SetFile,
     data: Annotated[str | None, typer.Option(help="Whose test split; default: the one in the set's record.")] = None,
     network: Network = None,
-    seeds: Annotated[int, typer.Option(help="How many networks are trained, from seed 0 on.")] = 3,
+    seeds: Annotated[int | None, typer.Option(help="How many networks are trained, from seed 0 on; else 3.")] = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -258,21 +258,21 @@ def evaluate(
 ) -> None:
     """Train networks from scratch on the set in FILE and test them on real data.
 
+    Without --network and --seeds it repeats the evaluation that the set's record holds, if there is one.
+
     JSON keys: `accuracy` (percent, mean), `accuracy_std`, `accuracies`, `per_class` (percent a class, by name; null
     where the test data have none), `network`, `seeds`, `recipe`, `weighted`, `test`, `seconds`, `nbytes`, `data`,
     `file`.
     """
     from fedcondense.datasets import load_data
-    from fedcondense.networks import NETWORKS
     from fedcondense.synthetic import SyntheticSet
 
     set_up(threads, plugin, precision)
     synthetic = SyntheticSet.load(file)
     name = _named(synthetic, data)
     test = load_data(name, data_root).test
-    if network is None and synthetic.evaluation:  # the set's own number is made again on the network it was made on
-        network = next((known for known in NETWORKS if known == synthetic.evaluation.get("network")), None)
-    measured = _evaluate(synthetic, test.to(pick_device(device)), seeds, network)
+    as_recorded = network is None and seeds is None and synthetic.evaluation is not None
+    measured = _evaluate(synthetic, test.to(pick_device(device)), 3 if seeds is None else seeds, network, as_recorded)
     per_class = {name: round(v, 3) for name, v in zip(test.spec.classes, measured.per_class, strict=True)}
     result = measured.to_dict() | {"per_class": per_class, "nbytes": synthetic.nbytes, "data": name, "file": file}
     emit(result, _text(synthetic.with_evaluation(measured.to_dict())), form)
@@ -388,9 +388,12 @@ def _saved(
     return synthetic
 
 
-def _evaluate(synthetic: SyntheticSet, test: Data, seeds: int, network: str | None) -> Evaluation:
-    """Measure what `seeds` networks reach after training on the set."""
+def _evaluate(
+    synthetic: SyntheticSet, test: Data, seeds: int, network: str | None, as_recorded: bool = False
+) -> Evaluation:
+    """Measure what `seeds` networks reach after training on the set, or what the set's record says of it once more."""
     from fedcondense.evaluation import evaluate as evaluate_set
+    from fedcondense.evaluation import evaluate_as_recorded
 
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
@@ -399,6 +402,11 @@ def _evaluate(synthetic: SyntheticSet, test: Data, seeds: int, network: str | No
         def follow(step: int, steps: int) -> None:
             update(step / steps)
 
+        if as_recorded:
+            try:
+                return evaluate_as_recorded(synthetic, test, progress=follow)
+            except SettingError as error:
+                note(f"{error}; here with {seeds} networks of the default kind")
         return evaluate_set(synthetic, test, seeds=tuple(range(seeds)), progress=follow, **given(network=network))
 
 

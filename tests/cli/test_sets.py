@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -158,7 +159,18 @@ class TestTheOtherCommands:
         output = tmp_path / "set.safetensors"
         first = cli.done("condense", "digits", "--ipc", 1, "--steps", 2, "--seeds", 1, "--network", "convnet2-w32",
                      "--output", output)  # fmt: skip
-        assert cli.done("evaluate", output, "--seeds", 1)["accuracies"] == [first["accuracy"]]
+        again = cli.done("evaluate", output)  # as recorded: one network of that kind
+        assert again["accuracies"] == [first["accuracy"]]
+        assert (again["network"], again["seeds"]) == ("convnet2-w32", [0])
+
+    def test_an_evaluation_that_cannot_be_repeated_is_said(self, cli: Any, made: Path, tmp_path: Path) -> None:
+        """Its network was a plugin's, say."""
+        measured = {"accuracy": 1.0, "network": "mine", "recipe": {}, "seeds": [0], "weighted": False}
+        path = SyntheticSet.load(made).with_evaluation(measured).save(tmp_path / "of-mine.safetensors")
+        ended = cli.run("evaluate", path, "--format", "json")
+        assert ended.exit_code == 0
+        assert "cannot be repeated (no network is called 'mine'" in ended.stderr
+        assert len(json.loads(ended.stdout)["seeds"]) == 3
 
     def test_relabel_prints_the_documented_keys_and_counts_the_bytes(
         self, cli: Any, made: Path, tmp_path: Path
