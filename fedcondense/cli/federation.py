@@ -37,15 +37,6 @@ from fedcondense.errors import DataError, OutputError, SettingError
 if TYPE_CHECKING:
     from fedcondense.flower.federation import FederationProgress
 
-_WRITTEN = (
-    "result.json",
-    "report.html",
-    "joined.safetensors",
-    "weights.safetensors",
-    "clients/*.safetensors",
-    "work/*",
-)
-
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
@@ -86,7 +77,8 @@ def federate(
 
     JSON keys: `rows`, an object a row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
     `half-resolution-real`, `ridge`, `ridge-equal-bytes`, `feature-statistics`) with `accuracy` (percent),
-    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`;
+    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`,
+    and for FedAvg `lr`, `local_epochs` and `failed` (answers left out because a client failed);
     `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`,
     `output`.
     """
@@ -127,6 +119,7 @@ def federate(
                 evaluation_seeds=tuple(range(seeds)),
                 output=output,
                 resume=resume,
+                overwrite=overwrite,
                 progress=follow,
                 **options,
             )
@@ -155,7 +148,7 @@ def report(
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds a run or cannot be written; delete an older run if that was asked for."""
+    """Refuse a folder that holds a run, unless it may go on or be deleted, or one that cannot be written."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give the path of a folder")
     if (folder / "result.json").exists() and not (resume or overwrite):
@@ -163,10 +156,6 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
             f"{folder} holds a run; pass --resume to go on, --overwrite to delete it, or choose another folder"
         )
     check_folder(folder)
-    if overwrite and not resume:
-        for pattern in _WRITTEN:
-            for path in folder.glob(pattern):
-                path.unlink()
 
 
 def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensation import Progress, condense, without_the_line_on_few_records
 from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
+from fedcondense.flower.inprocess import CLIENT_RAISED
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import default_network, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
@@ -34,7 +35,6 @@ from fedcondense.synthetic import SyntheticSet
 __all__ = ["ClientCaps", "Request", "app", "load_partition", "make_client_app"]
 
 _log = logging.getLogger(__name__)
-_REFUSED = 2  # Flower's code for a ClientApp that failed; the reason is ours
 
 LIMIT = 0.5
 """The share of a class's records that a set may number: more would be cheaper to steal from than to send."""
@@ -155,11 +155,11 @@ def make_client_app(
             kept = cache or (Path(str(context.node_config["cache"])) if "cache" in context.node_config else None)
             synthetic = _answer(data.to(_device(context)), request, caps.of_node(context), partition, kept, report)
         except (SettingError, DivergenceError) as refused:
-            return Message(Error(_REFUSED, safe_text(f"partition {partition}: {refused}")), reply_to=message)
+            return Message(Error(CLIENT_RAISED, safe_text(f"partition {partition}: {refused}")), reply_to=message)
         except Exception as surprise:
             _log.exception("condensing partition %d failed", partition)
             reason = f"partition {partition}: failed with {type(surprise).__name__}; the node's log says more"
-            return Message(Error(_REFUSED, reason), reply_to=message)
+            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
         content = pack(
             synthetic,
             partition=partition,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -25,12 +25,17 @@ from torch.nn import functional as F
 
 from fedcondense.data import Data
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.flower.inprocess import InProcessGrid, log_from, run_in_process
+from fedcondense.files import write_file
+from fedcondense.flower.inprocess import CLIENT_RAISED, InProcessGrid, log_from, run_in_process
+from fedcondense.flower.message import safe_text
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 from fedcondense.training import accuracy, autocast_of_caller
 
 __all__ = ["FedAvgRow", "LocalTraining", "fedavg", "make_fedavg_client", "train_locally"]
+
+_LOG = logging.getLogger(__name__)
+_NO_DATA = "has no data"  # why a client is left out that has not failed
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class FedAvgRow(NamedTuple):
     bytes_up: float  # mean over clients, all rounds so far
     bytes_down: float
     seconds: float  # wall clock, clients one after another
+    failed: int = 0  # answers that were left out so far because a client failed, diverged say
 
 
 def train_locally(network: nn.Module, data: Data, training: LocalTraining, generator: torch.Generator) -> float:
@@ -112,7 +118,7 @@ def make_fedavg_client(train: Data, partition: Sequence[Tensor], network: str) -
         config: Mapping[str, Any] = message.content.config_records["config"]
         data = train.subset(partition[identifier])
         if not len(data):
-            raise ValueError("has no data")
+            return Message(Error(CLIENT_RAISED, _NO_DATA), reply_to=message)
         training = LocalTraining(
             float(config["lr"]), int(config["epochs"]), int(config["batch"]), float(config["momentum"])
         )
@@ -159,6 +165,7 @@ def fedavg(
         A row for each reported round.
 
     Raises:
+        AggregationError: All clients failed in a round.
         ResumeError: The checkpoint is of other settings, or damaged.
     """
     wanted = {r for r in evaluate_at if r <= rounds} | {rounds}
@@ -168,10 +175,9 @@ def fedavg(
         "seed": seed,
         "data": train.fingerprint,
         "partition": _fingerprint(partition),
-        "evaluate_at": sorted(evaluate_at),
     }
     state = _State.load(checkpoint, settings) if checkpoint and resume and checkpoint.exists() else None
-    if state is None:
+    if state is None or any(r <= state.done and r not in state.rows for r in wanted):  # rounds that nobody tested then
         model = build(network, train.spec.shape, len(train.spec.classes), seed)
         state = _State(settings, dict(model.state_dict()), 0, {}, 0.0, 0.0, 0.0)
     if state.done >= rounds:
@@ -194,9 +200,8 @@ def fedavg(
             percent, per_class = accuracy(model, test)
             metrics = MetricRecord({"accuracy": percent})
             seconds = time.perf_counter() - started
-            state.rows[state.done] = FedAvgRow(
-                state.done, percent, tuple(per_class.tolist()), state.bytes_up, state.bytes_down, seconds
-            )
+            numbers = (state.bytes_up, state.bytes_down, seconds, state.failed)
+            state.rows[state.done] = FedAvgRow(state.done, percent, tuple(per_class.tolist()), *numbers)
         state.seconds = time.perf_counter() - started
         if checkpoint:
             state.save(checkpoint)
@@ -208,7 +213,7 @@ def fedavg(
     def main(grid: Grid, context: Context) -> None:
         assert isinstance(grid, InProcessGrid)
         everyone = len(partition)
-        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone)
+        strategy = _OfThoseLeft(state, fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone)
         config = ConfigRecord({**asdict(training), "seed": seed, "rounds-before": first})
         strategy.start(
             grid,
@@ -223,6 +228,29 @@ def fedavg(
     return {r: row for r, row in state.rows.items() if r in wanted}
 
 
+class _OfThoseLeft(FedAvg):
+    """FedAvg, which leaves out clients that fail, and here says so: an accuracy without them is another one."""
+
+    def __init__(self, state: _State, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.state = state
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Count and name those who failed, and average the others."""
+        replies = list(replies)
+        failed = [r.error.reason for r in replies if r.has_error() and r.error.reason != _NO_DATA]
+        if failed:
+            self.state.failed += len(failed)
+            left = sum(not r.has_error() for r in replies)
+            text = f"FedAvg, round {server_round}: {len(failed)} clients failed, {left} are left; {failed[0]}"
+            if not left:
+                raise AggregationError(safe_text(text))
+            _LOG.warning(safe_text(text))
+        return super().aggregate_train(server_round, replies)
+
+
 @dataclass
 class _State:
     """What a resumed run needs: weights, rows so far, bytes and seconds spent."""
@@ -234,15 +262,13 @@ class _State:
     bytes_up: float
     bytes_down: float
     seconds: float
+    failed: int = 0
 
     def save(self, path: Path) -> None:
-        """Replace the checkpoint in one move: a reader sees the old one or the new one."""
+        """Replace the checkpoint."""
         record = {k: v for k, v in vars(self).items() if k != "weights"}
         weights = {name: value.cpu().contiguous() for name, value in self.weights.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(save(weights, {"fedavg": json.dumps(record)}))
-        os.replace(partial, path)
+        write_file(path, save(weights, {"fedavg": json.dumps(record)}), overwrite=True)
 
     @classmethod
     def load(cls, path: Path, settings: dict[str, Any]) -> _State:

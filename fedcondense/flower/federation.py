@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.exception import AggregationError
 from safetensors.torch import save
 from torch import nn
 
 from fedcondense.condensation import Progress, without_the_line_on_few_records
 from fedcondense.data import Data
-from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
+from fedcondense.errors import OutputError, ResumeError, SettingError, look_up, unknown
 from fedcondense.evaluation import Evaluation, evaluate
 from fedcondense.files import write_file
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
@@ -33,12 +34,22 @@ from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
 from fedcondense.networks import NETWORKS, default_network, parts
-from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.starts import STARTS
 from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit
 
 __all__ = ["FEDAVG_GRID", "ROWS", "FederationProgress", "FederationResult", "federate"]
 
+_WRITTEN = (
+    "result.json",
+    "report.html",
+    "joined.safetensors",
+    "weights.safetensors",
+    "clients/*.safetensors",
+    "work/*",
+)  # into a run's folder, by us and by the command line
 FEDAVG_GRID = (LocalTraining(0.02), LocalTraining(0.05), LocalTraining(0.1), LocalTraining(0.05, epochs=5))
 """What FedAvg is tuned over; each row takes the best of the grid for its number of rounds, on the test data."""
 
@@ -72,6 +83,7 @@ def federate(
     evaluation_seeds: Sequence[int] = (0, 1, 2),
     output: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Callable[[FederationProgress], None] | None = None,
 ) -> FederationResult:
     """Run a federation in one process, over Flower's real serialisation, and the rows it has to be compared with.
@@ -96,12 +108,14 @@ def federate(
         evaluation_seeds: One network is trained and tested for each.
         output: A folder for ``result.json``, ``joined.safetensors``, ``weights.safetensors`` and each client's set in
             ``clients/``; None keeps nothing.
-        resume: Go on with what `output` holds; finished rows, sets and rounds are not run again.
+        resume: Go on with what `output` holds; finished rows, sets and rounds are not run again, and all finished rows
+            are in the result.
+        overwrite: Delete the run that `output` holds, once all arguments are found to be sound.
         progress: Told where it is, a few times a second at most.
 
     Raises:
-        SettingError: A row's name is unknown.
-        OutputError: `output` holds another result and `resume` is false.
+        SettingError: A name is unknown.
+        OutputError: `output` holds another result, and neither `resume` nor `overwrite` is true.
         ResumeError: `output` holds the result of other settings.
     """
     network = network or default_network(train.spec.shape)
@@ -110,6 +124,12 @@ def federate(
     for name in rows:
         if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))
+    look_up("objective", objective, OBJECTIVES)
+    look_up("parametrization", parametrization, PARAMETRIZATIONS)
+    look_up("start", start, STARTS)
+    if output is not None and overwrite and not resume:
+        for path in (path for pattern in _WRITTEN for path in Path(output).glob(pattern)):
+            path.unlink()
     run = _Run(
         train,
         test,
@@ -180,7 +200,7 @@ class _Run:
                 self.result.rows[name] = {"seconds": round(time.perf_counter() - began, 2), **row}
                 self.progress(FederationProgress(name, "done", 1.0))
                 self._write_result()
-        self.result.rows = {name: self.result.rows[name] for name in rows}
+        self.result.rows = {name: self.result.rows[name] for name in dict.fromkeys([*rows, *self.result.rows])}
         self._write_result()
         return self.result
 
@@ -291,7 +311,7 @@ class _Run:
     def _fedavg(self, rounds: int) -> dict[str, Any]:
         """Take the best of the grid after so many rounds; all rows of FedAvg share the runs, by their checkpoints."""
         best: dict[str, Any] = {"accuracy": -1.0}
-        last = max(self.rounds)
+        last, diverged = max(self.rounds), None
         for k, training in enumerate(self.grid):
 
             def done(number: int, total: int, k: int = k, training: LocalTraining = training) -> None:
@@ -299,21 +319,24 @@ class _Run:
                 self.progress(FederationProgress(f"fedavg-{last}", where, (k + number / total) / len(self.grid)))
 
             if k not in self.fedavg_rows:
-                self.fedavg_rows[k] = fedavg(
-                    self.train,
-                    self.partition,
-                    self.test,
-                    self.network,
-                    rounds=last,
-                    training=training,
-                    seed=self.seed,
-                    evaluate_at=self.rounds,
-                    checkpoint=None if self.output is None else self.output / "work" / f"fedavg-{k}.safetensors",
-                    resume=self.resume,
-                    progress=done,
-                )
-            row = self.fedavg_rows[k][rounds]
-            if row.accuracy > best["accuracy"]:
+                try:
+                    self.fedavg_rows[k] = fedavg(
+                        self.train,
+                        self.partition,
+                        self.test,
+                        self.network,
+                        rounds=last,
+                        training=training,
+                        seed=self.seed,
+                        evaluate_at=self.rounds,
+                        checkpoint=None if self.output is None else self.output / "work" / f"fedavg-{k}.safetensors",
+                        resume=self.resume,
+                        progress=done,
+                    )
+                except AggregationError as error:  # others of the grid may work
+                    self.fedavg_rows[k], diverged = {}, error
+            row = self.fedavg_rows[k].get(rounds)
+            if row is not None and row.accuracy > best["accuracy"]:
                 best = {
                     "accuracy": row.accuracy,
                     "accuracy_std": None,
@@ -323,7 +346,10 @@ class _Run:
                     "seconds": round(row.seconds, 2),
                     "lr": training.lr,
                     "local_epochs": training.epochs,
+                    "failed": row.failed,
                 }
+        if diverged is not None and best["accuracy"] < 0:
+            raise diverged
         return best
 
     def _statistics(self, name: str) -> dict[str, Any]:

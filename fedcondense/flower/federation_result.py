@@ -21,7 +21,7 @@ ROWS = (
     "ridge-equal-bytes",
     "feature-statistics",
 )
-"""What is run unless the caller says otherwise; besides, ``fedavg-N`` of any N, ``herding`` and ``k-means``."""
+"""What is run unless the caller says otherwise; besides, ``fedavg-N`` of any N and `SELECTIONS` by their names."""
 
 
 def rounds_of(name: str) -> int:

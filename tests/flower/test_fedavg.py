@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import importlib
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord
+from flwr.serverapp.exception import AggregationError
+from torch import nn
 
 from fedcondense.data import Data
-from fedcondense.errors import ResumeError
+from fedcondense.errors import ResumeError, SettingError
 from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, train_locally
 from fedcondense.networks import build
 from fedcondense.partitions import Partition
@@ -79,6 +84,18 @@ class TestResume:
         assert [row[:5] for row in resumed.values()] == [row[:5] for row in two_rounds.values()]
         finished = fedavg(*arguments, **options, resume=True, progress=cut)  # nothing is left to do
         assert finished == resumed
+        further = fedavg(*arguments, **options | {"rounds": 3}, resume=True)
+        assert further[2] == resumed[2]
+        assert fedavg(*arguments, **options | {"rounds": 3, "evaluate_at": (2, 3)}, resume=True)[3] == further[3]
+
+    def test_rounds_that_nobody_tested_are_run_again(
+        self, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        options: dict[str, Any] = {"rounds": 2, "training": FAST, "checkpoint": tmp_path / "fedavg.safetensors"}
+        last = fedavg(train, held, test, NETWORK, **options, evaluate_at=())
+        both = fedavg(train, held, test, NETWORK, **options, evaluate_at=(1,), resume=True)
+        assert sorted(both) == [1, 2]
+        assert both[2][:5] == last[2][:5]
 
     def test_another_configuration_is_refused_by_name(
         self, train: Data, test: Data, held: Partition, tmp_path: Path
@@ -95,6 +112,33 @@ class TestResume:
             fedavg(train, held, test, NETWORK, rounds=1, checkpoint=checkpoint, resume=True)
 
 
+class TestFailures:
+    def test_a_client_that_diverges_is_counted_and_named(
+        self,
+        train: Data,
+        test: Data,
+        held: Partition,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def failing(network: nn.Module, data: Data, training: LocalTraining, generator: torch.Generator) -> float:
+            if len(data) > 20:
+                raise SettingError("local training diverged")
+            return train_locally(network, data, training, generator)
+
+        monkeypatch.setattr(importlib.import_module("fedcondense.flower.fedavg"), "train_locally", failing)
+        parts = [held[0][:20], held[1], held[2][:20]]
+        with caplog.at_level(logging.WARNING):
+            rows = fedavg(train, parts, test, NETWORK, rounds=2, training=FAST, evaluate_at=(1, 2))
+        assert [row.failed for row in rows.values()] == [1, 2]
+        assert "round 1: 1 clients failed, 2 are left; SettingError: local training diverged" in caplog.text
+
+    def test_nothing_but_failures_is_an_error(self, train: Data, test: Data, held: Partition) -> None:
+        with pytest.raises(AggregationError, match=r"3 clients failed, 0 are left; .*diverged at lr"):
+            fedavg(train, held, test, NETWORK, rounds=1, training=replace(FAST, lr=1e9))
+
+
 def test_a_client_without_data_is_left_out(train: Data, test: Data, held: Partition) -> None:
     rows = fedavg(train, [*held, torch.empty(0, dtype=torch.int64)], test, NETWORK, rounds=1, training=FAST)
     assert rows[1].accuracy > 0
+    assert rows[1].failed == 0

@@ -106,6 +106,24 @@ class TestResume:
         )
         assert {now.row for now in told} == {"k-means"}
         assert again.rows["one-shot"] == result.rows["one-shot"]
+        assert list(again.rows)[:2] == ["one-shot", "k-means"]
+        assert set(again.rows) == {*result.rows, "k-means"}  # what was not asked for again is kept, too
+
+    def test_rounds_can_be_added(
+        self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        own = shutil.copytree(folder, tmp_path / "run")
+        again = federate(train, test, held, rows=("fedavg-6",), output=own, resume=True, **QUICK)
+        assert again.rows["fedavg-6"]["bytes_up"] == 3 * result.rows["fedavg-2"]["bytes_up"]
+
+    def test_a_wrong_name_deletes_nothing(
+        self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
+    ) -> None:
+        wrong: dict[str, Any] = {"rows": ("fedavg-x",), "objective": "dx", "parametrization": "pixel", "start": "reel"}
+        for name, value in wrong.items():
+            with pytest.raises(SettingError, match=r"no .* is called"):
+                federate(train, test, held, output=folder, overwrite=True, **{**QUICK, name: value})
+        assert json.loads((folder / "result.json").read_text())["rows"].keys() == result.rows.keys()
 
     def test_other_settings_and_an_unasked_resume_are_refused(
         self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
