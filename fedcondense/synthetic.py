@@ -147,7 +147,7 @@ class SyntheticSet:
 
     def __len__(self) -> int:
         """Return the number of decoded images."""
-        return len(self._pixels.targets)
+        return sum(self._sizes)
 
     def __repr__(self) -> str:
         made = ", ".join(sorted({part.record.method for part in self.parts}))

@@ -81,7 +81,12 @@ class Sweeping:
     controls: Annotated[
         str | None, typer.Option(help="Selections of real images, by commas, or none; default: all, or the usual.")
     ] = None
-    recipe: Annotated[RecipeName, typer.Option(help="published is not there for all.")] = RecipeName.tuned
+    recipe: Annotated[
+        RecipeName,
+        typer.Option(
+            help="published: optimizer, schedule, source, start and steps at 10 images per class, where there is one."
+        ),
+    ] = RecipeName.tuned
     steps: Annotated[int | None, typer.Option(help="Optimisation steps of each set; default: the recipe's.")] = None
     budget: Annotated[float | None, typer.Option(help="CPU seconds a set, instead of steps: a few are timed.")] = None
     evaluation_steps: Annotated[int | None, typer.Option(help="Training steps of a network; default: 400.")] = None

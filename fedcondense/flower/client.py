@@ -37,7 +37,7 @@ __all__ = ["ClientCaps", "Request", "app", "load_partition", "make_client_app"]
 _log = logging.getLogger(__name__)
 
 LIMIT = 0.5
-"""The share of a class's records that a set may number: more would be cheaper to steal from than to send."""
+"""The share of a class's records whose bytes a set may take, but one at least: more would save nobody a byte."""
 
 
 @dataclass(frozen=True)

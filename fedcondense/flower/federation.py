@@ -88,8 +88,8 @@ def federate(
 ) -> FederationResult:
     """Run a federation in one process, over Flower's real serialisation, and the rows it has to be compared with.
 
-    Every client condenses with a seed of its own, to at most half of the records it has of a class; the server trains
-    on the union. The bytes are those of Flower's messages.
+    Every client condenses with a seed of its own, to the bytes of at most half of the records it has of a class; the
+    server trains on the union. The bytes are those of Flower's messages.
 
     Args:
         train: All clients' data, on the device that they compute on.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -52,6 +53,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/condensed-replay"))
     arguments = parser.parse_args()
+    checkpoint = arguments.output / "strategy.pt"
+    asked = {name: str(value) for name, value in vars(arguments).items() if name not in ("output", "data_root")}
+    kept = arguments.output / "arguments.json"
+    if checkpoint.exists() and kept.exists() and json.loads(kept.read_text()) != asked:
+        sys.exit(f"{checkpoint} is of other arguments ({kept}); give them, or another --output")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(asked, indent=1))
 
     train, test = fc.load_data(arguments.data, arguments.data_root)
     benchmark = split_benchmark(train, test, arguments.experiences, seed=arguments.seed)
@@ -84,7 +92,6 @@ def main() -> None:
         eval_mb_size=500,
         evaluator=EvaluationPlugin(*metrics, loggers=loggers),
     )
-    checkpoint = arguments.output / "strategy.pt"
     strategy, done = maybe_load_checkpoint(strategy, checkpoint)
     for experience in benchmark.train_stream[done:]:
         strategy.train(experience)

@@ -36,3 +36,7 @@ def test_the_recipe_learns_the_digits_leaves_a_memory_and_started_again_has_noth
     assert Path(first["memory"]).stat().st_size == first["nbytes"]
     assert any((tmp_path / "tensorboard").iterdir())
     assert run(tmp_path, "--epochs", "60") == first
+    other = [sys.executable, "-W", "ignore", str(PROGRAM), "--output", str(tmp_path), "--strategy", "replay"]
+    refused = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "is of other arguments" in refused.stderr.splitlines()[-1]
