@@ -308,7 +308,9 @@ class Memory:
             ResumeError: It was written with other settings.
         """
         try:
-            self.from_bytes(Path(path).read_bytes())
+            with open(path, "rb") as file:
+                blob = file.read(_LIMITS.nbytes + 1)
+            self.from_bytes(blob)
         except OSError as error:
             raise UntrustedSetError(f"{path}: {error.strerror}; give the path of a memory that `save` wrote") from None
         except UntrustedSetError as error:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fedcondense.contract import Network
 from fedcondense.data import Data
 from fedcondense.errors import DataError
-from fedcondense.flower.inprocess import log_from, run_in_process
+from fedcondense.flower.inprocess import NO_DATA, log_from, run_in_process
 from fedcondense.flower.message import safe_text
 from fedcondense.networks import build
 from fedcondense.randomness import stream
@@ -74,7 +74,7 @@ def make_statistics_client(load_partition: Callable[[Context], Data]) -> ClientA
         config: Mapping[str, Any] = message.content.config_records["config"]
         data = load_partition(context)
         if not len(data):
-            raise DataError("has no data")
+            raise DataError(NO_DATA)
         kind = _gram if config["kind"] == "ridge" else _moments
         with torch.autocast(data.device.type, enabled=False):  # sums over all records need all the digits
             features = random_features(data, str(config["network"]), int(config["seed"]), int(config["dims"]))
@@ -221,9 +221,12 @@ def _ask(
 
     with log_from(logging.ERROR):
         grid = run_in_process(server, client, len(partition))
+    reasons = sorted({safe_text(reply.error.reason or "") for reply in failed})
+    broken = [reason for reason in reasons if not reason.endswith(NO_DATA)]
+    if broken:  # sums without a client that has data are another baseline
+        raise DataError(f"a client failed to send statistics: {'; '.join(broken[:3])}")
     if not answers:
-        reasons = "; ".join(sorted({safe_text(reply.error.reason or "") for reply in failed})[:3])
-        raise DataError(f"no client sent statistics ({reasons}); at least one needs data")
+        raise DataError(f"no client sent statistics ({'; '.join(reasons[:3])}); at least one needs data")
     up, down = (
         sum(column) / len(partition) for column in zip(*((t.up, t.down) for t in grid.traffic.values()), strict=True)
     )

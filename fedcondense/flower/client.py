@@ -21,7 +21,7 @@ from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensation import Progress, condense, without_the_line_on_few_records
 from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
-from fedcondense.flower.inprocess import CLIENT_RAISED
+from fedcondense.flower.inprocess import CLIENT_RAISED, NO_DATA
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import default_network, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
@@ -149,7 +149,7 @@ def make_client_app(
                 torch.set_num_threads(threads)
             data = load_partition(context)
             if not len(data):
-                raise SettingError("has no data")
+                raise SettingError(NO_DATA)
             request = Request.read(message.content.config_records.get("config", ConfigRecord()), data)
             report = None if progress is None else lambda step: progress(partition, step)
             kept = cache or (Path(str(context.node_config["cache"])) if "cache" in context.node_config else None)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fedcondense.data import Data
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import write_file
-from fedcondense.flower.inprocess import CLIENT_RAISED, InProcessGrid, log_from, run_in_process
+from fedcondense.flower.inprocess import CLIENT_RAISED, NO_DATA, InProcessGrid, log_from, run_in_process
 from fedcondense.flower.message import safe_text
 from fedcondense.networks import build
 from fedcondense.randomness import stream
@@ -35,7 +35,6 @@ from fedcondense.training import accuracy, autocast_of_caller
 __all__ = ["FedAvgRow", "LocalTraining", "fedavg", "make_fedavg_client", "train_locally"]
 
 _LOG = logging.getLogger(__name__)
-_NO_DATA = "has no data"  # why a client is left out that has not failed
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def make_fedavg_client(train: Data, partition: Sequence[Tensor], network: str) -
         config: Mapping[str, Any] = message.content.config_records["config"]
         data = train.subset(partition[identifier])
         if not len(data):
-            return Message(Error(CLIENT_RAISED, _NO_DATA), reply_to=message)
+            return Message(Error(CLIENT_RAISED, NO_DATA), reply_to=message)
         training = LocalTraining(
             float(config["lr"]), int(config["epochs"]), int(config["batch"]), float(config["momentum"])
         )
@@ -240,7 +239,7 @@ class _OfThoseLeft(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Count and name those who failed, and average the others."""
         replies = list(replies)
-        failed = [r.error.reason for r in replies if r.has_error() and r.error.reason != _NO_DATA]
+        failed = [r.error.reason for r in replies if r.has_error() and r.error.reason != NO_DATA]
         if failed:
             self.state.failed += len(failed)
             left = sum(not r.has_error() for r in replies)

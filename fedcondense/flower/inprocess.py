@@ -22,6 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 __all__ = ["InProcessGrid", "Traffic", "log_from", "run_in_process", "task_identity"]
 
 CLIENT_RAISED = 2  # Flower's code for an exception in a ClientApp
+NO_DATA = "has no data"  # the reason of a client that is left out and has not failed
 
 
 class Traffic(NamedTuple):

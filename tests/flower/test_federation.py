@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from fedcondense.data import Data
-from fedcondense.errors import OutputError, ResumeError, SettingError
+from fedcondense.errors import DataError, OutputError, ResumeError, SettingError
 from fedcondense.evaluation import evaluate_as_recorded
 from fedcondense.flower.baselines import feature_statistics, random_features, ridge, ridge_dims
 from fedcondense.flower.fedavg import LocalTraining
@@ -198,6 +199,19 @@ class TestStatistics:
         for one, other in zip(plain, mixed, strict=True):
             assert one.bytes_up == other.bytes_up
             assert one.accuracy == pytest.approx(other.accuracy, abs=2)
+
+    def test_sums_without_a_client_that_has_data_are_refused(
+        self, train: Data, test: Data, held: Partition, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(data: Data, *settings: Any) -> torch.Tensor:
+            if len(data) == 20:
+                raise RuntimeError("out of memory")
+            return random_features(data, *settings)
+
+        assert ridge(train, [*held, held[0][:0]], test, NETWORK).accuracy > 80  # who has no data is left out
+        monkeypatch.setattr(importlib.import_module("fedcondense.flower.baselines"), "random_features", failing)
+        with pytest.raises(DataError, match="a client failed to send statistics: RuntimeError: out of memory"):
+            ridge(train, [*held, held[0][:20]], test, NETWORK)
 
     def test_ridge_is_least_squares(self, train: Data, test: Data) -> None:
         """On seven features, the closed form must do as `torch.linalg.lstsq` on the stacked rows does."""
