@@ -1,4 +1,4 @@
-"""What each part of the default recipe buys: rows that leave one part out, or put another in its place.
+"""What each part of `dm-ridge` buys: rows that leave one part out, or put another in its place.
 
     python experiments/ablation.py --ipc 1                # Fashion-MNIST and CIFAR-10, resumes; results/ablation.json
     python experiments/ablation.py --ipc 10 50 --data cifar10 --seeds 0 1 2
@@ -47,7 +47,7 @@ FULL_WEIGHT = "means at full weight"  # at 10 images per class and more, that is
 
 @dataclass(frozen=True)
 class Row:
-    """A departure from the default."""
+    """A departure from the whole."""
 
     objective: Objective = ALL
     storage: str = "multi-formation"

@@ -57,6 +57,7 @@ STEPS = {  # by objective, parametrization and images per class
     ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
     ("dm-ridge, 600 steps", "multi-formation"): {10: 600},
     (MIXED, "multi-formation"): {10: 600},
+    ("mmd-ridge", "pixels"): {1: 1000, 10: 1000, 50: 240},
     ("mmd-ridge", "multi-formation"): {10: 720},
     ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dsa", "pixels"): {1: 300, 10: 300},
@@ -91,7 +92,7 @@ def methods(data: str, ipc: int, trained: int = TRAINED) -> list[tuple[str, str]
     if trained == LONGER:
         distilled = [(name, "multi-formation") for name in ("dm-ridge, 600 steps", MIXED, "mmd-ridge")]
         return [*CONTROLS, *distilled] if data != "mnist" and ipc == 10 else []
-    distilled = [("dm", "pixels"), ("dm-ridge", "pixels")]
+    distilled = [("dm", "pixels"), ("dm-ridge", "pixels"), ("mmd-ridge", "pixels")]
     if data == "cifar10" or (data == "fashion-mnist" and ipc < 50):
         distilled.append(("dm-ridge", "multi-formation"))
         if ipc == 10:

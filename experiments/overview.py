@@ -25,7 +25,7 @@ def main() -> None:
     left.suptitle("What clients send: a few synthetic images of the classes they hold", fontsize=11)
     for k, panel in enumerate(panels):
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            synthetic = fc.condense(train.subset(split[k]), ipc=COLUMNS, seed=k, steps=400, limit=0.5)
+            synthetic = fc.condense(train.subset(split[k]), COLUMNS, "dm-ridge", seed=k, steps=400, limit=0.5)
         images, targets = synthetic.pixels()
         labels = targets.argmax(1)
         axes = panel.subplots(10, COLUMNS)

@@ -64,6 +64,7 @@ def central_short() -> str:
         "half resolution": ("half-resolution", "pixels"),
         "DM": ("dm", "pixels"),
         "`dm-ridge`": ("dm-ridge", "pixels"),
+        "`mmd-ridge`": ("mmd-ridge", "pixels"),
         "`dm-ridge`, factor 2": ("dm-ridge", "multi-formation"),
         "DSA": ("dsa", "pixels"),
     }

@@ -73,6 +73,7 @@ def make(data: str, ipc: int) -> ReadySet:
         made = fc.condense(
             train,
             ipc,
+            "dm-ridge",
             parametrization=parametrization,
             network=NETWORK,
             start="gaussian",

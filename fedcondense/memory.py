@@ -23,7 +23,7 @@ from fedcondense.data import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
 from fedcondense.files import write_file
 from fedcondense.networks import NetworkMaker
-from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.randomness import child_seed, stream
 from fedcondense.selection import SELECTIONS, select
@@ -62,7 +62,8 @@ class Condenser:
     """Condenses: the arguments of `condense`, as a value.
 
     Args:
-        objective: A name in `OBJECTIVES`, or an objective.
+        objective: A name in `OBJECTIVES`, or an objective. ``"mmd"`` was better where the final shares of classes are
+            known: `strategies/condensed-replay`.
         parametrization: A name in `PARAMETRIZATIONS`, or a parametrization.
         network: A name in `NETWORKS`, or a function that builds a module; None: as the image size asks.
         steps: Optimisation steps; None: the recipe's.
@@ -74,7 +75,7 @@ class Condenser:
         progress: As in `condense`.
     """
 
-    objective: str | Objective = DEFAULT_OBJECTIVE
+    objective: str | Objective = "dm-ridge"
     parametrization: str | Parametrization = "multi-formation"
     network: str | NetworkMaker | None = None
     steps: int | None = None

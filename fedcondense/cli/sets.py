@@ -48,7 +48,7 @@ DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
 Ipc = Annotated[int, typer.Option(help="Images per class whose bytes the set may take.")]
 _OBJECTIVES = (
-    "dm-ridge (default), mmd-ridge, ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
+    "mmd-ridge (default), dm-ridge, ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
 )
 Objective = Annotated[str | None, typer.Option(help=f"{_OBJECTIVES}, or a plugin's.")]
 _STORED = "pixels (default), multi-formation (four images in one), multi-formation-4, bases, hallucinators or latents"

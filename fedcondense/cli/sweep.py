@@ -136,7 +136,7 @@ def _sweep(function: Callable[..., None]) -> None:
     )
 
 
-Objective = Annotated[str | None, typer.Option(help="Default: dm-ridge.")]
+Objective = Annotated[str | None, typer.Option(help="Default: mmd-ridge.")]
 Ipc = Annotated[int, typer.Option(help="Images per class whose bytes a set may take.")]
 Ipcs = Annotated[str, typer.Option("--ipc", help="Images per class whose bytes a set may take, by commas.")]
 

@@ -34,7 +34,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 """What `condense`, the Flower client and the command line may name; a user adds a line with an objective."""
 
-DEFAULT_OBJECTIVE = "dm-ridge"
+DEFAULT_OBJECTIVE = "mmd-ridge"
 
 _SHIPPED = dict(OBJECTIVES)
 

@@ -1,4 +1,4 @@
-"""Ridge regression on random features, beside matched class means: the toolkit's default.
+"""Ridge regression on random features, and beside matched class means.
 
 The regression is FRePo's objective (Zhou et al., NeurIPS 2022, https://arxiv.org/abs/2206.00719) without its trained
 networks: here the networks are random and frozen, so all that it needs of the real data is taken once a draw.
@@ -101,7 +101,7 @@ class MeansAndRidge(Sum):
 def means_and_ridge(
     per_class: int | None = 64, ridge: float = 1.0, penalty: float = 0.01, learn_labels: bool = False
 ) -> MeansAndRidge:
-    """Return the default objective: relative distribution matching plus `ridge` times the regression, on the same rows.
+    """Return `dm-ridge`: relative distribution matching plus `ridge` times the regression, on the same rows.
 
     Means hold each class where it belongs for any number of classes at hand; the regression adds what separates them.
     Measured against either alone in `experiments/`.

@@ -179,7 +179,7 @@ class TestTheOtherCommands:
         found = cli.done("relabel", made, "--output", output, "--network", "convnet1-w16", "--seeds", 1)
         assert list(found) == KEYS
         assert found["nbytes"] == output.stat().st_size > SyntheticSet.load(made).nbytes
-        assert found["method"] == "dm-ridge, labels 0.5 by 1 convnet1-w16 at temperature 2"
+        assert found["method"] == "mmd-ridge, labels 0.5 by 1 convnet1-w16 at temperature 2"
         assert "exists" in cli.refused("relabel", made, "--output", output)
         assert "a share above 0" in cli.refused("relabel", made, "--output", tmp_path / "b.safetensors", "--share", 0)
 
