@@ -542,11 +542,12 @@ def test_divergence_stops_with_the_last_good_set(codes_too: bool, every_step: No
 
 class TestAutocast:
     def test_bfloat16_features_make_a_set_close_to_that_of_single_precision(self) -> None:
-        exact = condense(toy(), 2, network=TINY, steps=3)
+        """Three steps of Adam at 0.02 move two pixels at most 0.12 apart; rounded gradients move few of them so."""
+        exact = condense(toy(), 2, "dm-ridge", network=TINY, steps=3)
         with torch.autocast("cpu", torch.bfloat16):
-            rough = condense(toy(), 2, network=TINY, steps=3)
+            rough = condense(toy(), 2, "dm-ridge", network=TINY, steps=3)
         difference = (exact.pixels().images - rough.pixels().images).abs()
-        assert 0 < difference.max() < 0.15
+        assert 0 < difference.max() <= 0.12
         assert difference.mean() < 0.02
 
     @pytest.mark.parametrize("objective", OBJECTIVES)

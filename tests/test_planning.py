@@ -66,7 +66,7 @@ def test_seconds_count_a_pool_s_draws_once(steps: int, expected: float, monkeypa
 
     monkeypatch.setattr(Loop, "step", timed)
     monkeypatch.setattr("fedcondense.planning.time.monotonic", lambda: now)
-    assert plan(toy(), 1, network=TINY, steps=steps).seconds == pytest.approx(expected)
+    assert plan(toy(), 1, "dm-ridge", network=TINY, steps=steps).seconds == pytest.approx(expected)
 
 
 def test_without_a_pool_every_step_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,8 +149,8 @@ class TestTheOtherSweeps:
         arguments += ["--ipc", "1", "--steps", "2", "--controls", "random", "--output", str(tmp_path)]
         rows = cli.done(*arguments)["rows"]
         assert [(row["objective"], row["parametrization"]) for row in rows[1:]] == [
-            ("dm-ridge", "pixels"),
-            ("dm-ridge", "multi-formation"),
+            ("mmd-ridge", "pixels"),
+            ("mmd-ridge", "multi-formation"),
         ]
         assert max(row["nbytes"] for row in rows) < 1.05 * min(row["nbytes"] for row in rows)
 
