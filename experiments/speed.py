@@ -120,7 +120,7 @@ def variants(data: Data) -> dict[str, dict[str, Callable[[], Any]]]:
             "naive": Naive(data, 0, distribution_matching_loss).step,
             "fresh": fresh(dm, data).step,
             "cached": cached(dm, data).step,
-            "default recipe, cached": cached("dm-ridge", data).step,
+            "dm-ridge, cached": cached("dm-ridge", data).step,
         },
         "dsa": {
             "naive": Naive(data, 0, gradient_matching_loss, 64).step,
@@ -214,7 +214,7 @@ def convolution_peak() -> dict[str, Any]:
 
 
 def to_accuracy(seed: int) -> Callable[[], dict[str, Any]]:
-    """Follow naive DM, plain DM on a pool and the default recipe: (CPU seconds, accuracy) at growing budgets."""
+    """Follow naive DM, plain DM and `dm-ridge` on a pool: (CPU seconds, accuracy) at growing budgets."""
 
     def compute() -> dict[str, Any]:
         train, test = fc.load_data("fashion-mnist")
@@ -327,7 +327,7 @@ def main() -> None:
         cells = {"replay": replay}
     elif arguments.what == "steps":
         cells = {f"step {kind} {p}": steps(kind, p) for kind in ("dm", "dsa") for p in ("float32", "bfloat16")}
-        names = [("dm", name) for name in ("naive", "fresh", "cached", "default recipe, cached")]
+        names = [("dm", name) for name in ("naive", "fresh", "cached", "dm-ridge, cached")]
         names += [("dsa", "naive"), ("dsa", "ours")]
         cells |= {f"memory {kind} {name}": peak_memory(kind, name) for kind, name in names}
         cells["convolution peak"] = convolution_peak

@@ -37,7 +37,7 @@ def federated_short() -> str:
         ("one-shot dm-ridge", "multi-formation", ipc, f"distilled, factor 2 (`multi-formation`), {ipc} per class")
         for ipc in federated.IPC
     ]
-    rows += [("one-shot dm", "pixels", 10, "distilled (plain `dm`), 10 per class")]
+    rows += [(f"one-shot {name}", "pixels", 10, f"distilled (`{name}`), 10 per class") for name in ("mmd-ridge", "dm")]
     rows += [("random-real", "", ipc, f"random real images, {ipc} per class") for ipc in federated.IPC]
     rows += [
         ("half-resolution-real", "", 10, "half-resolution real images, 10 per class"),
