@@ -212,7 +212,7 @@ def fedavg(
     def main(grid: Grid, context: Context) -> None:
         assert isinstance(grid, InProcessGrid)
         everyone = len(partition)
-        strategy = _OfThoseLeft(state, fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone)
+        strategy = _CountingFedAvg(state, fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone)
         config = ConfigRecord({**asdict(training), "seed": seed, "rounds-before": first})
         strategy.start(
             grid,
@@ -227,7 +227,7 @@ def fedavg(
     return {r: row for r, row in state.rows.items() if r in wanted}
 
 
-class _OfThoseLeft(FedAvg):
+class _CountingFedAvg(FedAvg):
     """FedAvg, which leaves out clients that fail, and here says so: an accuracy without them is another one."""
 
     def __init__(self, state: _State, **settings: Any) -> None:
@@ -276,14 +276,13 @@ class _State:
             blob = path.read_bytes()
             size = int.from_bytes(blob[:8], "little")
             record = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["fedavg"])
-            rows = {
-                int(r): FedAvgRow._make([*row[:2], tuple(row[2]), *row[3:]]) for r, row in record.pop("rows").items()
-            }
+            rows = {int(r): FedAvgRow(*values) for r, values in record.pop("rows").items()}
+            rows = {r: row._replace(per_class=tuple(row.per_class)) for r, row in rows.items()}
             state = cls(weights=load(blob), rows=rows, **record)
         except Exception as damaged:  # whatever a damaged file raises
             raise ResumeError(f"{path}: not a FedAvg checkpoint ({damaged}); delete it to start over") from damaged
-        if state.settings != settings:
-            differ = sorted(k for k in settings if state.settings.get(k) != settings[k])
+        differ = sorted(k for k in settings if state.settings.get(k) != settings[k])
+        if differ:
             raise ResumeError(f"{path}: of another run, {', '.join(differ)} differ; use another output folder")
         return state
 
