@@ -57,7 +57,7 @@ STEPS = {  # by objective, parametrization and images per class
     ("dm-ridge", "multi-formation"): {1: 1000, 10: 300, 50: 60},
     ("dm-ridge, 600 steps", "multi-formation"): {10: 600},
     (MIXED, "multi-formation"): {10: 600},
-    ("mmd-ridge", "pixels"): {1: 1000, 10: 1000, 50: 240},
+    ("mmd-ridge", "pixels"): {1: 1000, 10: 1000, 50: 300},
     ("mmd-ridge", "multi-formation"): {10: 720},
     ("dm", "pixels"): {1: 1200, 10: 1200, 50: 300},
     ("dsa", "pixels"): {1: 300, 10: 300},
