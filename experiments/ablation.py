@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     parser.add_argument("--ipc", nargs="+", type=int, choices=STEPS, default=list(STEPS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell from the i-th on")
     parser.add_argument("--table", action="store_true")
@@ -129,7 +130,7 @@ def main() -> None:
         for ipc in arguments.ipc
         for seed in arguments.seeds
         for data in arguments.data
-        for name in ROWS
+        for name in arguments.rows
         if name != FULL_WEIGHT or ipc == 1
     }
     run_at_precision(arguments, PATH, cells)

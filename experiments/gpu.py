@@ -55,6 +55,7 @@ class Row:
 
 
 RIDGE = means_and_ridge(per_class=256)
+KERNEL = fc.OBJECTIVES["mmd-ridge"]
 IDC = AbsoluteGradientMatching()
 
 
@@ -78,6 +79,7 @@ ROWS = {
     "dm": Row(DistributionMatching(), replace(DistributionMatching.published, source=partial(Pool, size=1000))),
     "dsa": Row(GradientMatching(), replace(GradientMatching.recipe, steps=2000)),
     "dm-ridge": ridge(4000, "pixels"),
+    "mmd-ridge": Row(KERNEL, replace(KERNEL.recipe, steps=4000)),
     "dm-ridge, factor 2": ridge(4000),
     "dm-ridge, factor 2, aged 400": ridge(4000, age=400),
     "mmd and ridge 1 : 3, factor 2": kernel_means(3000),
