@@ -84,7 +84,7 @@ def partition(
 
 def partition_iid(data: Labelled, num_partitions: int = 10, *, seed: int = 42) -> Partition:
     """Shuffle and deal out: sizes differ by one at most. No client is left without data."""
-    labels, rng = _labels(data, num_partitions), np.random.default_rng(seed)
+    labels, rng = _labels(data, num_partitions), _generator(seed)
     parts = np.array_split(rng.permutation(len(labels)), num_partitions)
     return _wrap(data, labels, parts, "iid", seed=seed)
 
@@ -112,7 +112,7 @@ def partition_dirichlet(
         min_partition_size: Examples that each client gets at least; 0 allows clients without data.
         self_balancing: Give nothing more to a client that already holds more than the average.
     """
-    labels, rng = _labels(data, num_partitions), np.random.default_rng(seed)
+    labels, rng = _labels(data, num_partitions), _generator(seed)
     concentration = _concentration(alpha, num_partitions, "client")
     if min_partition_size * num_partitions > len(labels):
         needed = f"{num_partitions} clients of at least {min_partition_size}"
@@ -163,7 +163,7 @@ def partition_client_dirichlet(
         alpha: Concentration, above 0, or one for each class that occurs.
         seed: Equal seeds, equal splits.
     """
-    labels, rng = _labels(data, num_partitions), np.random.default_rng(seed)
+    labels, rng = _labels(data, num_partitions), _generator(seed)
     members = _by_class(labels)
     left = np.array([len(index) for index in members])
     shares = rng.dirichlet(_concentration(alpha, len(members), "class"), size=num_partitions)
@@ -204,7 +204,7 @@ def partition_shards(
         num_shards_per_partition: Shards a client; 2, as published, mostly means two classes a client.
         seed: Equal seeds, equal splits.
     """
-    labels, rng = _labels(data, num_partitions), np.random.default_rng(seed)
+    labels, rng = _labels(data, num_partitions), _generator(seed)
     used = num_partitions * _at_least_one("num_shards_per_partition", num_shards_per_partition)
     if used > len(labels):
         raise SettingError(
@@ -237,7 +237,7 @@ def partition_classes(
             ``"first-deterministic"``: client i takes class i and draws the others (NIID-Bench).
         seed: Equal seeds, equal splits.
     """
-    labels, rng = _labels(data, num_partitions), np.random.default_rng(seed)
+    labels, rng = _labels(data, num_partitions), _generator(seed)
     members = _by_class(labels)
     k, take = len(members), _at_least_one("num_classes_per_partition", num_classes_per_partition)
     if take > k:
@@ -279,7 +279,7 @@ def partition_from_counts(
     """
     if counts is None:
         raise SettingError("partition by counts needs `counts`, a row a client with a number for each class")
-    labels, rng = _labels(data, 1), np.random.default_rng(seed)
+    labels, rng = _labels(data, 1), _generator(seed)
     classes = _class_names(data, labels)
     asked = _matrix(counts)
     if num_partitions not in (None, len(asked)) or asked.shape[1] != len(classes):
@@ -364,6 +364,12 @@ def _at_least_one(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise SettingError(f"{name} is {value!r}; needed: a whole number of at least 1")
     return int(value)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise SettingError(f"seed is {seed!r}; needed: a whole number from 0")
+    return np.random.default_rng(seed)
 
 
 def _matrix(counts: Sequence[Sequence[int]] | Tensor) -> Integers:

@@ -268,6 +268,7 @@ def test_a_partition_is_a_sequence_of_index_tensors() -> None:
         ({"by": "dirichlett"}, r"no partition is called 'dirichlett'; did you mean 'dirichlet'\?"),
         ({"alpha": 0.0}, r"alpha is 0.0; needed: a finite number above 0, or 4 of them, one a client"),
         ({"alpha": float("nan")}, r"alpha is nan"),
+        *[({"by": by, "seed": -1, "counts": [[1, 1]] * 4}, r"seed is -1; needed: a whole number") for by in PARTITIONS],
         ({"alpha": [1.0, 2.0]}, r"alpha is \[1.0, 2.0\]; needed: .*4 of them"),
         ({"by": "client-dirichlet", "alpha": -1}, r"alpha is -1; needed: .* one a class"),
         ({"min_partition_size": 40}, r"4 clients of at least 40 need more than the 100 examples; lower"),

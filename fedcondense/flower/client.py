@@ -164,7 +164,7 @@ def make_client_app(
             synthetic,
             partition=partition,
             num_examples=len(data),
-            seconds=sum(p.record.seconds for p in synthetic.parts),
+            seconds=sum(part.record.seconds for part in synthetic.parts),
         )
         return Message(content, reply_to=message)
 
@@ -259,14 +259,14 @@ def _device(context: Context) -> str:
 def _text(config: ConfigRecord, key: str, default: str) -> str:
     value = config.get(key, default)
     if not isinstance(value, str) or len(value) > 200:
-        raise SettingError(f"{key} is no short text")
+        raise SettingError(f"{key} is {value!r:.60}; needed: a text of at most 200 characters")
     return value
 
 
 def _whole(config: ConfigRecord, key: str, default: int) -> int:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise SettingError(f"{key} is no whole number from 0")
+        raise SettingError(f"{key} is {value!r:.60}; needed: a whole number from 0, below 2**62")
     return value
 
 

@@ -20,13 +20,13 @@ from flwr.serverapp.exception import AggregationError
 from safetensors.torch import save
 from torch import nn
 
-from fedcondense.condensation import Progress, without_the_line_on_few_records
+from fedcondense.condensation import Progress, prepare, without_the_line_on_few_records
 from fedcondense.data import Data
-from fedcondense.errors import OutputError, ResumeError, SettingError, look_up, unknown
+from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate
 from fedcondense.files import write_file
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
-from fedcondense.flower.client import LIMIT, ClientCaps, make_client_app
+from fedcondense.flower.client import LIMIT, ClientCaps, Request, make_client_app
 from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg
 from fedcondense.flower.federation_result import ROWS, FederationProgress, FederationResult, rounds_of
 from fedcondense.flower.inprocess import log_from, run_in_process
@@ -34,9 +34,7 @@ from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
 from fedcondense.networks import NETWORKS, default_network, parts
-from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
-from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.starts import STARTS
+from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit
 
@@ -110,11 +108,11 @@ def federate(
             ``clients/``; None keeps nothing.
         resume: Go on with what `output` holds; finished rows, sets and rounds are not run again, and all finished rows
             are in the result.
-        overwrite: Delete the run that `output` holds, once all arguments are found to be sound.
+        overwrite: Delete the run that `output` holds, once the smallest client could start on what is asked.
         progress: Told where it is, a few times a second at most.
 
     Raises:
-        SettingError: A name is unknown.
+        SettingError: A name is unknown, or a number or combination cannot work.
         OutputError: `output` holds another result, and neither `resume` nor `overwrite` is true.
         ResumeError: `output` holds the result of other settings.
     """
@@ -124,9 +122,23 @@ def federate(
     for name in rows:
         if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))
-    look_up("objective", objective, OBJECTIVES)
-    look_up("parametrization", parametrization, PARAMETRIZATIONS)
-    look_up("start", start, STARTS)
+    if steps is not None and steps < 1:
+        raise SettingError(f"{steps} steps; give 1 or more, or leave them to the objective's recipe")
+    request: dict[str, Any] = {
+        "ipc": ipc,
+        "objective": objective,
+        "parametrization": parametrization,
+        "steps": steps or 0,
+        "seed": seed,
+        "network": network,
+        "start": start,
+    }
+    asked = Request.read(ConfigRecord(request), train)
+    smallest = min(filter(len, partition), key=len)
+    with without_the_line_on_few_records():
+        prepare(
+            train.subset(smallest), ipc, objective, parametrization, network=network, steps=asked.steps, start=start
+        )
     if output is not None and overwrite and not resume:
         for path in (path for pattern in _WRITTEN for path in Path(output).glob(pattern)):
             path.unlink()
@@ -138,15 +150,7 @@ def federate(
         seed,
         tuple(evaluation_seeds),
         recipe,
-        request={
-            "ipc": ipc,
-            "objective": objective,
-            "parametrization": parametrization,
-            "steps": steps or 0,
-            "seed": seed,
-            "network": network,
-            "start": start,
-        },
+        request=request,
         grid=tuple(fedavg_grid),
         rounds=tuple(sorted({rounds_of(name) for name in rows} - {0})),
         output=None if output is None else Path(output),

@@ -21,7 +21,7 @@ ROWS = (
     "ridge-equal-bytes",
     "feature-statistics",
 )
-"""What is run unless the caller says otherwise; besides, ``fedavg-N`` of any N and `SELECTIONS` by their names."""
+"""What is run by default; there are ``fedavg-N`` of any N, ``herding``, ``k-center`` and ``k-means`` besides."""
 
 
 def rounds_of(name: str) -> int:

@@ -117,13 +117,32 @@ class TestResume:
         again = federate(train, test, held, rows=("fedavg-6",), output=own, resume=True, **QUICK)
         assert again.rows["fedavg-6"]["bytes_up"] == 3 * result.rows["fedavg-2"]["bytes_up"]
 
-    def test_a_wrong_name_deletes_nothing(
-        self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"rows": ("fedavg-x",)}, "no row is called"),
+            ({"objective": "dx"}, "no objective is called"),
+            ({"parametrization": "pixel"}, "no parametrization is called"),
+            ({"start": "reel"}, "no start is called"),
+            ({"network": "convnet4-w16", "parametrization": "multi-formation-4"}, "smaller depth"),
+            ({"ipc": 0}, "ipc 0; needed"),
+            ({"ipc": -1}, "ipc is -1; needed"),
+            ({"steps": 0}, "0 steps; give 1 or more"),
+            ({"seed": -1}, "seed is -1; needed"),
+        ],
+    )
+    def test_a_wrong_argument_deletes_nothing(
+        self,
+        wrong: dict[str, Any],
+        message: str,
+        result: FederationResult,
+        folder: Path,
+        train: Data,
+        test: Data,
+        held: Partition,
     ) -> None:
-        wrong: dict[str, Any] = {"rows": ("fedavg-x",), "objective": "dx", "parametrization": "pixel", "start": "reel"}
-        for name, value in wrong.items():
-            with pytest.raises(SettingError, match=r"no .* is called"):
-                federate(train, test, held, output=folder, overwrite=True, **{**QUICK, name: value})
+        with pytest.raises(SettingError, match=message):
+            federate(train, test, held, output=folder, overwrite=True, **{**QUICK, **wrong})
         assert json.loads((folder / "result.json").read_text())["rows"].keys() == result.rows.keys()
 
     def test_other_settings_and_an_unasked_resume_are_refused(
