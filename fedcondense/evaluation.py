@@ -154,7 +154,9 @@ def evaluate_as_recorded(
         if recipe.steps * recipe.batch * len(seeds) > _MOST_IMAGES:
             raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")
     except (KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"this set's evaluation cannot be repeated ({error}); call `evaluate` instead") from None
+        raise SettingError(
+            f"this set's evaluation cannot be repeated ({error}); `evaluate` measures the set anew"
+        ) from None
     return evaluate(
         synthetic,
         test,

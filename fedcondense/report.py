@@ -148,7 +148,8 @@ def headline(rows: Sequence[Row]) -> list[str]:
         factor = row.bytes_up / ours.bytes_up if ours.bytes_up else math.nan
         cost = f"{row.measured} with {human_bytes(row.bytes_up)}, {factor:.3g} times the bytes"
         rounds = f"{row.rounds} round{'s' if row.rounds > 1 else ''}"
-        said.append(f"FedAvg {'gets there in' if there else 'is not there after'} {rounds}: {cost}.")
+        verdict = "gets there in" if there else "is not there after" if ours.clearly_above(row) else "comes close in"
+        said.append(f"FedAvg {verdict} {rounds}: {cost}.")
     controls = [row for row in rows if row.name != OURS and not row.rounds and math.isfinite(row.accuracy)]
     affordable = [row for row in controls if not row.bytes_up > 1.02 * ours.bytes_up]
     if affordable:

@@ -29,6 +29,7 @@ __all__ = ["VERSION", "Limits", "dump", "parse", "read_beside"]
 VERSION = 1
 
 _DTYPES = {"U8": torch.uint8, "I16": torch.int16, "F16": torch.float16, "F32": torch.float32}
+_AGAIN = "cut off, or changed since it was written: get it again"
 _TEXT = 2000  # characters a text field may have
 _LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
 _SUM = 0.02  # how far the sum of half-precision probabilities may be from 1
@@ -95,9 +96,9 @@ def parse(blob: bytes | memoryview, limits: Limits) -> SyntheticSet:
     except UntrustedSetError:
         raise
     except RecursionError:
-        raise UntrustedSetError("the header is nested too deeply") from None
+        raise UntrustedSetError(f"the header is nested too deeply; {_AGAIN}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise UntrustedSetError(f"malformed: {_short(error)}") from None
+        raise UntrustedSetError(f"malformed: {_short(error)}; {_AGAIN}") from None
 
 
 def _parse(blob: bytes, limits: Limits) -> SyntheticSet:
@@ -149,10 +150,10 @@ def _header(blob: bytes, limits: Limits) -> tuple[dict[str, _Slice], memoryview,
     if length > limits.header:
         _refuse(f"a header of {length} bytes; allowed: {limits.header}")
     if length > len(blob) - 8:
-        _refuse(f"truncated: the header says {length} bytes, {len(blob) - 8} follow")
+        _refuse(f"truncated: the header says {length} bytes, {len(blob) - 8} follow; {_AGAIN}")
     header = json.loads(blob[8 : 8 + length])
     if not isinstance(header, dict):
-        _refuse("the header is no object")
+        _refuse(f"the header is no object; {_AGAIN}")
     data = memoryview(blob)[8 + length :]
     metadata = header.pop("__metadata__", None)
     if not (isinstance(metadata, dict) and isinstance(metadata.get("fedcondense"), str)):
@@ -166,11 +167,12 @@ def _header(blob: bytes, limits: Limits) -> tuple[dict[str, _Slice], memoryview,
             _refuse(f"{_short(name)} is of shape {_short(shape)} at {_short((begin, end))}")
         size = math.prod(shape) * _DTYPES[entry["dtype"]].itemsize
         if begin != filled or end - begin != size or end > len(data):
-            _refuse(f"truncated or inconsistent: {_short(name)} says {size} bytes at {begin} to {end} of {len(data)}")
+            where = f"{_short(name)} says {size} bytes at {begin} to {end} of {len(data)}"
+            _refuse(f"truncated or inconsistent: {where}; {_AGAIN}")
         slices[name] = _Slice(_DTYPES[entry["dtype"]], tuple(shape), begin, end)
         filled = end
     if filled != len(data):
-        _refuse(f"{len(data) - filled} bytes after the last tensor")
+        _refuse(f"{len(data) - filled} bytes after the last tensor; {_AGAIN}")
     return slices, data, metadata["fedcondense"]
 
 

@@ -97,6 +97,8 @@ class TestBadInput:
         options = ("--output", tmp_path / "grid.png") if name == "show" else ()
         said = cli.refused(name, file, *options)
         assert str(file) in said
+        if damage == "truncated":
+            assert "get it again" in said
         if damage == "newer":
             assert "upgrade fedcondense" in said
 

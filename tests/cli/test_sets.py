@@ -163,6 +163,11 @@ class TestTheOtherCommands:
         assert again["accuracies"] == [first["accuracy"]]
         assert (again["network"], again["seeds"]) == ("convnet2-w32", [0])
 
+    def test_the_seconds_of_a_joined_set_are_those_of_all_its_parts(self, cli: Any, made: Path, tmp_path: Path) -> None:
+        parts = [SyntheticSet.load(made).with_record(seconds=seconds) for seconds in (1.0, 2.5)]
+        path = SyntheticSet.join(parts).save(tmp_path / "joined.safetensors")
+        assert "made in 3.5 s" in cli.run("show", path, "--output", tmp_path / "grid.png").stdout
+
     def test_an_evaluation_that_cannot_be_repeated_is_said(self, cli: Any, made: Path, tmp_path: Path) -> None:
         """Its network was a plugin's, say."""
         measured = {"accuracy": 1.0, "network": "mine", "recipe": {}, "seeds": [0], "weighted": False}
