@@ -158,9 +158,9 @@ def _load_named(name: str, entry: Entry, root: Path) -> DataSet:
         few = first(missing or entry.files)
         advice = entry.where or "the download failed, so put them there"
         advice = advice if missing else "delete them to have them downloaded anew"
+        why = " ".join(f"{type(error).__name__}: {error}".split())  # torchvision's has lines
         raise DataError(
-            f"{name}: {lacking} in {root} ({few}); {advice}, or {name}.npz, or name another data root "
-            f"({type(error).__name__}: {error})"
+            f"{name}: {lacking} in {root} ({few}); {advice}, or {name}.npz, or name another data root ({why})"
         ) from error
     return _dataset(name, arrays, classes, entry)
 

@@ -328,7 +328,7 @@ class TestNames:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def read(root: Path, train: bool, download: bool) -> Arrays:
-            raise OSError("no network")
+            raise OSError("no\nnetwork")
 
         entry = Entry((1, 8, 8), (1, 1), ("a",), (), (), ("one/file", "other"), read)
         monkeypatch.setitem(CATALOGUE, "far", entry)
