@@ -25,7 +25,7 @@ import labels
 from cells import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "experiments/README.md", "strategies/condensed-replay/README.md")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*.md")), ROOT / "strategies/condensed-replay/README.md"]
 
 
 def federated_short() -> str:
@@ -242,12 +242,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     arguments: Any = parser.parse_args()
     stale = []
-    for page in PAGES:
-        path = ROOT / page
+    for path in PAGES:
         before = path.read_text()
         after = filled(before)
         if after != before:
-            stale.append(page)
+            stale.append(str(path.relative_to(ROOT)))
             if not arguments.check:
                 path.write_text(after)
     if arguments.check and stale:

@@ -110,7 +110,7 @@ class Holder(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an objective is run unless the caller says otherwise; the numbers: `experiments/README.md`.
+    """How an objective is run unless the caller says otherwise; the numbers: `experiments/one-holder.md`.
 
     Args:
         steps: Optimisation steps.

@@ -94,7 +94,7 @@ def evaluate(
         recipe: How to train.
         seeds: One a network: its weights, batches and augmentation.
         weighted: Let an image count by the records that it stands for. Off: where few images stand for many records
-            it cost 1 to 5 points (`experiments/README.md`), and the counts of a federation are what clients claim.
+            it cost 1 to 5 points (`experiments/federation.md`), and the counts of a federation are what clients claim.
         device: Where to run; None: where `test` is.
         progress: Called with (step, steps), over all networks.
 

@@ -17,7 +17,7 @@ class WeightAveragingPlugin(SupervisedPlugin):
 
     With a constant step size, which most continual learners use, the last weights are a noisy sample around that mean.
     Running statistics of batch norm are averaged too. Costs one more copy of the model in the last part of an
-    experience. For any Avalanche strategy; the condensed ones have it. Measured: `experiments/README.md`.
+    experience. For any Avalanche strategy; the condensed ones have it. Measured: `experiments/memories.md`.
 
     Args:
         last: The share of an experience's updates that count, above 0 and up to 1.

@@ -46,7 +46,7 @@ class TrajectoryMatching(Objective):
       carried back through the steps: equal to the unroll, at one more forward and backward pass a batch.
     - ``"direct"``: the same without carrying back: that a batch changes where later gradients are taken is left out,
       which makes this TESLA's published gradient (with the factor 2 that its code lacks). It is exact for N = 1; how
-      far it is off for more: `experiments/README.md`.
+      far it is off for more: `experiments/objectives.md`.
 
     Args:
         window: Steps on synthetic images, N.
