@@ -83,7 +83,7 @@ ROWS = {
     "dm-ridge, factor 2": ridge(4000),
     "dm-ridge, factor 2, aged 400": ridge(4000, age=400),
     "mmd and ridge 1 : 3, factor 2": kernel_means(3000),
-    "idc, factor 2": idc(600, "real"),
+    "idc, factor 2": idc(900, "real"),
 }
 
 
