@@ -179,8 +179,8 @@ def prepare(
     recipe = recipe or objective.recipe
     begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=begin.__name__)
-    if recipe.steps < 0:
-        raise SettingError(f"{recipe.steps} steps; give 0 or more")
+    if type(recipe.steps) is not int or recipe.steps < 0:
+        raise SettingError(f"{recipe.steps} steps; give a whole number, 0 or more")
     network = network or default_network(spec.shape)
     stored = images_per_class(data, ipc, limit)
     make = partial(_build, network, spec)
@@ -242,7 +242,7 @@ def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
         SettingError: `ipc` is no whole number from 1, or `limit` is not in (0, 1].
         DataError: There are no images.
     """
-    if not (isinstance(ipc, int) and ipc >= 1):
+    if type(ipc) is not int or ipc < 1:
         raise SettingError(f"ipc {ipc!r}; needed: a whole number of images per class, 1 or more")
     if not 0 < limit <= 1:
         raise SettingError(f"limit {limit!r}; needed: a share of the records of a class, above 0 and up to 1")

@@ -31,10 +31,17 @@ class Headed(nn.Module):
         self._kept = inputs[0]
 
     def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
-        """Return what the classifier is fed, (N, D), or logits (N, K)."""
+        """Return what the classifier is fed, (N, D), or logits (N, K).
+
+        Raises:
+            SettingError: The module returns something else than logits.
+        """
         logits = self.module(images)
+        if not (isinstance(logits, Tensor) and logits.ndim == 2):
+            given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise SettingError(f"{type(self.module).__name__} returns {given}; needed: logits, one tensor (N, K)")
         kept, self._kept = self._kept, None
-        return cast(Tensor, logits if layer == "logits" else cast(Tensor, kept).flatten(1))
+        return logits if layer == "logits" else cast(Tensor, kept).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (N, K)."""

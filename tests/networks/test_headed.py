@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,16 @@ def test_any_module_becomes_a_network_whose_features_feed_its_last_linear_layer(
 def test_a_module_without_a_linear_layer_is_refused() -> None:
     with pytest.raises(SettingError, match=r"Conv2d has no nn\.Linear; give it a classifier or a `features` method"):
         Headed(nn.Conv2d(1, 1, 3))
+
+
+@pytest.mark.parametrize("of", [lambda logits: (logits, logits), lambda logits: logits[:, 0]])
+def test_a_module_that_returns_no_logits_is_refused(of: Callable[[Tensor], Any]) -> None:
+    class Other(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return of(super().forward(x))  # type: ignore[no-any-return]
+
+    with pytest.raises(SettingError, match=r"Other returns (a tuple|\(3,\)); needed: logits, one tensor \(N, K\)"):
+        Headed(Other())(images(3, 1, 8, 8))
 
 
 def test_a_module_whose_features_are_layers_is_wrapped_too() -> None:
