@@ -144,15 +144,16 @@ def by_ipc(rows: Sequence[Row]) -> Figure:
         ax.set_title(f"{data}, {network}", fontsize=10)
         ax.grid(axis="y", color=LIGHT.faint, linewidth=0.6)
         _reference(ax, rows, (data, None, network), vertical=False)
+        behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
         for crossing in crossings(of_panel):
             if crossing.ties is not None:
                 ax.axvline(crossing.ties, color=LIGHT.text, linewidth=0.9, linestyle=(0, (1, 3)))
                 text = f"{crossing.objective}: no longer pays"
                 ax.annotate(
                     text, (crossing.ties, 1), (-4, 0), xycoords=ax.get_xaxis_transform(), textcoords="offset points",
-                    rotation=90, ha="right", va="top", fontsize=8, color=LIGHT.text,
+                    rotation=90, ha="right", va="top", fontsize=8, color=LIGHT.text, bbox=behind,
                 )  # fmt: skip
-        ax.legend(frameon=False, fontsize=9, loc="lower right")
+        ax.legend(facecolor="white", edgecolor="none", fontsize=9, loc="lower right")
     return figure
 
 
