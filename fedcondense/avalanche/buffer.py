@@ -107,8 +107,8 @@ class CondensedBuffer(ExemplarsBuffer):
             look_up("augmentation", name, dict.fromkeys(OPERATIONS))
         per_image = condenser.per_image
         if max_bytes is not None:
-            if shape is None:
-                raise SettingError("max_bytes needs shape=(C, H, W), the size of the stream's images")
+            if shape is None or len(shape) != 3 or min(shape) < 1:
+                raise SettingError(f"shape {shape}; max_bytes needs (C, H, W), the size of the stream's images")
             images = max_bytes // (shape[0] * shape[1] * shape[2])
         else:
             images = max_size // per_image  # type: ignore[operator]

@@ -341,7 +341,9 @@ class TestRefusals:
         [
             ({"max_size": None}, "give one of them"),
             ({"max_bytes": 1000}, "give one of them"),
-            ({"max_size": None, "max_bytes": 1000}, r"needs shape=\(C, H, W\)"),
+            ({"max_size": None, "max_bytes": 1000}, r"shape None; max_bytes needs \(C, H, W\)"),
+            ({"max_size": None, "max_bytes": 1000, "shape": (8, 8)}, r"shape \(8, 8\); max_bytes needs"),
+            ({"max_size": None, "max_bytes": 1000, "shape": (1, 0, 8)}, r"shape \(1, 0, 8\); max_bytes needs"),
             ({"max_size": None, "max_bytes": 63, "shape": (1, 8, 8)}, "63 bytes; needed: at least one stored image"),
             ({"max_size": 3}, "3 decoded images; needed: at least one stored image, which decodes to 4"),
             ({"adaptive_size": False}, "total_num_groups with adaptive_size=False"),
