@@ -161,6 +161,11 @@ class SyntheticSet:
         return self.parts[0].record
 
     @property
+    def seconds(self) -> float:
+        """What making all parts took; those of a federation are made side by side."""
+        return sum(part.record.seconds for part in self.parts)
+
+    @property
     def name(self) -> str:
         """The data set's name."""
         return self.record.data

@@ -419,7 +419,7 @@ def _result(synthetic: SyntheticSet) -> dict[str, Any]:
         "ipc": record.ipc,
         "images": len(synthetic),
         "nbytes": synthetic.nbytes,
-        "seconds": _seconds(synthetic),
+        "seconds": synthetic.seconds,
         "network": record.network,
         "accuracy": evaluation.get("accuracy"),
         "accuracy_std": evaluation.get("accuracy_std"),
@@ -434,7 +434,7 @@ def _text(synthetic: SyntheticSet) -> str:
     fields = [
         ("data", f"{record.data}, {len(synthetic.classes)} classes"),
         ("method", record.method),
-        ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}, made in {_seconds(synthetic):.1f} s"),
+        ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}, made in {synthetic.seconds:.1f} s"),
     ]
     if evaluation and "accuracy" in evaluation:
         network = evaluation.get("network", "")
@@ -443,11 +443,6 @@ def _text(synthetic: SyntheticSet) -> str:
         measured = f"{evaluation['accuracy']:.1f}{spread} %"
         fields.append(("accuracy", f"{measured} of {network}, trained on the set alone"))
     return columns(fields)
-
-
-def _seconds(synthetic: SyntheticSet) -> float:
-    """Return what making all parts took; those of a federation are made side by side."""
-    return sum(part.record.seconds for part in synthetic.parts)
 
 
 def _stem(name: str) -> str:

@@ -164,7 +164,7 @@ def make_client_app(
             synthetic,
             partition=partition,
             num_examples=len(data),
-            seconds=sum(part.record.seconds for part in synthetic.parts),
+            seconds=synthetic.seconds,
         )
         return Message(content, reply_to=message)
 

@@ -108,7 +108,7 @@ def federate(
             ``clients/``; None keeps nothing.
         resume: Go on with what `output` holds; finished rows, sets and rounds are not run again, and all finished rows
             are in the result.
-        overwrite: Delete the run that `output` holds, once the smallest client could start on what is asked.
+        overwrite: Delete the run that `output` holds, once the client with the most data could start on what is asked.
         progress: Told where it is, a few times a second at most.
 
     Raises:
@@ -134,11 +134,9 @@ def federate(
         "start": start,
     }
     asked = Request.read(ConfigRecord(request), train)
-    smallest = min(filter(len, partition), key=len)
+    most = train.subset(max(partition, key=len))
     with without_the_line_on_few_records():
-        prepare(
-            train.subset(smallest), ipc, objective, parametrization, network=network, steps=asked.steps, start=start
-        )
+        prepare(most, ipc, objective, parametrization, network=network, steps=asked.steps, start=start, limit=LIMIT)
     if output is not None and overwrite and not resume:
         for path in (path for pattern in _WRITTEN for path in Path(output).glob(pattern)):
             path.unlink()
