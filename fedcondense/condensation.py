@@ -39,7 +39,15 @@ from fedcondense.sources import Fresh, Pool, Trained
 from fedcondense.starts import STARTS, Start
 from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
 
-__all__ = ["Loop", "Progress", "condense", "images_per_class", "prepare", "without_the_line_on_few_records"]
+__all__ = [
+    "Loop",
+    "Progress",
+    "condense",
+    "images_per_class",
+    "precision_of",
+    "prepare",
+    "without_the_line_on_few_records",
+]
 
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # synthetic images in one graph
@@ -204,7 +212,7 @@ def prepare(
         "objective": repr(objective),
         "parametrization": repr(parametrization),
         "network": describe(network),
-        "precision": _precision(data.device.type),
+        "precision": precision_of(data.device.type),
         "seed": seed,
         "recipe": repr(replace(recipe, source=type(source))),
         "source": _settings(source),
@@ -419,7 +427,7 @@ def onto_simplex(targets: Tensor, held: Tensor) -> Tensor:
     return (targets - excess.gather(1, left - 1) / left).clamp_min(0)
 
 
-def _precision(device: str) -> str:
+def precision_of(device: str) -> str:
     """Return the dtype that the caller's autocast, if any, computes features in."""
     return str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
 

@@ -114,6 +114,7 @@ class Data:
     def subset(self, index: Tensor) -> Data:
         """Return the examples at `index`, (M,) int64 or a mask (N,)."""
         index = torch.as_tensor(index).to(self.device)
+        index = index if index.numel() else index.long()  # an empty list is of no kind
         return Data(self.images[index], self.labels[index], self.spec)
 
     def named(self, name: str) -> Data:

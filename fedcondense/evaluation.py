@@ -20,6 +20,7 @@ from fedcondense.training import Fit, accuracy, fit, of_network
 __all__ = ["Evaluation", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
+_LEAST_BATCH = 64  # a smaller one takes hardly less time
 _MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU core at width 32
 
 
@@ -151,7 +152,7 @@ def evaluate_as_recorded(
         recipe, seeds = Fit(**given["recipe"]), [int(seed) for seed in given["seeds"]]
         network, weighted = str(given["network"]), bool(given["weighted"])
         parts(network)
-        if recipe.steps * recipe.batch * len(seeds) > _MOST_IMAGES:
+        if (recipe.steps * max(recipe.batch, _LEAST_BATCH) + len(test)) * len(seeds) > _MOST_IMAGES:
             raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(
@@ -199,7 +200,8 @@ def train_on(
         raise SettingError(
             f"the set has images of {synthetic.shape}, the data of {like.spec.shape}; give data of one shape"
         )
-    columns = [classes.index(name) if name in classes else -1 for name in synthetic.classes]
+    places = {name: k for k, name in enumerate(classes)}
+    columns = [places.get(name, -1) for name in synthetic.classes]
     known = torch.tensor([c >= 0 for c in columns], device=device)
     if not bool(known.any()):
         raise SettingError(f"no class of the set ({', '.join(synthetic.classes[:5])}, ...) is one of the data's")

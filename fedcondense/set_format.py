@@ -48,10 +48,10 @@ class Limits:
         parts: Parts of a joined set.
     """
 
-    nbytes: int = 256 << 20
-    decoded: int = 100_000
+    nbytes: int = 1 << 30
+    decoded: int = 1_000_000
     decoded_bytes: int = 2 << 30
-    header: int = 1 << 20
+    header: int = 8 << 20
     classes: int = 10_000
     parts: int = 10_000
 
@@ -67,8 +67,8 @@ def dump(synthetic: SyntheticSet, **beside: Any) -> bytes:
             raise SettingError(f"{kind.__name__} is not in PARAMETRIZATIONS; add it by name, so that readers find it")
         settings = asdict(part.parametrization)  # type: ignore[call-overload]
         parts.append({"parametrization": names[kind], **settings, "record": _compact(part.record)})
-        tensors |= {f"{i}.{name}": code.contiguous() for name, code in part.codes.items()}
-        tensors[f"{i}.targets"] = part.targets.contiguous()
+        tensors |= {f"{i}.{name}": code.contiguous().clone() for name, code in part.codes.items()}
+        tensors[f"{i}.targets"] = part.targets.contiguous().clone()  # parts may share storage, which the format refuses
     content: dict[str, Any] = {"version": VERSION, "parts": parts, **beside}
     if synthetic.evaluation is not None:
         content["evaluation"] = synthetic.evaluation
@@ -121,6 +121,8 @@ def _parse(blob: bytes, limits: Limits) -> SyntheticSet:
             _refuse(f"decodes to {images} images of {size} bytes; allowed: {limits.decoded} and {limits.decoded_bytes}")
         plans.append(plan)
     classes = len({name for plan in plans for name in plan.record.classes})
+    if classes > limits.classes:
+        _refuse(f"names {classes} classes; allowed: {limits.classes}")
     if 8 * images * classes > limits.decoded_bytes:
         _refuse(f"labels of {images} images over {classes} classes; allowed: {limits.decoded_bytes} bytes of them")
     named = {f"{i}.{name}" for i, plan in enumerate(plans) for name in (*plan.parametrization.storage, "targets")}

@@ -328,7 +328,11 @@ class SyntheticSet:
         return [p.parametrization.decoded(s, p.record.shape) for p, s in zip(self.parts, shapes, strict=True)]
 
     def _columns(self, part: Part) -> list[int]:
-        return [self.classes.index(name) for name in part.record.classes]
+        return [self._places[name] for name in part.record.classes]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: k for k, name in enumerate(self.classes)}
 
 
 def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) -> tuple[Codes, Tensor]:

@@ -130,7 +130,8 @@ def federate(
     written = _record(output, result.to_dict())
     emit(written | {"output": output}, _text(written), form)
     wrote = dict.fromkeys(path if path.parent == output else path.parent for path in result.paths)
-    finish([*wrote, _report(output)], ["evaluate", output / "joined.safetensors"])
+    joined = output / "joined.safetensors"
+    finish([*wrote, _report(output)], ["evaluate", joined] if joined.exists() else None)
 
 
 @command
@@ -144,7 +145,8 @@ def report(
     """
     path = _report(directory)
     emit({"output": path}, _text(_read(directory)), form)
-    finish([path], ["show", directory / "joined.safetensors", "--output", directory / "joined.png"])
+    joined = directory / "joined.safetensors"
+    finish([path], ["show", joined, "--output", joined.with_suffix(".png")] if joined.exists() else None)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

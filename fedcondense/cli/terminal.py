@@ -88,11 +88,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
-def finish(wrote: Sequence[Path], then: Sequence[str | Path]) -> None:
-    """End a command: the paths it wrote, and the next one to try."""
+def finish(wrote: Sequence[Path], then: Sequence[str | Path] | None) -> None:
+    """End a command: the paths it wrote, and the next one to try, if there is one."""
     for path in wrote:
         note(f"wrote {path}")
-    note(f"next: {shlex.join(['fedcondense', *map(str, then)])}")
+    if then is not None:
+        note(f"next: {shlex.join(['fedcondense', *map(str, then)])}")
 
 
 def invocation(*added: str) -> str:

@@ -50,6 +50,8 @@ class ClientCaps:
         max_seconds: As `plan` estimates them for this machine.
         max_bytes: Of the reply's set.
         allow_real: Whether sets may hold real images or start from them, which publishes records.
+        min_records: Classes of fewer records are left out. The images of a class of one or a few are close to them,
+            whatever they start from: raise it where a record must not be seen.
     """
 
     max_ipc: int = 50
@@ -57,6 +59,7 @@ class ClientCaps:
     max_seconds: float = 3600.0
     max_bytes: int = 8 << 20
     allow_real: bool = False
+    min_records: int = 1
 
     def of_node(self, context: Context) -> ClientCaps:
         """Return these caps with what the node's own config says."""
@@ -180,10 +183,16 @@ def _answer(
     progress: Callable[[Progress], None] | None,
 ) -> SyntheticSet:
     """Condense or select within the caps, or take the answer from the cache."""
+    few = data.counts < caps.min_records
+    data = data.subset(~few[data.labels]) if bool(few.any()) else data
+    if not len(data):
+        raise SettingError(f"no class has {caps.min_records} records, of which this node asks (min-records)")
     _check_caps(data, request, caps)
     kept = cache and cache / f"{_key(data, request, partition)}.safetensors"
     if kept and kept.exists():
-        return SyntheticSet.load(kept)
+        synthetic = SyntheticSet.load(kept)
+        _check_bytes(synthetic.nbytes, caps)
+        return synthetic
     seed = child_seed(request.seed, "client", partition)  # clients that start alike would send the same images
     if request.method in SELECTIONS:
         synthetic = select(data, request.ipc, request.method, seed=seed, limit=LIMIT)

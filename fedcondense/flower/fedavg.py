@@ -32,7 +32,7 @@ from fedcondense.networks import build
 from fedcondense.randomness import stream
 from fedcondense.training import accuracy, autocast_of_caller
 
-__all__ = ["FedAvgRow", "LocalTraining", "fedavg", "make_fedavg_client", "train_locally"]
+__all__ = ["FedAvgRow", "LocalTraining", "fedavg", "fingerprint", "make_fedavg_client", "train_locally"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def fedavg(
         "training": asdict(training),
         "seed": seed,
         "data": train.fingerprint,
-        "partition": _fingerprint(partition),
+        "partition": fingerprint(partition),
     }
     state = _State.load(checkpoint, settings) if checkpoint and resume and checkpoint.exists() else None
     if state is None or any(r <= state.done and r not in state.rows for r in wanted):  # rounds that nobody tested then
@@ -287,7 +287,7 @@ class _State:
         return state
 
 
-def _fingerprint(partition: Sequence[Tensor]) -> str:
+def fingerprint(partition: Sequence[Tensor]) -> str:
     """Return sixteen hex digits: equal partitions, equal text."""
     digest = hashlib.sha256()
     for index in partition:

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from flwr.serverapp.exception import AggregationError
 from safetensors.torch import save
 from torch import nn
 
-from fedcondense.condensation import Progress, prepare, without_the_line_on_few_records
+from fedcondense.condensation import Progress, precision_of, prepare, without_the_line_on_few_records
 from fedcondense.data import Data
 from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
 from fedcondense.evaluation import Evaluation, evaluate
 from fedcondense.files import write_file
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, Request, make_client_app
-from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg
+from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, fingerprint
 from fedcondense.flower.federation_result import ROWS, FederationProgress, FederationResult, rounds_of
 from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
@@ -35,19 +35,21 @@ from fedcondense.flower.strategy import OneShot
 from fedcondense.holdings import Partition
 from fedcondense.networks import NETWORKS, default_network, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.set_format import Limits
 from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit
 
 __all__ = ["FEDAVG_GRID", "ROWS", "FederationProgress", "FederationResult", "federate"]
 
 _WRITTEN = (
-    "result.json",
     "report.html",
     "joined.safetensors",
     "weights.safetensors",
-    "clients/*.safetensors",
-    "work/*",
-)  # into a run's folder, by us and by the command line
+    "clients/[0-9]*.safetensors",
+    "work/*.safetensors",
+    "work/*.checkpoint",
+    "result.json",
+)  # into a run's folder, by us and by the command line; last what says that there is a run
 FEDAVG_GRID = (LocalTraining(0.02), LocalTraining(0.05), LocalTraining(0.1), LocalTraining(0.05, epochs=5))
 """What FedAvg is tuned over; each row takes the best of the grid for its number of rounds, on the test data."""
 
@@ -61,6 +63,7 @@ _SELECTIONS = {
 _MAX_CAPS = ClientCaps(
     max_ipc=2**31, max_steps=2**31, max_seconds=math.inf, max_bytes=2**40, allow_real=True
 )  # all nodes are this process, and whoever calls it
+_LIMITS = Limits(nbytes=1 << 40, decoded=1 << 40, decoded_bytes=1 << 50, header=1 << 30)
 
 
 def federate(
@@ -119,6 +122,8 @@ def federate(
     network = network or default_network(train.spec.shape)
     if len(parts(network)) > 1:
         raise SettingError(f"network {network!r}; the clients and the server of a federation share one: name one")
+    if not rows:
+        raise SettingError(f"no rows; name some of {', '.join(ROWS)}")
     for name in rows:
         if name not in {*ROWS, *_SELECTIONS} and not rounds_of(name):
             raise SettingError(unknown("row", name, {*ROWS, *_SELECTIONS}))
@@ -137,8 +142,8 @@ def federate(
     most = train.subset(max(partition, key=len))
     with without_the_line_on_few_records():
         prepare(most, ipc, objective, parametrization, network=network, steps=asked.steps, start=start, limit=LIMIT)
-    if output is not None and overwrite and not resume:
-        for path in (path for pattern in _WRITTEN for path in Path(output).glob(pattern)):
+    if output is not None and overwrite and not resume and (Path(output) / "result.json").exists():
+        for path in (path for pattern in _WRITTEN for path in Path(output).glob(pattern) if path.is_file()):
             path.unlink()
     run = _Run(
         train,
@@ -183,6 +188,9 @@ class _Run:
         self.result.settings = {
             "data": self.train.spec.name,
             "fingerprint": self.train.fingerprint,
+            "test": self.test.fingerprint,
+            "indices": fingerprint(self.partition),
+            "precision": precision_of(self.train.device.type),
             "clients": len(self.partition),
             "seed": self.seed,
             **self.request,
@@ -223,8 +231,10 @@ class _Run:
         self.result.joined = joined
         self.result.coverage = dict(zip(joined.classes, joined.counts().tolist(), strict=True))
         if self.output is not None:
-            for reply in strategy.accepted:
-                path = self._client_path(reply)
+            paths = [self._client_path(reply) for reply in strategy.accepted]
+            for stale in set((self.output / "clients").glob("[0-9]*.safetensors")) - set(paths):
+                stale.unlink()  # of a run that this folder held before
+            for path, reply in zip(paths, strategy.accepted, strict=True):
                 self.result.paths.append(reply.synthetic.save(path, overwrite=True))
             self.result.paths.append(joined.save(self.output / "joined.safetensors", overwrite=True))
         return row
@@ -270,7 +280,10 @@ class _Run:
         cache = None if self.output is None else self.output / "work"
         client = make_client_app(self._load, caps=_MAX_CAPS, cache=cache, progress=step)
         strategy = OneShot(
-            trained, Expected.of(self.train.spec), min_train_nodes=everyone, min_available_nodes=everyone
+            trained,
+            replace(Expected.of(self.train.spec), limits=_LIMITS),
+            min_train_nodes=everyone,
+            min_available_nodes=everyone,
         )
         server = ServerApp()
 
@@ -305,7 +318,7 @@ class _Run:
     def _short(self) -> int:
         """Return how many pairs of a client and a class had too few records for `ipc` images."""
         counts = self.partition.counts
-        return int(((counts > 0) & ((counts * LIMIT).floor() < self.request["ipc"])).sum())
+        return int(((counts > 0) & ((counts * LIMIT).floor().clamp(min=1) < self.request["ipc"])).sum())
 
     def _load(self, context: Context) -> Data:
         return self.train.subset(self.partition[int(context.node_config["partition-id"])])

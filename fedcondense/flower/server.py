@@ -163,7 +163,7 @@ def make_server_app(
                 "settings": asked,
                 "refused": _refused(strategy),
             }
-            write_file(output / "result.json", json.dumps(record, indent=1).encode(), overwrite=False)
+            write_file(output / "result.json", json.dumps(record, indent=1, default=str).encode(), overwrite=False)
             raise
         _write(output, settings, strategy, result, evaluations)
         if sink is not None:
@@ -250,7 +250,7 @@ def _write(
         "coverage": dict(zip(joined.classes, joined.counts().tolist(), strict=True)),
         "versions": {name: version(name) for name in ("torch", "flwr", "numpy")},
     }
-    write_file(output / "result.json", json.dumps(record, indent=1).encode(), overwrite=True)
+    write_file(output / "result.json", json.dumps(record, indent=1, allow_nan=False).encode(), overwrite=True)
     log(INFO, "wrote %s", output)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from logging import INFO, WARNING
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from fedcondense.data import Data, Spec
 from fedcondense.evaluation import train_on
-from fedcondense.flower.message import CONDENSE, Expected, Refusal, Reply, is_usable, read_replies
+from fedcondense.flower.message import CONDENSE, Expected, Refusal, Reply, read_replies, usable_partition
 from fedcondense.synthetic import SyntheticSet
 from fedcondense.training import Fit
 
@@ -215,7 +215,7 @@ def collect(
     timeout: float | None,
     need: int = 0,
     grace: float | None = None,
-    usable: Callable[[Message], bool] = lambda reply: not reply.has_error(),
+    usable: Callable[[Message], Hashable | None] = lambda reply: None if reply.has_error() else reply,
 ) -> list[Message]:
     """Push messages and pull replies until all are there, the timeout, or `grace` seconds after `need` usable ones.
 
@@ -225,18 +225,19 @@ def collect(
         timeout: Seconds; None waits for all.
         need: Usable replies after which the grace period starts.
         grace: Seconds; None waits until the timeout.
-        usable: Says so of a reply; asked only where there is a grace period.
+        usable: Says what a reply counts as, once, or None; asked only where there is a grace period.
     """
     waiting = {identifier for identifier in grid.push_messages(list(messages)) if identifier}  # or it was not pushed
     end = time.monotonic() + (float("inf") if timeout is None else timeout)
     replies: list[Message] = []
-    good, enough = 0, False
+    good, enough = set[Hashable](), False
     while waiting:
         for reply in grid.pull_messages(waiting):
             waiting.discard(reply.metadata.reply_to_message_id)
             replies.append(reply)
-            good += grace is not None and usable(reply)
-        if grace is not None and good >= need and not enough:
+            if grace is not None:
+                good.add(usable(reply))
+        if grace is not None and len(good - {None}) >= need and not enough:
             end, enough = min(end, time.monotonic() + grace), True
         if not waiting or time.monotonic() > end:
             break
@@ -260,7 +261,7 @@ class _Deadlines(Grid):
             timeout=timeout,
             need=self._need,
             grace=self._grace,
-            usable=partial(is_usable, expected=self._expected),
+            usable=partial(usable_partition, expected=self._expected),
         )
 
     def get_node_ids(self) -> Iterable[int]:
