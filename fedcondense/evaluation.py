@@ -20,7 +20,7 @@ from fedcondense.training import Fit, accuracy, fit, of_network
 __all__ = ["Evaluation", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
-_LEAST_BATCH = 64  # a smaller one takes hardly less time
+_LEAST_BATCH, _LEAST_TEST = 64, 1000  # fewer images take hardly less time
 _MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU core at width 32
 
 
@@ -152,7 +152,8 @@ def evaluate_as_recorded(
         recipe, seeds = Fit(**given["recipe"]), [int(seed) for seed in given["seeds"]]
         network, weighted = str(given["network"]), bool(given["weighted"])
         parts(network)
-        if (recipe.steps * max(recipe.batch, _LEAST_BATCH) + len(test)) * len(seeds) > _MOST_IMAGES:
+        images = recipe.steps * max(recipe.batch, _LEAST_BATCH) + max(len(test), _LEAST_TEST)
+        if images * len(seeds) > _MOST_IMAGES:
             raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(

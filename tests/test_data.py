@@ -86,6 +86,7 @@ def test_a_subset_by_index_or_mask_keeps_the_class_names() -> None:
 
 def test_a_client_without_data_is_a_subset_too() -> None:
     nobody = toy([0, 1]).subset(torch.tensor([], dtype=torch.int64))
+    assert len(toy([0, 1]).subset(torch.tensor([]))) == 0  # what an empty list becomes
     assert len(nobody) == 0
     assert nobody.counts.tolist() == [0, 0, 0, 0]
     assert nobody.per_class(3, torch.Generator()).tolist() == []

@@ -229,6 +229,8 @@ for path in sys.argv[1:]:
         [
             {"recipe": {"steps": "many"}},
             {"recipe": {"steps": 10**12}},
+            {"recipe": {"steps": 10**6, "batch": 1}},
+            {"recipe": {"steps": 0}, "seeds": [0] * 10**5},
             {"recipe": {"unknown": 1}},
             {"recipe": {"schedule": "cosine"}},
             {"recipe": 3},

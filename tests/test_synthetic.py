@@ -83,6 +83,11 @@ class TestJoin:
         right = SyntheticSet.join([a, SyntheticSet.join([b, c])])
         assert left.to_bytes() == right.to_bytes() == SyntheticSet.join([a, b, c]).to_bytes()
 
+    def test_a_set_joined_with_itself_is_written(self) -> None:
+        twice = SyntheticSet.join([toy([0, 1]), toy([0, 1])])
+        same = SyntheticSet([twice.parts[0], twice.parts[0]])
+        assert len(SyntheticSet.from_bytes(same.to_bytes())) == 4
+
     def test_different_shapes_are_refused(self) -> None:
         record = replace(RECORD, shape=(1, 16, 16))
         large = SyntheticSet(

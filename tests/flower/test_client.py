@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,6 +117,20 @@ class TestAnswers:
 
 
 class TestRefusals:
+    def test_classes_of_too_few_records_are_left_out(self, train: Data) -> None:
+        few = int(train.counts.argmin())
+        least = int(train.counts.min()) + 1
+        reply = reply_of(ask(train, QUICK, caps=replace(NO_ESTIMATE, min_records=least)), train)
+        counts = torch.tensor(reply.synthetic.record.counts)
+        assert counts[few] == 0
+        assert ((counts > 0) == (train.counts >= least)).all()
+        assert "no class has 1000000 records" in reason_of(ask(train, QUICK, node={"min-records": 1_000_000}))
+
+    def test_a_kept_answer_is_held_to_the_caps_of_today(self, train: Data, tmp_path: Path) -> None:
+        reply_of(ask(train, QUICK, cache=tmp_path), train)
+        small = replace(NO_ESTIMATE, max_bytes=10)
+        assert "this node sends at most 10" in reason_of(ask(train, QUICK, caps=small, cache=tmp_path))
+
     @pytest.mark.parametrize(
         ("config", "needed"),
         [

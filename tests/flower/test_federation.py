@@ -6,6 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,33 @@ class TestResume:
         with pytest.raises(SettingError, match=message):
             federate(train, test, held, output=folder, overwrite=True, **{**QUICK, **wrong})
         assert json.loads((folder / "result.json").read_text())["rows"].keys() == result.rows.keys()
+
+    def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(
+        self, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        for name in ("work/thesis.txt", "work/more/thesis.txt", "clients/list.safetensors", "clients/07.safetensors"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("mine")
+        for _ in range(2):
+            federate(train, test, held, rows=("one-shot",), output=tmp_path, overwrite=True, **QUICK)
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+        assert {"work/thesis.txt", "work/more/thesis.txt", "clients/list.safetensors"} <= left
+        assert "clients/07.safetensors" not in left  # of a run before, whose client this one does not have
+
+    def test_a_resumed_run_has_the_same_partition_test_data_and_precision(
+        self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
+    ) -> None:
+        again: Callable[..., FederationResult] = partial(
+            federate, rows=("one-shot",), output=folder, resume=True, **QUICK
+        )
+        turned = replace(held, indices=tuple(index.flip(0) for index in held.indices))
+        assert turned.hash == held.hash
+        with pytest.raises(ResumeError, match="indices differ"):
+            again(train, test, turned)
+        with pytest.raises(ResumeError, match="test differ"):
+            again(train, test.subset(torch.arange(20)), held)
+        with pytest.raises(ResumeError, match="precision differ"), torch.autocast("cpu", torch.bfloat16):
+            again(train, test, held)
 
     def test_other_settings_and_an_unasked_resume_are_refused(
         self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition

@@ -228,6 +228,21 @@ class TestHostileReplies:
         assert reason.isprintable()
         assert not set(reason) & set("<>&")
 
+    def test_a_site_may_normalise_by_its_own_mean(self, honest: SyntheticSet) -> None:
+        """The pixels count: they are normalised as the server says."""
+        spec = honest.record
+        other = honest.with_record(mean=tuple(0.9 * m for m in spec.mean), std=tuple(1.1 * s for s in spec.std))
+        expected = Expected(shape=honest.shape, classes=honest.classes, mean=spec.mean, std=spec.std)
+        read = unpack(pack(other, partition=0, num_examples=9, seconds=1.0), expected).synthetic
+        torch.testing.assert_close(read.decode().images, honest.decode().images)
+
+    def test_parts_may_together_name_no_more_classes_than_allowed(self, honest: SyntheticSet) -> None:
+        other = honest.with_record(classes=tuple(f"other {name}" for name in honest.classes))
+        joined = SyntheticSet.join([honest, other])
+        limits = replace(Expected().limits, classes=len(joined.classes) - 1)
+        with pytest.raises(UntrustedSetError, match=r"names 20 classes; allowed: 19"):
+            unpack(pack(joined, partition=0, num_examples=9, seconds=1.0), Expected(limits=limits))
+
     @pytest.mark.parametrize(("mean", "std"), [(1e6, 1e-6), (0.5, 1e-3), (-0.5, 0.5), (0.5, 2.0)])
     def test_a_scale_that_pixels_cannot_have_is_refused_where_none_is_expected(
         self, honest: SyntheticSet, mean: float, std: float

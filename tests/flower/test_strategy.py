@@ -243,6 +243,23 @@ class TestOneShot:
         assert strategy.joined.counts().tolist() == [1, 2, 1]
         assert result.arrays.to_torch_state_dict()["classifier.weight"].shape[0] == 3
 
+        few = OneShot(trained, Expected(limits=replace(Expected().limits, classes=2)))
+        run(few, client_that(answers), 2)
+        assert [reply.partition for reply in few.accepted] == [0]
+        assert few.refused[0].reason == "with it the sets name more than 2 classes"
+
+
+def test_replies_that_count_as_one_do_not_start_the_grace_period(honest: Answer) -> None:
+    class Grid(LateGrid):
+        silent = (100,)
+
+    with task_identity():
+        grid = Grid(client_that(honest), 3)
+        asked = [Message(RecordDict({"config": ConfigRecord()}), node, CONDENSE) for node in (100, 101, 102)]
+        began = time.monotonic()
+        collect(grid, asked, timeout=1.0, need=2, grace=0.0, usable=lambda reply: 7)
+    assert time.monotonic() - began >= 1.0
+
 
 def test_collect_returns_what_is_there_at_the_deadline(honest: Answer) -> None:
     class Grid(LateGrid):
