@@ -40,11 +40,11 @@ from speed import NETWORK, Naive, convolution_peak, resident
 from torch.utils.flop_counter import FlopCounterMode
 
 import fedcondense as fc
-from fedcondense.condensation import Loop, prepare
-from fedcondense.data import Data
+from fedcondense.condensing.loop import Loop, prepare
+from fedcondense.data.images import Data
 from fedcondense.objectives.trajectory import TrajectoryMatching
-from fedcondense.sources import Pool
-from fedcondense.trajectories import Trajectories
+from fedcondense.sources.networks import Pool
+from fedcondense.sources.trajectories import Trajectories
 
 PATH = RESULTS / "bench.json"
 REPEATS = 5

@@ -29,7 +29,7 @@ from cells import RESULTS, add_precision, read, run_at_precision
 import fedcondense as fc
 from fedcondense.objectives.features import Sum
 from fedcondense.objectives.gradient import GradientMatching
-from fedcondense.training import Fit
+from fedcondense.training.fit import Fit
 
 DATA = ("fashion-mnist", "mnist", "cifar10")
 IPC = (1, 10, 50)

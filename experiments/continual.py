@@ -39,9 +39,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 import fedcondense as fc
-from fedcondense.memory import Condenser, Maker, Selector
+from fedcondense.memory.memory import Condenser, Maker, Selector
 from fedcondense.randomness import stream
-from fedcondense.training import accuracy
+from fedcondense.training.fit import accuracy
 
 warnings.filterwarnings("ignore")
 PATH = RESULTS / "continual.json"

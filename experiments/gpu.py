@@ -29,15 +29,15 @@ from naive import distribution_matching_loss, gradient_matching_loss
 from speed import Naive
 
 import fedcondense as fc
-from fedcondense.condensation import Loop, prepare
+from fedcondense.condensing.loop import Loop, prepare
 from fedcondense.contract import Objective, Recipe
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import Sum
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
-from fedcondense.sources import AgedPool, Fresh, Pool, RealTrained
+from fedcondense.sources.networks import AgedPool, Fresh, Pool, RealTrained
 
 PATH = RESULTS / "gpu.json"
 NETWORK = "convnet3-w128"

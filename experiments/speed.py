@@ -34,13 +34,13 @@ from naive import (
 )
 
 import fedcondense as fc
-from fedcondense.condensation import Loop, prepare
-from fedcondense.data import Data
+from fedcondense.condensing.loop import Loop, prepare
+from fedcondense.data.images import Data
 from fedcondense.networks import build
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
-from fedcondense.sources import Fresh, Pool
-from fedcondense.synthetic import Part, SyntheticSet
+from fedcondense.sets.synthetic import Part, SyntheticSet
+from fedcondense.sources.networks import Fresh, Pool
 
 NETWORK = "convnet3-w32"
 REPEATS = 7
@@ -259,7 +259,7 @@ def replay() -> dict[str, Any]:
     from avalanche.training.storage_policy import ClassBalancedBuffer
 
     from fedcondense.avalanche import CondensedBuffer, CondensedReplayPlugin, split_benchmark
-    from fedcondense.memory import Condenser, Selector
+    from fedcondense.memory.memory import Condenser, Selector
     from fedcondense.networks import ConvNet
 
     class Clock(SupervisedPlugin):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The ready sets of `fedcondense/zoo`: their files, the index with their hashes, and the page that describes them.
+"""The ready sets of `fedcondense/sets/zoo`: their files, the index with their hashes, and the page that describes them.
 
     python experiments/zoo.py             # makes what is missing, one to four minutes of a CPU core a set, and resumes
     python experiments/zoo.py --page      # writes the page alone, from the index
@@ -22,8 +22,8 @@ from cells import RESULTS, read
 
 import fedcondense as fc
 from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation
-from fedcondense.pictures import human_bytes
-from fedcondense.zoo import FOLDER, ReadySet
+from fedcondense.report.pictures import human_bytes
+from fedcondense.sets.zoo import FOLDER, ReadySet
 
 NETWORK = "convnet3-w32"
 INDEX = FOLDER / "zoo.json"

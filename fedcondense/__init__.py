@@ -13,57 +13,57 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedcondense.checkpoints import Checkpoint
-    from fedcondense.condensation import Progress, condense
-    from fedcondense.data import Data, DataSet, Spec
-    from fedcondense.datasets import load_data
+    from fedcondense.condensing.checkpoints import Checkpoint
+    from fedcondense.condensing.loop import Progress, condense
+    from fedcondense.condensing.planning import Plan, plan
+    from fedcondense.condensing.starts import STARTS
+    from fedcondense.data.images import Data, DataSet, Spec
+    from fedcondense.data.loading import load_data
+    from fedcondense.data.partitions import Partition, partition
     from fedcondense.errors import FedcondenseError
-    from fedcondense.evaluation import Evaluation, evaluate
-    from fedcondense.exchange import export, import_tensors
-    from fedcondense.labels import relabel
     from fedcondense.networks import NETWORKS
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
-    from fedcondense.partitions import Partition, partition
-    from fedcondense.planning import Plan, plan
-    from fedcondense.selection import SELECTIONS, select
-    from fedcondense.set_format import Limits
-    from fedcondense.starts import STARTS
-    from fedcondense.synthetic import SyntheticSet
-    from fedcondense.training import Fit
-    from fedcondense.zoo import load_set, ready_sets
+    from fedcondense.sets.exchange import export, import_tensors
+    from fedcondense.sets.format import Limits
+    from fedcondense.sets.selection import SELECTIONS, select
+    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.sets.zoo import load_set, ready_sets
+    from fedcondense.training.evaluation import Evaluation, evaluate
+    from fedcondense.training.fit import Fit
+    from fedcondense.training.labels import relabel
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Checkpoint": "checkpoints",
-    "Data": "data",
-    "DataSet": "data",
-    "Evaluation": "evaluation",
+    "Checkpoint": "condensing.checkpoints",
+    "Data": "data.images",
+    "DataSet": "data.images",
+    "Evaluation": "training.evaluation",
     "FedcondenseError": "errors",
-    "Fit": "training",
-    "Limits": "set_format",
+    "Fit": "training.fit",
+    "Limits": "sets.format",
     "NETWORKS": "networks",
     "OBJECTIVES": "objectives",
     "PARAMETRIZATIONS": "parametrizations",
-    "Partition": "partitions",
-    "Plan": "planning",
-    "Progress": "condensation",
-    "SELECTIONS": "selection",
-    "STARTS": "starts",
-    "Spec": "data",
-    "SyntheticSet": "synthetic",
-    "condense": "condensation",
-    "evaluate": "evaluation",
-    "export": "exchange",
-    "import_tensors": "exchange",
-    "load_data": "datasets",
-    "load_set": "zoo",
-    "partition": "partitions",
-    "plan": "planning",
-    "ready_sets": "zoo",
-    "relabel": "labels",
-    "select": "selection",
+    "Partition": "data.partitions",
+    "Plan": "condensing.planning",
+    "Progress": "condensing.loop",
+    "SELECTIONS": "sets.selection",
+    "STARTS": "condensing.starts",
+    "Spec": "data.images",
+    "SyntheticSet": "sets.synthetic",
+    "condense": "condensing.loop",
+    "evaluate": "training.evaluation",
+    "export": "sets.exchange",
+    "import_tensors": "sets.exchange",
+    "load_data": "data.loading",
+    "load_set": "sets.zoo",
+    "partition": "data.partitions",
+    "plan": "condensing.planning",
+    "ready_sets": "sets.zoo",
+    "relabel": "training.labels",
+    "select": "sets.selection",
 }
 
 __all__ = [

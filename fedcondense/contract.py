@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fedcondense.augment import Augmentation
-    from fedcondense.data import Data, Spec
+    from fedcondense.data.augment import Augmentation
+    from fedcondense.data.images import Data, Spec
 
 __all__ = [
     "Batch",

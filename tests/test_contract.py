@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedcondense.augment import Augmentation
 from fedcondense.contract import Draw, NetworkSource, Objective, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import Augmentation
+from fedcondense.data.images import Data
 
 DRAW = Draw(None, Augmentation.draw((), 1, torch.Generator()), 0)
 

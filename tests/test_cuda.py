@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import fedcondense as fc
-from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Progress, prepare
-from fedcondense.data import Data
-from fedcondense.graphs import captured
+from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.loop import Progress, prepare
+from fedcondense.data.images import Data
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import is_of_rows
 from fedcondense.objectives.gradient import is_of_samples
-from fedcondense.sources import Pool
+from fedcondense.sources.networks import Pool
+from fedcondense.training.graphs import captured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -109,13 +109,13 @@ def test_a_network_is_trained_the_same_by_a_graph(norm: str, data: Data, monkeyp
         replays.append(captured(run, device))
         return replays[-1]
 
-    monkeypatch.setattr("fedcondense.training.captured", watched)
+    monkeypatch.setattr("fedcondense.training.fit.captured", watched)
     real = fc.select(data, 5, seed=0)
     test = fc.load_data("digits").test
     network = partial(ConvNet, width=8, depth=2, norm=norm)
     found = []
     for worth in (1, 10**9):
-        monkeypatch.setattr("fedcondense.training._WORTH_A_GRAPH", worth)
+        monkeypatch.setattr("fedcondense.training.fit._WORTH_A_GRAPH", worth)
         recipe = fc.Fit(steps=60)
         found.append(fc.evaluate(real, test, network=network, recipe=recipe, seeds=[0], device="cuda").accuracy)
     assert len(replays) == 1
@@ -125,7 +125,7 @@ def test_a_network_is_trained_the_same_by_a_graph(norm: str, data: Data, monkeyp
 
 
 def test_it_goes_on_from_a_checkpoint(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedcondense.condensation._LOOK_S", 0.0)
+    monkeypatch.setattr("fedcondense.condensing.loop._LOOK_S", 0.0)
     kept = Checkpoint(tmp_path / "state.safetensors", every_s=0.0)
 
     def stop(now: Progress) -> None:

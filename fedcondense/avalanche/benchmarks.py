@@ -9,7 +9,7 @@ from avalanche.benchmarks import nc_benchmark
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 
 __all__ = ["NormalisedImages", "split_benchmark"]
 

@@ -16,11 +16,11 @@ from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
-from fedcondense.augment import OPERATIONS
 from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, read
-from fedcondense.data import Data, Spec
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
-from fedcondense.memory import Condenser, Maker, Memory
+from fedcondense.memory.memory import Condenser, Maker, Memory
 
 __all__ = ["CondensedBuffer", "Decoded"]
 

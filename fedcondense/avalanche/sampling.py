@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedcondense.augment import Augmentation
 from fedcondense.avalanche.buffer import CondensedBuffer, Decoded
+from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
 from fedcondense.randomness import stream
 

@@ -42,8 +42,8 @@ def zoo(form: Output = Format.text) -> None:
     (percent), `accuracy_std`, `network`, `method`, `parametrization`, `steps`, `cpu_seconds`, `nearest` and
     `nearest_test` (smallest root mean square difference to a training image, of the set and of test images), `path`.
     """
-    from fedcondense.pictures import human_bytes
-    from fedcondense.zoo import ready_sets
+    from fedcondense.report.pictures import human_bytes
+    from fedcondense.sets.zoo import ready_sets
 
     sets = ready_sets()
     lines: list[tuple[object, ...]] = [("name", "size", "images", "accuracy", "of", "file")]
@@ -75,8 +75,8 @@ def import_set(
 
     JSON keys: `data`, `method`, `ipc`, `images`, `nbytes`, `output`.
     """
-    from fedcondense.exchange import import_tensors, spec_of
-    from fedcondense.pictures import human_bytes
+    from fedcondense.report.pictures import human_bytes
+    from fedcondense.sets.exchange import import_tensors, spec_of
 
     check_output(output, overwrite)
     spec = spec_of(data, data_root)
@@ -109,9 +109,9 @@ def export_set(
 
     JSON keys: `output`, `images` (synthetic), `test` (test images, or null).
     """
-    from fedcondense.datasets import load_data
-    from fedcondense.exchange import export
-    from fedcondense.synthetic import SyntheticSet
+    from fedcondense.data.loading import load_data
+    from fedcondense.sets.exchange import export
+    from fedcondense.sets.synthetic import SyntheticSet
 
     set_up(plugins=plugin)
     synthetic = SyntheticSet.load(file)

@@ -88,9 +88,9 @@ def federate(
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
     _check_folder(output, resume, overwrite)
-    from fedcondense.datasets import load_data
+    from fedcondense.data.loading import load_data
+    from fedcondense.data.partitions import partition as split
     from fedcondense.flower.strategy import AggregationError
-    from fedcondense.partitions import partition as split
 
     device = pick_device(device)
     train, test = (part.to(device) for part in load_data(name, data_root))
@@ -172,20 +172,20 @@ def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _report(folder: Path) -> Path:
-    from fedcondense.report import write_report
+    from fedcondense.report.page import write_report
 
     return write_report(folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    from fedcondense.report import read_result
+    from fedcondense.report.page import read_result
 
     return read_result(folder)
 
 
 def _text(result: Mapping[str, Any]) -> str:
     """Return the rows as a table, and what follows from them in words."""
-    from fedcondense.report import headline, read_rows, table
+    from fedcondense.report.page import headline, read_rows, table
 
     rows = read_rows(result)
     return "\n".join([columns(table(rows)), "", *headline(rows)])

@@ -38,11 +38,11 @@ from fedcondense.cli.terminal import (
 from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
 
 if TYPE_CHECKING:
-    from fedcondense.checkpoints import Checkpoint
-    from fedcondense.condensation import Progress
-    from fedcondense.data import Data
-    from fedcondense.evaluation import Evaluation
-    from fedcondense.synthetic import SyntheticSet
+    from fedcondense.condensing.checkpoints import Checkpoint
+    from fedcondense.condensing.loop import Progress
+    from fedcondense.data.images import Data
+    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.training.evaluation import Evaluation
 
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
@@ -75,9 +75,9 @@ def data(data_root: DataRoot = None, form: Output = Format.text) -> None:
     JSON keys: `root`, and `data`: an object a name with `where` (null: not here, `condense` tries to download it),
     `shape`, `train` and `test` (images), `classes` (their number) and `files` (what the root would hold).
     """
-    from fedcondense.catalogue import CATALOGUE
-    from fedcondense.datasets import available
-    from fedcondense.datasets import data_root as find_root
+    from fedcondense.data.catalogue import CATALOGUE
+    from fedcondense.data.loading import available
+    from fedcondense.data.loading import data_root as find_root
 
     found = available(data_root)
     lines: list[tuple[object, ...]] = [("name", "images", "of", "classes", "where")]
@@ -111,9 +111,9 @@ def plan(
 
     JSON keys: `nbytes`, `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
     """
-    from fedcondense.datasets import load_data
-    from fedcondense.pictures import human_bytes
-    from fedcondense.planning import plan as plan_run
+    from fedcondense.condensing.planning import plan as plan_run
+    from fedcondense.data.loading import load_data
+    from fedcondense.report.pictures import human_bytes
 
     set_up(threads, plugin, precision)
     train = load_data(name, data_root).train
@@ -174,12 +174,12 @@ def condense(
     JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
     `accuracy_std` (both null with --no-evaluate), `output`.
     """
-    from fedcondense.checkpoints import Checkpoint
-    from fedcondense.condensation import condense as condense_data
-    from fedcondense.datasets import load_data
+    from fedcondense.condensing.checkpoints import Checkpoint
+    from fedcondense.condensing.loop import condense as condense_data
+    from fedcondense.data.loading import load_data
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
-    from fedcondense.selection import select
-    from fedcondense.trajectories import kept_in
+    from fedcondense.sets.selection import select
+    from fedcondense.sources.trajectories import kept_in
 
     set_up(threads, plugin, precision)
     checkpoint = Checkpoint(output.with_name(f"{output.name}.checkpoint"), checkpoint_every, resume)
@@ -264,8 +264,8 @@ def evaluate(
     where the test data have none), `network`, `seeds`, `recipe`, `weighted`, `test`, `seconds`, `nbytes`, `data`,
     `file`.
     """
-    from fedcondense.datasets import load_data
-    from fedcondense.synthetic import SyntheticSet
+    from fedcondense.data.loading import load_data
+    from fedcondense.sets.synthetic import SyntheticSet
 
     set_up(threads, plugin, precision)
     synthetic = SyntheticSet.load(file)
@@ -305,9 +305,9 @@ def relabel(
 
     JSON keys: those of `fedcondense condense`.
     """
-    from fedcondense.datasets import load_data
-    from fedcondense.labels import relabel as relabel_set
-    from fedcondense.synthetic import SyntheticSet
+    from fedcondense.data.loading import load_data
+    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.training.labels import relabel as relabel_set
 
     set_up(threads, plugin, precision)
     check_output(output, overwrite)
@@ -357,8 +357,8 @@ def show(
 
     JSON keys: `output`, `images`, `nbytes`.
     """
-    from fedcondense.pictures import show_set
-    from fedcondense.synthetic import SyntheticSet
+    from fedcondense.report.pictures import show_set
+    from fedcondense.sets.synthetic import SyntheticSet
 
     set_up(plugins=plugin)
     check_output(output, overwrite)
@@ -392,8 +392,8 @@ def _evaluate(
     synthetic: SyntheticSet, test: Data, seeds: int, network: str | None, as_recorded: bool = False
 ) -> Evaluation:
     """Measure what `seeds` networks reach after training on the set, or what the set's record says of it once more."""
-    from fedcondense.evaluation import evaluate as evaluate_set
-    from fedcondense.evaluation import evaluate_as_recorded
+    from fedcondense.training.evaluation import evaluate as evaluate_set
+    from fedcondense.training.evaluation import evaluate_as_recorded
 
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
@@ -428,7 +428,7 @@ def _result(synthetic: SyntheticSet) -> dict[str, Any]:
 
 def _text(synthetic: SyntheticSet) -> str:
     """Describe a set and, where it was measured, its accuracy, for people."""
-    from fedcondense.pictures import human_bytes
+    from fedcondense.report.pictures import human_bytes
 
     record, evaluation = synthetic.record, synthetic.evaluation
     fields = [

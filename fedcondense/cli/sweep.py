@@ -258,7 +258,7 @@ def _base(
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sweeps.cells import data_of
     from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning
-    from fedcondense.training import Fit
+    from fedcondense.training.fit import Fit
 
     train, test = data_of(name, _place(common))
     network = common.network or default_network(train.spec.shape)
@@ -321,7 +321,7 @@ def _numbers(text: str) -> list[int]:
 
 def _controls(common: Sweeping, default: str | None = None) -> list[str]:
     """Return the selections to set beside; ``none`` for none of them."""
-    from fedcondense.selection import SELECTIONS
+    from fedcondense.sets.selection import SELECTIONS
 
     text = common.controls or default
     return [] if text == "none" else _names("selection", text, SELECTIONS)

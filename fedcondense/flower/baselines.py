@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedcondense.contract import Network
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import DataError
 from fedcondense.flower.inprocess import NO_DATA, log_from, run_in_process
 from fedcondense.flower.message import safe_text

@@ -16,21 +16,21 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedcondense.catalogue import CATALOGUE
-from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Progress, condense, without_the_line_on_few_records
-from fedcondense.data import Data
+from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.loop import Progress, condense, without_the_line_on_few_records
+from fedcondense.condensing.planning import plan
+from fedcondense.condensing.starts import STARTS
+from fedcondense.data.catalogue import CATALOGUE
+from fedcondense.data.images import Data
 from fedcondense.errors import DivergenceError, SettingError, look_up, unknown
 from fedcondense.flower.inprocess import CLIENT_RAISED, NO_DATA
 from fedcondense.flower.message import CONDENSE, pack, safe_text
 from fedcondense.networks import default_network, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.planning import plan
 from fedcondense.randomness import child_seed
-from fedcondense.selection import SELECTIONS, select
-from fedcondense.starts import STARTS
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.selection import SELECTIONS, select
+from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["ClientCaps", "Request", "app", "load_partition", "make_client_app"]
 
@@ -306,14 +306,14 @@ _PARTITION: dict[str, Any] = {"partition-by": "dirichlet", "alpha": 0.5, "partit
 
 @lru_cache(maxsize=1)
 def _train(name: str, root: str | None) -> Data:
-    from fedcondense.datasets import load_data
+    from fedcondense.data.loading import load_data
 
     return load_data(name, root).train
 
 
 @lru_cache(maxsize=1)
 def _divided(name: str, root: str | None, number: int, by: str, alpha: float, seed: int, smallest: int) -> list[Data]:
-    from fedcondense.partitions import partition
+    from fedcondense.data.partitions import partition
 
     train = _train(name, root)
     parts = partition(train, number, by, alpha=alpha, seed=seed, min_partition_size=smallest)

@@ -23,14 +23,14 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import write_file
 from fedcondense.flower.inprocess import CLIENT_RAISED, NO_DATA, InProcessGrid, log_from, run_in_process
 from fedcondense.flower.message import safe_text
 from fedcondense.networks import build
 from fedcondense.randomness import stream
-from fedcondense.training import accuracy, autocast_of_caller
+from fedcondense.training.fit import accuracy, autocast_of_caller
 
 __all__ = ["FedAvgRow", "LocalTraining", "fedavg", "fingerprint", "make_fedavg_client", "train_locally"]
 

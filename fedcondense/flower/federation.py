@@ -20,10 +20,10 @@ from flwr.serverapp.exception import AggregationError
 from safetensors.torch import save
 from torch import nn
 
-from fedcondense.condensation import Progress, precision_of, prepare, without_the_line_on_few_records
-from fedcondense.data import Data
+from fedcondense.condensing.loop import Progress, precision_of, prepare, without_the_line_on_few_records
+from fedcondense.data.images import Data
+from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
-from fedcondense.evaluation import Evaluation, evaluate
 from fedcondense.files import write_file
 from fedcondense.flower.baselines import StatisticsRow, feature_statistics, ridge, ridge_dims
 from fedcondense.flower.client import LIMIT, ClientCaps, Request, make_client_app
@@ -32,12 +32,12 @@ from fedcondense.flower.federation_result import ROWS, FederationProgress, Feder
 from fedcondense.flower.inprocess import log_from, run_in_process
 from fedcondense.flower.message import Expected, Reply
 from fedcondense.flower.strategy import OneShot
-from fedcondense.holdings import Partition
 from fedcondense.networks import NETWORKS, default_network, parts
 from fedcondense.objectives import DEFAULT_OBJECTIVE
-from fedcondense.set_format import Limits
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit
+from fedcondense.sets.format import Limits
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import Evaluation, evaluate
+from fedcondense.training.fit import Fit
 
 __all__ = ["FEDAVG_GRID", "ROWS", "FederationProgress", "FederationResult", "federate"]
 

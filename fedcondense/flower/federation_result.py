@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["ROWS", "FederationProgress", "FederationResult", "rounds_of"]
 

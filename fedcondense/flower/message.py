@@ -15,10 +15,10 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.lib import format as npy
 
-from fedcondense.data import Spec
+from fedcondense.data.images import Spec
 from fedcondense.errors import UntrustedSetError
-from fedcondense.set_format import Limits
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.format import Limits
+from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = [
     "CONDENSE",

@@ -18,14 +18,14 @@ from flwr.supercore import log
 from safetensors.torch import save
 from torch import nn
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import OutputError, SettingError, unknown
-from fedcondense.evaluation import Evaluation, evaluate, train_on
 from fedcondense.files import write_file
 from fedcondense.flower.message import Expected
 from fedcondense.flower.strategy import OneShot, train_network
 from fedcondense.objectives import DEFAULT_OBJECTIVE
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import Evaluation, evaluate, train_on
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
 
@@ -175,7 +175,7 @@ def make_server_app(
 def _test(settings: ServerSettings) -> Data | None:
     if not settings.data:
         return None
-    from fedcondense.datasets import load_data
+    from fedcondense.data.loading import load_data
 
     return load_data(settings.data, settings.data_root or None).test
 

@@ -17,11 +17,11 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 from torch import nn
 
-from fedcondense.data import Data, Spec
-from fedcondense.evaluation import train_on
+from fedcondense.data.images import Data, Spec
 from fedcondense.flower.message import CONDENSE, Expected, Refusal, Reply, read_replies, usable_partition
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import train_on
+from fedcondense.training.fit import Fit
 
 __all__ = ["AggregationError", "OneShot", "collect", "train_network"]
 

@@ -14,7 +14,7 @@ from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
 from fedcondense.randomness import stream
 
 if TYPE_CHECKING:
-    from fedcondense.data import Data
+    from fedcondense.data.images import Data
 
 __all__ = ["FeatureObjective", "Sum", "is_of_rows"]
 

@@ -18,10 +18,10 @@ from torch.func import functional_call
 
 from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
 from fedcondense.randomness import stream
-from fedcondense.sources import RealTrained, Trained
+from fedcondense.sources.networks import RealTrained, Trained
 
 if TYPE_CHECKING:
-    from fedcondense.data import Data
+    from fedcondense.data.images import Data
 
 __all__ = [
     "AbsoluteGradientMatching",

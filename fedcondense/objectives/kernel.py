@@ -17,10 +17,10 @@ from torch import Tensor
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.objectives.features import FeatureObjective
 from fedcondense.randomness import stream
-from fedcondense.sources import NoNetwork, Online
+from fedcondense.sources.networks import NoNetwork, Online
 
 if TYPE_CHECKING:
-    from fedcondense.data import Data
+    from fedcondense.data.images import Data
 
 __all__ = ["FeatureRegression", "KernelRegression", "connected_kernel", "regression_error"]
 

@@ -18,10 +18,10 @@ from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
 from fedcondense.errors import SettingError
 from fedcondense.objectives.unrolled import cross_entropy
 from fedcondense.randomness import batches, stream
-from fedcondense.trajectories import Trajectories
+from fedcondense.sources.trajectories import Trajectories
 
 if TYPE_CHECKING:
-    from fedcondense.data import Data
+    from fedcondense.data.images import Data
 
 __all__ = ["TrajectoryMatching", "flatten"]
 

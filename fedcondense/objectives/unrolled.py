@@ -18,11 +18,11 @@ from torch.func import functional_call
 
 from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
 from fedcondense.randomness import batches, stream
-from fedcondense.sources import Fresh, Trained
-from fedcondense.training import autocast_of_caller
+from fedcondense.sources.networks import Fresh, Trained
+from fedcondense.training.fit import autocast_of_caller
 
 if TYPE_CHECKING:
-    from fedcondense.data import Data
+    from fedcondense.data.images import Data
 
 __all__ = ["UnrolledTraining", "cross_entropy"]
 

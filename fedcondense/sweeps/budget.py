@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fedcondense.condensation import prepare
+from fedcondense.condensing.loop import prepare
+from fedcondense.condensing.planning import shorten
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
-from fedcondense.planning import shorten
 from fedcondense.sweeps.cells import HERE, Place, data_of, digest, features, identity, read_json, stem
 from fedcondense.sweeps.grids import Cell, Line, Making, resolve
 from fedcondense.sweeps.workers import Here, Workers

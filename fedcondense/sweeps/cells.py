@@ -14,20 +14,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedcondense.condensation import condense
-from fedcondense.data import Data, DataSet
-from fedcondense.datasets import load_data
+from fedcondense.condensing.loop import condense
+from fedcondense.data.images import Data, DataSet
+from fedcondense.data.loading import load_data
 from fedcondense.errors import DivergenceError, FedcondenseError, OutputError, UntrustedSetError
-from fedcondense.evaluation import train_on
 from fedcondense.files import write_file
 from fedcondense.networks import build
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed
-from fedcondense.selection import SELECTIONS, select
+from fedcondense.sets.selection import SELECTIONS, select
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sweeps.grids import ALL_REAL, Cell, Line, Making, Measuring, resolve, told
 from fedcondense.sweeps.workers import Here, Workers
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit, accuracy, fit
+from fedcondense.training.evaluation import train_on
+from fedcondense.training.fit import Fit, accuracy, fit
 
 __all__ = ["Done", "Outcome", "Place", "cell_path", "compute", "finished", "run", "set_path"]
 

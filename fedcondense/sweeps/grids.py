@@ -14,7 +14,7 @@ from typing import Any
 from fedcondense.contract import Objective, Recipe
 from fedcondense.errors import SettingError, look_up
 from fedcondense.objectives import OBJECTIVES
-from fedcondense.training import Fit
+from fedcondense.training.fit import Fit
 
 __all__ = [
     "ALL_REAL",

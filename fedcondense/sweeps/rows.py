@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedcondense.selection import SELECTIONS
+from fedcondense.sets.selection import SELECTIONS
 from fedcondense.sweeps.cells import Outcome
 from fedcondense.sweeps.grids import ALL_REAL, Cell, Line
 from fedcondense.sweeps.scores import (

@@ -20,8 +20,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fedcondense.data import Data, DataSet
-from fedcondense.datasets import load_data
+from fedcondense.data.images import Data, DataSet
+from fedcondense.data.loading import load_data
 
 PER_CLASS = 60  # real images of each class: enough to learn from, quick to train on
 

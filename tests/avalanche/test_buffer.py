@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from fedcondense.augment import OPERATIONS
 from fedcondense.avalanche import CondensedBuffer
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.images import Data
 from fedcondense.errors import DataError, FedcondenseError, ResumeError, SettingError, UntrustedSetError
-from fedcondense.memory import Condenser, Selector
+from fedcondense.memory.memory import Condenser, Selector
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.selection import select
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.selection import select
+from fedcondense.sets.synthetic import SyntheticSet
 
 RANDOM = Selector("random")
 UPDATES = ("recondense", "reservoir", "append")

@@ -11,9 +11,9 @@ from avalanche.training import DER
 from torch import Tensor, nn
 
 from fedcondense.avalanche import CondensedBuffer, CondensedBufferWithLogits, CondensedDER
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.memory import Condenser, Selector
+from fedcondense.memory.memory import Condenser, Selector
 
 NAIVE = 0.2
 RANDOM = Selector("random")

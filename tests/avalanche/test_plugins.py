@@ -23,11 +23,11 @@ from fedcondense.avalanche import (
     WeightAveragingPlugin,
 )
 from fedcondense.avalanche.sampling import EpochLoader, Sampler
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.memory import Condenser, Selector
-from fedcondense.selection import select
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.memory.memory import Condenser, Selector
+from fedcondense.sets.selection import select
+from fedcondense.sets.synthetic import SyntheticSet
 
 NAIVE = 0.2
 RANDOM = Selector("random")

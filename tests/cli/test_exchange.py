@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedcondense.datasets import load_data
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.data.loading import load_data
+from fedcondense.sets.synthetic import SyntheticSet
 
 
 @pytest.mark.parametrize("name", ["zoo", "import", "export"])

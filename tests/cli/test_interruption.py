@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fedcondense.errors import OutputError
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
@@ -66,7 +66,8 @@ class TestInterruption:
         assert output.exists()
 
     @pytest.mark.parametrize(
-        ("moment", "then"), [("fedcondense.labels.relabel", "relabel"), ("fedcondense.evaluation.evaluate", "evaluate")]
+        ("moment", "then"),
+        [("fedcondense.training.labels.relabel", "relabel"), ("fedcondense.training.evaluation.evaluate", "evaluate")],
     )
     def test_ctrl_c_in_relabel_says_what_to_type_before_and_after_the_set_is_written(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, then: str
@@ -117,13 +118,13 @@ class TestInterruption:
     def test_divergence_keeps_the_last_good_set(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import fedcondense.condensation
+        import fedcondense.condensing.loop
         from fedcondense.errors import DivergenceError
 
         def diverge(*_: object, **__: object) -> None:
             raise DivergenceError("the loss is nan at step 7", SyntheticSet.load(made))
 
-        monkeypatch.setattr(fedcondense.condensation, "condense", diverge)
+        monkeypatch.setattr(fedcondense.condensing.loop, "condense", diverge)
         ended = cli.run("condense", "digits", *QUICK, "--output", tmp_path / "set.safetensors")
         assert ended.exit_code == 2
         assert ended.stderr.splitlines()[-1] == "error: the loss is nan at step 7"
@@ -132,7 +133,7 @@ class TestInterruption:
     def test_an_error_of_the_system_names_the_file(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import fedcondense.pictures
+        import fedcondense.report.pictures
 
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "grid.png")
@@ -144,7 +145,7 @@ class TestInterruption:
     def test_a_bug_keeps_its_traceback(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import fedcondense.pictures
+        import fedcondense.report.pictures
 
         monkeypatch.setattr(fedcondense.pictures, "show_set", lambda *_: 1 / 0)
         assert isinstance(cli.run("show", made, "--output", tmp_path / "grid.png").exception, ZeroDivisionError)

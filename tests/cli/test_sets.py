@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from fedcondense.cli import app
 from fedcondense.objectives import OBJECTIVES
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 
 KEYS = ["data", "method", "ipc", "images", "nbytes", "seconds", "network", "accuracy", "accuracy_std", "output"]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")

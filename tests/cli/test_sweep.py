@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from fedcondense.objectives import OBJECTIVES
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sweeps import KEYS
-from fedcondense.synthetic import SyntheticSet
 
 COMMANDS = ("table", "parametrizations", "architectures", "sensitivity", "scaling")
 NETWORK = "convnet1-w16"

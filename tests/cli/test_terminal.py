@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedcondense.cli.terminal import Precision, check_folder, columns, jsonable, warn_of_slow
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 
 
 def test_json_has_no_nan_and_no_tuples() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from fedcondense.data import Data, DataSet
-from fedcondense.datasets import load_data
-from fedcondense.partitions import Partition, partition
+from fedcondense.data.images import Data, DataSet
+from fedcondense.data.loading import load_data
+from fedcondense.data.partitions import Partition, partition
 
 
 @pytest.fixture(scope="session")

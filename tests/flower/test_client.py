@@ -13,9 +13,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcondense.condensation import condense
+from fedcondense.condensing.loop import condense
 from fedcondense.contract import Recipe
-from fedcondense.data import Data
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition
 from fedcondense.errors import DataError, SettingError
 from fedcondense.flower.client import ClientCaps, load_partition, make_client_app
 from fedcondense.flower.inprocess import InProcessGrid, task_identity
@@ -23,9 +24,8 @@ from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.partitions import Partition
 from fedcondense.randomness import stream
-from fedcondense.sources import Pool
+from fedcondense.sources.networks import Pool
 
 QUICK: dict[str, Any] = {"ipc": 1, "objective": "dm", "steps": 3}
 NO_ESTIMATE = ClientCaps(max_seconds=float("inf"))

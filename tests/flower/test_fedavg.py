@@ -12,13 +12,13 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 from torch import nn
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, train_locally
 from fedcondense.networks import build
-from fedcondense.partitions import Partition
 from fedcondense.randomness import stream
-from fedcondense.training import accuracy
+from fedcondense.training.fit import accuracy
 
 NETWORK = "convnet2-w32"
 FAST = LocalTraining(lr=0.1)

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition, partition
 from fedcondense.errors import DataError, OutputError, ResumeError, SettingError
-from fedcondense.evaluation import evaluate_as_recorded
 from fedcondense.flower.baselines import feature_statistics, random_features, ridge, ridge_dims
 from fedcondense.flower.fedavg import LocalTraining
 from fedcondense.flower.federation import federate
 from fedcondense.flower.federation_result import ROWS, FederationProgress, FederationResult
-from fedcondense.partitions import Partition, partition
-from fedcondense.report import read_rows
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit
+from fedcondense.report.page import read_rows
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import evaluate_as_recorded
+from fedcondense.training.fit import Fit
 
 NETWORK = "convnet2-w32"
 ALL = (*(row for row in ROWS if row != "fedavg-20"), "fedavg-2")
@@ -187,10 +187,10 @@ class TestResume:
         """SIGKILL after the first client's set; the second run goes on from it and ends as an unbroken one."""
         program = (
             "import sys, torch; torch.set_num_threads(1)\n"
-            "from fedcondense.datasets import load_data\n"
-            "from fedcondense.partitions import partition\n"
+            "from fedcondense.data.loading import load_data\n"
+            "from fedcondense.data.partitions import partition\n"
             "from fedcondense.flower import federate\n"
-            "from fedcondense.training import Fit\n"
+            "from fedcondense.training.fit import Fit\n"
             "train, test = load_data('digits')\n"
             "held = partition(train, 3, 'iid', seed=1)\n"
             "federate(train, test, held, rows=('one-shot',), ipc=1, objective='dm', steps=60, recipe=Fit(steps=5),\n"

@@ -17,13 +17,13 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, pack, safe_text, unpack, untrusted_array
 from fedcondense.flower.strategy import OneShot
-from fedcondense.selection import select
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.selection import select
+from fedcondense.sets.synthetic import SyntheticSet
 
 HOSTILE = 1000
 

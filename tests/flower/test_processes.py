@@ -20,7 +20,7 @@ import pytest
 from fedcondense.flower.client import app as client_app
 from fedcondense.flower.inprocess import run_in_process
 from fedcondense.flower.server import make_server_app
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 
 pytestmark = pytest.mark.slow
 

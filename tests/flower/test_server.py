@@ -12,15 +12,15 @@ import pytest
 from flwr.app import Context
 
 import fedcondense.flower
-from fedcondense.data import Data
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition
 from fedcondense.errors import FedcondenseError, MissingExtraError, OutputError, SettingError
 from fedcondense.flower.client import ClientCaps, make_client_app
 from fedcondense.flower.inprocess import run_in_process
 from fedcondense.flower.server import ServerSettings, make_server_app
 from fedcondense.flower.strategy import AggregationError
-from fedcondense.partitions import Partition
-from fedcondense.report import write_report
-from fedcondense.synthetic import SyntheticSet
+from fedcondense.report.page import write_report
+from fedcondense.sets.synthetic import SyntheticSet
 
 APP = Path(__file__).parents[2] / "strategies" / "one-shot"
 QUICK: dict[str, Any] = {"ipc": 1, "objective": "dm", "steps": 2}

@@ -13,14 +13,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 from torch import nn
 
-from fedcondense.data import Data
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition
 from fedcondense.flower.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, pack
 from fedcondense.flower.strategy import AggregationError, OneShot, collect, train_network
-from fedcondense.partitions import Partition
-from fedcondense.selection import select
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit
+from fedcondense.sets.selection import select
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.fit import Fit
 
 Answer = Callable[[int, Message], Message]
 

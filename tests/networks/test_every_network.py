@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedcondense.data import Data, Spec
+from fedcondense.data.images import Data, Spec
 from fedcondense.errors import SettingError
-from fedcondense.evaluation import evaluate
 from fedcondense.networks import CONVNETS, NETWORKS, NORMS, OTHERS, ConvNet, build, default_network, describe
-from fedcondense.selection import select
-from fedcondense.training import Fit
+from fedcondense.sets.selection import select
+from fedcondense.training.evaluation import evaluate
+from fedcondense.training.fit import Fit
 
 Shape = tuple[int, int, int]
 TINY = partial(ConvNet, width=8, depth=2)

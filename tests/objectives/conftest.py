@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedcondense.augment import Augmentation
 from fedcondense.contract import Draw, Synthetic
-from fedcondense.data import Data, Spec
+from fedcondense.data.augment import Augmentation
+from fedcondense.data.images import Data, Spec
 from fedcondense.networks import ConvNet, build
 
 Step = tuple[Draw, Data, Synthetic]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcondense.augment import OPERATIONS
 from fedcondense.contract import Draw, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.images import Data
 from fedcondense.objectives.characteristic import CharacteristicFunction, frequencies, means, wave_distance
 from fedcondense.objectives.features import Sum
 from fedcondense.objectives.ridge import RidgeRegression

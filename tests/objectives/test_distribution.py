@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcondense.augment import OPERATIONS, Augmentation
-from fedcondense.condensation import condense
+from fedcondense.condensing.loop import condense
 from fedcondense.contract import Draw, Objective, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS, Augmentation
+from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching, class_sums
 from fedcondense.randomness import stream
 

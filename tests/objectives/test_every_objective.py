@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedcondense import condensation
-from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Progress, condense
+from fedcondense.condensing import loop
+from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.loop import Progress, condense
 from fedcondense.contract import Draw, Recipe, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
@@ -131,7 +131,7 @@ class TestEveryObjective:
     def test_condense_takes_it_by_name_and_resumes_bit_by_bit(
         self, name: str, step: MakeStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(condensation, "_LOOK_S", 0.0)
+        monkeypatch.setattr(loop, "_LOOK_S", 0.0)
         _, data, _ = step(real=(7, 3, 0, 12, 1))
 
         def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedcondense.augment import OPERATIONS
-from fedcondense.condensation import condense, prepare
+from fedcondense.condensing.loop import condense, prepare
 from fedcondense.contract import Draw, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.images import Data
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.gradient import (
     AbsoluteGradientMatching,
@@ -24,7 +24,7 @@ from fedcondense.objectives.gradient import (
     row_cosine_distance,
 )
 from fedcondense.randomness import stream
-from fedcondense.sources import RealTrained
+from fedcondense.sources.networks import RealTrained
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]

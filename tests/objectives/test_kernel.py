@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedcondense.augment import OPERATIONS
-from fedcondense.condensation import condense, prepare
+from fedcondense.condensing.loop import condense, prepare
 from fedcondense.contract import Draw, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.images import Data
 from fedcondense.objectives.kernel import (
     FeatureRegression,
     KernelRegression,
@@ -22,7 +22,7 @@ from fedcondense.objectives.kernel import (
     regression_error,
 )
 from fedcondense.randomness import stream
-from fedcondense.sources import NoNetwork, Online
+from fedcondense.sources.networks import NoNetwork, Online
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]

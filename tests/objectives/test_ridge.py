@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.contract import Draw, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import FeatureObjective
 from fedcondense.objectives.ridge import FeatureRows, RidgeRegression, means_and_ridge

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedcondense.augment import OPERATIONS
-from fedcondense.condensation import condense, prepare
+from fedcondense.condensing.loop import condense, prepare
 from fedcondense.contract import Draw, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.trajectory import TrajectoryMatching, descend, distance, flatten, leaves
-from fedcondense.trajectories import Trajectories
+from fedcondense.sources.trajectories import Trajectories
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]

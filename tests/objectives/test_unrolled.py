@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedcondense.augment import OPERATIONS, Augmentation
-from fedcondense.condensation import condense, prepare
+from fedcondense.condensing.loop import condense, prepare
 from fedcondense.contract import Batch, Draw, Synthetic
-from fedcondense.data import Data
+from fedcondense.data.augment import OPERATIONS, Augmentation
+from fedcondense.data.images import Data
 from fedcondense.networks import ConvNet, build
 from fedcondense.objectives.unrolled import UnrolledTraining, cross_entropy
 from fedcondense.randomness import batches, stream
-from fedcondense.sources import Trained
+from fedcondense.sources.networks import Trained
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcondense import condensation
-from fedcondense.checkpoints import Checkpoint
-from fedcondense.condensation import Progress, condense, prepare
+from fedcondense.condensing import loop
+from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.loop import Progress, condense, prepare
+from fedcondense.condensing.planning import plan
 from fedcondense.contract import Codes, Objective, Parametrization
-from fedcondense.data import Data, Spec
+from fedcondense.data.images import Data, Spec
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.planning import plan
-from fedcondense.synthetic import Part, Record, SyntheticSet, to_storage
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
 
 pytestmark = pytest.mark.usefixtures("quick_fit")
 TINY = partial(ConvNet, width=8, depth=2)
@@ -194,7 +194,7 @@ class TestEveryParametrizationByName:
         assert torch.equal(again.targets, labels)
 
     def test_a_resumed_run_ends_bit_equal(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(condensation, "_LOOK_S", 0.0)
+        monkeypatch.setattr(loop, "_LOOK_S", 0.0)
 
         def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:
             def progress(now: Progress) -> None:

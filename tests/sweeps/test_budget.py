@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fedcondense.sweeps.budget as budgets
-from fedcondense.data import Data
+from fedcondense.data.images import Data
 from fedcondense.networks import build
 from fedcondense.objectives import OBJECTIVES
+from fedcondense.sources.trajectories import Trajectories
 from fedcondense.sweeps.budget import pool_for, steps_for, with_budget
 from fedcondense.sweeps.cells import HERE
 from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, resolve, table
-from fedcondense.trajectories import Trajectories
 
 COST = st.floats(0.001, 1)
 BASE = Cell(Making("digits", "kip", network="convnet1-w16", tuning=Tuning(budget=0.3)), Measuring(("convnet1-w16",)))

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import fedcondense.sweeps.cells as cells
-from fedcondense.datasets import load_data
+from fedcondense.data.loading import load_data
 from fedcondense.errors import DivergenceError, OutputError
-from fedcondense.evaluation import evaluate
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.selection import select
+from fedcondense.sets.selection import select
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sweeps.cells import cell_path, compute, run, set_path
 from fedcondense.sweeps.grids import ALL_REAL, Cell, Line, Making, Measuring, Tuning, scaling
-from fedcondense.synthetic import SyntheticSet
-from fedcondense.training import Fit
+from fedcondense.training.evaluation import evaluate
+from fedcondense.training.fit import Fit
 
 NETWORK = "convnet1-w16"
 QUICK = Measuring((NETWORK,), networks=2, fit=Fit(steps=3))

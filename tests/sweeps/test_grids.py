@@ -10,8 +10,8 @@ import pytest
 from fedcondense.errors import SettingError
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.selection import SELECTIONS
-from fedcondense.sources import Fresh
+from fedcondense.sets.selection import SELECTIONS
+from fedcondense.sources.networks import Fresh
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,

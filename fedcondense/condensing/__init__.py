@@ -1,0 +1,1 @@
+"""Condensing: the loop for every objective and parametrization, what it starts from, costs, and resumes from."""

@@ -1,0 +1,274 @@
+"""Pictures: grids of images, a set with its classes named, accuracy against bytes.
+
+Drawn with Pillow and matplotlib's objects (`Figure`, never pyplot), so nothing here has or leaves global state.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fedcondense.errors import SettingError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = ["Ink", "Point", "accuracy_by_bytes", "class_rows", "grid", "human_bytes", "png", "show_set", "svg"]
+
+_PAPER, _TEXT = 255, 40  # grey levels of the grid's background and its class names
+_LARGEST_PICTURE = 200_000_000  # screen pixels that `show_set` draws: 600 MB; a set in a file is a stranger's
+_LONGEST = 24  # characters of a class name that `show_set` draws
+
+
+class Ink(NamedTuple):
+    """The colours of a plot: text and axes, and one colour a series (Okabe and Ito's, safe for colour blindness)."""
+
+    text: str
+    faint: str
+    series: tuple[str, ...]
+
+
+LIGHT = Ink("#1f2328", "#c9ced6", ("#0072B2", "#D55E00", "#6b7280"))
+DARK = Ink("#e6e8eb", "#454b54", ("#56B4E9", "#E69F00", "#a3acb9"))
+_MARKERS = "oDs"
+_OFFSETS: list[tuple[float, float]] = [
+    (9, 0),
+    (-9, 0),
+    (0, 9),
+    (0, -9),
+    (8, 8),
+    (-8, 8),
+    (8, -8),
+    (-8, -8),
+]  # points from the marker, as tried
+_OFFSETS += [(x, y) for far in (20, 34, 50) for x in (far, -far) for y in (far, -far, far / 2, -far / 2)]
+
+
+class Point(NamedTuple):
+    """One measured way to train a network in a federation."""
+
+    label: str
+    nbytes: float  # up, a client; must be above 0 to be drawn on the logarithmic axis
+    accuracy: float  # percent
+    spread: float = 0.0  # standard deviation over seeds, in points
+    series: int = 0  # which colour and marker, 0 to 2; points of series 1 are joined by a line
+
+
+def human_bytes(nbytes: float) -> str:
+    """Write a number of bytes as people do, in powers of 1000.
+
+    >>> human_bytes(999), human_bytes(37_460), human_bytes(1_932_000)
+    ('999 B', '37.5 kB', '1.93 MB')
+    """
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Image:
+    """Lay images out row by row.
+
+    Args:
+        images: (N, C, H, W), floating point in [0, 1]; C is 1 or 3. Values outside are clipped, NaN is drawn black.
+        columns: Images a row, at least 1.
+        scale: Screen pixels a pixel; nearest neighbour, so that what is stored is what is seen.
+        gap: Screen pixels between two images.
+
+    Returns:
+        An RGB image; the gaps and the cells left over are white.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise SettingError(f"images are {tuple(images.shape)}; a grid needs (N, C, H, W) with 1 or 3 channels")
+    if columns < 1 or scale < 1:
+        raise SettingError(f"columns {columns} and scale {scale} were asked for; both must be at least 1")
+    cells = np.nan_to_num(images.detach().cpu().float().numpy(), nan=0.0).clip(0, 1)
+    cells = np.round(cells * 255).astype(np.uint8).transpose(0, 2, 3, 1).repeat(scale, 1).repeat(scale, 2)
+    number, height, width, channels = cells.shape
+    rows = -(-number // columns)
+    size = (max(rows * (height + gap) - gap, 1), max(columns * (width + gap) - gap, 1), 3)
+    canvas = np.full(size, _PAPER, np.uint8)
+    for i, cell in enumerate(cells if channels == 3 else cells.repeat(3, 3)):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[y : y + height, x : x + width] = cell
+    return Image.fromarray(canvas)
+
+
+def png(image: Image.Image) -> bytes:
+    """Encode as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def class_rows(synthetic: SyntheticSet) -> list[tuple[str, Tensor]]:
+    """Return the class name and the decoded images (N, C, H, W) in [0, 1] of each class that the set holds.
+
+    An image with a soft label counts for its most likely class.
+    """
+    batch = synthetic.pixels()
+    labels = batch.targets.argmax(1)
+    return [(synthetic.classes[k], batch.images[labels == k]) for k in labels.unique().tolist()]
+
+
+def show_set(synthetic: SyntheticSet, path: str | Path, columns: int | None = None, scale: int | None = None) -> Path:
+    """Write a PNG with a row for each class of the set, its name beside it.
+
+    Args:
+        synthetic: The set; what it decodes to is drawn.
+        path: Where to write; an existing file is replaced.
+        columns: Images a row; a class with more goes on below. Default: all of a class, at most 20.
+        scale: Screen pixels a pixel. Default: the longer side of an image takes about 64 screen pixels.
+
+    Returns:
+        The path.
+
+    Raises:
+        SettingError: The picture would be too large.
+    """
+    rows = class_rows(synthetic)
+    scale = scale or max(1, 64 // max(synthetic.shape[1:]))
+    columns = columns or min(20, max((len(images) for _, images in rows), default=1))
+    places = columns * sum(-(-len(images) // columns) for _, images in rows)
+    if (size := places * math.prod(synthetic.shape[1:]) * scale**2) > _LARGEST_PICTURE:
+        raise SettingError(
+            f"a picture of {size:,} screen pixels; allowed: {_LARGEST_PICTURE:,}; `export` writes each image by itself"
+        )
+    path = Path(path)
+    path.write_bytes(png(_named_rows([(name, grid(images, columns, scale)) for name, images in rows])))
+    return path
+
+
+def _named_rows(rows: Sequence[tuple[str, Image.Image]], gap: int = 6) -> Image.Image:
+    """Put a name to the left of each picture and the pairs under each other."""
+    font = ImageFont.load_default(13)
+    names = [_printable(name) for name, _ in rows]
+    margin = 3 * gap + max((int(font.getlength(name)) for name in names), default=0)
+    width = margin + gap + max((picture.width for _, picture in rows), default=1)
+    height = gap + sum(picture.height + gap for _, picture in rows)
+    canvas = Image.new("RGB", (width, height), (_PAPER,) * 3)
+    draw, y = ImageDraw.Draw(canvas), gap
+    for name, (_, picture) in zip(names, rows, strict=True):
+        canvas.paste(picture, (margin, y))
+        draw.text((margin - gap, y + picture.height / 2), name, fill=(_TEXT,) * 3, font=font, anchor="rm")
+        y += picture.height + gap
+    return canvas
+
+
+def _printable(name: str) -> str:
+    """Shorten a class name and drop what would break a line: names in a file are a stranger's."""
+    text = "".join(c if c.isprintable() else " " for c in name)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def accuracy_by_bytes(points: Iterable[Point], ink: Ink = LIGHT) -> Figure:
+    """Plot accuracy over bytes up a client, on a logarithmic axis, every point named beside it.
+
+    Args:
+        points: Those with no bytes or no finite accuracy are left out.
+        ink: `LIGHT` or `DARK`; the background stays transparent.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    shown = [p for p in points if p.nbytes > 0 and np.isfinite([p.nbytes, p.accuracy, p.spread]).all()]
+    figure = Figure(figsize=(7.6, 4.3), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.set_xscale("log")
+    for series, color in enumerate(ink.series):
+        of_series = sorted((p for p in shown if p.series == series), key=lambda p: p.nbytes)
+        if not of_series:
+            continue
+        x, y, spread = ([getattr(p, name) for p in of_series] for name in ("nbytes", "accuracy", "spread"))
+        style: dict[str, Any] = {"color": color, "marker": _MARKERS[series], "markersize": 9 if series == 0 else 6.5}
+        axes.errorbar(x, y, yerr=spread, linestyle="-" if series == 1 else "none", linewidth=1.4, capsize=3, **style)
+    if shown:
+        sizes, heights = [p.nbytes for p in shown], [p.accuracy for p in shown]
+        axes.set_xlim(min(sizes) / 4, max(sizes) * 4)
+        room = max(3.0, 0.2 * (max(heights) - min(heights)))
+        axes.set_ylim(min(heights) - room, min(max(heights) + room, max(103.0, max(heights))))
+    axes.xaxis.set_major_locator(LogLocator(10, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("bytes a client sends, all rounds together", color=ink.text)
+    axes.set_ylabel("accuracy of the global network, %", color=ink.text)
+    axes.tick_params(which="both", color=ink.faint, labelcolor=ink.text)
+    axes.grid(axis="y", color=ink.faint, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(ink.faint)
+    _name_points(figure, axes, shown, ink)
+    return figure
+
+
+def _name_points(figure: Figure, axes: Any, points: Sequence[Point], ink: Ink) -> None:
+    """Write each label where it covers the least of the other labels, of the points and of what is off the axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    if not points:
+        return
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # the layout moves the axes: before it, nobody knows where a point is on the screen
+    figure.set_layout_engine("none")  # and must not move them again for the labels
+    renderer, frame = canvas.get_renderer(), axes.get_window_extent()
+    centres = axes.transData.transform([p[1:3] for p in points])
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in centres]
+    joined = [
+        centre
+        for _, centre in sorted((p.nbytes, tuple(c)) for p, c in zip(points, centres, strict=True) if p.series == 1)
+    ]
+    for (ax, ay), (bx, by) in itertools.pairwise(joined):  # the line between two points, as a row of small boxes
+        steps = int(max(abs(bx - ax), abs(by - ay)) / 6) + 1
+        taken += [
+            Bbox.from_bounds(ax + (bx - ax) * i / steps - 2, ay + (by - ay) * i / steps - 2, 4, 4) for i in range(steps)
+        ]
+
+    def write(point: Point, x: float, y: float, **more: Any) -> Any:
+        return axes.annotate(
+            _printable(point.label).replace("$", r"\$"),  # a dollar sign would start a formula
+            (point.nbytes, point.accuracy),
+            (x, y),
+            textcoords="offset points",
+            ha="center" if not x else "left" if x > 0 else "right",
+            va="center" if not y else "bottom" if y > 0 else "top",
+            color=ink.series[point.series],
+            weight="bold" if point.series == 0 else "normal",
+            fontsize=9.5,
+            **more,
+        )
+
+    def cost(point: Point, x: float, y: float) -> float:
+        text = write(point, x, y)
+        box = text.get_window_extent(renderer)
+        text.remove()
+        covered = [cut.width * cut.height for other in taken if (cut := Bbox.intersection(box, other))]
+        inside = Bbox.intersection(box, frame)
+        outside = box.width * box.height - (inside.width * inside.height if inside else 0)
+        return float(sum(covered) + 3 * outside + 2 * (abs(x) + abs(y)))
+
+    for point in sorted(points, key=lambda p: p.series):  # ours chooses first
+        x, y = min(_OFFSETS, key=lambda offset: cost(point, *offset))
+        line = {"arrowstyle": "-", "color": ink.series[point.series], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+        text = write(point, x, y, arrowprops=line if x * x + y * y > 300 else None)
+        taken.append(text.get_window_extent(renderer))
+
+
+def svg(figure: Figure) -> bytes:
+    """Draw a figure as SVG with its letters as outlines: it looks the same everywhere and loads nothing."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,129 @@
+"""Selections of real images: the controls that a distilled set has to beat at equal bytes, and sometimes does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedcondense.condensing.loop import images_per_class
+from fedcondense.contract import Parametrization
+from fedcondense.errors import look_up
+from fedcondense.parametrizations import MultiFormation, Pixels
+from fedcondense.randomness import child_seed, stream
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
+
+if TYPE_CHECKING:
+    from fedcondense.data.images import Data
+
+__all__ = ["SELECTIONS", "select"]
+
+Chooser = Callable[[Tensor, int, int], Tensor]
+"""Takes one class's pixels (N, D) in [0, 1], how many to choose and a seed; returns indices (M,), M <= N."""
+
+
+def random(pixels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose uniformly, without replacement."""
+    return torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def herding(pixels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose greedily so that the mean of the chosen stays close to the class mean (Welling, ICML 2009; iCaRL).
+
+    The features are the pixels: any trained network would be one more thing to send or to train.
+    """
+    mean = pixels.mean(0)
+    total = torch.zeros_like(mean)
+    chosen: list[int] = []
+    free = torch.ones(len(pixels), dtype=torch.bool)
+    squares = pixels.square().sum(1)
+    for k in range(min(count, len(pixels))):
+        wish = (k + 1) * mean - total
+        distance = squares - 2 * pixels @ wish  # the squared distance to the wish, up to a constant
+        best = int(distance.masked_fill(~free, torch.inf).argmin())
+        chosen.append(best)
+        free[best] = False
+        total = total + pixels[best]
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def k_center(pixels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose greedily what is farthest from all that is chosen, from the image nearest to the class mean on.
+
+    Sener and Savarese, ICLR 2018, https://arxiv.org/abs/1708.00489, on pixels: the largest distance of an image to its
+    nearest chosen one is at most twice the smallest possible. It takes outliers early. `seed` plays no part.
+    """
+    squares = pixels.square().sum(1)
+    chosen = [int((pixels - pixels.mean(0)).square().sum(1).argmin())]
+    nearest = torch.full_like(squares, torch.inf)  # the squared distance of each image to the chosen
+    while len(chosen) < min(count, len(pixels)):
+        newest = pixels[chosen[-1]]
+        nearest = torch.minimum(nearest, squares - 2 * pixels @ newest + newest.square().sum())
+        nearest[chosen] = -torch.inf  # images that are equal are at no distance, and still count as two
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def k_means(pixels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose the real image nearest to each centre of k-means (scikit-learn) in pixel space."""
+    from sklearn.cluster import KMeans
+
+    count = min(count, len(pixels))
+    centres = KMeans(count, n_init=1, max_iter=30, random_state=seed % 2**31).fit(pixels.numpy()).cluster_centers_
+    distance = torch.cdist(torch.from_numpy(centres).float(), pixels)
+    chosen: list[int] = []
+    for row in distance:  # two centres may be nearest to one image
+        row[chosen] = torch.inf
+        chosen.append(int(row.argmin()))
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+SELECTIONS: dict[str, tuple[Chooser, Parametrization]] = {
+    "random": (random, Pixels()),
+    "herding": (herding, Pixels()),
+    "k-center": (k_center, Pixels()),
+    "k-means": (k_means, Pixels()),
+    "half-resolution": (random, MultiFormation(2)),
+}
+"""Who chooses, and how what was chosen is stored: half resolution holds four times as many images in the same bytes."""
+
+
+def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, limit: float = 1.0) -> SyntheticSet:
+    """Choose real images of each class, as a set of the same kind and bytes as a condensed one.
+
+    Whoever receives it sees records: a control for experiments, not for private data.
+
+    Args:
+        data: The real images; classes may be absent or of any size.
+        ipc: Images per class whose bytes a class may take.
+        method: A name in `SELECTIONS`.
+        seed: All that is random follows from it.
+        limit: The largest share of a class's records whose bytes its images may take.
+
+    Raises:
+        SettingError: An unknown method, or an `ipc` or `limit` that cannot work.
+    """
+    began = time.monotonic()
+    choose, parametrization = look_up("selection", method, SELECTIONS)
+    spec = data.spec
+    images, labels = [], []
+    by_class = data.per_class(None, stream(seed)).split(data.counts.tolist())
+    for c, stored in enumerate(images_per_class(data, ipc, limit)):
+        if not stored:
+            continue
+        pixels = data.images[by_class[c].to(data.device)].cpu().float() / 255
+        wanted = parametrization.start_count(stored)
+        with torch.autocast("cpu", enabled=False):  # the same choice at any precision
+            chosen = choose(pixels.flatten(1), wanted, child_seed(seed, method, c))
+        chosen = chosen.repeat(-(-wanted // len(chosen)))[:wanted]  # a class too small for its tiles repeats itself
+        images.append(pixels[chosen])
+        labels += [c] * wanted
+    targets = F.one_hot(torch.tensor(labels), len(spec.classes)).float()
+    codes, targets = parametrization.encode(torch.cat(images), targets)
+    record = replace(Record.of(data, method, ipc, seed), start="real", seconds=round(time.monotonic() - began, 1))
+    return SyntheticSet([Part(*to_storage(codes, targets, parametrization), parametrization, record)])

@@ -1,0 +1,351 @@
+"""The synthetic set: what every method produces, every adapter ships, stores or replays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedcondense.contract import Batch, Codes, Parametrization
+from fedcondense.errors import SettingError, UntrustedSetError
+from fedcondense.files import write_file
+
+if TYPE_CHECKING:
+    from fedcondense.data.images import Data
+
+__all__ = ["Part", "Record", "SyntheticSet", "to_storage"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a set comes from and how its images are to be read.
+
+    Args:
+        data: The data set's name.
+        shape: (C, H, W) of a decoded image.
+        classes: Class names, by label.
+        mean: What decoding subtracts, a value a channel, in [0, 1] space.
+        std: What decoding divides by, a value a channel.
+        method: The objective that made it, by name if the toolkit ships it, else its repr; or the selection.
+        ipc: Images per class whose bytes the codes take.
+        seed: The root seed.
+        network: The network family that features came from; empty for selections.
+        augmentation: Operations that condensing drew from, and training on the set should.
+        start: What the codes started from.
+        steps: Optimisation steps.
+        counts: How many records of each class the set stands for, (K,).
+        seconds: What condensing took, pools included.
+        privacy: The mechanism and its numbers; None: nothing is promised.
+    """
+
+    data: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    method: str = ""
+    ipc: int = 0
+    seed: int = 0
+    network: str = ""
+    augmentation: tuple[str, ...] = ()
+    start: str = ""
+    steps: int = 0
+    counts: tuple[int, ...] = ()
+    seconds: float = 0.0
+    privacy: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, data: Data, method: str, ipc: int, seed: int) -> Record:
+        """Return the record of a set made from `data`; what else there is to say is for `dataclasses.replace`.
+
+        Raises:
+            SettingError: The seed is none that a file can hold.
+        """
+        if not 0 <= seed < 2**63:
+            raise SettingError(f"seed {seed}; needed: a whole number from 0, below 2**63")
+        spec = data.spec
+        counts = tuple(data.counts.tolist())
+        told = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
+        return cls(*told, augmentation=spec.operations, counts=counts)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Codes of one kind, in the dtypes they are stored in.
+
+    Args:
+        codes: By the names and dtypes of ``parametrization.storage``; uint8 stands for [0, 1].
+        targets: (M,) uint8 or int16 labels, or (M, K) float16 probabilities, one for each stored image; or (N, K), one
+            for each of the more images that they decode to.
+        parametrization: Decodes the codes.
+        record: Where they come from.
+    """
+
+    codes: Codes
+    targets: Tensor
+    parametrization: Parametrization
+    record: Record
+
+    def decode(self, device: torch.device | str = "cpu") -> Batch:
+        """Return images in [0, 1], (N, C, H, W), and probabilities (N, K), both float32."""
+        codes = {name: _from_storage(t.to(device)) for name, t in self.codes.items()}
+        targets = self.targets.to(device)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets.long(), len(self.record.classes))
+        targets, stored = targets.float(), self.stored
+        with torch.autocast(targets.device.type, enabled=False):  # the same images at any precision of a network
+            batch = self.parametrization.decode(codes, targets[:stored])
+        return batch if len(targets) == stored else batch._replace(targets=targets)
+
+    @property
+    def stored(self) -> int:
+        """How many images are stored, M."""
+        return len(self.codes[next(iter(self.parametrization.storage))])
+
+    def labels(self) -> Tensor:
+        """Return the class of each stored image, (M,) int64; of a soft label the likeliest, of several their mean's."""
+        if self.targets.ndim == 1:
+            return self.targets.long()
+        rows, classes = self.targets.shape
+        means: Tensor = self.targets.float().view(self.stored, rows // max(1, self.stored), classes).mean(1)
+        return means.argmax(1)
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether each stored image is one class's alone, so that some can be left out."""
+        return self.targets.ndim == 1 and not self.parametrization.shared
+
+
+class SyntheticSet:
+    """A few synthetic images that stand for many real ones, with all that is needed to use them.
+
+    Args:
+        parts: One or more, each with its own parametrization and record; their images must have one shape.
+        evaluation: What `evaluate` measured on it, after rounding: `Evaluation.to_dict()`.
+    """
+
+    def __init__(self, parts: Iterable[Part], evaluation: Mapping[str, Any] | None = None) -> None:
+        self.parts = tuple(parts)
+        self.evaluation = evaluation
+        if not self.parts:
+            raise SettingError("a synthetic set of no parts; give at least one")
+        shapes = {part.record.shape for part in self.parts}
+        if len(shapes) > 1:
+            raise SettingError(f"sets of images of different shapes: {sorted(shapes)}; join sets of one shape")
+
+    @classmethod
+    def join(cls, sets: Iterable[SyntheticSet]) -> SyntheticSet:
+        """Put sets together, part by part; classes are united by name, in order of appearance."""
+        return cls([part for one in sets for part in one.parts])
+
+    def __len__(self) -> int:
+        """Return the number of decoded images."""
+        return sum(self._sizes)
+
+    def __repr__(self) -> str:
+        made = ", ".join(sorted({part.record.method for part in self.parts}))
+        return (
+            f"SyntheticSet({self.name}, {len(self)} images in {self.nbytes} bytes, {len(self.parts)} part(s), {made})"
+        )
+
+    @property
+    def record(self) -> Record:
+        """The first part's record; of a joined set, one of many."""
+        return self.parts[0].record
+
+    @property
+    def seconds(self) -> float:
+        """What making all parts took; those of a federation are made side by side."""
+        return sum(part.record.seconds for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        return self.record.data
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a decoded image."""
+        return self.record.shape
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The class names of all parts, in order of appearance."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.record.classes))
+
+    def pixels(self, device: torch.device | str = "cpu") -> Batch:
+        """Decode to images in [0, 1], (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
+        images, targets = self._pixels
+        return Batch(images.to(device), targets.to(device))
+
+    def decode(self, device: torch.device | str = "cpu") -> Batch:
+        """Decode to normalised images, (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
+        images, targets = self.pixels(device)
+        pieces, begin = [], 0
+        for part, size in zip(self.parts, self._sizes, strict=True):
+            mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (part.record.mean, part.record.std))
+            pieces.append((images[begin : begin + size] - mean) / std)
+            begin += size
+        return Batch(torch.cat(pieces), targets)
+
+    def weights(self) -> Tensor:
+        """Return how many records each decoded image stands for, (N,) float32 on the CPU; 1 where no part says."""
+        pieces, begin = [], 0
+        for part, size in zip(self.parts, self._sizes, strict=True):
+            targets = self._pixels.targets[begin : begin + size]
+            begin += size
+            if not sum(part.record.counts):
+                pieces.append(torch.ones(size))
+                continue
+            counts = torch.zeros(len(self.classes))
+            counts[self._columns(part)] = torch.tensor(part.record.counts, dtype=torch.float32)
+            pieces.append((targets * (counts / targets.sum(0).clamp_min(1e-9))).sum(1))
+        return torch.cat(pieces)
+
+    def counts(self) -> Tensor:
+        """Return how many decoded images each class has, (K,) int64; a soft label counts for its largest entry."""
+        return torch.bincount(self._pixels.targets.argmax(1), minlength=len(self.classes))
+
+    def with_evaluation(self, evaluation: Mapping[str, Any]) -> SyntheticSet:
+        """Return the same set with what was measured on it (`Evaluation.to_dict()`) in its record."""
+        return SyntheticSet(self.parts, dict(evaluation))
+
+    def with_record(self, **changes: Any) -> SyntheticSet:
+        """Return the same set with some fields of every part's record replaced."""
+        return SyntheticSet([replace(p, record=replace(p.record, **changes)) for p in self.parts], self.evaluation)
+
+    def restrict(self, classes: Iterable[str], most: Mapping[str, int] | None = None) -> SyntheticSet | None:
+        """Return a set of some classes alone, and of the first stored images of each; None if nothing is left.
+
+        Args:
+            classes: Names; those that the set does not have are passed over.
+            most: Stored images that a class may keep, by name; all of those that are not named.
+
+        A set of which nothing is left out is returned itself.
+
+        Raises:
+            SettingError: The set has soft labels, or codes that are shared between images: it cannot be cut by rows.
+        """
+        wanted, left = set(classes), dict(most or {})
+        parts = []
+        for part in self.parts:
+            record = part.record
+            if not part.is_separable:
+                raise SettingError(f"{record.method}: shared codes or soft labels; condense again at the size wanted")
+            kept = [c for c, name in enumerate(record.classes) if name in wanted]
+            targets = part.targets.long()
+            rank = F.one_hot(targets, len(record.classes)).cumsum(0)  # how many of each class so far
+            rank = rank.gather(1, targets.unsqueeze(1)).squeeze(1)
+            limits = torch.tensor([left.get(name, len(targets)) for name in record.classes])
+            rows = torch.isin(targets, torch.tensor(kept, dtype=torch.int64)) & (rank <= limits[targets])
+            for c, n in enumerate(torch.bincount(targets[rows], minlength=len(record.classes)).tolist()):
+                if record.classes[c] in left:
+                    left[record.classes[c]] -= n
+            if not bool(rows.any()):
+                continue
+            labels = torch.zeros(len(record.classes), dtype=torch.uint8 if len(kept) <= 256 else torch.int16)
+            labels[kept] = torch.arange(len(kept)).to(labels.dtype)
+            counts = tuple(record.counts[c] for c in kept) if record.counts else ()
+            record = replace(record, classes=tuple(record.classes[c] for c in kept), counts=counts)
+            codes = {name: code[rows] for name, code in part.codes.items()}
+            cut = Part(codes, labels[targets[rows]], part.parametrization, record)
+            parts.append(part if bool(rows.all()) and len(kept) == len(part.record.classes) else cut)
+        if not parts:
+            return None
+        return self if list(map(id, parts)) == list(map(id, self.parts)) else SyntheticSet(parts)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The bytes of the file, and of the message: codes, labels, record and header."""
+        return len(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes; `from_bytes` gives an equal set, bit by bit."""
+        from fedcondense.sets.format import dump
+
+        return dump(self)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes | memoryview, limits: Any = None) -> SyntheticSet:
+        """Parse bytes of unknown origin.
+
+        Args:
+            blob: What `to_bytes` gave, or anything else.
+            limits: A `fedcondense.sets.format.Limits`; checked before memory is allocated.
+
+        Raises:
+            UntrustedSetError: The bytes are no synthetic set, or break a limit; the message says which.
+        """
+        from fedcondense.sets.format import Limits, parse
+
+        return parse(blob, limits or Limits())
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write one safetensors file, whole or not at all, and return its path.
+
+        Raises:
+            OutputError: The path exists and `overwrite` is false, or it cannot be written.
+        """
+        return write_file(path, self.to_bytes(), overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], limits: Any = None) -> SyntheticSet:
+        """Read a file that `save` wrote, or that somebody says it did (`from_bytes`)."""
+        from fedcondense.sets.format import Limits
+
+        limits = limits or Limits()
+        try:
+            with open(path, "rb") as file:
+                blob = file.read(limits.nbytes + 1)
+        except OSError as error:
+            raise UntrustedSetError(f"{path}: {error.strerror}; give the path of a set that `save` wrote") from None
+        try:
+            return cls.from_bytes(blob, limits)
+        except UntrustedSetError as error:
+            raise UntrustedSetError(f"{path}: {error}") from None
+
+    @cached_property
+    def _pixels(self) -> Batch:
+        images, targets = [], []
+        for part in self.parts:
+            batch = part.decode()
+            full = batch.targets.new_zeros(len(batch.targets), len(self.classes))
+            full[:, self._columns(part)] = batch.targets
+            images.append(batch.images)
+            targets.append(full)
+        return Batch(torch.cat(images), torch.cat(targets))
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        shapes = [{name: tuple(t.shape) for name, t in part.codes.items()} for part in self.parts]
+        return [p.parametrization.decoded(s, p.record.shape) for p, s in zip(self.parts, shapes, strict=True)]
+
+    def _columns(self, part: Part) -> list[int]:
+        return [self._places[name] for name in part.record.classes]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: k for k, name in enumerate(self.classes)}
+
+
+def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) -> tuple[Codes, Tensor]:
+    """Round float codes and probabilities to what is stored; one-hot targets become labels of one or two bytes."""
+    stored = {}
+    for name, dtype in parametrization.storage.items():
+        code = codes[name].detach().cpu()
+        stored[name] = code.mul(255).round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else code.to(dtype)
+    targets = targets.detach().cpu()
+    if bool((targets.amax(1) == 1).all()):
+        return stored, targets.argmax(1).to(torch.uint8 if targets.shape[1] <= 256 else torch.int16)
+    return stored, targets.half()
+
+
+def _from_storage(code: Tensor) -> Tensor:
+    return code.float() / 255 if code.dtype == torch.uint8 else code.float()

@@ -1,0 +1,237 @@
+"""Expert trajectories: the weights that networks passed through while they were trained on the real data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Recipe, Synthetic
+from fedcondense.data.augment import Augmentation
+from fedcondense.errors import ResumeError, SettingError
+from fedcondense.files import write_file
+from fedcondense.randomness import batches, child_seed, draw_seed, stream
+from fedcondense.training.fit import Fit, fit
+
+if TYPE_CHECKING:
+    from fedcondense.data.images import Data
+
+__all__ = ["Trajectories", "kept_in"]
+
+_LOG = logging.getLogger(__name__)
+_ROWS = 1024  # augmentations in a draw, of which each image of a batch takes one by chance
+_AT_ONCE = 64  # training steps whose images are taken to floats together
+_WRITE_S = 5.0  # seconds between two writes of a trajectory that is being trained
+
+
+class Trajectories(NetworkSource):
+    """Networks as they were at some moment of an expert's training, each with where it was `span` snapshots later.
+
+    Experts are trained when a draw first asks for them, and only as far as it asks; one step of plain SGD with a
+    constant step size is easier to imitate than a faster training, so that is what they take. They see the data where
+    they are: not for holders that hand out sums alone, or that promise privacy. A snapshot costs `interval` training
+    steps of `batch` images, which is most of what trajectory matching costs.
+
+    With a `folder`, trajectories are kept there, one safetensors file an expert, for this run when it resumes and for
+    all later ones on the same data and network. They are made of the data: keep them as safe as those.
+
+    Args:
+        build: Builds a network from a seed.
+        operations: What training an expert draws augmentations from, and training on the synthetic set as well.
+        classes: Not used.
+        experts: How many; 100 as published.
+        latest: The last snapshot that a draw may start from; 20 to 40 as published.
+        span: Snapshots from start to goal; 2 as published.
+        interval: Training steps between snapshots; an epoch as published.
+        batch: Real images a training step; 256 as published.
+        lr: The experts' step size; 0.01 as published.
+        seed: Of the experts; None: the first draw decides, or 0 where there is a folder.
+        folder: Where to keep trajectories; None: in memory.
+        train: Whether what is missing may be trained; if not, it is an error.
+    """
+
+    def __init__(
+        self,
+        build: NetworkFactory,
+        operations: tuple[str, ...],
+        classes: int,
+        experts: int = 4,
+        latest: int = 8,
+        span: int = 2,
+        interval: int = 20,
+        batch: int = 64,
+        lr: float = 0.02,
+        seed: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        train: bool = True,
+    ) -> None:
+        if min(experts, span, interval, batch) < 1 or latest < 0:
+            raise SettingError(
+                f"experts {experts}, span {span}, interval {interval}, batch {batch}, latest {latest}; needed: 1 or "
+                "more of each, and latest 0 or more"
+            )
+        self.build, self.operations = build, operations
+        self.experts, self.latest, self.span = experts, latest, span
+        self.interval, self.batch, self.lr = interval, batch, lr
+        self.seed = 0 if seed is None and folder is not None else seed
+        self.folder, self.train = None if folder is None else Path(folder), train
+        self._layouts: dict[int, str] = {}
+        self._kept: dict[int, list[Tensor]] = {}  # snapshots of experts that have no file
+
+    def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
+        """Pick an expert and a moment; the goal is its weights `span` snapshots later, (P,) float32."""
+        if data is None:
+            raise SettingError("experts are trained on the real data, which their holder keeps; take another objective")
+        if self.seed is None:
+            self.seed = draw_seed(generator)
+        expert = int(torch.randint(self.experts, (), generator=generator))
+        start = int(torch.randint(self.latest + 1, (), generator=generator))
+        device = synthetic.images.device
+        network = self.build(self._seed_of(expert))
+        begin, goal = (weights.to(device) for weights in self.snapshots(expert, (start, start + self.span), data))
+        network.to(device)
+        _place(begin, network)
+        augment = Augmentation.draw(self.operations, _ROWS, generator)
+        return Draw(network.requires_grad_(False), augment, draw_seed(generator), goal=goal)
+
+    def snapshots(self, expert: int, ages: tuple[int, ...], data: Data) -> list[Tensor]:
+        """Return an expert's weights at some snapshots, (P,) float32 each, after training as far as that takes.
+
+        Raises:
+            ResumeError: A file is missing that may not be trained, damaged, or of other data, network or settings.
+        """
+        wanted, path = max(ages) + 1, self.path(expert)
+        if path is None:
+            kept = self._kept.setdefault(expert, [])
+            if len(kept) < wanted:
+                self._extend(expert, kept, wanted, data)
+            return [kept[age] for age in ages]
+        if _length(path, self.configuration(expert, data)) < wanted:
+            if not self.train:
+                raise ResumeError(
+                    f"{path} holds no {wanted} snapshots, and none may be trained; train them first, or allow it"
+                )
+            self._extend(expert, _read(path), wanted, data)
+        with safetensors.safe_open(path, framework="pt") as file:
+            rows = file.get_slice("weights")
+            return [rows[age : age + 1][0] for age in ages]
+
+    def path(self, expert: int) -> Path | None:
+        """Return the file of an expert, or None where there is no folder."""
+        return None if self.folder is None else self.folder / f"expert-{expert:03d}.safetensors"
+
+    def configuration(self, expert: int, data: Data) -> dict[str, Any]:
+        """Return what a trajectory depends on, and its file says."""
+        return {
+            "data": data.fingerprint,
+            "network": self._layout(expert),
+            "seed": self.seed,
+            "expert": expert,
+            "interval": self.interval,
+            "batch": self.batch,
+            "lr": self.lr,
+            "operations": list(self.operations),
+        }
+
+    def _seed_of(self, expert: int) -> int:
+        return child_seed(int(self.seed or 0), "expert", expert)
+
+    def _layout(self, expert: int) -> str:
+        """Sixteen hex digits: equal for networks of equal layers and weights of equal names and shapes."""
+        seed = self._seed_of(expert)
+        if seed not in self._layouts:
+            network = self.build(seed)
+            layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
+            self._layouts[seed] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
+        return self._layouts[seed]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed: the same experts follow from it, or are in the folder."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the same experts."""
+        self.seed = state["seed"]
+
+    def _extend(self, expert: int, kept: list[Tensor], wanted: int, data: Data) -> None:
+        """Train on from the last snapshot that is kept until there are as many as wanted."""
+        seed = self._seed_of(expert)
+        network = self.build(seed).to(data.device)
+        if kept:
+            _place(kept[-1].to(data.device), network)
+        else:
+            kept.append(_vector(network))
+        path, written = self.path(expert), time.monotonic()
+        recipe = Fit(self.interval, self.batch, self.lr, momentum=0.0, weight_decay=0.0, schedule="constant")
+        while len(kept) < wanted:
+            age = len(kept)
+            drawn = batches(len(data), self.batch, self.interval, stream(seed, "images", age))
+            for k in range(0, self.interval, _AT_ONCE):  # as bytes the data are a quarter of what they are as floats
+                images, targets = data.batch(torch.cat(drawn[k : k + _AT_ONCE]))
+                steps = replace(recipe, steps=len(drawn[k : k + _AT_ONCE]))
+                fit(network, images, targets, steps, seed=child_seed(seed, age, k), operations=self.operations)
+            kept.append(_vector(network))
+            _LOG.info("expert %d of %d: snapshot %d", expert + 1, self.experts, age)
+            if path is not None and (time.monotonic() - written > _WRITE_S or len(kept) == wanted):
+                told = json.dumps(self.configuration(expert, data))
+                blob = safetensors.torch.save({"weights": torch.stack(kept)}, metadata={"trajectory": told})
+                write_file(path, blob, overwrite=True)
+                written = time.monotonic()
+
+
+def kept_in(folder: str | os.PathLike[str], recipe: Recipe) -> Recipe:
+    """Return a recipe whose trajectories are kept in a folder and taken from there.
+
+    Raises:
+        SettingError: The recipe has none.
+    """
+    source: Any = recipe.source
+    if getattr(source, "func", source) is not Trajectories:
+        raise SettingError("a folder of experts, but the objective has none; take one that matches trajectories: 'mtt'")
+    return replace(recipe, source=partial(source, folder=folder))
+
+
+def _vector(network: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(network.parameters()).detach().float().cpu()
+
+
+def _place(weights: Tensor, network: nn.Module) -> None:
+    nn.utils.vector_to_parameters(weights.clone(), network.parameters())  # which would become views of `weights`
+
+
+def _read(path: Path) -> list[Tensor]:
+    if not path.exists():
+        return []
+    with safetensors.safe_open(path, framework="pt") as file:
+        return list(file.get_tensor("weights"))
+
+
+def _length(path: Path, configuration: dict[str, Any]) -> int:
+    """Return how many snapshots a file holds, 0 if there is none; refuse one that is not of this configuration."""
+    if not path.exists():
+        return 0
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            told = dict(json.loads(file.metadata()["trajectory"]))
+            length, _ = file.get_slice("weights").get_shape()
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ResumeError(f"{path} is no trajectory ({error}); delete it and it is trained again") from None
+    differs = [
+        f"{name} was {told.get(name)!r}, is {value!r}"
+        for name, value in configuration.items()
+        if told.get(name) != value
+    ]
+    if differs:
+        raise ResumeError(f"{path} is of another run: {'; '.join(differs)}; name another folder for these experts")
+    return int(length)

@@ -1,0 +1,258 @@
+"""The report: true to the numbers, complete, self-contained, and safe from what clients send."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedcondense.errors import DataError
+from fedcondense.parametrizations.pixels import Pixels
+from fedcondense.report.page import headline, read_result, read_rows, table, write_report
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+
+HOSTILE = "<script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)>\"'\x1b[31m{{ 7*7 }}"
+CLASSES = ("cat", "dog", HOSTILE)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def row(accuracy: float, bytes_up: float, accuracy_std: float | None = 0.2) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "accuracy_std": accuracy_std,
+        "bytes_up": bytes_up,
+        "bytes_down": 500,
+        "seconds": 1.5,
+        "per_class": [90.0, 80.0, None],
+    }
+
+
+ROWS = {
+    "fedavg-20": row(84, 2_000_000, None),
+    "random-real": row(80, 40_000),
+    "one-shot": row(83, 40_000),
+    "fedavg-1": row(40, 100_000, None),
+    HOSTILE: row(1, 1),
+}
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    whole = {
+        "rows": ROWS,
+        "partition": {"counts": [[5, 0, 3], [1, 9, 0]], "hash": "feedbeef", "by": "dirichlet", "alpha": 0.1},
+        "refused": [{"client": HOSTILE, "reason": HOSTILE}, {"client": 3, "reason": "part 0: NaN"}],
+        "coverage": {"cat": 2, "dog": 1, HOSTILE: 1},
+        "classes": list(CLASSES),
+        "settings": {"data": HOSTILE, "seeds": [0, 1], "recipe": {"steps": 400}, HOSTILE: HOSTILE},
+        "command": f"fedcondense federate {HOSTILE}",
+        "versions": {"torch": HOSTILE},
+    }
+    return whole | changes
+
+
+def write_run(folder: Path, content: Any) -> Path:
+    """Write what `federate` would: a result and three sets, one of which is damaged."""
+    (folder / "clients").mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(content))
+    generator = torch.Generator().manual_seed(0)
+    for client in range(2):
+        images = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8, generator=generator)
+        record = Record("made-up", (1, 4, 4), CLASSES, (0.5,), (0.5,), method=HOSTILE, ipc=1, counts=(5, 1, 3))
+        part = Part({"images": images}, torch.tensor([0, 2, 2], dtype=torch.uint8), Pixels(), record)
+        SyntheticSet([part]).save(folder / "clients" / f"{client:02d}.safetensors")
+    (folder / "clients" / "02.safetensors").write_bytes(b"not a set")
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and the text outside of styles."""
+
+    VOID = ("meta", "img", "source", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    return Page(write_report(write_run(tmp_path / "run", result())).read_text(encoding="utf-8"))
+
+
+class TestThePage:
+    def test_is_well_formed(self, page: Page) -> None:
+        assert page.open == []
+
+    def test_loads_nothing_and_runs_nothing(self, page: Page) -> None:
+        assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "form", "base"})
+        for tag, attributes in page.tags:
+            assert not [name for name in attributes if name.startswith("on")], tag
+            for name in ("src", "srcset", "href"):
+                assert (attributes.get(name) or "data:").startswith("data:"), tag
+
+    def test_forbids_requests_by_a_policy_of_its_own(self, page: Page) -> None:
+        policies = [a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policies == [
+            "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+        ]
+
+    def test_shows_hostile_text_as_text(self, page: Page) -> None:
+        assert page.text.count("<script>document.title='owned'</script>") >= 8
+        assert "{{ 7*7 }}" in page.text
+        assert "49" not in re.findall(r"\b49\b", page.text)
+
+    def test_describes_every_picture(self, page: Page) -> None:
+        texts = [attributes.get("alt") for tag, attributes in page.tags if tag == "img"]
+        assert len(texts) == 1 + 2 * 2, "the plot, and two classes of two clients"
+        assert all(texts)
+
+    def test_names_every_row_and_refusal(self, page: Page) -> None:
+        for text in ("one-shot", "FedAvg, 20 rounds", "random real", "83.0 ± 0.2 %", "40 kB", "2 MB", "part 0: NaN"):
+            assert text in page.text
+
+    def test_says_which_controls_publish_records(self, page: Page) -> None:
+        assert page.text.count("publishes records") == 1
+
+    def test_counts_what_each_class_has(self, page: Page) -> None:
+        assert "cat 6 2 2 90.0 %" in page.text, "records, clients, synthetic images, accuracy"
+
+    def test_a_damaged_set_is_a_sentence_without_the_path(self, page: Page, tmp_path: Path) -> None:
+        assert "02.safetensors:" in page.text
+        assert str(tmp_path) not in page.text
+
+    def test_images_are_the_stored_pixels(self, page: Page, tmp_path: Path) -> None:
+        sources = [
+            a["src"] or "" for tag, a in page.tags if tag == "img" and (a["src"] or "").startswith("data:image/png")
+        ]
+        picture = tmp_path / "picture.png"
+        picture.write_bytes(base64.b64decode(sources[0].partition(",")[2]))
+        stored = SyntheticSet.load(tmp_path / "run" / "clients" / "00.safetensors").parts[0].codes["images"][0, 0]
+        with Image.open(picture) as drawn:
+            assert np.asarray(drawn.convert("L")).flatten().tolist() == stored.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"rows": None, "partition": [], "refused": {}, "settings": 3},
+        result(partition={"counts": [[1, 2], [3]]}),
+        result(partition={"counts": [["a", None, 1]]}),
+        result(refused=["no mapping"], coverage=[1]),
+        {"rows": {"one-shot": {"accuracy": "high", "bytes_up": None}}},
+        {"rows": {"one-shot": {"accuracy": 50, "bytes_up": 0}}},
+    ],
+)
+def test_a_page_is_written_whatever_is_missing_or_odd(content: Any, tmp_path: Path) -> None:
+    assert Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8")).open == []
+
+
+def test_one_hundred_classes_are_a_map_without_numbers(tmp_path: Path) -> None:
+    counts = [list(range(100)) for _ in range(3)]
+    text = write_report(write_run(tmp_path / "run", result(partition={"counts": counts}, classes=None))).read_text()
+    assert 'class="heat dense"' in text
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "does not exist"), ("{", "cannot be read"), ("[]", "a list")])
+def test_a_folder_without_a_result_is_one_clear_error(content: str | None, says: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(DataError, match=says):
+        read_result(tmp_path)
+
+
+def said(rows: dict[str, Any], **settings: Any) -> str:
+    return " ".join(headline(read_rows({"rows": rows, "settings": settings}))).replace("\N{NO-BREAK SPACE}", " ")
+
+
+class TestTheHeadline:
+    def test_names_the_bytes_that_fedavg_needs(self) -> None:
+        assert "FedAvg gets there in 20 rounds: 84.0 % with 2 MB, 50 times the bytes." in said(ROWS)
+
+    def test_says_when_fedavg_does_not_get_there(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "fedavg-5": row(70, 400_000, None)})
+        assert "FedAvg is not there after 5 rounds: 70.0 %" in text
+
+    def test_does_not_call_a_difference_within_the_spread_a_failure_of_fedavg(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "fedavg-5": row(82.7, 400_000, None)})
+        assert "FedAvg comes close in 5 rounds: 82.7 %" in text
+
+    def test_says_when_a_simpler_way_wins(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "k-means": row(85, 40_000), "herding": row(84, 1_000)})
+        assert "A simpler way wins here: k means, 85.0 ± 0.2 % with 40 kB." in text
+
+    def test_does_not_call_a_lead_within_the_spread_a_win(self) -> None:
+        text = said({"one-shot": row(83, 40_000, 1.0), "random-real": row(82, 40_000, 1.0)})
+        assert "within the spread of a simpler way, random real" in text
+
+    def test_says_what_wins_with_more_bytes(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "ridge": row(90, 400_000)})
+        assert "With more bytes, ridge does better: 90.0 ± 0.2 % with 400 kB." in text
+
+    def test_claims_nothing_without_our_row(self) -> None:
+        assert "nothing to compare" in said({"fedavg-1": row(40, 1)})
+
+    def test_a_single_run_has_no_spread(self) -> None:
+        assert "83.0 % with" in said({"one-shot": row(83, 40_000, 0.0)}, evaluation_seeds=[0])
+
+
+def test_rows_are_ours_then_fedavg_by_rounds_then_controls() -> None:
+    names = [r.name for r in read_rows({"rows": ROWS})]
+    assert names == ["one-shot", "fedavg-1", "fedavg-20", "random-real", HOSTILE]
+
+
+def test_the_table_of_the_terminal_holds_what_the_page_holds() -> None:
+    assert table(read_rows({"rows": ROWS}))[1] == ("one-shot", "83.0 ± 0.2 %", "40 kB", "500 B", "1.5")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_shows_the_whole_page_and_runs_nothing(tmp_path: Path) -> None:
+    report = write_report(write_run(tmp_path / "run", result()))
+    picture = tmp_path / "picture.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,1400"]
+
+    def browse(*more: str) -> str:
+        asked = [str(CHROMIUM), *flags, *more, report.as_uri()]
+        return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    browse(f"--screenshot={picture}")
+    with Image.open(picture) as shown:
+        assert shown.size == (1000, 1400)
+        colors = shown.convert("RGB").getcolors(maxcolors=1 << 20)
+        assert colors is not None
+        assert len(colors) > 50, "an empty or unstyled page has fewer"
+    dom = browse("--dump-dom")
+    assert "<title>" in dom
+    assert "owned</title>" not in dom
+    assert dom.count("<img") == 5
