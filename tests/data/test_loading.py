@@ -378,6 +378,6 @@ def test_importing_the_module_loads_neither_scikit_learn_nor_torchvision() -> No
     import subprocess
     import sys
 
-    code = "import sys, fedcondense.datasets; print([m for m in ('sklearn', 'torchvision', 'PIL') if m in sys.modules])"
+    code = "import sys, fedcondense.data.loading; print([m for m in ('sklearn', 'torchvision', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
