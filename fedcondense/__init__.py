@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedcondense.data.partitions import Partition, partition
     from fedcondense.errors import FedcondenseError
     from fedcondense.networks import NETWORKS
+    from fedcondense.networks.saved import load_network
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sets.exchange import export, import_tensors
@@ -58,6 +59,7 @@ _HOMES = {
     "export": "sets.exchange",
     "import_tensors": "sets.exchange",
     "load_data": "data.loading",
+    "load_network": "networks.saved",
     "load_set": "sets.zoo",
     "partition": "data.partitions",
     "plan": "condensing.planning",
@@ -89,6 +91,7 @@ __all__ = [
     "export",
     "import_tensors",
     "load_data",
+    "load_network",
     "load_set",
     "partition",
     "plan",
