@@ -13,9 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedcondense.condensing import Plan, Progress, condense, plan
     from fedcondense.condensing.checkpoints import Checkpoint
-    from fedcondense.condensing.loop import Progress, condense
-    from fedcondense.condensing.planning import Plan, plan
     from fedcondense.condensing.starts import STARTS
     from fedcondense.data.images import Data, DataSet, Spec
     from fedcondense.data.loading import load_data
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Checkpoint": "condensing.checkpoints",
+    "Checkpoint": "condensing",
     "Data": "data.images",
     "DataSet": "data.images",
     "Evaluation": "training.evaluation",
@@ -48,13 +47,13 @@ _HOMES = {
     "OBJECTIVES": "objectives",
     "PARAMETRIZATIONS": "parametrizations",
     "Partition": "data.partitions",
-    "Plan": "condensing.planning",
-    "Progress": "condensing.loop",
+    "Plan": "condensing",
+    "Progress": "condensing",
     "SELECTIONS": "sets.selection",
-    "STARTS": "condensing.starts",
+    "STARTS": "condensing",
     "Spec": "data.images",
     "SyntheticSet": "sets.synthetic",
-    "condense": "condensing.loop",
+    "condense": "condensing",
     "evaluate": "training.evaluation",
     "export": "sets.exchange",
     "import_tensors": "sets.exchange",
@@ -62,7 +61,7 @@ _HOMES = {
     "load_network": "networks.saved",
     "load_set": "sets.zoo",
     "partition": "data.partitions",
-    "plan": "condensing.planning",
+    "plan": "condensing",
     "ready_sets": "sets.zoo",
     "relabel": "training.labels",
     "select": "sets.selection",

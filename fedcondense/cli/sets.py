@@ -38,8 +38,8 @@ from fedcondense.cli.terminal import (
 from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
 
 if TYPE_CHECKING:
+    from fedcondense.condensing import Progress
     from fedcondense.condensing.checkpoints import Checkpoint
-    from fedcondense.condensing.loop import Progress
     from fedcondense.data.images import Data
     from fedcondense.sets.synthetic import SyntheticSet
     from fedcondense.training.evaluation import Evaluation
@@ -111,7 +111,7 @@ def plan(
 
     JSON keys: `nbytes`, `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
     """
-    from fedcondense.condensing.planning import plan as plan_run
+    from fedcondense.condensing import plan as plan_run
     from fedcondense.data.loading import load_data
     from fedcondense.report.pictures import human_bytes
 
@@ -174,8 +174,8 @@ def condense(
     JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
     `accuracy_std` (both null with --no-evaluate), `output`.
     """
+    from fedcondense.condensing import condense as condense_data
     from fedcondense.condensing.checkpoints import Checkpoint
-    from fedcondense.condensing.loop import condense as condense_data
     from fedcondense.data.loading import load_data
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
     from fedcondense.sets.selection import select

@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fedcondense.condensing.loop import Progress, condense, without_the_line_on_few_records
+from fedcondense.condensing import Progress, prepare, run
 from fedcondense.condensing.starts import STARTS, stored_or
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data.images import Data, Spec
+from fedcondense.data.shares import images_per_class
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
 from fedcondense.files import write_file
 from fedcondense.networks import NetworkMaker
@@ -28,7 +29,7 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.randomness import child_seed, stream
 from fedcondense.sets.format import Limits, dump, read_beside
-from fedcondense.sets.selection import SELECTIONS, select
+from fedcondense.sets.selection import SELECTIONS, select_quietly
 from fedcondense.sets.synthetic import Part, Record, SyntheticSet
 
 __all__ = ["Condenser", "Maker", "Memory", "Selector"]
@@ -110,7 +111,7 @@ class Condenser:
         half = getattr(torch, self.precision) if self.precision not in (None, "float32") else None
         precise = torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False)
         with precise if self.precision else nullcontext():
-            return condense(
+            loop = prepare(
                 data,
                 ipc,
                 self.objective,
@@ -122,8 +123,8 @@ class Condenser:
                 recipe=self.recipe,
                 prefixes=self.prefixes,
                 device=device,
-                progress=self.progress,
             )
+            return run(loop, progress=self.progress)
 
     def _made_by(self) -> Parametrization:
         kind = self.parametrization
@@ -149,7 +150,7 @@ class Selector:
 
     def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Select."""
-        return select(data, ipc, self.method, seed)
+        return select_quietly(data, ipc, self.method, seed)
 
 
 class Memory:
@@ -467,9 +468,9 @@ class Memory:
             counts.append((self.seen.get(name, 0) if name in old else 0) + (0 if new is None else len(new)))
         spec = replace(self.spec, classes=tuple(names))
         data = Data(torch.cat(images), torch.tensor(labels), spec).to(self.device)
-        known = all(name in self.seen for name in names)
-        with without_the_line_on_few_records() if known else nullcontext():
-            made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
+        if not all(name in self.seen for name in names) and (warning := images_per_class(data, ipc).warning):
+            _LOG.warning(warning)
+        made = self.make(data, ipc, child_seed(self.seed, self.added), torch.cat(stored))
         return made.with_record(counts=tuple(counts))
 
     def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:

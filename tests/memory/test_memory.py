@@ -17,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.loading import load_data
