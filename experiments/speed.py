@@ -39,7 +39,8 @@ from fedcondense.data.images import Data
 from fedcondense.networks import build
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
-from fedcondense.sets.synthetic import Part, SyntheticSet
+from fedcondense.sets.parts import Part
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources.networks import Fresh, Pool
 
 NETWORK = "convnet3-w32"

@@ -28,8 +28,9 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.randomness import child_seed, stream
 from fedcondense.sets.format import Limits, dump, read_beside
+from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.selection import SELECTIONS, select
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Condenser", "Maker", "Memory", "Selector"]
 
@@ -295,7 +296,7 @@ class Memory:
         if stored is None:
             raise SettingError("an empty memory; train on an experience before saving it")
         state = {"settings": self.settings(), "added": self.added, "seen": self.seen, "note": self.note}
-        return dump(stored, memory=state)
+        return dump(stored.parts, stored.evaluation, memory=state)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write the memory as one safetensors file that opens as a synthetic set too; return its path."""

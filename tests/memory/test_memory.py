@@ -26,8 +26,9 @@ from fedcondense.memory.memory import Condenser, Memory, Selector
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation
+from fedcondense.sets.parts import Part
 from fedcondense.sets.selection import select
-from fedcondense.sets.synthetic import Part, SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources.networks import Fresh
 
 RANDOM = Selector("random")

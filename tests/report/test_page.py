@@ -19,7 +19,8 @@ from PIL import Image
 from fedcondense.errors import DataError
 from fedcondense.parametrizations.pixels import Pixels
 from fedcondense.report.page import headline, read_result, read_rows, table, write_report
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.parts import Part, Record
+from fedcondense.sets.synthetic import SyntheticSet
 
 HOSTILE = "<script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)>\"'\x1b[31m{{ 7*7 }}"
 CLASSES = ("cat", "dog", HOSTILE)

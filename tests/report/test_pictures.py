@@ -26,7 +26,8 @@ from fedcondense.report.pictures import (
     show_set,
     svg,
 )
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.parts import Part, Record
+from fedcondense.sets.synthetic import SyntheticSet
 
 
 def make_set(labels: list[int], classes: tuple[str, ...] = ("cat", "dog", "eel")) -> SyntheticSet:
