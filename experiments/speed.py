@@ -260,7 +260,7 @@ def replay() -> dict[str, Any]:
     from avalanche.training.storage_policy import ClassBalancedBuffer
 
     from fedcondense.avalanche import CondensedBuffer, CondensedReplayPlugin, split_benchmark
-    from fedcondense.memory.memory import Condenser, Selector
+    from fedcondense.memory import Condenser, Selector
     from fedcondense.networks import ConvNet
 
     class Clock(SupervisedPlugin):  # type: ignore[misc]
