@@ -76,7 +76,7 @@ def data(data_root: DataRoot = None, form: Output = Format.text) -> None:
     `shape`, `train` and `test` (images), `classes` (their number) and `files` (what the root would hold).
     """
     from fedcondense.data.catalogue import CATALOGUE
-    from fedcondense.data.loading import available
+    from fedcondense.data.listing import available
     from fedcondense.data.loading import data_root as find_root
 
     found = available(data_root)
