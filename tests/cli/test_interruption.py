@@ -138,7 +138,7 @@ class TestInterruption:
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "grid.png")
 
-        monkeypatch.setattr(fedcondense.pictures, "show_set", full)
+        monkeypatch.setattr(fedcondense.report.pictures, "show_set", full)
         said = cli.refused("show", made, "--output", tmp_path / "grid.png")
         assert "grid.png: No space left on device" in said
 
@@ -147,5 +147,5 @@ class TestInterruption:
     ) -> None:
         import fedcondense.report.pictures
 
-        monkeypatch.setattr(fedcondense.pictures, "show_set", lambda *_: 1 / 0)
+        monkeypatch.setattr(fedcondense.report.pictures, "show_set", lambda *_: 1 / 0)
         assert isinstance(cli.run("show", made, "--output", tmp_path / "grid.png").exception, ZeroDivisionError)

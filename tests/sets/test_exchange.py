@@ -264,7 +264,7 @@ class TestExport:
             written.append(b"")
             return b"png"
 
-        monkeypatch.setattr(fedcondense.exchange, "png", full)
+        monkeypatch.setattr(fedcondense.sets.exchange, "png", full)
         for path in (before, tmp_path / "other"):
             written.clear()
             with pytest.raises(OutputError, match="No space left on device; free the disk"):
