@@ -62,7 +62,7 @@ def plan(
     """
     from fedcondense.condensing.planning import plan as plan_run
     from fedcondense.data.loading import load_data
-    from fedcondense.report.pictures import human_bytes
+    from fedcondense.report.units import human_bytes
 
     set_up(threads, plugin, precision)
     train = load_data(name, data_root).train

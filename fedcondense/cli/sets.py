@@ -113,7 +113,7 @@ def result_of(synthetic: SyntheticSet) -> dict[str, Any]:
 
 def describe(synthetic: SyntheticSet) -> str:
     """Describe a set and, where it was measured, its accuracy, for people."""
-    from fedcondense.report.pictures import human_bytes
+    from fedcondense.report.units import human_bytes
 
     record, evaluation = synthetic.record, synthetic.evaluation
     fields = [

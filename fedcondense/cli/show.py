@@ -46,7 +46,7 @@ def show(
 
     JSON keys: `output`, `images`, `nbytes`.
     """
-    from fedcondense.report.pictures import show_set
+    from fedcondense.sets.pictures import show_set
     from fedcondense.sets.synthetic import SyntheticSet
 
     set_up(plugins=plugin)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedcondense.data.images import Spec
 from fedcondense.errors import ResumeError, UntrustedSetError
-from fedcondense.memory.stored import images_by_class
+from fedcondense.memory.stored import bytes_by_class
 from fedcondense.sets.format import Limits, dump, read_beside
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -85,7 +85,7 @@ def parse_memory(blob: bytes, settings: Mapping[str, Any]) -> MemoryState:
         if part.record.method == REAL:
             real = one
         elif part.record.method == WAITING:
-            waiting = images_by_class(one)
+            waiting = bytes_by_class(one)
         else:
             sets.append(one)
     return MemoryState(spec, added, seen, note, sets, real, waiting)

@@ -22,10 +22,10 @@ from fedcondense.files import write_file
 from fedcondense.memory.file import REAL, WAITING, MemoryState, dump_memory, parse_memory, read_memory
 from fedcondense.memory.makers import Maker
 from fedcondense.memory.stored import (
+    bytes_by_class,
     count_stored,
     cut,
     image_bytes,
-    images_by_class,
     join,
     mix,
     real_set,
@@ -263,7 +263,7 @@ class Memory:
     def _made(self, names: Sequence[str], ipc: int) -> SyntheticSet:
         """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records."""
         assert self.spec is not None
-        old = images_by_class(join([*self.sets, self.real])) if self._way.condenses_stored else {}
+        old = bytes_by_class(join([*self.sets, self.real])) if self._way.condenses_stored else {}
         mixed = mix(names, self.waiting, old, self.seen)
         data = Data(mixed.images, mixed.labels, replace(self.spec, classes=tuple(names))).to(self.device)
         known = all(name in self.seen for name in names)
@@ -273,7 +273,7 @@ class Memory:
 
     def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:
         """Choose the real images of a hybrid memory: as a reservoir, old and new by how many records there were."""
-        chosen = {name: images[:share] for name, images in images_by_class(self.real).items()}
+        chosen = {name: images[:share] for name, images in bytes_by_class(self.real).items()}
         for name in ready if share else ():
             new = self.waiting[name]
             kept = chosen.get(name, new[:0])[: self._old_share(name, share)]

@@ -14,14 +14,14 @@ from torch import Tensor
 from fedcondense.data.images import Data, Spec
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.parts import Part, Record
-from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
 __all__ = [
     "Mixed",
+    "bytes_by_class",
     "count_stored",
     "cut",
     "image_bytes",
-    "images_by_class",
     "join",
     "mix",
     "real_set",
@@ -35,14 +35,10 @@ def join(sets: Iterable[SyntheticSet | None]) -> SyntheticSet | None:
     return SyntheticSet.join(there) if there else None
 
 
-def images_by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
+def bytes_by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
     """Return the decoded images of each class that has some, (n, C, H, W) uint8."""
-    if synthetic is None:
-        return {}
-    images, targets = synthetic.pixels()
-    labels, images = targets.argmax(1), images.mul(255).round().to(torch.uint8)
-    found = {name: images[labels == c] for c, name in enumerate(synthetic.classes)}
-    return {name: mine for name, mine in found.items() if len(mine)}
+    found = {} if synthetic is None else images_by_class(synthetic)
+    return {name: images.mul(255).round().to(torch.uint8) for name, images in found.items()}
 
 
 def count_stored(sets: Iterable[SyntheticSet]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from fedcondense.files import write_file
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
 
-__all__ = ["Part", "Record", "SyntheticSet", "to_storage"]
+__all__ = ["Part", "Record", "SyntheticSet", "images_by_class", "to_storage"]
 
 
 class SyntheticSet:
@@ -222,3 +222,13 @@ class SyntheticSet:
     @cached_property
     def _places(self) -> dict[str, int]:
         return {name: k for k, name in enumerate(self.classes)}
+
+
+def images_by_class(synthetic: SyntheticSet) -> dict[str, Tensor]:
+    """Return the decoded images (N, C, H, W) in [0, 1] of each class that has some, by the class's name.
+
+    An image with a soft label counts for its most likely class.
+    """
+    batch = synthetic.pixels()
+    labels = batch.targets.argmax(1)
+    return {synthetic.classes[k]: batch.images[labels == k] for k in labels.unique().tolist()}

@@ -7,10 +7,10 @@ import torch
 
 from fedcondense.data.images import Data, Spec
 from fedcondense.memory.stored import (
+    bytes_by_class,
     count_stored,
     cut,
     image_bytes,
-    images_by_class,
     join,
     mix,
     real_set,
@@ -46,7 +46,7 @@ def test_real_images_come_back_by_group_bit_by_bit() -> None:
     made = real_set(groups, SPEC, "real", 3)
     assert made is not None
     assert (made.record.method, made.record.start, made.record.seed) == ("real", "real", 3)
-    again = images_by_class(made)
+    again = bytes_by_class(made)
     assert all(torch.equal(again[name], groups[name]) for name in groups)
     assert real_set({"x": images(0)}, SPEC, "real", 0) is None
 
