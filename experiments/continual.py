@@ -39,7 +39,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 import fedcondense as fc
-from fedcondense.memory.memory import Condenser, Maker, Selector
+from fedcondense.memory import Condenser, Maker, Selector
 from fedcondense.randomness import stream
 from fedcondense.training.fit import accuracy
 

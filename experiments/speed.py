@@ -40,7 +40,8 @@ from fedcondense.data.images import Data
 from fedcondense.networks import build
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
-from fedcondense.sets.synthetic import Part, SyntheticSet
+from fedcondense.sets.parts import Part
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources.networks import Fresh, Pool
 
 NETWORK = "convnet3-w32"
@@ -260,7 +261,7 @@ def replay() -> dict[str, Any]:
     from avalanche.training.storage_policy import ClassBalancedBuffer
 
     from fedcondense.avalanche import CondensedBuffer, CondensedReplayPlugin, split_benchmark
-    from fedcondense.memory.memory import Condenser, Selector
+    from fedcondense.memory import Condenser, Selector
     from fedcondense.networks import ConvNet
 
     class Clock(SupervisedPlugin):  # type: ignore[misc]

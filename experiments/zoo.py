@@ -22,7 +22,7 @@ from cells import RESULTS, read
 
 import fedcondense as fc
 from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation
-from fedcondense.report.pictures import human_bytes
+from fedcondense.report.units import human_bytes
 from fedcondense.sets.zoo import FOLDER, ReadySet
 
 NETWORK = "convnet3-w32"

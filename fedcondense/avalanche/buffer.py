@@ -20,7 +20,7 @@ from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, 
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
-from fedcondense.memory.memory import Condenser, Maker, Memory
+from fedcondense.memory import Condenser, Maker, Memory
 
 __all__ = ["CondensedBuffer", "Decoded"]
 

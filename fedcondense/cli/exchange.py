@@ -42,7 +42,7 @@ def zoo(form: Output = Format.text) -> None:
     (percent), `accuracy_std`, `network`, `method`, `parametrization`, `steps`, `cpu_seconds`, `nearest` and
     `nearest_test` (smallest root mean square difference to a training image, of the set and of test images), `path`.
     """
-    from fedcondense.report.pictures import human_bytes
+    from fedcondense.report.units import human_bytes
     from fedcondense.sets.zoo import ready_sets
 
     sets = ready_sets()
@@ -75,7 +75,7 @@ def import_set(
 
     JSON keys: `data`, `method`, `ipc`, `images`, `nbytes`, `output`.
     """
-    from fedcondense.report.pictures import human_bytes
+    from fedcondense.report.units import human_bytes
     from fedcondense.sets.exchange import import_tensors, spec_of
 
     check_output(output, overwrite)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from fedcondense.errors import DataError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+__all__ = ["Uint8Images", "batch_channels_last", "check_sizes", "first", "stack", "to_uint8"]
 
-__all__ = ["Pixels", "batch_channels_last", "channels_last", "check_sizes", "first", "from_pil", "stack", "to_uint8"]
-
-Pixels = npt.NDArray[np.uint8]
+Uint8Images = npt.NDArray[np.uint8]
 
 _SIDES = (8, 64)  # pixels
 
@@ -36,30 +32,7 @@ def batch_channels_last(images: npt.NDArray[Any], name: str) -> npt.NDArray[Any]
     return images
 
 
-def channels_last(image: Any, name: str) -> Pixels:
-    """Return one image as (H, W, C), uint8."""
-    if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
-    elif isinstance(image, np.ndarray):
-        array = image
-    elif hasattr(image, "convert") and hasattr(image, "getbands"):
-        return from_pil(image)
-    else:
-        raise DataError(f"{name}: the image is a {type(image).__name__}; needed: a PIL image, an array or a tensor")
-    only: Pixels = to_uint8(batch_channels_last(array[None], name), name)[0]
-    return only
-
-
-def from_pil(image: Image) -> Pixels:
-    """Return (H, W, 1) of a grey image and (H, W, 3) of any other."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)[..., None]  # PIL's own conversion clips at 255
-    if image.mode in ("1", "L", "LA", "F"):
-        return np.array(image.convert("L"), dtype=np.uint8)[..., None]
-    return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def stack(images: Sequence[Pixels], name: str, say: Callable[[int], str]) -> Pixels:
+def stack(images: Sequence[Uint8Images], name: str, say: Callable[[int], str]) -> Uint8Images:
     """Return (N, H, W, C) of images (H, W, C) of one size; grey ones among coloured ones become coloured."""
     check_sizes([image.shape[:2] for image in images], name, say)
     channels = max(image.shape[2] for image in images)
@@ -77,7 +50,7 @@ def check_sizes(sizes: Sequence[tuple[int, ...]], name: str, say: Callable[[int]
         raise DataError(f"{name}: images are {usual[0]}x{usual[1]}; needed: {_SIDES[0]} to {_SIDES[1]} pixels a side")
 
 
-def to_uint8(images: npt.NDArray[Any], name: str) -> Pixels:
+def to_uint8(images: npt.NDArray[Any], name: str) -> Uint8Images:
     """Return bytes of bytes, of whole numbers from 0 to 255, or of floating point in [0, 1]."""
     if images.dtype == np.uint8:
         return images

@@ -6,52 +6,27 @@ import operator
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
+from fedcondense.data.decoding import channels_last, read_images
 from fedcondense.data.images import Data, DataSet, Spec
-from fedcondense.data.layouts import (
-    Pixels,
-    batch_channels_last,
-    channels_last,
-    check_sizes,
-    first,
-    from_pil,
-    stack,
-    to_uint8,
-)
+from fedcondense.data.layouts import first, stack
+from fedcondense.data.splits import check_labels, hold_out, to_data, to_dataset, to_tensor
 from fedcondense.errors import DataError, SettingError, unknown
 
-__all__ = ["Available", "available", "data_root", "from_dataset", "load_data"]
+__all__ = ["BROKEN", "data_root", "from_dataset", "load_data"]
 
-Labels = npt.NDArray[np.int64]
-
-_MOST_CLASSES = 10_000
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
+BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
 """What numpy raises for damaged files; the last two for a lone .npy array, which has no keys."""
-_TEST_SHARE = 5  # where a source has no test split, every fifth image of a class is for testing
-
-
-class Available(NamedTuple):
-    """A row of what is at hand."""
-
-    name: str
-    where: str | None  # None: not at hand; `load_data` tries to download it
-    shape: tuple[int, int, int] | None  # (C, H, W); None: the file cannot be read
-    train: int | None  # images
-    test: int | None
-    classes: int | None
-    files: tuple[str, ...]  # what a root would hold, relative to it; any one `NAME.npz` will do as well
 
 
 def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
@@ -118,32 +93,15 @@ def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[s
     stacked = stack(images, name, lambda i: f"item {i}")
     if classes is None:
         classes = getattr(dataset, "classes", ()) if isinstance(spec, str) else spec.classes
-    known = _check_labels(np.array(labels), len(stacked), name)
+    known = check_labels(np.array(labels), len(stacked), name)
     if isinstance(spec, str):
-        return _splits(name, [(stacked, known)], tuple(classes))[0]
-    return Data(_to_tensor(stacked), torch.from_numpy(known), replace(spec, classes=tuple(classes)))
+        return to_data(name, [(stacked, known)], tuple(classes))[0]
+    return Data(to_tensor(stacked), torch.from_numpy(known), replace(spec, classes=tuple(classes)))
 
 
 def data_root(root: str | Path | None = None) -> Path:
     """Return the folder where data are looked for: the argument, FEDCONDENSE_DATA, or ``~/.cache/fedcondense``."""
     return Path(root or os.environ.get("FEDCONDENSE_DATA") or Path("~/.cache/fedcondense")).expanduser()
-
-
-def available(root: str | Path | None = None) -> list[Available]:
-    """List the named data sets and the ``.npz`` files of the data root; reads no images and downloads nothing."""
-    top = data_root(root)
-    rows = []
-    for name, entry in CATALOGUE.items():
-        file = top / f"{name}.npz"
-        if file.is_file():
-            rows.append(_npz_row(name, file, entry.files))
-            continue
-        folder = top / Path(entry.files[0]).parts[0] if entry.files else "scikit-learn"
-        where = None if entry.missing(top) else str(folder)
-        count = len(entry.classes) if isinstance(entry.classes, tuple) else 200
-        rows.append(Available(name, where, entry.shape, *entry.sizes, count, entry.files))
-    others = sorted(p for p in top.glob("*.npz") if p.stem not in CATALOGUE)
-    return rows + [_npz_row(file.stem, file, ()) for file in others]
 
 
 def _load_named(name: str, entry: Entry, root: Path) -> DataSet:
@@ -162,7 +120,7 @@ def _load_named(name: str, entry: Entry, root: Path) -> DataSet:
         raise DataError(
             f"{name}: {lacking} in {root} ({few}); {advice}, or {name}.npz, or name another data root ({why})"
         ) from error
-    return _dataset(name, arrays, classes, entry)
+    return to_dataset(name, arrays, classes, entry)
 
 
 def _fetch(entry: Entry, root: Path) -> list[Arrays]:
@@ -184,13 +142,13 @@ def _load_npz(path: Path, name: str, entry: Entry | None = None) -> DataSet:
             classes = tuple(str(c) for c in held["classes"]) if "classes" in held else ()
     except DataError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(
             f"{path}: not a whole .npz of plain arrays ({error}); write it anew with numpy.savez"
         ) from error
     if not classes and entry and isinstance(entry.classes, tuple):
         classes = entry.classes
-    return _dataset(name, arrays, classes, entry)
+    return to_dataset(name, arrays, classes, entry)
 
 
 def _load_folder(path: Path, name: str) -> DataSet:
@@ -212,36 +170,13 @@ def _load_folder(path: Path, name: str) -> DataSet:
         ends.append(len(files))
         if not files or ends[-1] == (ends[-2] if len(ends) > 1 else 0):
             raise DataError(f"{top}: no images found; needed: one sub-folder for each class, as in {top}/cat/1.png")
-    images = _read_images(files, path)
+    images = read_images(files, path)
     known = np.array(labels)
     if len(tops) == 2:
         splits = [(images[: ends[0]], known[: ends[0]]), (images[ends[0] :], known[ends[0] :])]
     else:
-        splits = _split(images, known, name)
-    return DataSet(*_splits(name, splits, tuple(classes)))
-
-
-def _read_images(files: Sequence[Path], top: Path) -> Pixels:
-    """Read image files of one size; sizes are known from headers, before a pixel is decoded."""
-    from PIL import Image
-
-    def read(use: Callable[[Image.Image], Any]) -> list[Any]:
-        results, broken = [], []
-        for path in files:
-            try:
-                with Image.open(path) as image:
-                    results.append(use(image))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                broken.append(f"{path.relative_to(top)}: {error}")
-        if broken:
-            raise DataError(
-                f"{top}: {len(broken)} of {len(files)} images cannot be read ({first(broken)}); remove them"
-            )
-        return results
-
-    sizes = read(lambda image: (image.height, image.width))
-    check_sizes(sizes, str(top), lambda i: str(files[i].relative_to(top)))
-    return stack(read(from_pil), str(top), lambda i: str(files[i].relative_to(top)))
+        splits = hold_out(images, known, name)
+    return DataSet(*to_data(name, splits, tuple(classes)))
 
 
 def _from_datasets(given: Any) -> DataSet:
@@ -253,97 +188,6 @@ def _from_datasets(given: Any) -> DataSet:
         return DataSet(train, from_dataset(given[1], train.spec))
     whole = from_dataset(given, type(given).__name__)
     images = whole.images.permute(0, 2, 3, 1).numpy()
-    return DataSet(*_splits(whole.spec.name, _split(images, whole.labels.numpy(), whole.spec.name), whole.spec.classes))
-
-
-def _split(images: Pixels, labels: Labels, name: str) -> list[tuple[Pixels, Labels]]:
-    """Split each class by a fixed seed, every fifth image for testing."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    order = order[labels[order].argsort(kind="stable")]
-    starts = np.concatenate([[0], np.bincount(labels).cumsum()])[labels[order]]
-    test = (np.arange(len(labels)) - starts) % _TEST_SHARE == _TEST_SHARE - 1
-    if not test.any():
-        raise DataError(
-            f"{name}: no class has {_TEST_SHARE} images, so none is left for testing; add images or a test/ part"
-        )
-    return [(images[index], labels[index]) for index in (np.sort(order[~test]), np.sort(order[test]))]
-
-
-def _dataset(name: str, arrays: Sequence[Arrays], classes: tuple[str, ...], entry: Entry | None) -> DataSet:
-    splits = []
-    for split, (images, labels) in zip(("train", "test"), arrays, strict=True):
-        title = f"{name} {split}"
-        pixels = to_uint8(batch_channels_last(images, title), title)
-        splits.append((pixels, _check_labels(labels, len(pixels), title)))
-    return DataSet(*_splits(name, splits, classes, entry))
-
-
-def _splits(
-    name: str, splits: Sequence[tuple[Pixels, Labels]], classes: tuple[str, ...], entry: Entry | None = None
-) -> list[Data]:
-    """Give all splits one spec: the entry's constants, or what the first split says."""
-    images = splits[0][0]
-    if different := {other.shape[1:] for other, _ in splits} - {images.shape[1:]}:
-        raise DataError(
-            f"{name}: train images are {images.shape[1:]}, test images {different.pop()}; needed: one shape"
-        )
-    if not classes:
-        classes = tuple(map(str, range(1 + max(int(labels.max()) for _, labels in splits))))
-    if len(set(classes)) < len(classes):
-        raise DataError(f"{name}: {len(classes)} class names, but {len(set(classes))} different ones; name each once")
-    channels = images.shape[-1]
-    if entry and len(entry.mean) == channels:
-        mean, std = entry.mean, entry.std
-    else:
-        mean, std = _moments(images)
-    shape = (channels, images.shape[1], images.shape[2])
-    spec = Spec(name, shape, classes, mean, std, *((entry.operations,) if entry else ()))
-    return [Data(_to_tensor(images), torch.from_numpy(labels), spec) for images, labels in splits]
-
-
-def _moments(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each channel in [0, 1], from exact counts; a flat channel keeps a step of grey."""
-    levels = np.arange(256) / 255
-    shares = [np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(images.shape[-1])]
-    mean = [float(share @ levels) for share in shares]
-    std = [float(share @ (levels - m) ** 2) ** 0.5 for share, m in zip(shares, mean, strict=True)]
-    return tuple(round(m, 4) for m in mean), tuple(round(max(s, 1 / 255), 4) for s in std)
-
-
-def _to_tensor(images: Pixels) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-
-
-def _check_labels(labels: npt.NDArray[Any], count: int, name: str) -> Labels:
-    """Return (N,) int64, from 0; the upper end is checked where the class names are known."""
-    if labels.shape == (count, 1):
-        labels = labels[:, 0]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        given = f"{labels.dtype} {labels.shape}"
-        raise DataError(f"{name}: labels are {given}; needed: ({count},) whole numbers, one for each of the images")
-    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
-        span = f"{labels.min()} to {labels.max()}"
-        raise DataError(
-            f"{name}: labels go from {span}; needed: 0 to the number of classes less one, below {_MOST_CLASSES}"
-        )
-    return labels.astype(np.int64)
-
-
-def _npz_row(name: str, path: Path, files: tuple[str, ...]) -> Available:
-    """Return what an .npz holds, from its arrays' headers and its training labels."""
-    try:
-        shapes = {}
-        with zipfile.ZipFile(path) as held:
-            for key in ("x_train", "x_test"):
-                with held.open(f"{key}.npy") as stream:
-                    version = np.lib.format.read_magic(stream)
-                    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shapes[key] = header[version](stream)[0]
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
-            classes = int(held["y_train"].max()) + 1
-        empty = np.broadcast_to(np.uint8(0), shapes["x_train"])  # no memory: the layout's rule, applied to a shape
-        height, width, channels = batch_channels_last(empty, name).shape[1:]
-        sizes = (shapes["x_train"][0], shapes["x_test"][0])
-        return Available(name, str(path), (channels, height, width), *sizes, classes, files)
-    except _BROKEN:
-        return Available(name, str(path), None, None, None, None, files)
+    return DataSet(
+        *to_data(whole.spec.name, hold_out(images, whole.labels.numpy(), whole.spec.name), whole.spec.classes)
+    )

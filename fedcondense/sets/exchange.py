@@ -23,8 +23,9 @@ from fedcondense.data.loading import data_root, load_data
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.files import write_file
 from fedcondense.parametrizations import Pixels
-from fedcondense.report.pictures import png
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
+from fedcondense.sets.parts import Part, Record, to_storage
+from fedcondense.sets.pictures import png
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sets.torch_files import Stored, read_torch
 
 if TYPE_CHECKING:

@@ -7,22 +7,21 @@ Tensor `i.name` is code `name` of part `i`, `i.targets` its labels or probabilit
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from fedcondense.contract import Codes, Parametrization
-from fedcondense.data.augment import OPERATIONS
 from fedcondense.errors import SettingError, UntrustedSetError, unknown
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.checks import Limits, check_evaluation, read_record, refuse, shorten
+from fedcondense.sets.parts import Part, Record, check_joinable
 
 __all__ = ["VERSION", "Limits", "dump", "parse", "read_beside"]
 
@@ -30,48 +29,25 @@ VERSION = 1
 
 _DTYPES = {"U8": torch.uint8, "I16": torch.int16, "F16": torch.float16, "F32": torch.float32}
 _AGAIN = "cut off, or changed since it was written: get it again"
-_TEXT = 2000  # characters a text field may have
-_LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
 _SUM = 0.02  # how far the sum of half-precision probabilities may be from 1
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a set of unknown origin may hold.
-
-    Args:
-        nbytes: Bytes of the whole.
-        decoded: Images that it decodes to.
-        decoded_bytes: Bytes of those images as float32.
-        header: Bytes of the header.
-        classes: Class names.
-        parts: Parts of a joined set.
-    """
-
-    nbytes: int = 1 << 30
-    decoded: int = 1_000_000
-    decoded_bytes: int = 2 << 30
-    header: int = 8 << 20
-    classes: int = 10_000
-    parts: int = 10_000
-
-
-def dump(synthetic: SyntheticSet, **beside: Any) -> bytes:
+def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **beside: Any) -> bytes:
     """Return the bytes of a set; `beside` are plain values that go into the header under their names."""
     names = {kind: name for name, kind in PARAMETRIZATIONS.items() if isinstance(kind, type)}
     tensors: dict[str, Tensor] = {}
-    parts: list[dict[str, Any]] = []
-    for i, part in enumerate(synthetic.parts):
+    descriptions: list[dict[str, Any]] = []
+    for i, part in enumerate(parts):
         kind = type(part.parametrization)
         if kind not in names:
             raise SettingError(f"{kind.__name__} is not in PARAMETRIZATIONS; add it by name, so that readers find it")
         settings = asdict(part.parametrization)  # type: ignore[call-overload]
-        parts.append({"parametrization": names[kind], **settings, "record": _compact(part.record)})
+        descriptions.append({"parametrization": names[kind], **settings, "record": _compact(part.record)})
         tensors |= {f"{i}.{name}": code.contiguous().clone() for name, code in part.codes.items()}
         tensors[f"{i}.targets"] = part.targets.contiguous().clone()  # parts may share storage, which the format refuses
-    content: dict[str, Any] = {"version": VERSION, "parts": parts, **beside}
-    if synthetic.evaluation is not None:
-        content["evaluation"] = synthetic.evaluation
+    content: dict[str, Any] = {"version": VERSION, "parts": descriptions, **beside}
+    if evaluation is not None:
+        content["evaluation"] = evaluation
     text = json.dumps(content, separators=(",", ":"))
     return safetensors.torch.save(tensors, metadata={"fedcondense": text})
 
@@ -87,53 +63,62 @@ def _compact(record: Record) -> dict[str, Any]:
     return {k: v for k, v in asdict(record).items() if v not in ((), "", None)}
 
 
-def parse(blob: bytes | memoryview, limits: Limits) -> SyntheticSet:
-    """Return the set in bytes of unknown origin, or raise an UntrustedSetError that says what is wrong with them."""
+def parse(blob: bytes | memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, Any] | None]:
+    """Read bytes of unknown origin.
+
+    Returns:
+        parts: At least one, of images of one shape.
+        evaluation: What was measured on the set, if anything.
+
+    Raises:
+        UntrustedSetError: The bytes are no synthetic set, or break a limit; the message says which.
+    """
     try:
         if len(blob) > limits.nbytes:
-            _refuse(f"{len(blob)} bytes; allowed: {limits.nbytes}")
+            refuse(f"{len(blob)} bytes; allowed: {limits.nbytes}")
         return _parse(bytes(blob), limits)
     except UntrustedSetError:
         raise
     except RecursionError:
         raise UntrustedSetError(f"the header is nested too deeply; {_AGAIN}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise UntrustedSetError(f"malformed: {_short(error)}; {_AGAIN}") from None
+        raise UntrustedSetError(f"malformed: {shorten(error)}; {_AGAIN}") from None
 
 
-def _parse(blob: bytes, limits: Limits) -> SyntheticSet:
+def _parse(blob: bytes, limits: Limits) -> tuple[list[Part], Mapping[str, Any] | None]:
     shapes, data, metadata = _header(blob, limits)
     content = json.loads(metadata)
     version = content.get("version")
     if type(version) is not int or version < 1:
-        _refuse(f"format version {_short(version)}; needed: a whole number from 1")
+        refuse(f"format version {shorten(version)}; needed: a whole number from 1")
     if version > VERSION:
-        _refuse(f"format version {version} is newer than this library's {VERSION}; upgrade fedcondense")
+        refuse(f"format version {version} is newer than this library's {VERSION}; upgrade fedcondense")
     descriptions = content["parts"]
     if not (isinstance(descriptions, list) and 1 <= len(descriptions) <= limits.parts):
-        _refuse(f"the header lists no parts, or more than {limits.parts}")
+        refuse(f"the header lists no parts, or more than {limits.parts}")
     plans, images = [], 0
     for i, description in enumerate(descriptions):
         plan = _plan(i, description, shapes, limits)
         images += plan.decoded
         size = 4 * math.prod(plan.record.shape) * images
         if images > limits.decoded or size > limits.decoded_bytes:
-            _refuse(f"decodes to {images} images of {size} bytes; allowed: {limits.decoded} and {limits.decoded_bytes}")
+            refuse(f"decodes to {images} images of {size} bytes; allowed: {limits.decoded} and {limits.decoded_bytes}")
         plans.append(plan)
     classes = len({name for plan in plans for name in plan.record.classes})
     if classes > limits.classes:
-        _refuse(f"names {classes} classes; allowed: {limits.classes}")
+        refuse(f"names {classes} classes; allowed: {limits.classes}")
     if 8 * images * classes > limits.decoded_bytes:
-        _refuse(f"labels of {images} images over {classes} classes; allowed: {limits.decoded_bytes} bytes of them")
+        refuse(f"labels of {images} images over {classes} classes; allowed: {limits.decoded_bytes} bytes of them")
     named = {f"{i}.{name}" for i, plan in enumerate(plans) for name in (*plan.parametrization.storage, "targets")}
     if named != set(shapes):
-        _refuse(f"tensors {_short(sorted(set(shapes) ^ named))} are missing or not described")
+        refuse(f"tensors {shorten(sorted(set(shapes) ^ named))} are missing or not described")
     tensors = _tensors(shapes, data)
     parts = [_part(i, plan, tensors) for i, plan in enumerate(plans)]
     evaluation = content.get("evaluation")
     if evaluation is not None:
-        _check_evaluation(evaluation)
-    return SyntheticSet(parts, evaluation)
+        check_evaluation(evaluation)
+    check_joinable(parts)
+    return parts, evaluation
 
 
 @dataclass(frozen=True)
@@ -147,34 +132,34 @@ class _Slice:
 def _header(blob: bytes, limits: Limits) -> tuple[dict[str, _Slice], memoryview, str]:
     """Read the safetensors header: every slice inside the data, as large as shape and dtype say, none overlapping."""
     if len(blob) < 8:
-        _refuse(f"{len(blob)} bytes; needed: a safetensors file that `save` wrote")
+        refuse(f"{len(blob)} bytes; needed: a safetensors file that `save` wrote")
     length = int.from_bytes(blob[:8], "little")
     if length > limits.header:
-        _refuse(f"a header of {length} bytes; allowed: {limits.header}")
+        refuse(f"a header of {length} bytes; allowed: {limits.header}")
     if length > len(blob) - 8:
-        _refuse(f"truncated: the header says {length} bytes, {len(blob) - 8} follow; {_AGAIN}")
+        refuse(f"truncated: the header says {length} bytes, {len(blob) - 8} follow; {_AGAIN}")
     header = json.loads(blob[8 : 8 + length])
     if not isinstance(header, dict):
-        _refuse(f"the header is no object; {_AGAIN}")
+        refuse(f"the header is no object; {_AGAIN}")
     data = memoryview(blob)[8 + length :]
     metadata = header.pop("__metadata__", None)
     if not (isinstance(metadata, dict) and isinstance(metadata.get("fedcondense"), str)):
-        _refuse("a safetensors file without a fedcondense record; give a set that `save` wrote")
+        refuse("a safetensors file without a fedcondense record; give a set that `save` wrote")
     slices, filled = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
         if entry["dtype"] not in _DTYPES:
-            _refuse(f"{_short(name)} is of dtype {_short(entry['dtype'])}; allowed: {', '.join(_DTYPES)}")
+            refuse(f"{shorten(name)} is of dtype {shorten(entry['dtype'])}; allowed: {', '.join(_DTYPES)}")
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         if len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, begin, end)):
-            _refuse(f"{_short(name)} is of shape {_short(shape)} at {_short((begin, end))}")
+            refuse(f"{shorten(name)} is of shape {shorten(shape)} at {shorten((begin, end))}")
         size = math.prod(shape) * _DTYPES[entry["dtype"]].itemsize
         if begin != filled or end - begin != size or end > len(data):
-            where = f"{_short(name)} says {size} bytes at {begin} to {end} of {len(data)}"
-            _refuse(f"truncated or inconsistent: {where}; {_AGAIN}")
+            where = f"{shorten(name)} says {size} bytes at {begin} to {end} of {len(data)}"
+            refuse(f"truncated or inconsistent: {where}; {_AGAIN}")
         slices[name] = _Slice(_DTYPES[entry["dtype"]], tuple(shape), begin, end)
         filled = end
     if filled != len(data):
-        _refuse(f"{len(data) - filled} bytes after the last tensor; {_AGAIN}")
+        refuse(f"{len(data) - filled} bytes after the last tensor; {_AGAIN}")
     return slices, data, metadata["fedcondense"]
 
 
@@ -188,17 +173,17 @@ class _Plan:
 def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits) -> _Plan:
     """Check a part's description against the shapes in the header; nothing is allocated yet."""
     settings = dict(description)
-    record = _record(settings.pop("record"), limits)
+    record = read_record(settings.pop("record"), limits)
     name = settings.pop("parametrization")
     if name not in PARAMETRIZATIONS:
-        _refuse(_short(unknown("parametrization", str(name)[:100], PARAMETRIZATIONS)))
+        refuse(shorten(unknown("parametrization", str(name)[:100], PARAMETRIZATIONS)))
     if not all(type(v) in (int, float, bool) for v in settings.values()):
-        _refuse(f"settings of {name} that are no numbers")
+        refuse(f"settings of {name} that are no numbers")
     parametrization = PARAMETRIZATIONS[name](**settings)
     for code, dtype in parametrization.storage.items():
         found = shapes.get(f"{i}.{code}")
         if found is None or found.dtype != dtype:
-            _refuse(f"part {i} has {'no' if found is None else _short(found.dtype)} {code}; needed: {dtype}")
+            refuse(f"part {i} has {'no' if found is None else shorten(found.dtype)} {code}; needed: {dtype}")
     decoded = parametrization.decoded(
         {code: shapes[f"{i}.{code}"].shape for code in parametrization.storage}, record.shape
     )
@@ -210,77 +195,11 @@ def _plan(i: int, description: Any, shapes: Mapping[str, _Slice], limits: Limits
         or (len(targets.shape) == 2 and targets.shape[1] == classes and targets.dtype == torch.float16)
     ):
         given = "none" if targets is None else f"{targets.dtype} {targets.shape}"
-        _refuse(f"targets of part {i}: {given}; needed: {labels} (M,) or torch.float16 (M, {classes})")
+        refuse(f"targets of part {i}: {given}; needed: {labels} (M,) or torch.float16 (M, {classes})")
     rows = shapes[f"{i}.{next(iter(parametrization.storage))}"].shape[0]
     if targets.shape[0] not in ((rows,) if len(targets.shape) == 1 else (rows, decoded)):
-        _refuse(f"part {i} has {rows} codes for {decoded} images but {targets.shape[0]} targets")
+        refuse(f"part {i} has {rows} codes for {decoded} images but {targets.shape[0]} targets")
     return _Plan(parametrization, record, decoded)
-
-
-_EVALUATION: dict[str, type | tuple[type, ...]] = {
-    "accuracy": (int, float),
-    "accuracy_std": (int, float),
-    "network": str,
-    "recipe": dict,
-    "seeds": list,
-    "weighted": bool,
-}
-
-
-def _check_evaluation(evaluation: Any) -> None:
-    """Refuse what those who show or repeat an evaluation could not read; plain fields of later versions pass."""
-    if not isinstance(evaluation, dict):
-        _refuse("the evaluation is no object")
-    for name, value in evaluation.items():
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if not (isinstance(value, _EVALUATION.get(name, object)) and all(map(_is_plain, parts))):
-            _refuse(f"an evaluation whose {_short(name)} is {_short(value)}")
-
-
-def _is_plain(value: Any) -> bool:
-    """Say whether a value is a text, a number that a float can hold, a truth value or nothing."""
-    return value is None or isinstance(value, str) or (isinstance(value, int | float) and not abs(value) > 2**63)
-
-
-_RECORD_TEXT = ("data", "method", "network", "start")
-_RECORD_LISTS = ("shape", "classes", "mean", "std", "augmentation", "counts")
-
-
-def _record(given: Any, limits: Limits) -> Record:
-    fields = {field.name for field in dataclasses.fields(Record)}
-    extra = set(given) - fields
-    if extra:
-        _refuse(f"record fields {_short(sorted(extra))} are not known")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    record = Record(**values)
-    if not all(isinstance(getattr(record, name), tuple) for name in _RECORD_LISTS):
-        _refuse(f"{', '.join(_RECORD_LISTS)} have to be lists")
-    if not all(isinstance(getattr(record, name), str) and len(getattr(record, name)) <= _TEXT for name in _RECORD_TEXT):
-        _refuse("a record text that is no text, or too long")
-    if not (len(record.shape) == 3 and all(type(n) is int and 1 <= n <= 4096 for n in record.shape)):
-        _refuse(f"images of shape {_short(record.shape)}; needed: (C, H, W)")
-    names = record.classes
-    if not (1 <= len(names) <= limits.classes and all(isinstance(n, str) and len(n) <= 200 for n in names)):
-        _refuse(f"class names {_short(names)}; needed: 1 to {limits.classes} short texts")
-    if len(set(names)) != len(names):
-        _refuse("class names that repeat")
-    for name in ("mean", "std"):
-        value = getattr(record, name)
-        finite = all(type(v) in (int, float) and abs(v) <= _LARGEST for v in value)
-        if len(value) != record.shape[0] or not finite or (name == "std" and min(value) < 1e-6):
-            _refuse(f"{name} {_short(value)}; needed: {record.shape[0]} finite numbers, std above zero")
-    numbers = (record.ipc, record.seed, record.steps, *record.counts)
-    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(record.counts) not in (0, len(names)):
-        _refuse("ipc, seed, steps or counts that are no whole numbers from 0, or not a count a class")
-    if type(record.seconds) not in (int, float) or not (0 <= record.seconds < 1e12):
-        _refuse(f"seconds {_short(record.seconds)}")
-    if not set(record.augmentation) <= set(OPERATIONS):
-        _refuse(f"augmentation {_short(record.augmentation)}; known: {', '.join(OPERATIONS)}")
-    if record.privacy is not None and not (
-        isinstance(record.privacy, dict) and all(map(_is_plain, record.privacy.values()))
-    ):
-        _refuse("privacy is no object of plain values")
-    return record
 
 
 def _tensors(shapes: Mapping[str, _Slice], data: memoryview) -> dict[str, Tensor]:
@@ -296,22 +215,12 @@ def _part(i: int, plan: _Plan, tensors: Mapping[str, Tensor]) -> Part:
     targets = tensors[f"{i}.targets"]
     for name, code in codes.items():
         if code.is_floating_point() and not bool(code.isfinite().all()):
-            _refuse(f"{name} of part {i} has values that are not finite")
+            refuse(f"{name} of part {i} has values that are not finite")
     if targets.ndim == 1:
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(plan.record.classes):
-            _refuse(f"labels of part {i} up to {int(targets.max())}; needed: below {len(plan.record.classes)}")
+            refuse(f"labels of part {i} up to {int(targets.max())}; needed: below {len(plan.record.classes)}")
     else:
         total = targets.float().sum(1)
         if not bool(targets.isfinite().all() and (targets >= 0).all() and ((total - 1).abs() <= _SUM).all()):
-            _refuse(f"targets of part {i} are no probabilities")
+            refuse(f"targets of part {i} are no probabilities")
     return Part(codes, targets, plan.parametrization, plan.record)
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else f"{value}" if isinstance(value, Exception) else repr(value)
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise UntrustedSetError(reason)

@@ -17,7 +17,8 @@ from fedcondense.data.shares import images_per_class
 from fedcondense.errors import look_up
 from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.randomness import child_seed, stream
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
+from fedcondense.sets.parts import Part, Record, to_storage
+from fedcondense.sets.synthetic import SyntheticSet
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data

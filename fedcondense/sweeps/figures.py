@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedcondense.report.pictures import LIGHT
+from fedcondense.report.plots import LIGHT
 from fedcondense.sweeps.grids import ALL_REAL
 from fedcondense.sweeps.rows import RANDOM, Row, percent
 from fedcondense.sweeps.tables import crossings, made_with

@@ -27,7 +27,7 @@ from fedcondense.avalanche import (
     save_checkpoint,
     split_benchmark,
 )
-from fedcondense.memory.memory import Condenser
+from fedcondense.memory import Condenser
 from fedcondense.networks import ConvNet
 
 

@@ -19,7 +19,7 @@ from fedcondense.avalanche import CondensedBuffer
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data
 from fedcondense.errors import DataError, FedcondenseError, ResumeError, SettingError, UntrustedSetError
-from fedcondense.memory.memory import Condenser, Selector
+from fedcondense.memory import Condenser, Selector
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.sets.selection import select

@@ -30,7 +30,7 @@ from fedcondense.avalanche import (
     save_checkpoint,
 )
 from fedcondense.errors import OutputError, ResumeError, SettingError
-from fedcondense.memory.memory import Condenser, Selector
+from fedcondense.memory import Condenser, Selector
 
 CONDENSER = Condenser("dm", "pixels", steps=2)
 DIE = "TEST_DIES_INSIDE_AN_EXPERIENCE"

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import ToTensor
 
 from fedcondense.avalanche import CondensedBuffer, maybe_load_checkpoint, save_checkpoint
-from fedcondense.memory.memory import Condenser
+from fedcondense.memory import Condenser
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the examples are older than what they call
 CPU = Namespace(cuda=-1)

@@ -20,7 +20,7 @@ def test_importing_the_toolkit_and_its_room_imports_no_avalanche() -> None:
     code = """
 import sys
 import fedcondense, fedcondense.avalanche
-from fedcondense.memory.memory import Condenser, Memory, Selector
+from fedcondense.memory import Condenser, Memory, Selector
 print([name for name in sys.modules if name.partition(".")[0] in ("avalanche", "torchmetrics", "wandb")])
 """
     assert run(code).strip() == "[]"

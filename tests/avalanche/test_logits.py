@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedcondense.avalanche import CondensedBuffer, CondensedBufferWithLogits, CondensedDER
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.memory.memory import Condenser, Selector
+from fedcondense.memory import Condenser, Selector
 
 NAIVE = 0.2
 RANDOM = Selector("random")

@@ -19,7 +19,7 @@ from fedcondense.avalanche import (
     CondensedReplay,
     buffer_metrics,
 )
-from fedcondense.memory.memory import Condenser, Selector
+from fedcondense.memory import Condenser, Selector
 
 RANDOM = Selector("random")
 

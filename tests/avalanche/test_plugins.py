@@ -25,7 +25,7 @@ from fedcondense.avalanche import (
 from fedcondense.avalanche.sampling import EpochLoader, Sampler
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.memory.memory import Condenser, Selector
+from fedcondense.memory import Condenser, Selector
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 

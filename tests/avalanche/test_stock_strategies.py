@@ -15,7 +15,7 @@ from avalanche.training.plugins import GDumbPlugin, MIRPlugin, ReplayPlugin
 
 from fedcondense.avalanche import CondensedBuffer
 from fedcondense.data.images import Data
-from fedcondense.memory.memory import Condenser, Maker, Selector
+from fedcondense.memory import Condenser, Maker, Selector
 
 NAIVE = 0.2  # a network that remembers nothing knows the two classes of the last experience
 CONDENSER = Condenser("dm", "pixels", steps=20)

@@ -133,19 +133,19 @@ class TestInterruption:
     def test_an_error_of_the_system_names_the_file(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import fedcondense.report.pictures
+        import fedcondense.sets.pictures
 
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "grid.png")
 
-        monkeypatch.setattr(fedcondense.report.pictures, "show_set", full)
+        monkeypatch.setattr(fedcondense.sets.pictures, "show_set", full)
         said = cli.refused("show", made, "--output", tmp_path / "grid.png")
         assert "grid.png: No space left on device" in said
 
     def test_a_bug_keeps_its_traceback(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import fedcondense.report.pictures
+        import fedcondense.sets.pictures
 
-        monkeypatch.setattr(fedcondense.report.pictures, "show_set", lambda *_: 1 / 0)
+        monkeypatch.setattr(fedcondense.sets.pictures, "show_set", lambda *_: 1 / 0)
         assert isinstance(cli.run("show", made, "--output", tmp_path / "grid.png").exception, ZeroDivisionError)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.images import Spec
-from fedcondense.data.loading import available, data_root, from_dataset, load_data
+from fedcondense.data.loading import data_root, from_dataset, load_data
 from fedcondense.errors import DataError, SettingError
 
 
@@ -346,25 +346,6 @@ class TestNames:
             load_data("far", tmp_path / "root")
 
 
-class TestAvailable:
-    def test_it_lists_what_is_there_and_what_is_not(self, tmp_path: Path) -> None:
-        save(tmp_path / "mine.npz", x_train=random_images(12, 3, 8, 9), x_test=random_images(6, 3, 8, 9))
-        save(tmp_path / "svhn.npz")
-        (tmp_path / "broken.npz").write_bytes(b"PK")
-        rows = {row.name: row for row in available(tmp_path)}
-        assert set(rows) == {*CATALOGUE, "mine", "broken"}
-        assert rows["digits"].where == "scikit-learn"
-        assert rows["cifar10"].where is None
-        assert rows["mine"][2:6] == ((3, 8, 9), 12, 6, 3)
-        assert rows["svhn"].where == str(tmp_path / "svhn.npz")
-        assert rows["broken"].shape is None
-
-    def test_its_figures_for_digits_are_true(self, tmp_path: Path) -> None:
-        row = next(row for row in available(tmp_path) if row.name == "digits")
-        train, test = load_data("digits")
-        assert row[2:6] == (train.spec.shape, len(train), len(test), len(train.spec.classes))
-
-
 def test_the_root_is_the_argument_then_the_variable_then_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDCONDENSE_DATA", "/somewhere")
     monkeypatch.setenv("HOME", "/home/me")
@@ -378,6 +359,7 @@ def test_importing_the_module_loads_neither_scikit_learn_nor_torchvision() -> No
     import subprocess
     import sys
 
-    code = "import sys, fedcondense.data.loading; print([m for m in ('sklearn', 'torchvision', 'PIL') if m in sys.modules])"
+    heavy = "('sklearn', 'torchvision', 'PIL')"
+    code = f"import sys, fedcondense.data.loading; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

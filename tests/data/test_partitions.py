@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,15 +12,11 @@ from fedcondense.data.images import Data, Spec
 from fedcondense.data.partitions import (
     PARTITIONS,
     Partition,
-    draw_partition,
     partition,
-    partition_client_dirichlet,
-    partition_dirichlet,
     partition_from_counts,
     partition_iid,
-    partition_shards,
 )
-from fedcondense.errors import DataError, OutputError, SettingError
+from fedcondense.errors import DataError, SettingError
 
 # Printed by flwr-datasets 0.6.1 (numpy 2.4.6) for the labels of `flower_labels`: DirichletPartitioner,
 # InnerDirichletPartitioner, ShardPartitioner and PathologicalPartitioner with the same arguments, three clients.
@@ -175,91 +169,11 @@ def test_nothing_is_lost(counts: list[int], clients: int, alpha: float, seed: in
         assert split.sizes.max() - split.sizes.min() <= 1
 
 
-def test_a_dirichlet_with_large_alpha_is_proportional() -> None:
-    """Dir(1e8) is flat to 1e-4: each of 4 clients gets a quarter of each class, up to one by rounding."""
-    split = partition_dirichlet(labels_of(100, 60, 40), 4, alpha=1e8, seed=0)
-    assert (split.counts - torch.tensor([25, 15, 10])).abs().max() <= 1
-
-
-def test_the_shares_of_a_class_have_the_mean_and_spread_of_dirichlet() -> None:
-    """A share of Dir(a 1_M) has mean 1/M and variance (M-1) / (M^2 (M a + 1)): 0.25 and 0.0625 at M 4, a 0.5."""
-    labels = torch.zeros(400, dtype=torch.int64)
-    shares = np.array(
-        [
-            partition_dirichlet(labels, 4, alpha=0.5, seed=s, min_partition_size=0).sizes.numpy() / 400
-            for s in range(800)
-        ]
-    )
-    assert np.abs(shares.mean(0) - 0.25).max() < 4 * (0.0625 / 800) ** 0.5
-    assert abs(shares.var() - 0.0625) < 0.006
-
-
-def test_every_client_has_the_minimum() -> None:
-    for seed in range(20):
-        assert (
-            partition_dirichlet(labels_of(*[20] * 10), 8, alpha=0.1, seed=seed, min_partition_size=6).sizes.min() >= 6
-        )
-
-
-def test_self_balancing_gives_nothing_more_to_a_client_above_the_average() -> None:
-    labels = labels_of(*[50] * 10)
-    for seed in range(20):
-        split = partition_dirichlet(labels, 5, alpha=0.1, seed=seed, min_partition_size=0, self_balancing=True)
-        before = split.counts.cumsum(1) - split.counts
-        given = torch.where(before > 100, split.counts, 0)
-        assert not given[:-1].any()
-        assert given[-1].max() <= 1  # the last client takes what rounding leaves, as in flwr-datasets
-
-
-def test_clients_of_the_client_wise_rule_hold_few_classes_at_small_alpha_and_all_at_large() -> None:
-    labels = labels_of(*[100] * 10)
-    few = partition_client_dirichlet(labels, 5, alpha=0.05, seed=0).counts[0]
-    all_of_them = partition_client_dirichlet(labels, 5, alpha=1e6, seed=0).counts
-    assert few.max() >= 80  # of 200
-    assert (all_of_them - 20).abs().max() < 5 * (200 * 0.1 * 0.9) ** 0.5
-
-
-def test_two_shards_of_one_class_each_are_two_classes_a_client() -> None:
-    split = partition_shards(labels_of(*[20] * 10), 10, num_shards_per_partition=2)
-    assert split.sizes.tolist() == [20] * 10
-    assert ((split.counts == 0) | (split.counts == 10) | (split.counts == 20)).all()
-
-
-def test_classes_in_turn_are_split_evenly() -> None:
-    """Client i has classes i and i + 1 modulo 3: each class goes to two clients, half each."""
-    split = partition(
-        labels_of(10, 20, 30), 3, "classes", num_classes_per_partition=2, class_assignment_mode="deterministic"
-    )
-    assert split.counts.tolist() == [[5, 10, 0], [0, 10, 15], [5, 0, 15]]
-
-
-def test_classes_that_nobody_draws_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    split = partition(labels_of(10, 10, 10), 1, "classes", num_classes_per_partition=2, seed=0)
-    (missing,) = np.flatnonzero(split.counts.sum(0) == 0)
-    assert f"class {missing} is at no client; its 10 examples are left out" in caplog.text
-
-
 def test_counts_are_met_exactly_and_a_row_of_zeros_is_a_client_without_data() -> None:
     matrix = torch.tensor([[3, 0, 1], [0, 0, 0], [7, 2, 0]])
     split = partition_from_counts(labels_of(10, 4, 1), counts=matrix)
     assert torch.equal(split.counts, matrix)
     assert len(split[1]) == 0
-
-
-def test_the_hash_is_of_the_counts_and_their_shape() -> None:
-    flat = partition_from_counts(labels_of(4, 4), counts=[[1, 2], [3, 1]])
-    other_seed = partition_from_counts(labels_of(4, 4), counts=[[1, 2], [3, 1]], seed=7)
-    turned = partition_from_counts(labels_of(1, 2, 3, 1), counts=[[1, 2, 3, 1]])
-    assert len(flat.hash) == 16
-    assert flat.hash == other_seed.hash != turned.hash
-
-
-def test_a_partition_is_a_sequence_of_index_tensors() -> None:
-    split = partition_iid(labels_of(5, 5), 3)
-    assert len(split) == 3
-    assert all(part.dtype == torch.int64 for part in split)
-    assert len(split[:2]) == 2
-    assert "3 clients by iid(seed=42)" in repr(split)
 
 
 @pytest.mark.parametrize(
@@ -289,36 +203,10 @@ def test_what_cannot_be_is_refused_with_the_way_out(how: dict[str, Any], message
         partition(labels_of(50, 50), 4, **how)
 
 
-def test_a_class_with_fewer_examples_than_holders_is_refused() -> None:
-    with pytest.raises(SettingError, match="class 1 goes to 3 clients but has 2 examples"):
-        partition(labels_of(50, 2), 3, "classes", num_classes_per_partition=2)
-
-
 @pytest.mark.parametrize("labels", [torch.tensor([0.5, 1.0]), torch.tensor([[0, 1]]), torch.tensor([-1, 0])])
 def test_labels_that_are_none_are_refused(labels: Tensor) -> None:
     with pytest.raises(DataError, match="labels to split are"):
         partition(labels, 1, "iid")
-
-
-@pytest.mark.parametrize("clients", [3, 80])
-def test_the_picture_shows_rule_and_hash_as_text(tmp_path: Path, clients: int) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    split = partition(labels_of(*[100] * 10), clients, min_partition_size=0)
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        text = draw_partition(split, tmp_path / "split.svg").read_text()
-    assert split.hash in text
-    assert "dirichlet (alpha 0.5" in text
-    largest = str(int(split.counts.max()))
-    assert (f">{largest}<" in text) == (clients == 3)  # many clients: colours alone
-
-
-def test_a_picture_is_a_png_by_its_ending_and_an_unknown_ending_is_refused(tmp_path: Path) -> None:
-    split = partition_iid(labels_of(5, 5), 2)
-    assert draw_partition(split, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(OutputError, match=r"cannot draw the partition to .*a\.xyz"):
-        draw_partition(split, tmp_path / "a.xyz")
-    with pytest.raises(OutputError, match="cannot draw"):
-        draw_partition(split, tmp_path / "nowhere" / "a.png")
 
 
 def test_a_rule_added_to_the_dict_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

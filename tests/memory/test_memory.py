@@ -1,56 +1,24 @@
 from __future__ import annotations
 
-import copy
-import json
 import logging
-import os
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedcondense.condensing import condense
-from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data.images import Data, Spec
-from fedcondense.data.loading import load_data
-from fedcondense.errors import DataError, OutputError, ResumeError, SettingError, UntrustedSetError
-from fedcondense.memory.memory import Condenser, Memory, Selector
-from fedcondense.networks import ConvNet
-from fedcondense.objectives import OBJECTIVES
-from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation
+from fedcondense.errors import DataError, SettingError
+from fedcondense.memory import Condenser, Memory, Selector
+from fedcondense.sets.parts import Part
 from fedcondense.sets.selection import select
-from fedcondense.sets.synthetic import Part, SyntheticSet
-from fedcondense.sources.networks import Fresh
+from fedcondense.sets.synthetic import SyntheticSet
 
 RANDOM = Selector("random")
 UPDATES = ("recondense", "reservoir", "append")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return load_data("digits").train
-
-
-@pytest.fixture
-def piece(digits: Data) -> Callable[..., Data]:
-    """Return so many images of each of some digits, from the `begin`-th on; a class a group, named as its digit."""
-
-    def make(*classes: int, count: int = 30, begin: int = 0) -> Data:
-        rows = [digits.per_class(None, torch.Generator())[digits.labels.sort().values == c] for c in classes]
-        index = torch.cat([row[begin : begin + count] for row in rows])
-        spec = replace(digits.spec, classes=tuple(map(str, classes)))
-        number = {c: k for k, c in enumerate(classes)}
-        return Data(digits.images[index], torch.tensor([number[c] for c in digits.labels[index].tolist()]), spec)
-
-    return make
 
 
 def numbered(name: str, first: int, last: int) -> Data:
@@ -83,19 +51,6 @@ def replayed(memory: Memory) -> dict[str, int]:
 
 def rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
-
-
-def state(memory: Memory) -> dict[str, Any]:
-    """Return all that a memory is, to be compared."""
-    kept = {k: v for k, v in vars(memory).items() if k not in ("sets", "real", "waiting", "make")}
-    return kept | {"names": memory.names, "bytes": memory.to_bytes() if memory.names else b""}
-
-
-@contextmanager
-def unchanged(memory: Memory) -> Iterator[None]:
-    before = copy.deepcopy(state(memory))
-    yield
-    assert state(memory) == before
 
 
 class TestBudget:
@@ -312,7 +267,9 @@ class TestResize:
         assert sum(stored(memory).values()) > 4
 
     @pytest.mark.parametrize("images", [1, 0, -3])
-    def test_below_one_image_a_group_is_refused(self, piece: Callable[..., Data], images: int) -> None:
+    def test_below_one_image_a_group_is_refused(
+        self, piece: Callable[..., Data], images: int, unchanged: Callable[[Memory], AbstractContextManager[None]]
+    ) -> None:
         memory = Memory(20, RANDOM)
         memory.add(piece(0, 1))
         with unchanged(memory), pytest.raises(SettingError, match="2 groups; give it at least one a group"):
@@ -347,7 +304,9 @@ class TestRefusals:
         with pytest.raises(SettingError, match=needed):
             Memory(**{"images": 20, "make": RANDOM, **settings})
 
-    def test_too_many_groups_change_nothing(self, piece: Callable[..., Data]) -> None:
+    def test_too_many_groups_change_nothing(
+        self, piece: Callable[..., Data], unchanged: Callable[[Memory], AbstractContextManager[None]]
+    ) -> None:
         memory = Memory(2, RANDOM)
         with unchanged(memory), pytest.raises(SettingError, match="cannot hold 3 groups; give it at least one"):
             memory.add(piece(0, 1, 2))
@@ -355,14 +314,16 @@ class TestRefusals:
         with unchanged(memory), pytest.raises(SettingError, match="cannot hold 3 groups"):
             memory.add(piece(2))
 
-    def test_images_of_another_shape_change_nothing(self, piece: Callable[..., Data]) -> None:
+    def test_images_of_another_shape_change_nothing(
+        self, piece: Callable[..., Data], unchanged: Callable[[Memory], AbstractContextManager[None]]
+    ) -> None:
         memory = Memory(20, RANDOM)
         memory.add(piece(0, 1))
         with unchanged(memory), pytest.raises(DataError, match=r"\(1, 2, 2\); this memory holds \(1, 8, 8\)"):
             memory.add(numbered("a", 0, 5))
 
     def test_an_interrupted_maker_changes_nothing_and_the_data_can_be_given_again(
-        self, piece: Callable[..., Data]
+        self, piece: Callable[..., Data], unchanged: Callable[[Memory], AbstractContextManager[None]]
     ) -> None:
         make = Broken()
         memory, other = Memory(20, make), Memory(20, make)
@@ -377,324 +338,6 @@ class TestRefusals:
         for one in (memory, other):
             one.add(piece(0, 2, begin=30))
         assert memory.to_bytes() == other.to_bytes()
-
-
-@dataclass(frozen=True)
-class Means(Objective):
-    """A method in a few lines: class means of pixels."""
-
-    recipe = Recipe(steps=3, lr=0.05, source=lambda make, operations, classes: Fresh(make, operations, classes))
-    siamese: bool = False
-
-    def observe(self, draw: Draw, data: Data) -> Tensor:
-        images, targets = data.batch()
-        return targets.T @ images.flatten(1) / targets.sum(0).unsqueeze(1)
-
-    def loss(self, draw: Draw, observed: Tensor, synthetic: Synthetic) -> Tensor:
-        means = synthetic.targets.T @ synthetic.images.flatten(1) / synthetic.targets.sum(0).unsqueeze(1)
-        return (means - observed).square().sum()
-
-
-def tiny(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    return ConvNet(shape, classes, width=8, depth=2)
-
-
-class Softener:
-    """Makes sets with soft labels: a tenth of each image belongs to the other classes of its set."""
-
-    per_image = 4
-
-    def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
-        hard = select(data, ipc, "half-resolution", seed)
-        (part,) = hard.parts
-        targets = nn.functional.one_hot(part.targets.long(), len(data.spec.classes)).float()
-        soft = (0.9 * targets + 0.1 / targets.shape[1]).half()
-        return SyntheticSet([replace(part, targets=soft)])
-
-
-class TestMakers:
-    def test_a_condenser_that_is_told_so_makes_prefixes_that_serve(self, piece: Callable[..., Data]) -> None:
-        data = piece(0, 1)
-        told: dict[str, Any] = {"network": "convnet2-w32", "steps": 10}
-        made = Condenser("dm-ridge", "pixels", **told, prefixes=True)(
-            data, 3, 5, torch.zeros(len(data), dtype=torch.bool)
-        )
-        expected = condense(data, 3, "dm-ridge", **told, prefixes=True, seed=5)
-        assert torch.equal(made.pixels().images, expected.pixels().images)
-        assert not torch.equal(made.pixels().images, condense(data, 3, "dm-ridge", **told, seed=5).pixels().images)
-
-    @pytest.mark.parametrize("objective", OBJECTIVES)
-    @pytest.mark.parametrize("update", ["recondense", "append"])
-    def test_every_objective_fills_a_memory_by_name(
-        self, objective: str, update: str, piece: Callable[..., Data]
-    ) -> None:
-        memory = Memory(4, Condenser(objective, "pixels", network=tiny, steps=1), update=update)
-        memory.add(piece(0, 1))
-        memory.add(piece(2, 3))
-        assert {name.partition("#")[0]: n for name, n in stored(memory).items()} == dict.fromkeys("0123", 1)
-        assert memory.synthetic is not None
-        assert {part.record.method for part in memory.synthetic.parts} == {objective}
-
-    @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-    def test_every_parametrization_fills_a_memory_by_name(self, name: str, piece: Callable[..., Data]) -> None:
-        make = Condenser("dm", name, network=tiny, steps=1)
-        memory = Memory(24, make)
-        memory.add(piece(0, 1))
-        memory.add(piece(2, 3))
-        assert memory.image_bytes <= 24 * 64
-        assert replayed(memory) == dict.fromkeys("0123", 6 * make.per_image)
-        again = Memory(24, make)
-        again.from_bytes(memory.to_bytes())
-        assert again.to_bytes() == memory.to_bytes()
-
-    @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-    def test_a_group_that_takes_no_more_than_its_share_is_left_alone(
-        self, name: str, piece: Callable[..., Data]
-    ) -> None:
-        """Whatever a stored image decodes to: the budget is counted in plain images."""
-        memory = Memory(48, Condenser("dm", name, network=tiny, steps=1), groups=4)
-        memory.add(piece(0, 1))
-        (first,) = memory.sets
-        memory.add(piece(2, 3))
-        assert memory.sets[0] is first
-        memory.resize(24)
-        assert memory.sets[0] is not first
-        assert memory.image_bytes <= 24 * 64
-
-    def test_sets_of_shared_codes_are_not_left_in_part(self, piece: Callable[..., Data]) -> None:
-        make = Condenser("dm", "bases", network=tiny, steps=1)
-        for update in ("reservoir", "append"):
-            reason = (
-                f"update '{update}' leaves out stored images, but those of Condenser.*'bases'.* share codes: choose "
-            )
-            with pytest.raises(SettingError, match=reason):
-                Memory(24, make, update=update)
-        memory = Memory(24, make, update="append", groups=2)
-        memory.add(piece(0, 1))
-        with unchanged(memory), pytest.raises(SettingError, match="dm: shared codes or soft labels; condense again"):
-            memory.resize(12)
-
-    def test_a_new_objective_of_a_few_lines_fills_a_memory(self, piece: Callable[..., Data]) -> None:
-        memory = Memory(8, Condenser(Means(), network=tiny))
-        memory.add(piece(0, 1))
-        again = Memory(8, Condenser(Means(), network=tiny))
-        again.from_bytes(memory.to_bytes())
-        assert again.to_bytes() == memory.to_bytes()
-
-    def test_a_parametrization_as_a_value_says_how_many_images_it_makes(self) -> None:
-        assert Condenser(parametrization=MultiFormation(4)).per_image == 16
-        assert [Selector(name).per_image for name in ("random", "half-resolution")] == [1, 4]
-
-    def test_unknown_names_are_refused_with_the_closest(self) -> None:
-        with pytest.raises(SettingError, match="did you mean 'herding'"):
-            _ = Selector("hearding").per_image
-        with pytest.raises(SettingError, match="did you mean 'pixels'"):
-            _ = Condenser(parametrization="pixel").per_image
-
-    def test_what_is_condensed_again_starts_from_what_is_stored(self, piece: Callable[..., Data]) -> None:
-        """Without steps the start is the end: new classes begin as the recipe says, old ones as they were."""
-        memory = Memory(20, Condenser("dm", "pixels", network=tiny, start="real", steps=0))
-        memory.add(piece(0, 1))
-        assert memory.synthetic is not None
-        before = memory.synthetic.pixels().images
-        new = piece(0, 2, begin=30)
-        memory.add(new)  # ten images a class become six, of old and new data alike
-        by_class = {name: memory.synthetic.restrict([name]) for name in "012"}
-        images = {name: one.pixels().images for name, one in by_class.items() if one is not None}
-        assert torch.equal(images["0"], before[:6])
-        assert torch.equal(images["1"], before[10:16])
-        assert rows(images["2"].mul(255).round().byte()) <= rows(new.images[new.labels == 1])
-
-    def test_an_unknown_precision_is_refused(self) -> None:
-        with pytest.raises(SettingError, match="'bfloat17'; needed: 'float32', 'bfloat16', 'float16' or None"):
-            Condenser(precision="bfloat17")
-
-    def test_precision_is_that_of_the_features(self, piece: Callable[..., Data]) -> None:
-        data, stored = piece(0, 1), torch.zeros(60, dtype=torch.bool)
-        sets = [
-            Condenser("dm", "pixels", network=tiny, steps=2, precision=name)(data, 1, 0, stored)
-            for name in ("float32", "bfloat16", None)
-        ]
-        images = [one.pixels().images for one in sets]
-        assert torch.equal(images[0], images[2])
-        assert not torch.equal(images[0], images[1])
-        torch.testing.assert_close(images[0], images[1], atol=0.1, rtol=0)
-
-    def test_sets_with_soft_labels_are_made_again_whole(self, piece: Callable[..., Data]) -> None:
-        memory = Memory(8, Softener())
-        memory.add(piece(0, 1))
-        memory.add(piece(2, 3))
-        assert replayed(memory) == dict.fromkeys("0123", 8)
-        memory.add(piece(0, begin=30))  # its set holds the others too: they cannot be told apart
-        assert replayed(memory) == dict.fromkeys("0123", 8)
-        assert len(memory.sets) == 1
-        assert pickle.loads(pickle.dumps(memory)).to_bytes() == memory.to_bytes()
-
-    def test_sets_with_soft_labels_stay_as_they_are_where_nothing_is_cut(self, piece: Callable[..., Data]) -> None:
-        memory = Memory(8, Softener(), groups=4)
-        memory.add(piece(0, 1))
-        (first,) = memory.sets
-        memory.add(piece(2, 3))
-        assert memory.sets[0] is first
-        assert memory.image_bytes == 8 * 64
-
-
-class TestFile:
-    @pytest.fixture
-    def memory(self, piece: Callable[..., Data]) -> Memory:
-        """A memory with all that it can hold: condensed, real and waiting images."""
-        memory = Memory(20, Condenser("dm", steps=1), real_fraction=0.3, minimum=20, seed=3)
-        memory.add(piece(0, 1))
-        memory.add(piece(2, count=5))
-        memory.note = {"who": "a test", "values": [0.1, 1]}
-        return memory
-
-    @staticmethod
-    def fresh(**changes: Any) -> Memory:
-        settings: dict[str, Any] = {"real_fraction": 0.3, "minimum": 20, "seed": 3}
-        return Memory(**{"images": 20, "make": Condenser("dm", steps=1), **settings, **changes})
-
-    def test_nbytes_is_the_length_of_the_file_and_mostly_images(self, memory: Memory, tmp_path: Path) -> None:
-        path = memory.save(tmp_path / "memory.safetensors")
-        assert memory.nbytes == path.stat().st_size
-        codes = sum(code.numel() for part in SyntheticSet.load(path).parts for code in part.codes.values())
-        assert memory.image_bytes == codes
-
-    def test_the_file_is_at_most_a_tenth_more_than_its_images_and_the_records(self) -> None:
-        spec = Spec("noise", (1, 28, 28), tuple("abcdefghij"), (0.5,), (0.25,))
-        images = torch.randint(0, 256, (400, 1, 28, 28), dtype=torch.uint8)
-        memory = Memory(100, RANDOM)
-        memory.add(Data(images, torch.arange(10).repeat(40), spec))
-        assert memory.image_bytes == 100 * 784
-        assert memory.nbytes <= 1.1 * memory.image_bytes
-
-    def test_an_empty_memory_takes_no_bytes_and_writes_no_file(self, tmp_path: Path) -> None:
-        memory = Memory(20, RANDOM)
-        assert (memory.nbytes, memory.image_bytes, memory.synthetic) == (0, 0, None)
-        with pytest.raises(SettingError, match="train on an experience before"):
-            memory.save(tmp_path / "memory.safetensors")
-        assert not list(tmp_path.iterdir())
-
-    def test_the_file_opens_as_a_synthetic_set(self, memory: Memory, tmp_path: Path) -> None:
-        opened = SyntheticSet.load(memory.save(tmp_path / "memory.safetensors"))
-        assert memory.synthetic is not None
-        assert torch.equal(opened.pixels().images, memory.synthetic.pixels().images)
-        assert opened.classes == ("0", "1", "2")
-
-    def test_a_loaded_memory_goes_on_as_if_it_had_stayed(
-        self, memory: Memory, piece: Callable[..., Data], tmp_path: Path
-    ) -> None:
-        again = self.fresh()
-        again.load(memory.save(tmp_path / "memory.safetensors"))
-        assert again.to_bytes() == memory.to_bytes()
-        assert again.note == {"who": "a test", "values": [0.1, 1]}
-        for one in (again, memory):
-            one.add(piece(0, 2, count=40, begin=40))
-        kept = [one.synthetic.with_record(seconds=0.0).to_bytes() for one in (again, memory) if one.synthetic]
-        assert kept[0] == kept[1]
-
-    def test_a_pickled_memory_is_its_file_and_what_it_was_made_with(self, memory: Memory) -> None:
-        pickled = pickle.dumps(memory)
-        assert pickle.loads(pickled).to_bytes() == memory.to_bytes()
-        assert len(pickled) < memory.nbytes + 5000
-        assert pickle.loads(pickle.dumps(Memory(20, RANDOM))).names == []
-        assert copy.deepcopy(memory).seconds == memory.seconds
-
-    def test_a_maker_with_functions_is_the_same_maker_in_another_process(self, piece: Callable[..., Data]) -> None:
-        """The repr of a function holds its address; the settings hold none."""
-
-        def maker() -> Condenser:
-            return Condenser(Means(), network=lambda shape, classes: tiny(shape, classes), recipe=Means.recipe)
-
-        first, second = Memory(4, maker()), Memory(4, maker())
-        assert first.settings() == second.settings()
-        assert "0x" not in json.dumps(first.settings())
-        first.add(piece(0, 1))
-        second.from_bytes(first.to_bytes())
-
-    @pytest.mark.parametrize(
-        ("changes", "says"),
-        [
-            ({"images": 30}, "images was 20, is 30"),
-            ({"groups": 5}, "groups was None, is 5"),
-            ({"update": "append"}, "update was 'recondense', is 'append'"),
-            ({"real_fraction": 0.0}, "real_fraction was 0.3, is 0.0"),
-            ({"minimum": 1}, "minimum was 20, is 1"),
-            ({"seed": 4}, "seed was 3, is 4"),
-            ({"make": Condenser("dm", steps=2)}, "steps=2"),
-        ],
-    )
-    def test_other_settings_are_refused_by_name(
-        self, memory: Memory, tmp_path: Path, changes: dict[str, Any], says: str
-    ) -> None:
-        path, other = memory.save(tmp_path / "memory.safetensors"), self.fresh(**changes)
-        with unchanged(other), pytest.raises(ResumeError, match=r"memory\.safetensors.*other settings") as refused:
-            other.load(path)
-        assert says in str(refused.value)
-
-    def test_what_is_no_memory_is_refused(self, memory: Memory, tmp_path: Path, digits: Data) -> None:
-        whole = memory.save(tmp_path / "memory.safetensors").read_bytes()
-        plain = select(digits, 1).to_bytes()
-        cases = {
-            "missing": (None, "No such file"),
-            "plain": (plain, "no memory; give a file that a memory's `save` wrote"),
-            "truncated": (whole[:-1], "truncated"),
-            "longer": (whole + b"x", "after the last tensor"),
-            "empty": (b"", "0 bytes"),
-            "text": (b"hello, this is no memory", "header"),
-        }
-        for name, (blob, says) in cases.items():
-            path = tmp_path / name
-            if blob is not None:
-                path.write_bytes(blob)
-            with unchanged(memory), pytest.raises(UntrustedSetError, match=f"{name}.*{says}"):
-                memory.load(path)
-
-    @pytest.mark.parametrize(
-        ("field", "value", "says"),
-        [
-            ("added", "3", "whole numbers"),
-            ("added", -1, "whole numbers"),
-            ("seen", {"0": 1.5, "1": 1}, "whole numbers"),
-            ("seen", {"0": 30}, "leaves out"),
-            ("seen", 5, "no memory"),
-            ("settings", None, "no memory"),
-            ("note", [1], "no memory"),
-        ],
-    )
-    def test_a_file_whose_description_was_changed_is_refused(
-        self, memory: Memory, field: str, value: Any, says: str
-    ) -> None:
-        blob = memory.to_bytes()
-        length = int.from_bytes(blob[:8], "little")
-        header = json.loads(blob[8 : 8 + length])
-        content = json.loads(header["__metadata__"]["fedcondense"])
-        content["memory"][field] = value
-        header["__metadata__"]["fedcondense"] = json.dumps(content)
-        text = json.dumps(header).encode()
-        changed = len(text).to_bytes(8, "little") + text + blob[8 + length :]
-        with unchanged(memory), pytest.raises(UntrustedSetError, match=says):
-            memory.from_bytes(changed)
-
-    def test_many_small_additions_still_load(self) -> None:
-        """Each has a record of its own: the header outgrows what is allowed of a stranger's set."""
-        memory = Memory(2500, RANDOM, update="append", groups=2500)
-        for k in range(2500):
-            memory.sets.append(select(numbered(f"a#{k}", k, k + 1), 1))
-            memory.seen[f"a#{k}"] = 1
-        assert int.from_bytes(memory.to_bytes()[:8], "little") > 1 << 20
-        assert len(pickle.loads(pickle.dumps(memory)).sets) == 2500
-
-    def test_an_existing_file_is_not_replaced_unasked(self, memory: Memory, tmp_path: Path) -> None:
-        path = memory.save(tmp_path / "memory.safetensors")
-        with pytest.raises(OutputError, match="overwrite=True"):
-            memory.save(path)
-        memory.save(path, overwrite=True)
-        assert os.listdir(tmp_path) == ["memory.safetensors"]
-
-    def test_any_safetensors_reader_opens_it(self, memory: Memory, tmp_path: Path) -> None:
-        with safetensors.safe_open(memory.save(tmp_path / "memory.safetensors"), framework="pt") as file:
-            assert file.get_tensor("0.images").dtype == torch.uint8
 
 
 def test_equal_seeds_give_equal_memories_and_others_do_not(piece: Callable[..., Data]) -> None:

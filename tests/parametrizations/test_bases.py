@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedcondense.errors import SettingError
 from fedcondense.parametrizations import Bases
-from fedcondense.sets.synthetic import to_storage
+from fedcondense.sets.parts import to_storage
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

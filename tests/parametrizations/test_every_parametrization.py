@@ -19,7 +19,8 @@ from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
+from fedcondense.sets.parts import Part, Record, to_storage
+from fedcondense.sets.synthetic import SyntheticSet
 
 pytestmark = pytest.mark.usefixtures("quick_fit")
 TINY = partial(ConvNet, width=8, depth=2)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcondense.errors import SettingError
 from fedcondense.parametrizations import Hallucinators, hallucinators
 from fedcondense.parametrizations.hallucinators import weights
-from fedcondense.sets.synthetic import to_storage
+from fedcondense.sets.parts import to_storage
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

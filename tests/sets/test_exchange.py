@@ -19,8 +19,9 @@ from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.networks import ConvNet
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.exchange import export, import_tensors, spec_of
+from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.selection import select
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate
 from fedcondense.training.fit import Fit
 

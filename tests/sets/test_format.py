@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation, Pixels
 from fedcondense.sets.format import VERSION, Limits, dump, read_beside
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.parts import Part, Record
+from fedcondense.sets.synthetic import SyntheticSet
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], None]
 
@@ -149,7 +150,7 @@ class TestRoundTrip:
 
     def test_what_was_put_beside_a_set_is_read_and_changes_nothing_else(self) -> None:
         state = {"settings": {"images": 20, "groups": None}, "note": "é", "seen": [0.1, 3]}
-        blob = dump(toy(), memory=state)
+        blob = dump(toy().parts, toy().evaluation, memory=state)
         assert read_beside(blob, "memory") == state
         assert read_beside(blob, "other") is None
         assert read_beside(BLOB, "memory") is None

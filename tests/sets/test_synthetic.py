@@ -13,7 +13,8 @@ from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.files import write_file
 from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.sets.format import Limits
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
+from fedcondense.sets.parts import Part, Record
+from fedcondense.sets.synthetic import SyntheticSet
 
 RECORD = Record("toy", (1, 8, 8), ("a", "b", "c"), (0.5,), (0.25,), method="dm", counts=(40, 0, 3))
 
@@ -202,28 +203,6 @@ class TestRestrict:
         for one in (soft, shared):
             with pytest.raises(SettingError, match="dm: shared codes or soft labels; condense again at the size"):
                 SyntheticSet([one]).restrict(["a"])
-
-
-class TestStorage:
-    def test_bytes_are_rounded_and_clamped(self) -> None:
-        codes = {"images": torch.tensor([-0.2, 0.0, 0.4 / 255, 0.6 / 255, 1.0, 1.7]).view(1, 1, 2, 3)}
-        stored, _ = to_storage(codes, torch.eye(1), Pixels())
-        assert stored["images"].dtype == torch.uint8
-        assert stored["images"].flatten().tolist() == [0, 0, 0, 1, 255, 255]
-
-    def test_one_hot_targets_become_labels_and_others_half_precision(self) -> None:
-        codes = {"images": torch.zeros(2, 1, 8, 8)}
-        _, labels = to_storage(codes, torch.eye(3)[[2, 0]], Pixels())
-        _, many = to_storage(codes, torch.eye(300)[[299, 0]], Pixels())
-        _, soft = to_storage(codes, torch.tensor([[0.5, 0.5], [1.0, 0.0]]), Pixels())
-        assert (labels.dtype, labels.tolist()) == (torch.uint8, [2, 0])
-        assert (many.dtype, many.tolist()) == (torch.int16, [299, 0])
-        assert (soft.dtype, soft.tolist()) == (torch.float16, [[0.5, 0.5], [1.0, 0.0]])
-
-    def test_what_was_stored_and_stored_again_is_the_same(self) -> None:
-        every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-        stored, _ = to_storage({"images": every_byte.float() / 255}, torch.eye(1), Pixels())
-        assert torch.equal(stored["images"], every_byte)
 
 
 class TestFile:

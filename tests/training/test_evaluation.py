@@ -19,8 +19,9 @@ from fedcondense.data.loading import load_data
 from fedcondense.errors import SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.parametrizations import Pixels
+from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.selection import select
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import Evaluation, evaluate, evaluate_as_recorded, train_on
 from fedcondense.training.fit import Fit
 

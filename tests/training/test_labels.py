@@ -12,7 +12,8 @@ from fedcondense.condensing import condense
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.loading import load_data
 from fedcondense.errors import DivergenceError, SettingError
-from fedcondense.memory.memory import Memory, _stored
+from fedcondense.memory import Memory
+from fedcondense.memory.stored import count_stored
 from fedcondense.networks import ConvNet, build
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed, stream
@@ -78,7 +79,7 @@ def test_every_way_of_storing_images_keeps_a_label_for_each_decoded_one(name: st
 def test_stored_images_keep_their_class_in_a_memory(digits: DataSet, tiles: SyntheticSet) -> None:
     found = taught(tiles, digits.train, share=0.4)
     assert torch.equal(found.parts[0].labels(), tiles.parts[0].labels())
-    assert _stored(found) == _stored(tiles)
+    assert count_stored([found]) == count_stored([tiles])
 
 
 def test_a_part_without_images_has_no_labels(tiles: SyntheticSet) -> None:

@@ -1,11 +1,8 @@
-"""Pictures: what is stored is what is seen, and labels of a plot stay apart."""
+"""Pictures: what is stored is what is seen."""
 
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +12,9 @@ from PIL import Image
 
 from fedcondense.errors import SettingError
 from fedcondense.parametrizations.pixels import Pixels
-from fedcondense.report.pictures import (
-    DARK,
-    Point,
-    accuracy_by_bytes,
-    class_rows,
-    grid,
-    human_bytes,
-    png,
-    show_set,
-    svg,
-)
-from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.sets.parts import Part, Record
+from fedcondense.sets.pictures import grid, png, show_set
+from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
 
 def make_set(labels: list[int], classes: tuple[str, ...] = ("cat", "dog", "eel")) -> SyntheticSet:
@@ -67,8 +55,8 @@ def test_png_is_lossless() -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), np.asarray(picture))
 
 
-def test_class_rows_sort_images_by_class_and_leave_out_absent_ones() -> None:
-    rows = class_rows(make_set([2, 0, 2]))
+def test_images_by_class_are_sorted_by_class_and_leave_out_absent_ones() -> None:
+    rows = images_by_class(make_set([2, 0, 2])).items()
     assert [(name, (images[:, 0, 0, 0] * 255).round().int().tolist()) for name, images in rows] == [
         ("cat", [1]),
         ("eel", [0, 2]),
@@ -100,54 +88,3 @@ def test_images_of_any_shape_are_shown_at_a_size_that_fits(tmp_path: Path) -> No
         assert wide.width < 4 * 512
     with pytest.raises(SettingError, match=r"a picture of .* screen pixels; allowed: 200,000,000"):
         show_set(of_shape(1, (1, 1, 512)), tmp_path / "huge.png", scale=1000)
-
-
-POINTS = [
-    Point("one-shot", 37_500, 83.1, 0.4, 0),
-    Point("FedAvg, 1 round", 96_600, 46.4, 2.1, 1),
-    Point("FedAvg, 20 rounds", 1_932_000, 83.8, 0.3, 1),
-    Point("random real", 37_500, 82.4, 0.5, 2),
-    Point("half resolution real", 37_500, 82.9, 0.5, 2),
-    Point("ridge", 40_000, 82.0, 0.2, 2),
-]
-
-
-def test_names_of_points_do_not_cover_each_other() -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = accuracy_by_bytes(POINTS)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
-    assert len(boxes) == len(POINTS)
-    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
-
-
-def test_points_without_bytes_or_accuracy_are_left_out() -> None:
-    figure = accuracy_by_bytes([*POINTS[:1], Point("free", 0, 50), Point("lost", 10, float("nan"))])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["one-shot"]
-
-
-def test_nothing_to_draw_is_an_empty_plot() -> None:
-    assert b"<svg" in svg(accuracy_by_bytes([]))
-
-
-def test_a_plot_is_a_well_formed_svg_that_loads_nothing() -> None:
-    drawn = svg(accuracy_by_bytes([Point("<script>$x</script>", 10, 50)], DARK))
-    root = ElementTree.fromstring(drawn)
-    links = [value for element in root.iter() for name, value in element.attrib.items() if name.endswith("href")]
-    assert all(link.startswith("#") for link in links)
-    assert b"<script" not in drawn
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (2.5e12, "2.5e+03 GB")]
-)
-def test_bytes_are_written_with_three_digits(nbytes: float, text: str) -> None:
-    assert human_bytes(nbytes) == text
-
-
-def test_pictures_leave_pyplot_alone() -> None:
-    code = "import fedcondense.report.pictures as p; p.svg(p.accuracy_by_bytes([]));"
-    code += "import sys; assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

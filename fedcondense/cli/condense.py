@@ -1,0 +1,167 @@
+"""`fedcondense condense`: make a set, or select one; a run that was interrupted goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedcondense.cli.sets import (
+    DataName,
+    Ipc,
+    Network,
+    Objective,
+    Parametrization,
+    Seed,
+    Steps,
+    describe,
+    result_of,
+    save_measured,
+)
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Device,
+    Format,
+    Output,
+    Overwrite,
+    Plugin,
+    Precisely,
+    Precision,
+    Threads,
+    check_output,
+    command,
+    emit,
+    finish,
+    given,
+    invocation,
+    note,
+    pick_device,
+    progress,
+    set_up,
+    typed,
+)
+from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
+
+if TYPE_CHECKING:
+    from fedcondense.condensing import Progress
+    from fedcondense.condensing.checkpoints import Checkpoint
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command(epilog="Example: fedcondense condense fashion-mnist --ipc 10 --output fashion.safetensors")(condense)
+
+
+@command
+def condense(
+    name: DataName,
+    output: Annotated[Path, typer.Option(help="Where the set is written, as safetensors.")],
+    ipc: Ipc = 10,
+    objective: Objective = None,
+    parametrization: Parametrization = None,
+    method: Annotated[
+        str | None, typer.Option(help="Select instead: random, herding, k-center, k-means or half-resolution.")
+    ] = None,
+    network: Network = None,
+    start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (shows records).")] = None,
+    steps: Steps = None,
+    prefixes: Annotated[
+        bool, typer.Option("--prefixes", help="Let the first images of each class serve alone.")
+    ] = False,
+    learn_labels: Annotated[
+        bool, typer.Option("--learn-labels", help="Learn soft labels with the images; their bytes are counted.")
+    ] = False,
+    experts: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the experts of mtt and tesla, for later runs as well.")
+    ] = None,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
+    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints, at least.")] = 5.0,
+    overwrite: Overwrite = False,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    precision: Precisely = Precision.float32,
+    form: Output = Format.text,
+) -> None:
+    """Condense DATA into a few synthetic images per class, and measure them.
+
+    DATA is a name that `fedcondense data` lists, folder:DIR (one sub-folder for each class) or npz:FILE (x_train,
+    y_train, x_test, y_test). The training split is condensed, the test split measures.
+
+    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
+    `accuracy_std` (both null with --no-evaluate), `output`.
+    """
+    from fedcondense.condensing import condense as condense_data
+    from fedcondense.condensing.checkpoints import Checkpoint
+    from fedcondense.data.loading import load_data
+    from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
+    from fedcondense.sets.selection import select
+    from fedcondense.sources.trajectories import kept_in
+
+    set_up(threads, plugin, precision)
+    checkpoint = Checkpoint(output.with_name(f"{output.name}.checkpoint"), checkpoint_every, resume)
+    _check_run(output, Path(checkpoint.path), resume, overwrite)
+    options = given(objective=objective, parametrization=parametrization, network=network, start=start, steps=steps)
+    if prefixes:
+        options["prefixes"] = True
+    named = look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
+    if learn_labels:
+        options["objective"] = with_learned_labels(named)
+    if experts is not None:
+        options["recipe"] = kept_in(experts, named.recipe)
+    if method is not None and options:
+        raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
+    device = pick_device(device)
+    train, test = (split.to(device) for split in load_data(name, data_root))
+    with _kept(checkpoint, output):
+        if method is not None:
+            synthetic = select(train, ipc, method, seed=seed)
+        else:
+            with progress(f"condensing {name}") as update:
+
+                def follow(now: Progress) -> None:
+                    update(now.step / now.steps, f"loss {now.loss:.4g}")
+
+                synthetic = condense_data(train, ipc, seed=seed, checkpoint=checkpoint, progress=follow, **options)
+        told = typed(data=name, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+        synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, told)
+    checkpoint.remove()
+    emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)
+    finish([output], ["show", output, "--output", output.with_suffix(".png")])
+
+
+def _check_run(output: Path, checkpoint: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output path that is taken, unless it belongs to the run that is resumed."""
+    if not checkpoint.exists():
+        check_output(output, overwrite)
+        return
+    if not (resume or overwrite):
+        raise OutputError(f"{checkpoint} is an unfinished run's; pass --resume to go on, or --overwrite to start anew")
+    check_output(output, overwrite=True)
+
+
+@contextlib.contextmanager
+def _kept(checkpoint: Checkpoint, output: Path) -> Iterator[None]:
+    """Say what is kept and how to go on when a run is interrupted, diverges or finds the disk full."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not Path(checkpoint.path).exists():
+            raise
+        raise KeyboardInterrupt(f"{checkpoint.path} is kept; go on with: {invocation('--resume')}") from None
+    except DivergenceError as error:
+        good = output.with_name(f"{output.stem}-last-good{output.suffix}")
+        if error.synthetic is not None:
+            note(f"wrote {error.synthetic.save(good, overwrite=True)}")
+        raise
+    except OutputError as error:
+        if Path(checkpoint.path).exists():
+            raise OutputError(f"{error}; the checkpoint is kept, go on with: {invocation('--resume')}") from error
+        raise

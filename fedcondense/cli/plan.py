@@ -1,0 +1,85 @@
+"""`fedcondense plan`: what condensing would take, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedcondense.cli.sets import (
+    DataName,
+    Ipc,
+    Network,
+    Objective,
+    Parametrization,
+    Steps,
+)
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Format,
+    Output,
+    Plugin,
+    Precisely,
+    Precision,
+    Threads,
+    clock,
+    columns,
+    command,
+    emit,
+    finish,
+    given,
+    set_up,
+    typed,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command(epilog="Example: fedcondense plan cifar10 --ipc 10 --objective dsa")(plan)
+
+
+@command
+def plan(
+    name: DataName,
+    ipc: Ipc = 10,
+    objective: Objective = None,
+    parametrization: Parametrization = None,
+    network: Network = None,
+    steps: Steps = None,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    precision: Precisely = Precision.float32,
+    form: Output = Format.text,
+) -> None:
+    """Say what condensing DATA would take before anything starts: bytes, seconds, memory, and what wins without it.
+
+    JSON keys: `nbytes`, `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
+    """
+    from fedcondense.condensing import plan as plan_run
+    from fedcondense.data.loading import load_data
+    from fedcondense.report.units import human_bytes
+
+    set_up(threads, plugin, precision)
+    train = load_data(name, data_root).train
+    options = given(objective=objective, parametrization=parametrization, network=network, steps=steps)
+    planned = plan_run(train, ipc, **options)
+    fields = [
+        ("set", f"{human_bytes(planned.nbytes)}, {planned.decoded} images to train on"),
+        ("time", f"{clock(planned.seconds)} for {planned.steps} steps on this machine"),
+        ("memory", human_bytes(planned.memory)),
+        *(("advice", text) for text in planned.advice),
+    ]
+    emit(planned.to_dict(), columns(fields), form)
+    precise = None if precision is Precision.float32 else precision
+    same = typed(ipc=ipc, **options, data_root=data_root, plugin=plugin, threads=threads, precision=precise)
+    finish([], ["condense", name, *same, "--output", f"{_stem(name)}.safetensors"])
+
+
+def _stem(name: str) -> str:
+    """Return a file name for a data set's."""
+    return Path(name.partition(":")[2] or name).stem

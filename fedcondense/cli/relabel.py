@@ -1,0 +1,103 @@
+"""`fedcondense relabel`: soft labels by networks that were trained on the real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedcondense.cli.sets import (
+    Network,
+    Seed,
+    SetFile,
+    describe,
+    named_data,
+    result_of,
+    save_measured,
+)
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Device,
+    Format,
+    Output,
+    Overwrite,
+    Plugin,
+    Precisely,
+    Precision,
+    Threads,
+    check_output,
+    command,
+    emit,
+    finish,
+    given,
+    pick_device,
+    progress,
+    set_up,
+    typed,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command(epilog="Example: fedcondense relabel cifar10.safetensors --output taught.safetensors")(relabel)
+
+
+@command
+def relabel(
+    file: SetFile,
+    output: Annotated[Path, typer.Option(help="Where the set with soft labels is written.")],
+    data: Annotated[str | None, typer.Option(help="Teaches; default: the one in the set's record.")] = None,
+    network: Network = None,
+    teachers: Annotated[int, typer.Option(help="Networks that are trained on the real data.")] = 1,
+    share: Annotated[float, typer.Option(help="How much of a label is theirs, up to 1.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="What their logits are divided by: more is softer.")] = 2.0,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
+    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
+    overwrite: Overwrite = False,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    precision: Precisely = Precision.float32,
+    form: Output = Format.text,
+) -> None:
+    """Mix what networks trained on the real data say of each image into the labels of the set in FILE.
+
+    Soft labels are stored for each decoded image, and their bytes are counted.
+
+    JSON keys: those of `fedcondense condense`.
+    """
+    from fedcondense.data.loading import load_data
+    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.training.labels import relabel as relabel_set
+
+    set_up(threads, plugin, precision)
+    check_output(output, overwrite)
+    synthetic = SyntheticSet.load(file)
+    device = pick_device(device)
+    train, test = (split.to(device) for split in load_data(named_data(synthetic, data), data_root))
+    with progress("training teachers") as update:
+
+        def follow(step: int, steps: int) -> None:
+            update(step / steps)
+
+        chosen = given(network=network)
+        synthetic = relabel_set(
+            synthetic,
+            train,
+            teachers=teachers,
+            share=share,
+            temperature=temperature,
+            seed=seed,
+            progress=follow,
+            **chosen,
+        )
+    told = typed(data=data, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+    synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, told)
+    emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)
+    finish([output], ["show", output, "--output", output.with_suffix(".png")])

@@ -1,0 +1,181 @@
+"""The options that all sweeps share, and what they name: cells, controls, workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Device,
+    Format,
+    Output,
+    Plugin,
+    Precisely,
+    Precision,
+    check_folder,
+    pick_device,
+    set_up,
+)
+from fedcondense.errors import SettingError
+
+if TYPE_CHECKING:
+    from fedcondense.sweeps import Cell, Place, Workers
+
+__all__ = [
+    "RecipeName",
+    "Sweeping",
+    "base_cell",
+    "check_options",
+    "listed_controls",
+    "listed_names",
+    "listed_numbers",
+    "place_of",
+    "split_list",
+    "workers_of",
+]
+
+
+class RecipeName(StrEnum):
+    """Which of an objective's recipes is run."""
+
+    tuned = "tuned"
+    published = "published"
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """The options that all sweeps have."""
+
+    output: Annotated[Path, typer.Option(help="The folder of the sweep; what it holds already is not done again.")]
+    sets: Annotated[int, typer.Option(help="Sets a row, from seed 0 on.")] = 3
+    networks: Annotated[int, typer.Option(help="Networks that are trained on each set.")] = 2
+    network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None
+    controls: Annotated[
+        str | None, typer.Option(help="Selections of real images, by commas, or none; default: all, or the usual.")
+    ] = None
+    recipe: Annotated[
+        RecipeName,
+        typer.Option(
+            help="published: optimizer, schedule, source, start and steps at 10 images per class, where there is one."
+        ),
+    ] = RecipeName.tuned
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps of each set; default: the recipe's.")] = None
+    budget: Annotated[float | None, typer.Option(help="CPU seconds a set, instead of steps: a few are timed.")] = None
+    evaluation_steps: Annotated[int | None, typer.Option(help="Training steps of a network; default: 400.")] = None
+    scores: Annotated[bool, typer.Option("--scores", help="Add LRS and ARS: trains three times as much.")] = False
+    workers: Annotated[int, typer.Option(help="Cells side by side, in processes of one thread.")] = 1
+    so_far: Annotated[bool, typer.Option("--so-far", help="The tables of what the folder holds; compute nothing.")] = (
+        False
+    )
+    ray: Annotated[str | None, typer.Option(help="Cells as tasks of a Ray cluster: auto, local, ray://HOST.")] = None
+    data_root: DataRoot = None
+    plugin: Plugin = None
+    device: Device = None
+    precision: Precisely = Precision.float32
+    form: Output = Format.text
+
+
+def base_cell(
+    name: str, common: Sweeping, objective: str | None = None, *, parametrization: str = "pixels", ipc: int = 1
+) -> Cell:
+    """Check what the options name, and return a cell from which a grid makes the others."""
+    from fedcondense.errors import look_up
+    from fedcondense.networks import default_network, parts
+    from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+    from fedcondense.parametrizations import PARAMETRIZATIONS
+    from fedcondense.sweeps.cells import data_of
+    from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning
+    from fedcondense.training.fit import Fit
+
+    train, test = data_of(name, place_of(common))
+    network = common.network or default_network(train.spec.shape)
+    parts(network)
+    look_up("parametrization", parametrization, PARAMETRIZATIONS)
+    look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
+    tuning = Tuning(steps=common.steps, recipe=common.recipe.value, budget=common.budget)
+    making = Making(
+        name,
+        objective or DEFAULT_OBJECTIVE,
+        ipc,
+        parametrization=parametrization,
+        network=network,
+        tuning=tuning,
+        precision=common.precision.value,
+        fingerprint=train.fingerprint,
+    )
+    fit = Fit() if common.evaluation_steps is None else Fit(steps=common.evaluation_steps)
+    return Cell(making, Measuring((network,), common.networks, fit, common.scores, test.fingerprint))
+
+
+def check_options(common: Sweeping) -> None:
+    """Refuse numbers that cannot work and a folder that cannot be written, before any work."""
+    for name in ("sets", "networks", "workers"):
+        if getattr(common, name) < 1:
+            raise SettingError(f"{getattr(common, name)} {name}; needed: 1 or more")
+    if common.budget is not None and common.steps is not None:
+        raise SettingError("--budget chooses the steps; leave --steps out, or --budget")
+    if common.budget is not None and not common.budget > 0:
+        raise SettingError(f"a budget of {common.budget:g} CPU seconds; needed: more than 0")
+    if common.ray is not None and common.workers > 1:
+        raise SettingError("--ray and --workers both say where cells are computed; leave one out")
+    check_folder(common.output)
+
+
+def split_list(text: str) -> list[str]:
+    """Return the parts of a list by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def listed_names(
+    kind: str, text: str | None, known: Mapping[str, Any], find: Callable[[str], Any] | None = None
+) -> list[str]:
+    """Return the names in a list by commas, or all of them; `find` refuses those that are not known."""
+    from fedcondense.errors import look_up
+
+    names = list(known) if text is None else list(dict.fromkeys(split_list(text)))
+    for name in names:
+        (find or partial(look_up, kind, known=known))(name)
+    if not names:
+        raise SettingError(f"no {kind} is named; give some by commas, such as {','.join(list(known)[:2])}")
+    return names
+
+
+def listed_numbers(text: str) -> list[int]:
+    """Return the whole numbers in a list by commas."""
+    numbers = list(dict.fromkeys(split_list(text)))
+    if not numbers or not all(number.isdecimal() and int(number) for number in numbers):
+        raise SettingError(f"--ipc {text}; needed: whole numbers from 1 by commas, such as 1,10")
+    return [int(number) for number in numbers]
+
+
+def listed_controls(common: Sweeping, default: str | None = None) -> list[str]:
+    """Return the selections to set beside; ``none`` for none of them."""
+    from fedcondense.sets.selection import SELECTIONS
+
+    text = common.controls or default
+    return [] if text == "none" else listed_names("selection", text, SELECTIONS)
+
+
+def place_of(common: Sweeping) -> Place:
+    """Return where data lie and cells are computed."""
+    from fedcondense.sweeps import Place
+
+    root = None if common.data_root is None else str(common.data_root)
+    return Place(root, pick_device(common.device))
+
+
+def workers_of(common: Sweeping) -> Workers:
+    """Return who computes the cells: this process, others, or a Ray cluster."""
+    from fedcondense.sweeps import Here, Processes, Ray
+
+    start = partial(set_up, 1, common.plugin)
+    if common.ray is not None:
+        return Ray(common.ray, start, gpus=1.0 if pick_device(common.device).startswith("cuda") else 0.0)
+    return Here() if common.workers == 1 else Processes(common.workers, start)

@@ -1,0 +1,153 @@
+"""The sets that a memory holds: how many images of each group they store, cut to fewer, joined, and as real images."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedcondense.data.images import Data, Spec
+from fedcondense.parametrizations import Pixels
+from fedcondense.sets.parts import Part, Record
+from fedcondense.sets.synthetic import SyntheticSet, images_by_class
+
+__all__ = [
+    "Mixed",
+    "bytes_by_class",
+    "count_stored",
+    "cut",
+    "image_bytes",
+    "join",
+    "mix",
+    "real_set",
+    "with_inseparable",
+]
+
+
+def join(sets: Iterable[SyntheticSet | None]) -> SyntheticSet | None:
+    """Return one set of all that are there, or None if none is."""
+    there = [one for one in sets if one is not None]
+    return SyntheticSet.join(there) if there else None
+
+
+def bytes_by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
+    """Return the decoded images of each class that has some, (n, C, H, W) uint8."""
+    found = {} if synthetic is None else images_by_class(synthetic)
+    return {name: images.mul(255).round().to(torch.uint8) for name, images in found.items()}
+
+
+def count_stored(sets: Iterable[SyntheticSet]) -> dict[str, int]:
+    """Return how many stored images each group has in all sets.
+
+    Shared codes count as the plain images whose bytes they take.
+    """
+    counts: Counter[str] = Counter()
+    for part in (part for one in sets for part in one.parts):
+        labels = part.labels()
+        found = torch.bincount(labels, minlength=len(part.record.classes)).tolist()
+        if part.parametrization.shared:
+            shapes = {name: tuple(code.shape) for name, code in part.codes.items()}
+            decoded = part.parametrization.decoded(shapes, part.record.shape)
+            per_row = decoded / max(1, len(labels)) / part.parametrization.start_count(1)
+            found = [math.ceil(round(n * per_row, 6)) for n in found]
+        counts.update(dict(zip(part.record.classes, found, strict=True)))
+    return dict(counts)
+
+
+def image_bytes(synthetic: SyntheticSet | None) -> int:
+    """Return the bytes of the stored codes alone, without labels and header."""
+    codes = [code for part in synthetic.parts for code in part.codes.values()] if synthetic else []
+    return sum(code.numel() * code.element_size() for code in codes)
+
+
+def with_inseparable(sets: Iterable[SyntheticSet], names: Sequence[str]) -> list[str]:
+    """Return groups with those that share soft labels or codes with them, which are made again with them."""
+    found = dict.fromkeys(names)
+    for one in sets:
+        if not found.keys().isdisjoint(one.classes) and not all(part.is_separable for part in one.parts):
+            found |= dict.fromkeys(one.classes)
+    return list(found)
+
+
+def cut(sets: Sequence[SyntheticSet], most: Mapping[str, int], uniform: Callable[[str], float]) -> list[SyntheticSet]:
+    """Return the sets with a bounded number of stored images per group.
+
+    A group in several sets is cut in all of them, each of its images as likely as another (systematic sampling).
+
+    Args:
+        sets: What is stored.
+        most: The bound of each group; a group that is not named is left out.
+        uniform: Draws a group's offset, from 0 to 1.
+    """
+    total, before, kept = count_stored(sets), Counter[str](), []
+    for one in sets:
+        stored, keep = count_stored([one]), {}
+        for name, n in stored.items():
+            part, offset = min(most.get(name, 0), total[name]) / max(1, total[name]), uniform(name)
+            keep[name] = int(part * (before[name] + n) + offset) - int(part * before[name] + offset)
+        before.update(stored)
+        if any(keep.values()):
+            kept.append(one if keep == stored else one.restrict([name for name, n in keep.items() if n], keep))
+    return [one for one in kept if one is not None]
+
+
+def real_set(images: Mapping[str, Tensor], spec: Spec, method: str, seed: int) -> SyntheticSet | None:
+    """Return real images as a set of plain pixels, or None if there are none.
+
+    Args:
+        images: (n, C, H, W) uint8 of each group.
+        spec: What the images are; its class names are replaced by the groups'.
+        method: What the record calls them.
+        seed: The memory's, for the record.
+    """
+    if not any(map(len, images.values())):
+        return None
+    labels = torch.arange(len(images)).repeat_interleave(torch.tensor([len(i) for i in images.values()]))
+    data = Data(torch.cat(list(images.values())), labels, replace(spec, classes=tuple(images)))
+    record = replace(Record.of(data, method, 0, seed), start="real")
+    targets = labels.to(torch.uint8 if len(images) <= 256 else torch.int16)
+    return SyntheticSet([Part({"images": data.images}, targets, Pixels(), record)])
+
+
+class Mixed(NamedTuple):
+    """Stored and new images together: what a maker condenses again.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, the place of each image's group.
+        stored: (N,) bool, which images were stored already.
+        counts: How many real images each group stands for.
+    """
+
+    images: Tensor
+    labels: Tensor
+    stored: Tensor
+    counts: tuple[int, ...]
+
+
+def mix(names: Sequence[str], new: Mapping[str, Tensor], old: Mapping[str, Tensor], seen: Mapping[str, int]) -> Mixed:
+    """Put the new images of groups and their stored ones together; stored ones repeat by the records they stand for.
+
+    Args:
+        names: The groups.
+        new: (n, C, H, W) uint8 of each group that has new images.
+        old: (m, C, H, W) uint8 of each group that has stored ones.
+        seen: How many real images the stored ones of a group stand for.
+    """
+    images, labels, stored, counts = [], [], [], []
+    for label, name in enumerate(names):
+        arrived = new.get(name)
+        pieces = [] if arrived is None else [arrived]
+        if name in old:
+            repeats = 1 if arrived is None else max(1, round(seen[name] / len(old[name])))
+            pieces.append(old[name].repeat(repeats, 1, 1, 1))
+        stored += [torch.full((len(piece),), piece is not arrived) for piece in pieces]
+        images += pieces
+        labels += [label] * sum(map(len, pieces))
+        counts.append((seen.get(name, 0) if name in old else 0) + (0 if arrived is None else len(arrived)))
+    return Mixed(torch.cat(images), torch.tensor(labels), torch.cat(stored), tuple(counts))

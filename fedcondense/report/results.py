@@ -1,0 +1,199 @@
+"""What a federation's folder says: its rows, read tolerantly, and what they say in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedcondense.errors import DataError
+from fedcondense.report.units import human_bytes
+
+__all__ = [
+    "OURS",
+    "ReportRow",
+    "headline",
+    "list_of",
+    "mapping_of",
+    "number_of",
+    "read_result",
+    "read_rows",
+    "shown_cells",
+    "table",
+]
+
+OURS = "one-shot"
+_NUMBERS = ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")
+_JOINED = "\N{NO-BREAK SPACE}"
+NONE = "\N{EN DASH}"
+_TRAVELS = {
+    OURS: "synthetic images",
+    "random-real": "real images",
+    "half-resolution-real": "real images, half resolution",
+    "herding": "real images",
+    "k-center": "real images",
+    "k-means": "real images",
+    "ridge": "sums of random features",
+    "ridge-equal-bytes": "sums of few random features",
+    "feature-statistics": "feature statistics a class",
+}
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One way to train the global network, as measured; what was not measured is nan.
+
+    Args:
+        name: As in `result.json`, such as ``"fedavg-20"``.
+        accuracy: Of the global network on the test data, percent.
+        accuracy_std: Standard deviation over seeds, in points.
+        bytes_up: What a client sends, mean over clients, all rounds together.
+        bytes_down: What a client receives.
+        seconds: Wall clock of the whole row.
+        per_class: Accuracy of each class, percent; empty where it was not kept.
+    """
+
+    name: str
+    accuracy: float = math.nan
+    accuracy_std: float = math.nan
+    bytes_up: float = math.nan
+    bytes_down: float = math.nan
+    seconds: float = math.nan
+    per_class: tuple[float, ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of FedAvg this is, or 0."""
+        head, _, rounds = self.name.rpartition("-")
+        return int(rounds) if head == "fedavg" and rounds.isdecimal() else 0
+
+    @property
+    def label(self) -> str:
+        """The name as a reader would say it."""
+        if self.rounds:
+            return f"FedAvg, {self.rounds} round{'s' if self.rounds > 1 else ''}"
+        return OURS if self.name == OURS else self.name.replace("-", " ")
+
+    @property
+    def travels(self) -> str:
+        """What a client sends."""
+        return "weights, every round" if self.rounds else _TRAVELS.get(self.name, "")
+
+    @property
+    def measured(self) -> str:
+        """Accuracy and spread, such as ``83.1 ± 0.4 %``."""
+        if not math.isfinite(self.accuracy):
+            return "not measured"
+        spread = f" ± {self.accuracy_std:.1f}" if math.isfinite(self.accuracy_std) else ""
+        return f"{self.accuracy:.1f}{spread} %".replace(" ", _JOINED)
+
+    def clearly_above(self, other: ReportRow) -> bool:
+        """Tell whether the lead over `other` is half a point, and more than both spreads (added in quadrature)."""
+        spreads = [s for s in (self.accuracy_std, other.accuracy_std) if math.isfinite(s)]
+        return self.accuracy - other.accuracy > max(0.5, math.hypot(*spreads))
+
+
+def read_result(directory: str | Path) -> dict[str, Any]:
+    """Return what `result.json` in `directory` holds.
+
+    Raises:
+        DataError: There is none, or it is not a JSON object.
+    """
+    path = Path(directory) / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        made = "fedcondense federate DATA --output DIR"
+        raise DataError(f"{path} does not exist; a report needs the folder that `{made}` wrote") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); run the federation again with --resume") from error
+    if not isinstance(result, dict):
+        raise DataError(f"{path} holds a {type(result).__name__}; needed: the object that `federate` writes")
+    return result
+
+
+def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
+    """Return the measured rows, ours first, then FedAvg by rounds, then the controls; tolerant of what is missing."""
+    rows = []
+    once = len(list_of(mapping_of(result.get("settings")).get("evaluation_seeds"))) == 1
+    for name, values in mapping_of(result.get("rows")).items():
+        values = mapping_of(values)
+        numbers = {key: number_of(values.get(key)) for key in _NUMBERS}
+        if once:
+            numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
+        per_class = tuple(map(number_of, list_of(values.get("per_class"))))
+        rows.append(ReportRow(str(name), **numbers, per_class=per_class))
+    return sorted(rows, key=lambda row: (row.name != OURS, not row.rounds, row.rounds))
+
+
+def headline(rows: Sequence[ReportRow]) -> list[str]:
+    """Say in a few sentences how one-shot did against FedAvg and against the controls, whoever won."""
+    ours = next((row for row in rows if row.name == OURS and math.isfinite(row.accuracy)), None)
+    if ours is None:
+        return ["This run did not measure the one-shot row, so there is nothing to compare."]
+    said = [f"One round of synthetic images reaches {ours.measured} with {human_bytes(ours.bytes_up)} up a client."]
+    fedavg = [row for row in rows if row.rounds and math.isfinite(row.accuracy)]
+    if fedavg:
+        there = next((row for row in fedavg if row.accuracy >= ours.accuracy), None)
+        row = there or fedavg[-1]
+        factor = row.bytes_up / ours.bytes_up if ours.bytes_up else math.nan
+        cost = f"{row.measured} with {human_bytes(row.bytes_up)}, {factor:.3g} times the bytes"
+        rounds = f"{row.rounds} round{'s' if row.rounds > 1 else ''}"
+        verdict = "gets there in" if there else "is not there after" if ours.clearly_above(row) else "comes close in"
+        said.append(f"FedAvg {verdict} {rounds}: {cost}.")
+    controls = [row for row in rows if row.name != OURS and not row.rounds and math.isfinite(row.accuracy)]
+    affordable = [row for row in controls if not row.bytes_up > 1.02 * ours.bytes_up]
+    if affordable:
+        best = max(affordable, key=lambda row: row.accuracy)
+        if best.clearly_above(ours):
+            said.append(f"A simpler way wins here: {best.label}, {best.measured} with {human_bytes(best.bytes_up)}.")
+        elif ours.clearly_above(best):
+            said.append(f"No control does as well for as few bytes; the best is {best.label}, {best.measured}.")
+        else:
+            said.append(f"That is within the spread of a simpler way, {best.label}, {best.measured}.")
+    dearer = max((row for row in controls if row not in affordable), key=lambda row: row.accuracy, default=None)
+    if dearer and dearer.clearly_above(ours):
+        cost = f"{dearer.measured} with {human_bytes(dearer.bytes_up)}"
+        said.append(f"With more bytes, {dearer.label} does better: {cost}.")
+    return said
+
+
+def table(rows: Sequence[ReportRow]) -> list[tuple[str, ...]]:
+    """Return the rows as lines of text, a heading first."""
+    heading = ("way", "accuracy", "bytes up a client", "bytes down a client", "seconds")
+    lines = [shown_cells(row) for row in rows]
+    measured = [c["measured"].replace(_JOINED, " ") for c in lines]
+    return [heading, *((c["label"], m, c["up"], c["down"], c["seconds"]) for c, m in zip(lines, measured, strict=True))]
+
+
+def shown_cells(row: ReportRow) -> dict[str, Any]:
+    """Return what the table shows of a row."""
+    return {
+        "name": row.name,
+        "label": row.label,
+        "travels": row.travels,
+        "ours": row.name == OURS,
+        "real": row.travels.startswith("real"),
+        "measured": row.measured,
+        "up": human_bytes(row.bytes_up) if math.isfinite(row.bytes_up) else NONE,
+        "down": human_bytes(row.bytes_down) if math.isfinite(row.bytes_down) else NONE,
+        "seconds": f"{row.seconds:.1f}" if math.isfinite(row.seconds) else NONE,
+    }
+
+
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return a mapping, empty in the place of anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def list_of(value: Any) -> list[Any]:
+    """Return a list, empty in the place of anything else."""
+    return value if isinstance(value, list) else []
+
+
+def number_of(value: Any) -> float:
+    """Return a number, nan in the place of anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -1,0 +1,148 @@
+"""The parts of a set: codes of one kind as they are stored, with the record of where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedcondense.contract import Batch, Codes, Parametrization
+from fedcondense.errors import SettingError
+
+if TYPE_CHECKING:
+    from fedcondense.data.images import Data
+
+__all__ = ["Part", "Record", "check_joinable", "to_storage"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a set comes from and how its images are to be read.
+
+    Args:
+        data: The data set's name.
+        shape: (C, H, W) of a decoded image.
+        classes: Class names, by label.
+        mean: What decoding subtracts, a value per channel, in [0, 1] space.
+        std: What decoding divides by, a value per channel.
+        method: The objective that made it, by name if the toolkit ships it, else its repr; or the selection.
+        ipc: Images per class whose bytes the codes take.
+        seed: The root seed.
+        network: The network family that features came from; empty for selections.
+        augmentation: Operations that condensing drew from, and training on the set should.
+        start: What the codes started from.
+        steps: Optimisation steps.
+        counts: How many records of each class the set stands for, (K,).
+        seconds: What condensing took, pools included.
+        privacy: The mechanism and its numbers; None: nothing is promised.
+    """
+
+    data: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    method: str = ""
+    ipc: int = 0
+    seed: int = 0
+    network: str = ""
+    augmentation: tuple[str, ...] = ()
+    start: str = ""
+    steps: int = 0
+    counts: tuple[int, ...] = ()
+    seconds: float = 0.0
+    privacy: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, data: Data, method: str, ipc: int, seed: int) -> Record:
+        """Return the record of a set made from `data`; what else there is to say is for `dataclasses.replace`.
+
+        Raises:
+            SettingError: The seed is none that a file can hold.
+        """
+        if not 0 <= seed < 2**63:
+            raise SettingError(f"seed {seed}; needed: a whole number from 0, below 2**63")
+        spec = data.spec
+        counts = tuple(data.counts.tolist())
+        told = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
+        return cls(*told, augmentation=spec.operations, counts=counts)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Codes of one kind, in the dtypes they are stored in.
+
+    Args:
+        codes: By the names and dtypes of ``parametrization.storage``; uint8 stands for [0, 1].
+        targets: (M,) uint8 or int16 labels, or (M, K) float16 probabilities, one for each stored image; or (N, K), one
+            for each of the more images that they decode to.
+        parametrization: Decodes the codes.
+        record: Where they come from.
+    """
+
+    codes: Codes
+    targets: Tensor
+    parametrization: Parametrization
+    record: Record
+
+    def decode(self, device: torch.device | str = "cpu") -> Batch:
+        """Return images in [0, 1], (N, C, H, W), and probabilities (N, K), both float32."""
+        codes = {name: _from_storage(t.to(device)) for name, t in self.codes.items()}
+        targets = self.targets.to(device)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets.long(), len(self.record.classes))
+        targets, stored = targets.float(), self.stored
+        with torch.autocast(targets.device.type, enabled=False):  # the same images at any precision of a network
+            batch = self.parametrization.decode(codes, targets[:stored])
+        return batch if len(targets) == stored else batch._replace(targets=targets)
+
+    @property
+    def stored(self) -> int:
+        """How many images are stored, M."""
+        return len(self.codes[next(iter(self.parametrization.storage))])
+
+    def labels(self) -> Tensor:
+        """Return the class of each stored image, (M,) int64; of a soft label the likeliest, of several their mean's."""
+        if self.targets.ndim == 1:
+            return self.targets.long()
+        rows, classes = self.targets.shape
+        means: Tensor = self.targets.float().view(self.stored, rows // max(1, self.stored), classes).mean(1)
+        return means.argmax(1)
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether each stored image is one class's alone, so that some can be left out."""
+        return self.targets.ndim == 1 and not self.parametrization.shared
+
+
+def check_joinable(parts: Sequence[Part]) -> None:
+    """Refuse parts that cannot be one set.
+
+    Raises:
+        SettingError: There are none, or their images have different shapes.
+    """
+    if not parts:
+        raise SettingError("a synthetic set of no parts; give at least one")
+    shapes = {part.record.shape for part in parts}
+    if len(shapes) > 1:
+        raise SettingError(f"sets of images of different shapes: {sorted(shapes)}; join sets of one shape")
+
+
+def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) -> tuple[Codes, Tensor]:
+    """Round float codes and probabilities to what is stored; one-hot targets become labels of one or two bytes."""
+    stored = {}
+    for name, dtype in parametrization.storage.items():
+        code = codes[name].detach().cpu()
+        stored[name] = code.mul(255).round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else code.to(dtype)
+    targets = targets.detach().cpu()
+    if bool((targets.amax(1) == 1).all()):
+        return stored, targets.argmax(1).to(torch.uint8 if targets.shape[1] <= 256 else torch.int16)
+    return stored, targets.half()
+
+
+def _from_storage(code: Tensor) -> Tensor:
+    return code.float() / 255 if code.dtype == torch.uint8 else code.float()

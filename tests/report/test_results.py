@@ -1,0 +1,85 @@
+"""What a run says in numbers and in words: whoever won."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedcondense.errors import DataError
+from fedcondense.report.results import headline, read_result, read_rows, table
+
+HOSTILE = "<script>document.title='owned'</script>"
+
+
+def row(accuracy: float, bytes_up: float, accuracy_std: float | None = 0.2) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "accuracy_std": accuracy_std,
+        "bytes_up": bytes_up,
+        "bytes_down": 500,
+        "seconds": 1.5,
+        "per_class": [90.0, 80.0, None],
+    }
+
+
+ROWS = {
+    "fedavg-20": row(84, 2_000_000, None),
+    "random-real": row(80, 40_000),
+    "one-shot": row(83, 40_000),
+    "fedavg-1": row(40, 100_000, None),
+    HOSTILE: row(1, 1),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "does not exist"), ("{", "cannot be read"), ("[]", "a list")])
+def test_a_folder_without_a_result_is_one_clear_error(content: str | None, says: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(DataError, match=says):
+        read_result(tmp_path)
+
+
+def said(rows: dict[str, Any], **settings: Any) -> str:
+    return " ".join(headline(read_rows({"rows": rows, "settings": settings}))).replace("\N{NO-BREAK SPACE}", " ")
+
+
+class TestTheHeadline:
+    def test_names_the_bytes_that_fedavg_needs(self) -> None:
+        assert "FedAvg gets there in 20 rounds: 84.0 % with 2 MB, 50 times the bytes." in said(ROWS)
+
+    def test_says_when_fedavg_does_not_get_there(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "fedavg-5": row(70, 400_000, None)})
+        assert "FedAvg is not there after 5 rounds: 70.0 %" in text
+
+    def test_does_not_call_a_difference_within_the_spread_a_failure_of_fedavg(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "fedavg-5": row(82.7, 400_000, None)})
+        assert "FedAvg comes close in 5 rounds: 82.7 %" in text
+
+    def test_says_when_a_simpler_way_wins(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "k-means": row(85, 40_000), "herding": row(84, 1_000)})
+        assert "A simpler way wins here: k means, 85.0 ± 0.2 % with 40 kB." in text
+
+    def test_does_not_call_a_lead_within_the_spread_a_win(self) -> None:
+        text = said({"one-shot": row(83, 40_000, 1.0), "random-real": row(82, 40_000, 1.0)})
+        assert "within the spread of a simpler way, random real" in text
+
+    def test_says_what_wins_with_more_bytes(self) -> None:
+        text = said({"one-shot": row(83, 40_000), "ridge": row(90, 400_000)})
+        assert "With more bytes, ridge does better: 90.0 ± 0.2 % with 400 kB." in text
+
+    def test_claims_nothing_without_our_row(self) -> None:
+        assert "nothing to compare" in said({"fedavg-1": row(40, 1)})
+
+    def test_a_single_run_has_no_spread(self) -> None:
+        assert "83.0 % with" in said({"one-shot": row(83, 40_000, 0.0)}, evaluation_seeds=[0])
+
+
+def test_rows_are_ours_then_fedavg_by_rounds_then_controls() -> None:
+    names = [r.name for r in read_rows({"rows": ROWS})]
+    assert names == ["one-shot", "fedavg-1", "fedavg-20", "random-real", HOSTILE]
+
+
+def test_the_table_of_the_terminal_holds_what_the_page_holds() -> None:
+    assert table(read_rows({"rows": ROWS}))[1] == ("one-shot", "83.0 ± 0.2 %", "40 kB", "500 B", "1.5")
