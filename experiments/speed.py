@@ -41,7 +41,7 @@ from fedcondense.networks import build
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
 from fedcondense.sets.synthetic import Part, SyntheticSet
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 
 NETWORK = "convnet3-w32"
 REPEATS = 7

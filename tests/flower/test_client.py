@@ -25,7 +25,7 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 
 QUICK: dict[str, Any] = {"ipc": 1, "objective": "dm", "steps": 3}
 NO_ESTIMATE = ClientCaps(max_seconds=float("inf"))

@@ -28,7 +28,7 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS, MultiFormation
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import Part, SyntheticSet
-from fedcondense.sources.networks import Fresh
+from fedcondense.sources import Fresh
 
 RANDOM = Selector("random")
 UPDATES = ("recondense", "reservoir", "append")
