@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from cells import RESULTS, read, run_cells
+from fedcondense.flower.fedavg import LocalTraining, fedavg
 
 import fedcondense as fc
 from fedcondense.flower import federate
-from fedcondense.flower.fedavg import LocalTraining, fedavg
 from fedcondense.networks import build
 
 NETWORK = "resnet18"

@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from fedcondense.flower.fedavg import LocalTraining, fedavg
 
 from fedcondense.data.loading import load_data
 from fedcondense.data.partitions import partition
-from fedcondense.flower.fedavg import LocalTraining, fedavg
 
 RESULTS = Path(__file__).parent / "results" / "fedavg.json"
 GRID = [LocalTraining(lr=lr) for lr in (0.01, 0.03, 0.1)] + [LocalTraining(lr=0.03, epochs=3)]

@@ -42,7 +42,7 @@ from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
 from fedcondense.sets.parts import Part
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 
 NETWORK = "convnet3-w32"
 REPEATS = 7

@@ -20,7 +20,7 @@ from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build
 from fedcondense.objectives import DEFAULT_OBJECTIVE
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 from fedcondense.sources.trajectories import Trajectories
 
 __all__ = ["Plan", "estimate", "make_trial", "plan"]

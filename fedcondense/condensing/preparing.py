@@ -23,7 +23,7 @@ from fedcondense.objectives.gradient import is_of_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import Record
-from fedcondense.sources.networks import Fresh, Pool, Trained
+from fedcondense.sources import Fresh, Pool, TrainedOnSynthetic
 
 __all__ = ["precision_of", "prepare"]
 
@@ -82,7 +82,7 @@ def prepare(
         "network": describe(network),
         "precision": precision_of(data.device.type),
         "seed": seed,
-        "recipe": repr(replace(recipe, source=type(source))),
+        "recipe": repr(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
         "source": _settings(source),
     }
     record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
@@ -144,7 +144,7 @@ def _is_steady(objective: Objective, source: NetworkSource, data: Data) -> bool:
     """Say whether a graph serves all steps: the objective reads what a graph copies, and the real images fit twice."""
     if isinstance(source, Pool) and is_of_rows(objective):
         return True
-    if not (is_of_samples(objective) and isinstance(source, Fresh | Trained | Pool)):
+    if not (is_of_samples(objective) and isinstance(source, Fresh | TrainedOnSynthetic | Pool)):
         return False
     return 4 * math.prod(data.spec.shape) * int(data.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedcondense.contract import Recipe
 from fedcondense.objectives.features import FeatureObjective
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 
 __all__ = ["CharacteristicFunction", "WaveSums", "frequencies"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedcondense.contract import Recipe
 from fedcondense.objectives.features import FeatureObjective
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 
 __all__ = ["ClassSums", "DistributionMatching", "FirstMoment", "class_sums"]
 

@@ -23,7 +23,7 @@ from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import MultiFormation
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 
 TINY = partial(ConvNet, width=8, depth=2)
 

@@ -24,7 +24,7 @@ from fedcondense.objectives.gradient import (
     row_cosine_distance,
 )
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import RealTrained
+from fedcondense.sources import TrainedOnReal
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]
@@ -269,7 +269,7 @@ class TestAbsoluteGradientMatching:
 
     def test_networks_are_trained_on_the_real_data(self, step: MakeStep) -> None:
         loop = prepare(step()[1], 1, "idc", "pixels", network="convnet2-w32")
-        assert isinstance(loop.source, RealTrained)
+        assert isinstance(loop.source, TrainedOnReal)
         assert loop.source.operations == OPERATIONS
 
     def test_the_published_recipe_runs(self, step: MakeStep) -> None:

@@ -22,7 +22,7 @@ from fedcondense.objectives.kernel import (
     regression_error,
 )
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import NoNetwork, Online
+from fedcondense.sources import NoNetwork, OnlineTrained
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]
@@ -257,7 +257,7 @@ class TestFeatureRegression:
 
     def test_its_networks_are_trained_online(self, step: MakeStep) -> None:
         loop = prepare(step()[1], 1, "frepo", "pixels", network="convnet2-w32")
-        assert isinstance(loop.source, Online)
+        assert isinstance(loop.source, OnlineTrained)
         for _ in range(3):
             loop.step()
         assert sum(loop.source.ages) == sum(100 * k // 10 for k in range(10)) + 2

@@ -20,7 +20,7 @@ from fedcondense.data.images import Data
 from fedcondense.networks import ConvNet, build
 from fedcondense.objectives.unrolled import UnrolledTraining, cross_entropy
 from fedcondense.randomness import batches, stream
-from fedcondense.sources.networks import Trained
+from fedcondense.sources import TrainedOnSynthetic
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]
@@ -150,7 +150,7 @@ def test_the_network_is_left_as_it_is_batch_norm_included(step: MakeStep) -> Non
 
 def test_step_sizes_are_learned_with_the_images(step: MakeStep) -> None:
     loop = prepare(step()[1], 2, SHORT, "pixels", network="convnet2-w32")
-    assert isinstance(loop.source, Trained)
+    assert isinstance(loop.source, TrainedOnSynthetic)
     for _ in range(3):
         loop.step()
     assert loop.extras["log_rates"].shape == (3,)

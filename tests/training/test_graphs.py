@@ -20,7 +20,7 @@ from fedcondense.objectives import OBJECTIVES, with_learned_labels
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import is_of_rows
 from fedcondense.objectives.gradient import GradientMatching, is_of_samples
-from fedcondense.sources.networks import Fresh, Pool, RealTrained, Trained
+from fedcondense.sources import Fresh, Pool, TrainedOnReal, TrainedOnSynthetic
 from fedcondense.training.graphs import is_plain
 
 OF_ROWS = [name for name, objective in OBJECTIVES.items() if is_of_rows(objective)]
@@ -66,7 +66,7 @@ def test_steps_on_its_own_tensors_are_those_on_the_given_ones(name: str, data: D
 
 
 @pytest.mark.parametrize(
-    "source", [Fresh, SMALL_POOL, partial(Trained, outer=3, epochs=2), partial(RealTrained, batches=2)]
+    "source", [Fresh, SMALL_POOL, partial(TrainedOnSynthetic, outer=3, epochs=2), partial(TrainedOnReal, batches=2)]
 )
 @pytest.mark.parametrize("name", ["dc", "dsa", "idc"])
 def test_gradients_of_real_images_are_taken_in_the_same_step(name: str, source: Any, data: Data) -> None:
