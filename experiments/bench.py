@@ -40,7 +40,8 @@ from speed import NETWORK, Naive, convolution_peak, resident
 from torch.utils.flop_counter import FlopCounterMode
 
 import fedcondense as fc
-from fedcondense.condensing.loop import Loop, prepare
+from fedcondense.condensing import prepare
+from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data
 from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.sources.networks import Pool

@@ -29,7 +29,8 @@ from naive import distribution_matching_loss, gradient_matching_loss
 from speed import Naive
 
 import fedcondense as fc
-from fedcondense.condensing.loop import Loop, prepare
+from fedcondense.condensing import prepare
+from fedcondense.condensing.loop import Loop
 from fedcondense.contract import Objective, Recipe
 from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching

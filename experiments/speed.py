@@ -34,7 +34,8 @@ from naive import (
 )
 
 import fedcondense as fc
-from fedcondense.condensing.loop import Loop, prepare
+from fedcondense.condensing import prepare
+from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data
 from fedcondense.networks import build
 from fedcondense.objectives.distribution import DistributionMatching

@@ -39,7 +39,7 @@ class Structure:
 
     Args:
         lines: Of each module.
-        many_arguments: ``file:function:count`` of each function with more than `MOST_ARGUMENTS`, `self` and `cls` apart.
+        many_arguments: ``file:function:count`` of each function with more than `MOST_ARGUMENTS`, without `self`.
         circles: Of modules, by imports that run when a module is imported.
         circles_with_calls: The same, with imports inside functions.
         room_circles: Of rooms, with imports inside functions.

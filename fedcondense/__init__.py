@@ -13,15 +13,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedcondense.condensing import Plan, Progress, condense, plan
     from fedcondense.condensing.checkpoints import Checkpoint
-    from fedcondense.condensing.loop import Progress, condense
-    from fedcondense.condensing.planning import Plan, plan
     from fedcondense.condensing.starts import STARTS
     from fedcondense.data.images import Data, DataSet, Spec
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import Partition, partition
     from fedcondense.errors import FedcondenseError
     from fedcondense.networks import NETWORKS
+    from fedcondense.networks.saved import load_network
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sets.exchange import export, import_tensors
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Checkpoint": "condensing.checkpoints",
+    "Checkpoint": "condensing",
     "Data": "data.images",
     "DataSet": "data.images",
     "Evaluation": "training.evaluation",
@@ -47,20 +47,21 @@ _HOMES = {
     "OBJECTIVES": "objectives",
     "PARAMETRIZATIONS": "parametrizations",
     "Partition": "data.partitions",
-    "Plan": "condensing.planning",
-    "Progress": "condensing.loop",
+    "Plan": "condensing",
+    "Progress": "condensing",
     "SELECTIONS": "sets.selection",
-    "STARTS": "condensing.starts",
+    "STARTS": "condensing",
     "Spec": "data.images",
     "SyntheticSet": "sets.synthetic",
-    "condense": "condensing.loop",
+    "condense": "condensing",
     "evaluate": "training.evaluation",
     "export": "sets.exchange",
     "import_tensors": "sets.exchange",
     "load_data": "data.loading",
+    "load_network": "networks.saved",
     "load_set": "sets.zoo",
     "partition": "data.partitions",
-    "plan": "condensing.planning",
+    "plan": "condensing",
     "ready_sets": "sets.zoo",
     "relabel": "training.labels",
     "select": "sets.selection",
@@ -89,6 +90,7 @@ __all__ = [
     "export",
     "import_tensors",
     "load_data",
+    "load_network",
     "load_set",
     "partition",
     "plan",

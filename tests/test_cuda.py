@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fedcondense as fc
+from fedcondense.condensing import Progress, prepare
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.loop import Progress, prepare
 from fedcondense.data.images import Data
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching
@@ -125,7 +125,7 @@ def test_a_network_is_trained_the_same_by_a_graph(norm: str, data: Data, monkeyp
 
 
 def test_it_goes_on_from_a_checkpoint(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedcondense.condensing.loop._LOOK_S", 0.0)
+    monkeypatch.setattr("fedcondense.condensing.running._LOOK_S", 0.0)
     kept = Checkpoint(tmp_path / "state.safetensors", every_s=0.0)
 
     def stop(now: Progress) -> None:

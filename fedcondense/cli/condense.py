@@ -46,8 +46,8 @@ from fedcondense.cli.terminal import (
 from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
 
 if TYPE_CHECKING:
+    from fedcondense.condensing import Progress
     from fedcondense.condensing.checkpoints import Checkpoint
-    from fedcondense.condensing.loop import Progress
 
 
 def add_to(app: typer.Typer) -> None:
@@ -98,8 +98,8 @@ def condense(
     JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
     `accuracy_std` (both null with --no-evaluate), `output`.
     """
+    from fedcondense.condensing import condense as condense_data
     from fedcondense.condensing.checkpoints import Checkpoint
-    from fedcondense.condensing.loop import condense as condense_data
     from fedcondense.data.loading import load_data
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
     from fedcondense.sets.selection import select

@@ -60,7 +60,7 @@ def plan(
 
     JSON keys: `nbytes`, `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
     """
-    from fedcondense.condensing.planning import plan as plan_run
+    from fedcondense.condensing import plan as plan_run
     from fedcondense.data.loading import load_data
     from fedcondense.report.units import human_bytes
 

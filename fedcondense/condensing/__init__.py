@@ -1,1 +1,25 @@
 """Condensing: the loop for every objective and parametrization, what it starts from, costs, and resumes from."""
+
+from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.loop import Loop
+from fedcondense.condensing.planning import Plan, estimate, plan
+from fedcondense.condensing.preparing import precision_of, prepare
+from fedcondense.condensing.running import Progress, condense, run
+from fedcondense.condensing.starts import STARTS, Start
+from fedcondense.data.shares import images_per_class
+
+__all__ = [
+    "STARTS",
+    "Checkpoint",
+    "Loop",
+    "Plan",
+    "Progress",
+    "Start",
+    "condense",
+    "estimate",
+    "images_per_class",
+    "plan",
+    "precision_of",
+    "prepare",
+    "run",
+]

@@ -2,279 +2,28 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.starts import STARTS, Start
-from fedcondense.contract import (
-    Codes,
-    Draw,
-    Holder,
-    NetworkSource,
-    Objective,
-    Parametrization,
-    Recipe,
-    Synthetic,
-    class_rows,
-)
-from fedcondense.data.images import Data, Spec
-from fedcondense.errors import DataError, DivergenceError, SettingError, look_up
-from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
-from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, recorded
-from fedcondense.objectives.features import is_of_rows
+from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
+from fedcondense.data.images import Data
+from fedcondense.deadline import OutOfTime, check_time, is_timed
+from fedcondense.networks import NetworkMaker
 from fedcondense.objectives.gradient import is_of_samples
-from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
-from fedcondense.sources.networks import Fresh, Pool, Trained
 from fedcondense.training.graphs import StepGraph
 
-__all__ = [
-    "Loop",
-    "Progress",
-    "condense",
-    "images_per_class",
-    "precision_of",
-    "prepare",
-    "without_the_line_on_few_records",
-]
+__all__ = ["Loop", "onto_simplex", "step_graph"]
 
-_LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # synthetic images in one graph
-_GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a copy of
-_LOOK_S = 0.5  # seconds between two looks at the loss: each one waits for the device
-
-
-class Progress(NamedTuple):
-    """How far a run is."""
-
-    step: int
-    steps: int
-    loss: float
-    seconds: float  # so far
-    remaining: float  # seconds, estimated
-
-
-def condense(
-    data: Data,
-    ipc: int = 10,
-    objective: str | Objective = DEFAULT_OBJECTIVE,
-    parametrization: str | Parametrization = "pixels",
-    *,
-    network: str | NetworkMaker | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    start: str | Start | None = None,
-    recipe: Recipe | None = None,
-    source: NetworkSource | None = None,
-    limit: float = 1.0,
-    prefixes: bool = False,
-    device: torch.device | str | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> SyntheticSet:
-    """Condense labelled images into a few synthetic ones of the same classes.
-
-    The default objective takes about 40 s of one CPU core at 10 classes, 10 images per class, 28x28 and width 32;
-    `plan` says what other settings take. It heeds a `torch.autocast` around it: bfloat16 features take 0.6 of the time
-    on a CPU with AMX, at the same accuracy. Equal arguments give equal sets, bit by bit, on one CPU with as many
-    threads.
-
-    Args:
-        data: The real images; classes may be absent or of any size.
-        ipc: Images per class whose bytes the codes of a class may take.
-        objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.
-        parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization.
-        network: Whose features or gradients are compared: a name in `NETWORKS`, names joined by ``+`` for networks of
-            several kinds, or a function of an image shape and a number of classes that builds an `nn.Module`; None: as
-            the image size asks.
-        seed: All that is random follows from it.
-        steps: Optimisation steps; None: the recipe's.
-        start: A name in `STARTS`, or a function like them; None: the recipe's. ``"real"`` shows records.
-        recipe: Optimizer, step size, schedule; None: the objective's own.
-        source: Where networks come from; None: the recipe's.
-        limit: The largest share of a class's records whose bytes its images may take, but at least one; 0.5 in
-            federated code.
-        prefixes: Let every prefix of a class's images serve by itself, for memories that shrink
-            (`SyntheticSet.restrict`): every other step matches the first images of each class alone, of a number drawn
-            by chance. It costs accuracy of the whole set.
-        device: Where to run; None: where the data are.
-        checkpoint: Where to keep the state, and whether to go on from it.
-        progress: Called about twice a second.
-
-    Raises:
-        SettingError: A name or number that cannot work.
-        DataError: The data hold no images.
-        ResumeError: The checkpoint is of another configuration.
-        DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
-    """
-    loop = prepare(
-        data,
-        ipc,
-        objective,
-        parametrization,
-        network=network,
-        seed=seed,
-        steps=steps,
-        start=start,
-        recipe=recipe,
-        source=source,
-        limit=limit,
-        prefixes=prefixes,
-        device=device,
-    )
-    if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
-        loop.load_state_dict(state)
-    first, loop_began, looked = loop.done, time.monotonic(), 0.0
-    good = loop.finished()
-    while loop.done < loop.recipe.steps:
-        loss = loop.step()
-        now = time.monotonic()
-        if now - looked < _LOOK_S and loop.done < loop.recipe.steps:
-            continue
-        looked = now
-        value = float(loss)
-        if not (math.isfinite(value) and all(bool(t.isfinite().all()) for t in (*loop.codes.values(), loop.targets))):
-            raise DivergenceError(
-                f"the loss is {value} at step {loop.done} of {loop.recipe.steps}; that of step {good.record.steps} "
-                f"is kept: try a smaller step size than {loop.recipe.lr:g} (recipe)",
-                good,
-            )
-        good = loop.finished()
-        seconds = now - loop_began
-        if progress is not None:
-            remaining = seconds / (loop.done - first) * (loop.recipe.steps - loop.done)
-            progress(Progress(loop.done, loop.recipe.steps, value, seconds, remaining))
-        if checkpoint is not None and checkpoint.is_due():
-            checkpoint.write(loop.configuration, loop.state_dict())
-    if checkpoint is not None:
-        checkpoint.write(loop.configuration, loop.state_dict())  # kept until the caller has saved the set
-    return good
-
-
-def prepare(
-    data: Data,
-    ipc: int,
-    objective: str | Objective,
-    parametrization: str | Parametrization,
-    *,
-    network: str | NetworkMaker | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    start: str | Start | None = None,
-    recipe: Recipe | None = None,
-    source: NetworkSource | None = None,
-    limit: float = 1.0,
-    prefixes: bool = False,
-    device: torch.device | str | None = None,
-) -> Loop:
-    """Check the arguments of `condense`, draw the start, and return the loop before its first step."""
-    spec = data.spec
-    data = data.to(device) if device is not None else data
-    objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
-    if isinstance(parametrization, str):
-        parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
-    recipe = recipe or objective.recipe
-    begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
-    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=begin.__name__)
-    if type(recipe.steps) is not int or recipe.steps < 0:
-        raise SettingError(f"{recipe.steps} steps; give a whole number, 0 or more")
-    network = network or default_network(spec.shape)
-    stored = images_per_class(data, ipc, limit)
-    make = partial(_build, network, spec)
-    for k in range(len(parts(network))):
-        make(k)  # refuse a network that does not fit before anything is computed
-    if objective.learn_labels and objective.separable:
-        raise SettingError(
-            f"{objective!r} is taken class by class, and so are hard labels alone: set learn_labels=False"
-        )
-    operations = spec.operations if objective.siamese else ()
-    source = source or recipe.source(make, operations, len(spec.classes))
-    codes, targets = _start(data, parametrization, begin, stored, stream(seed, "start"))
-    codes = {name: code.requires_grad_() for name, code in codes.items()}
-    targets.requires_grad_(objective.learn_labels)
-    extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
-    configuration = {
-        "data": data.fingerprint,
-        "ipc": ipc,
-        "limit": limit,
-        "prefixes": prefixes,
-        "objective": repr(objective),
-        "parametrization": repr(parametrization),
-        "network": describe(network),
-        "precision": precision_of(data.device.type),
-        "seed": seed,
-        "recipe": repr(replace(recipe, source=type(source))),
-        "source": _settings(source),
-    }
-    record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
-    leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
-    optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(stored))
-    draws = stream(seed, "draws")
-    alike = len(parts(network)) == 1 and _is_steady(objective, source, data)
-    graph = step_graph(objective) if alike and data.device.type == "cuda" else None
-    decoded = _decoded_targets(parametrization, codes, targets)
-    return Loop(
-        data,
-        objective,
-        parametrization,
-        recipe,
-        record,
-        configuration,
-        codes,
-        extras,
-        targets,
-        optimizer,
-        source,
-        draws,
-        _places(decoded, ipc) if prefixes else None,
-        class_rows(decoded) if objective.separable else None,
-        graph=graph,
-    )
-
-
-def images_per_class(data: Data, ipc: int, limit: float = 1.0) -> list[int]:
-    """Return how many images' bytes each class gets: `ipc`, or as many as `limit` times its records, at least one.
-
-    Raises:
-        SettingError: `ipc` is no whole number from 1, or `limit` is not in (0, 1].
-        DataError: There are no images.
-    """
-    if type(ipc) is not int or ipc < 1:
-        raise SettingError(f"ipc {ipc!r}; needed: a whole number of images per class, 1 or more")
-    if not 0 < limit <= 1:
-        raise SettingError(f"limit {limit!r}; needed: a share of the records of a class, above 0 and up to 1")
-    counts = data.counts.tolist()
-    if not sum(counts):
-        raise DataError(f"{data.spec.name}: no images to condense; give a split or a client that has some")
-    stored = [min(ipc, max(1, int(limit * n))) if n else 0 for n in counts]
-    short = [f"{data.spec.classes[c]} ({n})" for c, n in enumerate(stored) if 0 < n < ipc]
-    if short:
-        allowed = "the records" if limit == 1 else f"{limit:g} of the records"
-        text = "ipc %d is more than %s of some classes; they get what is there: %s"
-        _LOG.warning(text, ipc, allowed, ", ".join(short))
-    return stored
-
-
-@contextmanager
-def without_the_line_on_few_records() -> Iterator[None]:
-    """Mute what `images_per_class` logs, where somebody else says it, or a stream would repeat it."""
-    level = _LOG.level
-    _LOG.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        _LOG.setLevel(level)
 
 
 @dataclass
@@ -300,9 +49,27 @@ class Loop:
     observations: dict[Hashable, Any] = field(default_factory=dict)
     graph: StepGraph | None = None  # on a GPU, where each step's kernels are the same
     norm: Tensor | None = None  # the running mean of gradient norms, where they are clipped by it
+    network: str | NetworkMaker = ""  # what the source builds
+    warning: str = ""  # which classes are too small for `ipc`, for whoever speaks to a user
 
     def step(self) -> Tensor:
-        """Take one step and return its loss, still on the device."""
+        """Take one step and return its loss, still on the device.
+
+        Raises:
+            OutOfTime: The moment of a `stop_at` has come; the loop is as before the step.
+        """
+        if not is_timed():
+            return self._step()
+        check_time()
+        draws, source = self.draws.get_state(), self.source.state_dict()
+        try:
+            return self._step()
+        except OutOfTime:  # raised by none but sources whose state is numbers: nothing was trained in place
+            self.draws.set_state(draws)
+            self.source.load_state_dict(source)
+            raise
+
+    def _step(self) -> Tensor:
         spec = self.holder.spec
         with torch.autocast(self.targets.device.type, enabled=False):  # the same codes, the same images
             decoded = self.parametrization.decode(self.codes, self.targets)
@@ -345,6 +112,23 @@ class Loop:
         codes, targets = to_storage(self.codes, self.targets, self.parametrization)
         record = replace(self.record, steps=self.done, seconds=round(time.monotonic() - self.began, 1))
         return SyntheticSet([Part(codes, targets, self.parametrization, record)])
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Take steps that leave no trace: the loop ends as it began, bit for bit.
+
+        What follows from the source's seed alone is kept: a pool's entries, what was observed for them, experts.
+        """
+        optimizer = copy.deepcopy(self.optimizer.state_dict())
+        state = copy.deepcopy({k: v for k, v in self.state_dict().items() if k != "seconds"})
+        began = self.began
+        try:
+            yield
+        finally:
+            self.load_state_dict(state | {"seconds": 0.0})
+            self.optimizer.load_state_dict(optimizer)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.began = began
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -427,42 +211,6 @@ def onto_simplex(targets: Tensor, held: Tensor) -> Tensor:
     return (targets - excess.gather(1, left - 1) / left).clamp_min(0)
 
 
-def precision_of(device: str) -> str:
-    """Return the dtype that the caller's autocast, if any, computes features in."""
-    return str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
-
-
-def _settings(source: NetworkSource) -> str:
-    """Return the plain values that a source was built with: a pool of another size is another run."""
-    plain = {k: v for k, v in vars(source).items() if v is None or isinstance(v, (int, float, str, tuple))}
-    return f"{type(source).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
-
-
-def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:
-    return build(network, spec.shape, len(spec.classes), seed)
-
-
-def _start(
-    data: Data, parametrization: Parametrization, start: Start, stored: list[int], generator: torch.Generator
-) -> tuple[Codes, Tensor]:
-    counts = [parametrization.start_count(n) if n else 0 for n in stored]
-    parametrization.shapes(sum(counts), data.spec.shape)  # refuse what does not fit before anything is computed
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
-    # the same start at any precision; some starts and codes are computed on the CPU, wherever the data are
-    with torch.autocast(data.device.type, enabled=False), torch.autocast("cpu", enabled=False):
-        return parametrization.encode(start(data, counts, generator), targets)
-
-
-def _is_steady(objective: Objective, source: NetworkSource, data: Data) -> bool:
-    """Say whether a graph serves all steps: the objective reads what a graph copies, and the real images fit twice."""
-    if isinstance(source, Pool) and is_of_rows(objective):
-        return True
-    if not (is_of_samples(objective) and isinstance(source, Fresh | Trained | Pool)):
-        return False
-    return 4 * math.prod(data.spec.shape) * int(data.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
-
-
 def step_graph(objective: Objective) -> StepGraph:
     """Return what replays `backward`, and `answer` before it where real images were seen (`Loop._seen`)."""
 
@@ -471,39 +219,6 @@ def step_graph(objective: Objective) -> StepGraph:
         return objective.backward(draw, observed, leaves, _AT_ONCE)
 
     return StepGraph(run)
-
-
-@torch.no_grad()
-def _decoded_targets(parametrization: Parametrization, codes: Codes, targets: Tensor) -> Tensor:
-    """Return the start's targets of all decoded images, (N, K); hard ones stay, and are asked for their class once."""
-    return parametrization.decode(codes, targets).targets
-
-
-def _places(decoded: Tensor, ipc: int) -> Tensor:
-    """Return how many stored images of its class come before that of each decoded one, (N,) on the CPU.
-
-    Once, while labels are hard: to ask a device in each step would make it wait.
-    """
-    labels = decoded.argmax(1).cpu()
-    of_class = torch.nn.functional.one_hot(labels, decoded.shape[1])
-    rank = of_class.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
-    return rank * ipc // of_class.sum(0)[labels]
-
-
-def _optimizer(
-    leaves: list[Tensor], extras: list[Tensor], recipe: Recipe, spec: Spec, ipc: int
-) -> torch.optim.Optimizer:
-    lr = recipe.lr * (ipc if recipe.lr_per_image else 1)
-    if recipe.normalised:
-        lr *= sum(s * s for s in spec.std) / len(spec.std)
-    groups: list[dict[str, Any]] = [{"params": leaves, "initial_lr": lr}]
-    if extras:
-        groups.append({"params": extras, "initial_lr": recipe.lr if recipe.lr_extras is None else recipe.lr_extras})
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=lr, betas=recipe.betas)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=recipe.betas[0])
-    raise SettingError(f"optimizer {recipe.optimizer!r}; needed: 'adam' or 'sgd'")
 
 
 def _to(value: Any, device: torch.device) -> Any:

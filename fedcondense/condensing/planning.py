@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 
-from fedcondense.condensing.loop import Loop, prepare
+from fedcondense.condensing.loop import Loop
+from fedcondense.condensing.preparing import prepare
 from fedcondense.contract import Network, Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
+from fedcondense.deadline import OutOfTime, stop_at
+from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.sources.networks import Pool
 from fedcondense.sources.trajectories import Trajectories
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "estimate", "make_trial", "plan"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,42 +66,78 @@ def plan(
     recipe: Recipe | None = None,
     limit: float = 1.0,
 ) -> Plan:
-    """Estimate bytes, seconds and memory of `condense` with the same arguments.
+    """Estimate bytes, seconds and memory of `condense` with the same arguments: `prepare`, then `estimate`.
 
     Takes four of its steps: about 2 seconds at 28x28 and width 32.
     """
     began = time.monotonic()
     loop = prepare(data, ipc, objective, parametrization, network=network, steps=steps, recipe=recipe, limit=limit)
+    if loop.warning:
+        _LOG.warning(loop.warning)
     to_start = time.monotonic() - began
-    pool, experts = shorten(loop, data, time.monotonic)
-    to_start += experts
+    expected = estimate(loop)
+    seconds = to_start + expected.seconds
+    return replace(expected, seconds=seconds, advice=_advice(loop, expected.decoded, seconds))
+
+
+def estimate(loop: Loop, *, until: float | None = None) -> Plan:
+    """Estimate what a loop costs by four trial steps, and leave it as it was before them, bit for bit.
+
+    What the trial computed and a run would compute again is kept: entries of a pool with what was observed for them,
+    and an expert. So `prepare`, `estimate`, `run` prepare once, and their set is that of `prepare`, `run`.
+
+    Args:
+        loop: From `prepare`.
+        until: When to give up, on the clock of `time.monotonic`, seconds; None: never. The trial of `mtt` trains an
+            expert.
+
+    Returns:
+        The plan; its seconds are those of all steps, without those of `prepare`.
+
+    Raises:
+        SettingError: The moment came before the trial was done.
+    """
+    began = time.monotonic()
+    with loop.on_trial(), _as_trial(loop):
+        try:
+            with stop_at(until):
+                seconds = _seconds(loop)
+        except OutOfTime:
+            raise SettingError(
+                f"the time was up after {time.monotonic() - began:.1f} s, in the four steps of a trial; needed: time "
+                f"for {loop.recipe.steps}. Allow more, or take a smaller network or another objective"
+            ) from None
+        synthetic = loop.finished()
+    pool = loop.source.size if isinstance(loop.source, Pool) else 0
+    return Plan(
+        nbytes=synthetic.nbytes,
+        decoded=len(synthetic),
+        steps=loop.recipe.steps,
+        seconds=seconds,
+        memory=_memory(loop, len(synthetic), pool),
+        network=synthetic.record.network,
+        advice=_advice(loop, len(synthetic), seconds),
+    )
+
+
+def _seconds(loop: Loop) -> float:
+    """Return what all steps of a loop take, by its next four."""
+    pool, to_start = make_trial(loop, time.monotonic)
     times = []
     for _ in range(4):
         began = time.monotonic()
         float(loop.step())
         times.append(time.monotonic() - began)
-    new, seen = times[1], min(times[2:])
-    steps = loop.recipe.steps
+    new, seen, steps = times[1], min(times[2:]), loop.recipe.steps
     taken = min(pool, steps) if pool else steps
-    seconds = to_start + taken * new + (steps - taken) * seen
-    synthetic = loop.finished()
-    return Plan(
-        nbytes=synthetic.nbytes,
-        decoded=len(synthetic),
-        steps=steps,
-        seconds=seconds,
-        memory=_memory(data, len(synthetic), synthetic.record.network if network is None else network, pool),
-        network=synthetic.record.network,
-        advice=_advice(data, ipc, len(synthetic) // loop.parametrization.start_count(1), seconds, loop.parametrization),
-    )
+    return to_start + taken * new + (steps - taken) * seen
 
 
-def shorten(loop: Loop, data: Data, clock: Callable[[], float]) -> tuple[int, float]:
+def make_trial(loop: Loop, clock: Callable[[], float]) -> tuple[int, float]:
     """Let a few steps of a loop tell what all of them cost, before its first one.
 
     Args:
         loop: A pool of it gets two draws, so that the third step meets one again; experts become one, trained here.
-        data: The real images.
         clock: What is measured, in seconds.
 
     Returns:
@@ -103,32 +146,45 @@ def shorten(loop: Loop, data: Data, clock: Callable[[], float]) -> tuple[int, fl
     if isinstance(loop.source, Pool):
         pool, loop.source.size = loop.source.size, 2
         return pool, 0.0
-    if not isinstance(loop.source, Trajectories):
+    if not isinstance(loop.source, Trajectories) or loop.holder.data is None:
         return 0, 0.0
-    experts, loop.source.experts, loop.source.seed = loop.source.experts, 1, 0
+    experts, loop.source.experts = loop.source.experts, 1
     began = clock()
-    loop.source.snapshots(0, (loop.source.latest + loop.source.span,), data)
+    loop.source.train_first(loop.draws, loop.holder.data)
     return 0, experts * (clock() - began)
 
 
-def _memory(data: Data, decoded: int, network: str | NetworkMaker, pool: int) -> int:
+@contextmanager
+def _as_trial(loop: Loop) -> Iterator[None]:
+    """Give back the number of draws or experts that `make_trial` took."""
+    source = loop.source
+    kept = {name: value for name, value in vars(source).items() if name in ("size", "experts")}
+    try:
+        yield
+    finally:
+        vars(source).update(kept)
+
+
+def _memory(loop: Loop, decoded: int, pool: int) -> int:
     """Return bytes: the graph of the synthetic images (four maps a block), and a pool's float16 feature rows."""
-    module = build(network, data.spec.shape, len(data.spec.classes), 0)
-    image_bytes = int(getattr(module, "image_bytes", 4 * 64 * math.prod(data.spec.shape[1:])))
+    spec = loop.holder.spec
+    module = build(loop.network, spec.shape, len(spec.classes), 0)
+    image_bytes = int(getattr(module, "image_bytes", 4 * 64 * math.prod(spec.shape[1:])))
     with torch.no_grad():
-        width = cast(Network, module).features(torch.zeros(1, *data.spec.shape)).shape[1]
-    rows = 64 * int((data.counts > 0).sum())
+        width = cast(Network, module).features(torch.zeros(1, *spec.shape)).shape[1]
+    rows = 64 * sum(n > 0 for n in loop.record.counts)
     return int(4 * image_bytes * min(decoded, 512) + pool * rows * width * 2)
 
 
-def _advice(data: Data, ipc: int, stored: int, seconds: float, parametrization: Parametrization) -> tuple[str, ...]:
+def _advice(loop: Loop, decoded: int, seconds: float) -> tuple[str, ...]:
     advice = []
-    real = int(data.counts.sum())
+    spec, real, ipc = loop.holder.spec, sum(loop.record.counts), loop.record.ipc
+    stored = decoded // loop.parametrization.start_count(1)
     if stored * 4 > real:
         advice.append(f"{stored} images stand for {real} records: sending a selection of them costs no seconds")
     if ipc >= 50:
         advice.append("from about 50 images per class on, k-means or random real images come close at no cost: compare")
-    if data.spec.shape[0] == 3 and data.spec.shape[1] >= 32 and parametrization.start_count(1) == 1:
+    if spec.shape[0] == 3 and spec.shape[1] >= 32 and loop.parametrization.start_count(1) == 1:
         advice.append("colour photographs gain more from 'multi-formation' (four small images in the bytes of one)")
     if seconds > 600:
         advice.append("over ten minutes: fewer steps, a narrower network or a GPU; the run can be resumed")

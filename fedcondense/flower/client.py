@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -16,9 +17,8 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from fedcondense.condensing import Progress, condense, estimate, prepare
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.loop import Progress, condense, without_the_line_on_few_records
-from fedcondense.condensing.planning import plan
 from fedcondense.condensing.starts import STARTS
 from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.images import Data
@@ -232,20 +232,20 @@ def _check_caps(data: Data, request: Request, caps: ClientCaps) -> None:
         raise SettingError(f"{steps} steps asked for; this node allows {caps.max_steps}")
     if math.isinf(caps.max_seconds):
         return  # an estimate takes some seconds itself
-    with without_the_line_on_few_records():  # condensing will say what it has to say
-        estimate = plan(
-            data,
-            request.ipc,
-            request.method,
-            request.parametrization,
-            network=request.network,
-            steps=request.steps,
-            limit=LIMIT,
-        )
-    if estimate.seconds > caps.max_seconds:
-        needed = f"about {estimate.seconds:.0f} seconds would be needed"
+    began = time.monotonic()
+    loop = prepare(
+        *(data, request.ipc, request.method, request.parametrization),
+        network=request.network,
+        steps=request.steps,
+        limit=LIMIT,
+    )
+    took = time.monotonic() - began
+    expected = estimate(loop)
+    seconds = took + expected.seconds
+    if seconds > caps.max_seconds:
+        needed = f"about {seconds:.0f} seconds would be needed"
         raise SettingError(f"{needed}; this node allows {caps.max_seconds:.0f}: ask for fewer steps or a smaller ipc")
-    _check_bytes(estimate.nbytes, caps)
+    _check_bytes(expected.nbytes, caps)
 
 
 def _check_bytes(nbytes: int, caps: ClientCaps) -> None:

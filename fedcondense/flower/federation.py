@@ -20,7 +20,7 @@ from flwr.serverapp.exception import AggregationError
 from safetensors.torch import save
 from torch import nn
 
-from fedcondense.condensing.loop import Progress, precision_of, prepare, without_the_line_on_few_records
+from fedcondense.condensing import Progress, precision_of, prepare
 from fedcondense.data.images import Data
 from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError, unknown
@@ -140,8 +140,7 @@ def federate(
     }
     asked = Request.read(ConfigRecord(request), train)
     most = train.subset(max(partition, key=len))
-    with without_the_line_on_few_records():
-        prepare(most, ipc, objective, parametrization, network=network, steps=asked.steps, start=start, limit=LIMIT)
+    prepare(most, ipc, objective, parametrization, network=network, steps=asked.steps, start=start, limit=LIMIT)
     if output is not None and overwrite and not resume and (Path(output) / "result.json").exists():
         for path in (path for pattern in _WRITTEN for path in Path(output).glob(pattern) if path.is_file()):
             path.unlink()
@@ -294,8 +293,8 @@ class _Run:
                 weights = {key: value.contiguous() for key, value in result.arrays.to_torch_state_dict().items()}
                 self.result.paths.append(write_file(self.output / "weights.safetensors", save(weights), overwrite=True))
 
-        with log_from(logging.WARNING), without_the_line_on_few_records():
-            grid = run_in_process(server, client, everyone)  # `short` below says what each client would warn of
+        with log_from(logging.WARNING):
+            grid = run_in_process(server, client, everyone)
         self.result.refused += [
             {"client": refusal.node - 100, "reason": refusal.reason, "row": name} for refusal in strategy.refused
         ]

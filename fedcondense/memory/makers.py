@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fedcondense.condensing.loop import Progress, condense
+from fedcondense.condensing import Progress, prepare, run
 from fedcondense.condensing.starts import STARTS, stored_or
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
@@ -18,7 +18,7 @@ from fedcondense.errors import SettingError, look_up
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.sets.selection import SELECTIONS, select
+from fedcondense.sets.selection import SELECTIONS, select_quietly
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Condenser", "Maker", "Selector"]
@@ -95,7 +95,7 @@ class Condenser:
         half = getattr(torch, self.precision) if self.precision not in (None, "float32") else None
         precise = torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False)
         with precise if self.precision else nullcontext():
-            return condense(
+            loop = prepare(
                 data,
                 ipc,
                 self.objective,
@@ -107,8 +107,8 @@ class Condenser:
                 recipe=self.recipe,
                 prefixes=self.prefixes,
                 device=device,
-                progress=self.progress,
             )
+            return run(loop, progress=self.progress)
 
     def _made_by(self) -> Parametrization:
         kind = self.parametrization
@@ -134,4 +134,4 @@ class Selector:
 
     def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Select."""
-        return select(data, ipc, self.method, seed)
+        return select_quietly(data, ipc, self.method, seed)

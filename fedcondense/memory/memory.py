@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcondense.condensing.loop import without_the_line_on_few_records
 from fedcondense.data.images import Data, Spec
+from fedcondense.data.shares import images_per_class
 from fedcondense.errors import DataError, SettingError
 from fedcondense.files import write_file
 from fedcondense.memory.file import REAL, WAITING, MemoryState, dump_memory, parse_memory, read_memory
@@ -36,6 +37,8 @@ from fedcondense.randomness import child_seed, stream
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Memory"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Memory:
@@ -266,9 +269,9 @@ class Memory:
         old = bytes_by_class(join([*self.sets, self.real])) if self._way.condenses_stored else {}
         mixed = mix(names, self.waiting, old, self.seen)
         data = Data(mixed.images, mixed.labels, replace(self.spec, classes=tuple(names))).to(self.device)
-        known = all(name in self.seen for name in names)
-        with without_the_line_on_few_records() if known else nullcontext():
-            made = self.make(data, ipc, child_seed(self.seed, self.added), mixed.stored)
+        if not all(name in self.seen for name in names) and (warning := images_per_class(data, ipc).warning):
+            _LOG.warning(warning)
+        made = self.make(data, ipc, child_seed(self.seed, self.added), mixed.stored)
         return made.with_record(counts=mixed.counts)
 
     def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.deadline import check_time
 from fedcondense.randomness import stream
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class FeatureObjective(Objective):
         pieces = []
         number = -(-len(index) // _REAL_AT_ONCE)
         for k in range(number):
+            if draw.key is not None:  # others are a part of each step, with a source that may have trained for it
+                check_time()
             batch = data.batch(index[k::number])  # of all classes, which batch norm is to see together
             rows = self.rows(draw, batch)
             with _full_precision(rows):

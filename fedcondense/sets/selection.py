@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcondense.condensing.loop import images_per_class
 from fedcondense.contract import Parametrization
+from fedcondense.data.shares import images_per_class
 from fedcondense.errors import look_up
 from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.randomness import child_seed, stream
@@ -22,7 +23,9 @@ from fedcondense.sets.synthetic import SyntheticSet
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["SELECTIONS", "select"]
+__all__ = ["SELECTIONS", "select", "select_quietly"]
+
+_LOG = logging.getLogger(__name__)
 
 Chooser = Callable[[Tensor, int, int], Tensor]
 """Takes one class's pixels (N, D) in [0, 1], how many to choose and a seed; returns indices (M,), M <= N."""
@@ -109,12 +112,19 @@ def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, lim
     Raises:
         SettingError: An unknown method, or an `ipc` or `limit` that cannot work.
     """
+    if warning := images_per_class(data, ipc, limit).warning:
+        _LOG.warning(warning)
+    return select_quietly(data, ipc, method, seed, limit)
+
+
+def select_quietly(data: Data, ipc: int, method: str, seed: int = 0, limit: float = 1.0) -> SyntheticSet:
+    """As `select`, and the log is not told of classes that are too small for `ipc`."""
     began = time.monotonic()
     choose, parametrization = look_up("selection", method, SELECTIONS)
     spec = data.spec
     images, labels = [], []
     by_class = data.per_class(None, stream(seed)).split(data.counts.tolist())
-    for c, stored in enumerate(images_per_class(data, ipc, limit)):
+    for c, stored in enumerate(images_per_class(data, ipc, limit).images):
         if not stored:
             continue
         pixels = data.images[by_class[c].to(data.device)].cpu().float() / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.data.augment import Augmentation
+from fedcondense.deadline import check_time
 from fedcondense.errors import SettingError
 from fedcondense.randomness import child_seed, draw_seed, stream
 from fedcondense.training.fit import Fit, autocast_of_caller, fit, fit_on
@@ -140,7 +142,8 @@ class AgedPool(Pool):
         entry = super()._entry(generator, synthetic, data)
         steps = int(torch.randint(self.age + 1, (), generator=generator))
         recipe = replace(_ON_REAL, steps=steps)
-        _train_on(data, entry.network, recipe, child_seed(entry.seed, "age"), self.fresh.operations)
+        seed = child_seed(entry.seed, "age")
+        _train_on(data, entry.network, recipe, seed, self.fresh.operations, lambda *_: check_time())
         return entry
 
 
@@ -194,6 +197,7 @@ class Trained(NetworkSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuild the network from its seed and take its weights."""
         self.seed, self.age = state["seed"], state["age"]
+        self.network = None
         if state["weights"]:
             self.network = self.build(self.seed)
             self.network.load_state_dict(state["weights"])
@@ -300,6 +304,7 @@ class Online(NetworkSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuild the networks and take their weights and moments."""
         self.ages, self.served = list(state["ages"]), state["served"]
+        self.seeds, self._networks, self._optimizers = {}, {}, {}
         for k, kept in state["networks"].items():
             self.seeds[k] = kept.get("seed", 0)  # older states lack it
             network = self.build(self.seeds[k])
@@ -329,10 +334,17 @@ class Online(NetworkSource):
 _ON_REAL = Fit(batch=64, lr=0.01, nesterov=False, schedule="constant")
 
 
-def _train_on(data: Data, network: torch.nn.Module, recipe: Fit, seed: int, operations: tuple[str, ...]) -> None:
+def _train_on(
+    data: Data,
+    network: torch.nn.Module,
+    recipe: Fit,
+    seed: int,
+    operations: tuple[str, ...],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Train a frozen network on real images, and leave it frozen."""
     if recipe.steps:
-        fit_on(network, data, recipe, seed=seed, operations=operations)
+        fit_on(network, data, recipe, seed=seed, operations=operations, progress=progress)
         network.requires_grad_(False)
 
 

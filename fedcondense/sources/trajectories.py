@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Recipe, Synthetic
 from fedcondense.data.augment import Augmentation
+from fedcondense.deadline import check_time
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import write_file
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
@@ -93,8 +94,7 @@ class Trajectories(NetworkSource):
         """Pick an expert and a moment; the goal is its weights `span` snapshots later, (P,) float32."""
         if data is None:
             raise SettingError("experts are trained on the real data, which their holder keeps; take another objective")
-        if self.seed is None:
-            self.seed = draw_seed(generator)
+        self._settle(generator)
         expert = int(torch.randint(self.experts, (), generator=generator))
         start = int(torch.randint(self.latest + 1, (), generator=generator))
         device = synthetic.images.device
@@ -104,6 +104,11 @@ class Trajectories(NetworkSource):
         _place(begin, network)
         augment = Augmentation.draw(self.operations, _ROWS, generator)
         return Draw(network.requires_grad_(False), augment, draw_seed(generator), goal=goal)
+
+    def train_first(self, generator: torch.Generator, data: Data) -> None:
+        """Train the first expert as far as any draw may ask, as it would be trained when one does."""
+        self._settle(generator)
+        self.snapshots(0, (self.latest + self.span,), data)
 
     def snapshots(self, expert: int, ages: tuple[int, ...], data: Data) -> list[Tensor]:
         """Return an expert's weights at some snapshots, (P,) float32 each, after training as far as that takes.
@@ -144,6 +149,10 @@ class Trajectories(NetworkSource):
             "operations": list(self.operations),
         }
 
+    def _settle(self, generator: torch.Generator) -> None:
+        if self.seed is None:
+            self.seed = draw_seed(generator)
+
     def _seed_of(self, expert: int) -> int:
         return child_seed(int(self.seed or 0), "expert", expert)
 
@@ -180,7 +189,12 @@ class Trajectories(NetworkSource):
             for k in range(0, self.interval, _AT_ONCE):  # as bytes the data are a quarter of what they are as floats
                 images, targets = data.batch(torch.cat(drawn[k : k + _AT_ONCE]))
                 steps = replace(recipe, steps=len(drawn[k : k + _AT_ONCE]))
-                fit(network, images, targets, steps, seed=child_seed(seed, age, k), operations=self.operations)
+                fit(
+                    *(network, images, targets, steps),
+                    seed=child_seed(seed, age, k),
+                    operations=self.operations,
+                    progress=lambda *_: check_time(),  # what is lost is trained again from the last snapshot
+                )
             kept.append(_vector(network))
             _LOG.info("expert %d of %d: snapshot %d", expert + 1, self.experts, age)
             if path is not None and (time.monotonic() - written > _WRITE_S or len(kept) == wanted):

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fedcondense.condensing.loop import prepare
-from fedcondense.condensing.planning import shorten
+from fedcondense.condensing import prepare
+from fedcondense.condensing.planning import make_trial
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.sweeps.cells import digest, identity, read_json, stem
@@ -100,7 +100,7 @@ def _trial(making: SetRecipe, site: Site, budget: float) -> Timed:
     network = making.network or None
     loop = prepare(train, making.ipc, objective, making.parametrization, network=network, recipe=recipe)
     start, times = time.process_time() - began, list[float]()
-    pool, experts = shorten(loop, train, time.process_time)
+    pool, experts = make_trial(loop, time.process_time)
     start += experts
     least, most = _TRIED
     while len(times) < least or (len(times) < most and sum(times) < _TRIAL * budget):

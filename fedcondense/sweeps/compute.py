@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.loading import load_data
 from fedcondense.errors import DivergenceError, FedcondenseError, OutputError, UntrustedSetError

@@ -118,13 +118,13 @@ class TestInterruption:
     def test_divergence_keeps_the_last_good_set(
         self, cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import fedcondense.condensing.loop
+        import fedcondense.condensing
         from fedcondense.errors import DivergenceError
 
         def diverge(*_: object, **__: object) -> None:
             raise DivergenceError("the loss is nan at step 7", SyntheticSet.load(made))
 
-        monkeypatch.setattr(fedcondense.condensing.loop, "condense", diverge)
+        monkeypatch.setattr(fedcondense.condensing, "condense", diverge)
         ended = cli.run("condense", "digits", *QUICK, "--output", tmp_path / "set.safetensors")
         assert ended.exit_code == 2
         assert ended.stderr.splitlines()[-1] == "error: the loss is nan at step 7"

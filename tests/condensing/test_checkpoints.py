@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedcondense.condensing import loop
+from fedcondense.condensing import Progress, condense, running
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.loop import Loop, Progress, condense
+from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import ResumeError
 from fedcondense.networks import ConvNet
@@ -157,7 +157,7 @@ TINY = partial(ConvNet, width=8, depth=2)
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the loss, report and keep a checkpoint after each step."""
-    monkeypatch.setattr(loop, "_LOOK_S", 0.0)
+    monkeypatch.setattr(running, "_LOOK_S", 0.0)
 
 
 def toy(counts: tuple[int, ...] = (20, 15, 12)) -> Data:
@@ -250,7 +250,7 @@ import json, os, random, signal, sys, time
 from dataclasses import replace
 from functools import partial
 import torch
-from fedcondense.condensing import loop
+from fedcondense.condensing import running
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.data.loading import load_data
 from fedcondense.networks import ConvNet
@@ -258,7 +258,7 @@ from fedcondense.objectives import OBJECTIVES
 from fedcondense.sources.networks import Pool, Trained
 
 torch.set_num_threads(1)
-loop._LOOK_S = 0.0
+running._LOOK_S = 0.0
 folder, name, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 train = load_data("digits").train.subset(torch.arange(200))
 objective = OBJECTIVES[name]
@@ -277,7 +277,7 @@ def start(run, resume):
         os.close(write)
         return child, read
     kept = Checkpoint(f"{folder}/{run}.checkpoint", 0, resume)
-    made = loop.condense(
+    made = running.condense(
         train, 1, objective, network=network, recipe=recipe, checkpoint=kept, progress=lambda now: os.write(write, b".")
     )
     made.with_record(seconds=0.0).save(f"{folder}/{run}")

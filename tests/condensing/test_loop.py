@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedcondense.condensing import loop
+from fedcondense.condensing import Progress, condense, prepare, running
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.loop import Loop, Progress, condense, images_per_class, onto_simplex, prepare
+from fedcondense.condensing.loop import Loop, onto_simplex
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, DivergenceError, ResumeError, SettingError
@@ -31,7 +31,7 @@ TINY = partial(ConvNet, width=8, depth=2)
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the loss, report and keep a checkpoint after each step."""
-    monkeypatch.setattr(loop, "_LOOK_S", 0.0)
+    monkeypatch.setattr(running, "_LOOK_S", 0.0)
 
 
 def toy(counts: tuple[int, ...] = (20, 15, 12), shape: tuple[int, int, int] = (1, 8, 8)) -> Data:
@@ -281,10 +281,6 @@ class TestData:
         assert made.counts().tolist() == [min(1, n) for n in counts]
         assert made.record.counts == counts
         assert made.classes == toy(counts).spec.classes
-
-    def test_a_limit_caps_the_share_of_a_class_but_leaves_one(self) -> None:
-        assert images_per_class(toy((20, 7, 1, 0)), 5, 0.5) == [5, 3, 1, 0]
-        assert images_per_class(toy((20, 7, 1, 0)), 5) == [5, 5, 1, 0]
 
     @pytest.mark.parametrize("limit", [0, -0.5, 1.01, math.nan])
     def test_a_limit_outside_its_range_is_refused(self, limit: float) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -9,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from fedcondense.condensing.loop import Loop, condense, prepare
-from fedcondense.condensing.planning import Plan, plan, shorten
+from fedcondense.condensing import Plan, condense, estimate, plan, prepare, run
+from fedcondense.condensing.loop import Loop
+from fedcondense.condensing.planning import make_trial
+from fedcondense.contract import Draw
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet
-from fedcondense.objectives import OBJECTIVES
+from fedcondense.objectives import OBJECTIVES, with_learned_labels
+from fedcondense.objectives.mmd import KernelMeansAndRidge
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources.networks import Fresh, Pool
 from fedcondense.sources.trajectories import Trajectories
+from fedcondense.training.fit import fit
 
 TINY = partial(ConvNet, width=4, depth=2)
 
@@ -91,7 +97,7 @@ def test_experts_are_paid_once_and_steps_train_none() -> None:
     loop = prepare(data, 1, "mtt", "pixels", network=TINY, steps=1)
     assert isinstance(loop.source, Trajectories)
     loop.source.experts = 4
-    assert shorten(loop, data, lambda: float(next(ticks))) == (0, 4.0)
+    assert make_trial(loop, lambda: float(next(ticks))) == (0, 4.0)
     assert loop.source.experts == 1
 
 
@@ -153,6 +159,103 @@ def test_a_plan_is_plain_values() -> None:
 def test_what_condense_refuses_is_refused_here(data: Data, settings: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         plan(data, **({"network": TINY} | settings))
+
+
+def state_of(loop: Loop) -> dict[str, Any]:
+    """Return all that a step may change, but for the clock."""
+    state = loop.state_dict() | {"optimizer": loop.optimizer.state_dict(), "seconds": 0.0}
+    kept = {name: value for name, value in vars(loop.source).items() if name in ("size", "experts", "seed")}
+    grads = {name: code.grad for name, code in loop.codes.items()}
+    return copy.deepcopy({"state": state, "kept": kept, "grads": grads, "began": loop.began})
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def bytes_of(synthetic: SyntheticSet) -> bytes:
+    return synthetic.with_record(seconds=0.0).to_bytes()
+
+
+class TestEstimate:
+    @pytest.mark.parametrize("taken", [0, 3])
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_a_loop_is_as_it_was_and_makes_the_same_set(self, objective: str, taken: int) -> None:
+        settings: dict[str, Any] = {"network": TINY, "steps": 7}
+        whole = condense(toy(), 2, objective, **settings)
+        loop = prepare(toy(), 2, objective, "pixels", **settings)
+        for _ in range(taken):
+            loop.step()
+        loop.optimizer.zero_grad(set_to_none=True)
+        before = state_of(loop)
+        estimate(loop)
+        assert equal(state_of(loop), before)
+        assert bytes_of(run(loop)) == bytes_of(whole)
+
+    def test_learned_labels_and_prefixes_too(self) -> None:
+        for objective in (with_learned_labels(OBJECTIVES["frepo"]), OBJECTIVES["mmd-ridge"]):
+            settings: dict[str, Any] = {"network": TINY, "steps": 7, "prefixes": not objective.learn_labels}
+            loop = prepare(toy(), 2, objective, "pixels", **settings)
+            estimate(loop)
+            assert bytes_of(run(loop)) == bytes_of(condense(toy(), 2, objective, **settings))
+
+    def test_what_was_observed_for_a_pool_is_handed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of three entries, a trial meets two and the run the third."""
+        observed = list[Any]()
+        observe = KernelMeansAndRidge.observe
+
+        def noted(self: KernelMeansAndRidge, draw: Draw, data: Data) -> Any:
+            observed.append(draw.key)
+            return observe(self, draw, data)
+
+        monkeypatch.setattr(KernelMeansAndRidge, "observe", noted)
+        recipe = replace(OBJECTIVES["mmd-ridge"].recipe, source=partial(Pool, size=3))
+        loop = prepare(toy(), 1, "mmd-ridge", "pixels", network=TINY, steps=6, recipe=recipe)
+        estimate(loop)
+        assert len(observed) == 2
+        run(loop)
+        assert len(observed) == len(set(observed)) == 3
+
+    def test_the_expert_of_a_trial_is_handed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        trained = list[int]()
+
+        def noted(*given: Any, **more: Any) -> None:
+            trained.append(more["seed"])
+            fit(*given, **more)
+
+        monkeypatch.setattr("fedcondense.sources.trajectories.fit", noted)
+        loop = prepare(toy(), 1, "mtt", "pixels", network=TINY, steps=20)
+        estimate(loop)
+        assert trained
+        run(loop)
+        assert len(trained) == len(set(trained))
+
+    def test_a_plan_is_prepare_then_estimate(self) -> None:
+        given: dict[str, Any] = {"network": TINY, "steps": 5}
+        apart = estimate(prepare(toy(), 2, "dm", "multi-formation", **given))
+        assert replace(plan(toy(), 2, "dm", "multi-formation", **given), seconds=0) == replace(apart, seconds=0)
+
+    @pytest.mark.parametrize("objective", ["mtt", "mmd-ridge"])
+    def test_a_trial_that_takes_too_long_is_refused_and_leaves_no_trace(
+        self, objective: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A clock that every look moves by a second; `mtt` would look often while it trains an expert."""
+        loop = prepare(toy(), 1, objective, "pixels", network=TINY, steps=5)
+        before, ticks = state_of(loop), itertools.count()
+        with monkeypatch.context() as patch:
+            patch.setattr("time.monotonic", lambda: float(next(ticks)))
+            with pytest.raises(SettingError, match=r"the time was up after .* s, in the four steps of a trial"):
+                estimate(loop, until=6.0)
+            assert next(ticks) < 20
+        after, before["began"] = state_of(loop), loop.began
+        assert equal(after, before)
+        assert bytes_of(run(loop)) == bytes_of(condense(toy(), 1, objective, network=TINY, steps=5))
 
 
 def test_planning_leaves_the_global_state_alone() -> None:

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.contract import Recipe
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition

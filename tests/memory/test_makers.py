@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.contract import Objective
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.contract import Draw, Objective, Synthetic
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.images import Data

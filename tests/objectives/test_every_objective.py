@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedcondense.condensing import loop
+from fedcondense.condensing import Progress, condense, running
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.loop import Progress, condense
 from fedcondense.contract import Draw, Recipe, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
@@ -131,7 +130,7 @@ class TestEveryObjective:
     def test_condense_takes_it_by_name_and_resumes_bit_by_bit(
         self, name: str, step: MakeStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(loop, "_LOOK_S", 0.0)
+        monkeypatch.setattr(running, "_LOOK_S", 0.0)
         _, data, _ = step(real=(7, 3, 0, 12, 1))
 
         def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedcondense.condensing.loop import condense, prepare
+from fedcondense.condensing import condense, prepare
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data

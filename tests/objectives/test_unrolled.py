@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedcondense.condensing.loop import condense, prepare
+from fedcondense.condensing import condense, prepare
 from fedcondense.contract import Batch, Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.images import Data

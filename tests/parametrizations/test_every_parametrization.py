@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcondense.condensing import loop
+from fedcondense.condensing import Progress, condense, plan, prepare, running
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.loop import Progress, condense, prepare
-from fedcondense.condensing.planning import plan
 from fedcondense.contract import Codes, Objective, Parametrization
 from fedcondense.data.images import Data, Spec
 from fedcondense.networks import ConvNet
@@ -195,7 +193,7 @@ class TestEveryParametrizationByName:
         assert torch.equal(again.targets, labels)
 
     def test_a_resumed_run_ends_bit_equal(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loop, "_LOOK_S", 0.0)
+        monkeypatch.setattr(running, "_LOOK_S", 0.0)
 
         def run(checkpoint: Checkpoint | None, stop: int | None = None) -> bytes:
             def progress(now: Progress) -> None:

@@ -60,7 +60,7 @@ def test_another_file_is_refused(damage: str, tmp_path: Path, monkeypatch: pytes
         blob = bytearray((tmp_path / ready.file).read_bytes())
         blob[-1] ^= 1
         (tmp_path / ready.file).write_bytes(blob)
-    monkeypatch.setattr(fedcondense.zoo, "FOLDER", tmp_path)
+    monkeypatch.setattr(fedcondense.sets.zoo, "FOLDER", tmp_path)
     size = ready.nbytes if damage == "changed" else 0
     says = rf"mnist-ipc1\.safetensors: {size} bytes of SHA-256 \w+, the index says .*: install fedcondense anew"
     with pytest.raises(UntrustedSetError, match=says):

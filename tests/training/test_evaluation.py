@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.loading import load_data
 from fedcondense.errors import SettingError

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcondense.condensing.loop import Loop, prepare, step_graph
+from fedcondense.condensing import prepare
+from fedcondense.condensing.loop import Loop, step_graph
 from fedcondense.data.images import Data
 from fedcondense.data.loading import load_data
 from fedcondense.networks import NETWORKS, ConvNet, Headed, build

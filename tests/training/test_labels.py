@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcondense.condensing.loop import condense
+from fedcondense.condensing import condense
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.loading import load_data
 from fedcondense.errors import DivergenceError, SettingError

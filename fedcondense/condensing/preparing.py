@@ -1,0 +1,182 @@
+"""Before the first step of a run: its settings are checked, its start is drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedcondense.condensing.loop import Loop, step_graph
+from fedcondense.condensing.starts import STARTS, Start
+from fedcondense.contract import Codes, NetworkSource, Objective, Parametrization, Recipe, class_rows
+from fedcondense.data.images import Data, Spec
+from fedcondense.data.shares import images_per_class
+from fedcondense.errors import SettingError, look_up
+from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
+from fedcondense.objectives import OBJECTIVES, recorded
+from fedcondense.objectives.features import is_of_rows
+from fedcondense.objectives.gradient import is_of_samples
+from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.randomness import stream
+from fedcondense.sets.synthetic import Record
+from fedcondense.sources.networks import Fresh, Pool, Trained
+
+__all__ = ["precision_of", "prepare"]
+
+_GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a copy of
+
+
+def prepare(
+    data: Data,
+    ipc: int,
+    objective: str | Objective,
+    parametrization: str | Parametrization,
+    *,
+    network: str | NetworkMaker | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    start: str | Start | None = None,
+    recipe: Recipe | None = None,
+    source: NetworkSource | None = None,
+    limit: float = 1.0,
+    prefixes: bool = False,
+    device: torch.device | str | None = None,
+) -> Loop:
+    """Check the arguments of `condense`, draw the start, and return the loop before its first step."""
+    spec = data.spec
+    data = data.to(device) if device is not None else data
+    objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
+    if isinstance(parametrization, str):
+        parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
+    recipe = recipe or objective.recipe
+    begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=begin.__name__)
+    if type(recipe.steps) is not int or recipe.steps < 0:
+        raise SettingError(f"{recipe.steps} steps; give a whole number, 0 or more")
+    network = network or default_network(spec.shape)
+    shares = images_per_class(data, ipc, limit)
+    make = partial(_build, network, spec)
+    for k in range(len(parts(network))):
+        make(k)  # refuse a network that does not fit before anything is computed
+    if objective.learn_labels and objective.separable:
+        raise SettingError(
+            f"{objective!r} is taken class by class, and so are hard labels alone: set learn_labels=False"
+        )
+    operations = spec.operations if objective.siamese else ()
+    source = source or recipe.source(make, operations, len(spec.classes))
+    codes, targets = _start(data, parametrization, begin, shares.images, stream(seed, "start"))
+    codes = {name: code.requires_grad_() for name, code in codes.items()}
+    targets.requires_grad_(objective.learn_labels)
+    extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
+    configuration = {
+        "data": data.fingerprint,
+        "ipc": ipc,
+        "limit": limit,
+        "prefixes": prefixes,
+        "objective": repr(objective),
+        "parametrization": repr(parametrization),
+        "network": describe(network),
+        "precision": precision_of(data.device.type),
+        "seed": seed,
+        "recipe": repr(replace(recipe, source=type(source))),
+        "source": _settings(source),
+    }
+    record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
+    leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
+    optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(shares.images))
+    draws = stream(seed, "draws")
+    alike = len(parts(network)) == 1 and _is_steady(objective, source, data)
+    graph = step_graph(objective) if alike and data.device.type == "cuda" else None
+    decoded = _decoded_targets(parametrization, codes, targets)
+    return Loop(
+        data,
+        objective,
+        parametrization,
+        recipe,
+        record,
+        configuration,
+        codes,
+        extras,
+        targets,
+        optimizer,
+        source,
+        draws,
+        _places(decoded, ipc) if prefixes else None,
+        class_rows(decoded) if objective.separable else None,
+        graph=graph,
+        network=network,
+        warning=shares.warning,
+    )
+
+
+def precision_of(device: str) -> str:
+    """Return the dtype that the caller's autocast, if any, computes features in."""
+    return str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
+
+
+def _settings(source: NetworkSource) -> str:
+    """Return the plain values that a source was built with: a pool of another size is another run."""
+    plain = {k: v for k, v in vars(source).items() if v is None or isinstance(v, (int, float, str, tuple))}
+    return f"{type(source).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
+
+
+def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:
+    return build(network, spec.shape, len(spec.classes), seed)
+
+
+def _start(
+    data: Data, parametrization: Parametrization, start: Start, stored: list[int], generator: torch.Generator
+) -> tuple[Codes, Tensor]:
+    counts = [parametrization.start_count(n) if n else 0 for n in stored]
+    parametrization.shapes(sum(counts), data.spec.shape)  # refuse what does not fit before anything is computed
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
+    # the same start at any precision; some starts and codes are computed on the CPU, wherever the data are
+    with torch.autocast(data.device.type, enabled=False), torch.autocast("cpu", enabled=False):
+        return parametrization.encode(start(data, counts, generator), targets)
+
+
+def _is_steady(objective: Objective, source: NetworkSource, data: Data) -> bool:
+    """Say whether a graph serves all steps: the objective reads what a graph copies, and the real images fit twice."""
+    if isinstance(source, Pool) and is_of_rows(objective):
+        return True
+    if not (is_of_samples(objective) and isinstance(source, Fresh | Trained | Pool)):
+        return False
+    return 4 * math.prod(data.spec.shape) * int(data.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
+
+
+@torch.no_grad()
+def _decoded_targets(parametrization: Parametrization, codes: Codes, targets: Tensor) -> Tensor:
+    """Return the start's targets of all decoded images, (N, K); hard ones stay, and are asked for their class once."""
+    return parametrization.decode(codes, targets).targets
+
+
+def _places(decoded: Tensor, ipc: int) -> Tensor:
+    """Return how many stored images of its class come before that of each decoded one, (N,) on the CPU.
+
+    Once, while labels are hard: to ask a device in each step would make it wait.
+    """
+    labels = decoded.argmax(1).cpu()
+    of_class = torch.nn.functional.one_hot(labels, decoded.shape[1])
+    rank = of_class.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
+    return rank * ipc // of_class.sum(0)[labels]
+
+
+def _optimizer(
+    leaves: list[Tensor], extras: list[Tensor], recipe: Recipe, spec: Spec, ipc: int
+) -> torch.optim.Optimizer:
+    lr = recipe.lr * (ipc if recipe.lr_per_image else 1)
+    if recipe.normalised:
+        lr *= sum(s * s for s in spec.std) / len(spec.std)
+    groups: list[dict[str, Any]] = [{"params": leaves, "initial_lr": lr}]
+    if extras:
+        groups.append({"params": extras, "initial_lr": recipe.lr if recipe.lr_extras is None else recipe.lr_extras})
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=lr, betas=recipe.betas)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=recipe.betas[0])
+    raise SettingError(f"optimizer {recipe.optimizer!r}; needed: 'adam' or 'sgd'")

@@ -1,0 +1,69 @@
+"""How many images' bytes each class gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from fedcondense.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedcondense.data.images import Spec
+
+__all__ = ["Shares", "images_per_class"]
+
+
+class _Counted(Protocol):
+    """Data, or any holder of them."""
+
+    @property
+    def spec(self) -> Spec:
+        """What the images are."""
+
+    @property
+    def counts(self) -> Tensor:
+        """How many images each class has, (K,) int64 on the CPU."""
+
+
+class Shares(NamedTuple):
+    """What each class gets, and which classes get less than was asked for."""
+
+    images: list[int]  # how many images' bytes, by label; 0 for an absent class
+    short: Mapping[str, int]  # the same of classes that are too small for `ipc`, by name
+    warning: str  # the same as a line for a log; empty if no class is short
+
+
+def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
+    """Give each class `ipc` images, or as many as `limit` times its records, at least one.
+
+    Nothing is logged here: callers that speak to a user log `warning`.
+
+    Args:
+        holder: Who has the records, or the data themselves; classes may be absent.
+        ipc: Images per class.
+        limit: The largest share of a class's records.
+
+    Raises:
+        SettingError: `ipc` is no whole number from 1, or `limit` is not in (0, 1].
+        DataError: There are no images.
+
+    >>> from fedcondense import load_data
+    >>> few = load_data("digits").train.subset(range(12))
+    >>> images_per_class(few, 1).images, images_per_class(few, 2).short
+    ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], {'2': 1, '3': 1, '4': 1, '5': 1, '6': 1, '7': 1, '8': 1, '9': 1})
+    """
+    if type(ipc) is not int or ipc < 1:
+        raise SettingError(f"ipc {ipc!r}; needed: a whole number of images per class, 1 or more")
+    if not 0 < limit <= 1:
+        raise SettingError(f"limit {limit!r}; needed: a share of the records of a class, above 0 and up to 1")
+    counts = holder.counts.tolist()
+    if not sum(counts):
+        raise DataError(f"{holder.spec.name}: no images to condense; give a split or a client that has some")
+    images = [min(ipc, max(1, int(limit * n))) if n else 0 for n in counts]
+    short = {holder.spec.classes[c]: n for c, n in enumerate(images) if 0 < n < ipc}
+    allowed = "the records" if limit == 1 else f"{limit:g} of the records"
+    told = ", ".join(f"{name} ({n})" for name, n in short.items())
+    text = f"ipc {ipc} is more than {allowed} of some classes; they get what is there: {told}"
+    return Shares(images, short, text if short else "")

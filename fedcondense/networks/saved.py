@@ -1,0 +1,350 @@
+"""A trained network as one file that says all that is needed to use it: classes, image shape, normalisation, network.
+
+The file is a safetensors file of the weights. Its metadata hold, under ``fedcondense-network``, the `NetworkCard` as
+JSON beside a format number. Any safetensors reader opens it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fedcondense.errors import FedcondenseError, SettingError
+from fedcondense.files import write_file
+from fedcondense.networks import NETWORKS, NetworkMaker, build, named
+from fedcondense.networks.headed import Headed
+
+__all__ = ["FILE", "NetworkCard", "SavedNetwork", "UntrustedNetworkError", "load_network", "save_network"]
+
+FILE = "weights.safetensors"
+"""What a network's file is called in a run's folder."""
+
+_FORMAT = 1
+_KEY = "fedcondense-network"
+_HEADER = 8 << 20  # bytes
+_CLASSES, _SIDE, _TEXT = 10_000, 4096, 200
+_LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
+_AT_ONCE = 512  # images
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class UntrustedNetworkError(FedcondenseError, ValueError):
+    """A network's file that breaks the format, a limit, or does not fit its network."""
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """What the weights of a network do not say of themselves.
+
+    Args:
+        network: A name in `NETWORKS`, or what a network of one's own is called.
+        classes: The class names, in the order of the outputs.
+        shape: (C, H, W) of an image.
+        mean: What images are normalised by, a value per channel, in [0, 1] space.
+        std: Likewise.
+        strategy: How it was trained, ``one-shot`` say.
+        version: Of fedcondense; `save_network` fills it in.
+
+    Raises:
+        SettingError: A value cannot be; the message lists all that cannot.
+    """
+
+    network: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    strategy: str = ""
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        names, shape = self.classes, self.shape
+        wrong = [
+            f"{name} is {value!r:.100}; needed: a printable text of at most {_TEXT} characters"
+            for name, value in (("network", self.network), ("strategy", self.strategy), ("version", self.version))
+            if not _is_text(value)
+        ]
+        if self.network == "":
+            wrong.append("network is empty; needed: a name")
+        if not (isinstance(names, tuple) and 1 <= len(names) <= _CLASSES and all(n and _is_text(n) for n in names)):
+            wrong.append(f"classes are {names!r:.100}; needed: 1 to {_CLASSES} printable texts in Unicode's form NFC")
+        elif len(set(names)) != len(names):
+            wrong.append("class names repeat; needed: each once")
+        if not (
+            isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and 1 <= n <= _SIDE for n in shape)
+        ):
+            wrong.append(f"shape is {shape!r:.100}; needed: (C, H, W), each from 1 to {_SIDE}")
+        else:
+            for name, value in (("mean", self.mean), ("std", self.std)):
+                if not (isinstance(value, tuple) and len(value) == shape[0] and all(map(_is_number, value))):
+                    wrong.append(f"{name} is {value!r:.100}; needed: {shape[0]} finite numbers, one per channel")
+                elif name == "std" and min(value) < 1e-6:
+                    wrong.append(f"std is {value!r:.100}; needed: above zero")
+        if wrong:
+            raise SettingError("; ".join(wrong))
+
+
+class SavedNetwork(nn.Module):
+    """A network with its card, in evaluation mode, that labels images.
+
+    Args:
+        network: Maps normalised images (N, C, H, W) to logits (N, K).
+        card: What it is; its fields `classes`, `shape`, `mean` and `std` are at hand here, too.
+
+    Example:
+        >>> card = NetworkCard("convnet1-w16", ("cat", "dog"), (1, 8, 8), (0.5,), (0.25,))
+        >>> network = SavedNetwork(build(card.network, card.shape, 2, seed=0), card)
+        >>> network.predict(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, network: nn.Module, card: NetworkCard) -> None:
+        super().__init__()
+        self.network, self.card = network, card
+        self.classes, self.shape, self.mean, self.std = card.classes, card.shape, card.mean, card.std
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, K) of images that are normalised already, as every network of the toolkit does."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probability of each class, (N, K) float32, on the device of the images.
+
+        Args:
+            images: (N, C, H, W) of the network's shape: uint8 from 0 to 255, or floating point in [0, 1]. They are
+                normalised here.
+
+        Raises:
+            SettingError: The images are of another shape, type or range.
+        """
+        given = f"images of {images.dtype} {tuple(images.shape)}"
+        if tuple(images.shape[1:]) != self.shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            needed = f"(N, {', '.join(map(str, self.shape))}), uint8 or floating point in [0, 1]"
+            raise SettingError(f"{given}; needed: {needed}")
+        if images.is_floating_point() and len(images):
+            low, high = float(images.min()), float(images.max())
+            if not (low >= 0 and high <= 1):
+                raise SettingError(
+                    f"{given} from {low:.3g} to {high:.3g}; needed: [0, 1], not normalised, or uint8 from 0 to 255"
+                )
+        first = next(self.network.parameters(), torch.empty(0))
+        mean, std = (torch.tensor(v, device=first.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        found = [torch.empty(0, len(self.classes), device=first.device)]
+        for piece in images.split(_AT_ONCE) if len(images) else ():
+            pixels = piece.to(first.device)
+            pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+            found.append(self(((pixels - mean) / std).to(first.dtype)).float().softmax(1))
+        return torch.cat(found).to(images.device)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the most probable class of each image, (N,) int64: an index into `classes`. See `probabilities`."""
+        return self.probabilities(images).argmax(1)
+
+
+def save_network(
+    path: str | os.PathLike[str],
+    network: nn.Module | Mapping[str, Tensor],
+    card: NetworkCard,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write a network's file and return its path.
+
+    Args:
+        path: A file that ends in ``.safetensors``, or a folder, which gets ``weights.safetensors``.
+        network: The module, or its state dict, such as that of a run.
+        card: What it is.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        SettingError: The weights do not fit the network of the card's name, or are not finite.
+        OutputError: The path cannot be written, or is there already.
+    """
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # some are shared
+    import fedcondense  # here: the package imports this module
+
+    content = {"format": _FORMAT, **asdict(replace(card, version=fedcondense.__version__))}
+    try:
+        for name, tensor in tensors.items():
+            _check_finite(name, tensor)
+        if card.network in NETWORKS:
+            outline = _outline(NETWORKS[card.network], card)
+            _fitting({name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}, [outline])
+    except UntrustedNetworkError as error:
+        raise SettingError(f"a network to save as {card.network!r}: {error}") from None
+    blob = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(content)})
+    return write_file(_file_of(path), blob, overwrite)
+
+
+def load_network(
+    path: str | os.PathLike[str],
+    *,
+    network: nn.Module | NetworkMaker | None = None,
+    limit_bytes: int = 1 << 30,
+) -> SavedNetwork:
+    """Read a network's file: from a run, or of unknown origin.
+
+    The header is checked before memory is allocated. The network is looked up by its name in `NETWORKS`, or given here;
+    nothing that a file names is imported.
+
+    Args:
+        path: The file, or a folder with a ``weights.safetensors``.
+        network: For a network of one's own: the module, whose weights are replaced, or a function of an image shape and
+            a number of classes that builds it.
+        limit_bytes: How large the file may be.
+
+    Raises:
+        UntrustedNetworkError: The file is missing, damaged, too large, says not what it is, or does not fit.
+        SettingError: The network of its name is not known here.
+    """
+    path = _file_of(path)
+    try:
+        size = path.stat().st_size
+        if size > limit_bytes:
+            _refuse(f"{size} bytes; allowed: {limit_bytes} (limit_bytes)")
+        with open(path, "rb") as file:
+            if (length := int.from_bytes(file.read(8), "little")) > _HEADER:
+                _refuse(f"a header of {length} bytes; allowed: {_HEADER}. Is it a safetensors file?")
+        with safetensors.safe_open(path, framework="pt") as opened:
+            card = _card(opened.metadata() or {})
+            found = {name: _slice(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
+            if network is None:
+                make = _known(card.network)
+                _fitting(found, [_outline(make, card)])
+                candidates = [build(make, card.shape, len(card.classes), seed=0)]
+            else:
+                candidates = _own(network, card)
+            target = _fitting(found, candidates)
+            tensors = {name: opened.get_tensor(name) for name in found}
+        for name, tensor in tensors.items():
+            _check_finite(name, tensor)
+    except OSError as error:
+        raise UntrustedNetworkError(f"{path}: {error.strerror or error}; give a run's folder or its {FILE}") from None
+    except safetensors.SafetensorError as error:
+        raise UntrustedNetworkError(
+            f"{path} is damaged or no safetensors file ({_printable(error)}); get it again"
+        ) from None
+    except (UntrustedNetworkError, SettingError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    target.load_state_dict(tensors)
+    return SavedNetwork(target, card)
+
+
+def _file_of(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" and not path.is_dir() else path / FILE
+
+
+def _card(metadata: Mapping[str, str]) -> NetworkCard:
+    """Read the card, or say what is wrong with it."""
+    if _KEY not in metadata:
+        what = (
+            "a synthetic set" if "fedcondense" in metadata else "weights that do not say of which network and classes"
+        )
+        _refuse(
+            f"{what}; needed: a file that save_network wrote. Weights of an older version become one with "
+            "save_network(path, safetensors.torch.load_file(path), NetworkCard(...))"
+        )
+    try:
+        content = json.loads(metadata[_KEY])
+        number = content.pop("format")
+        if type(number) is not int or not 1 <= number <= _FORMAT:
+            _refuse(f"format {number!r:.50}; this version reads up to {_FORMAT}: upgrade fedcondense")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return NetworkCard(**values)
+    except (SettingError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        _refuse(f"its card cannot be read ({_printable(error)}); get it again")
+
+
+def _known(name: str) -> NetworkMaker:
+    try:
+        return named(name)
+    except SettingError as error:
+        raise SettingError(f"{error}. A network of one's own is given by network=") from None
+
+
+def _outline(make: NetworkMaker, card: NetworkCard) -> nn.Module:
+    """Build a network without memory for its weights."""
+    with torch.device("meta"):
+        return build(make, card.shape, len(card.classes), seed=0)
+
+
+def _own(network: nn.Module | NetworkMaker, card: NetworkCard) -> list[nn.Module]:
+    """Return a network of one's own as it is, and as the toolkit wraps one whose features it reads."""
+    with torch.random.fork_rng(devices=[]):
+        module = network if isinstance(network, nn.Module) else network(card.shape, len(card.classes))
+    return [module, *([Headed(module)] if any(isinstance(m, nn.Linear) for m in module.modules()) else [])]
+
+
+_Outline = tuple[torch.dtype | None, tuple[int, ...]]
+
+
+def _fitting(found: Mapping[str, _Outline], candidates: list[nn.Module]) -> nn.Module:
+    """Return the first module whose weights have these names, if they have these types and shapes, too."""
+    for module in candidates:
+        needed = _weights(module)
+        if needed.keys() == found.keys():
+            wrong = [name for name in needed if found[name] != needed[name]]
+            if wrong:
+                given, other = (f"{dtype} {shape}" for dtype, shape in (found[wrong[0]], needed[wrong[0]]))
+                _refuse(f"{wrong[0]} is {given}; needed for this network, image shape and classes: {other}")
+            return module
+    differ = sorted(_weights(candidates[0]).keys() ^ found.keys())
+    raise UntrustedNetworkError(f"{len(differ)} weights are missing or of another network, first {differ[:3]!r:.200}")
+
+
+def _weights(module: nn.Module) -> dict[str, _Outline]:
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+
+
+def _slice(part: Any) -> _Outline:
+    return _DTYPES.get(part.get_dtype()), tuple(part.get_shape())
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        _refuse(f"{name} has values that are not finite; train again or get the file again")
+
+
+def _is_text(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and len(value) <= _TEXT
+        and value.isprintable()
+        and unicodedata.is_normalized("NFC", value)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST  # type: ignore[arg-type]  # NaN is not
+
+
+def _printable(error: Exception) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(error))[:300]
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise UntrustedNetworkError(reason)
