@@ -164,7 +164,7 @@ def sensitivity(
 
     base = base_cell(name, common, objective, parametrization=parametrization, ipc=ipc)
     if common.budget is not None:  # the centre: other steps are multiples of it
-        centre = grids.Line((base,), base.making.network)
+        centre = grids.TableRow((base,), base.making.network)
         base = with_steps([centre], common)[0].cells[0]
         if common.so_far and base.making.tuning.steps is None:
             raise SettingError(f"{common.output} keeps no steps of this budget; leave --so-far out to time them")

@@ -26,7 +26,7 @@ from fedcondense.cli.terminal import (
 from fedcondense.errors import SettingError
 
 if TYPE_CHECKING:
-    from fedcondense.sweeps import Cell, Place, Workers
+    from fedcondense.sweeps import Cell, Site, Workers
 
 __all__ = [
     "RecipeName",
@@ -36,7 +36,7 @@ __all__ = [
     "listed_controls",
     "listed_names",
     "listed_numbers",
-    "place_of",
+    "site_of",
     "split_list",
     "workers_of",
 ]
@@ -90,17 +90,17 @@ def base_cell(
     from fedcondense.networks import default_network, parts
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
-    from fedcondense.sweeps.cells import data_of
-    from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning
+    from fedcondense.sweeps.compute import data_of
+    from fedcondense.sweeps.grids import Cell, EvaluationPlan, SetRecipe, Tuning
     from fedcondense.training.fit import Fit
 
-    train, test = data_of(name, place_of(common))
+    train, test = data_of(name, site_of(common))
     network = common.network or default_network(train.spec.shape)
     parts(network)
     look_up("parametrization", parametrization, PARAMETRIZATIONS)
     look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
     tuning = Tuning(steps=common.steps, recipe=common.recipe.value, budget=common.budget)
-    making = Making(
+    making = SetRecipe(
         name,
         objective or DEFAULT_OBJECTIVE,
         ipc,
@@ -111,7 +111,7 @@ def base_cell(
         fingerprint=train.fingerprint,
     )
     fit = Fit() if common.evaluation_steps is None else Fit(steps=common.evaluation_steps)
-    return Cell(making, Measuring((network,), common.networks, fit, common.scores, test.fingerprint))
+    return Cell(making, EvaluationPlan((network,), common.networks, fit, common.scores, test.fingerprint))
 
 
 def check_options(common: Sweeping) -> None:
@@ -163,12 +163,12 @@ def listed_controls(common: Sweeping, default: str | None = None) -> list[str]:
     return [] if text == "none" else listed_names("selection", text, SELECTIONS)
 
 
-def place_of(common: Sweeping) -> Place:
+def site_of(common: Sweeping) -> Site:
     """Return where data lie and cells are computed."""
-    from fedcondense.sweeps import Place
+    from fedcondense.sweeps import Site
 
     root = None if common.data_root is None else str(common.data_root)
-    return Place(root, pick_device(common.device))
+    return Site(root, pick_device(common.device))
 
 
 def workers_of(common: Sweeping) -> Workers:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fedcondense.cli.sweep_options import Sweeping, place_of, workers_of
+from fedcondense.cli.sweep_options import Sweeping, site_of, workers_of
 from fedcondense.cli.terminal import (
     emit,
     finish,
@@ -21,13 +21,13 @@ from fedcondense.errors import SettingError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fedcondense.sweeps import Done, Line, Row
+    from fedcondense.sweeps import Row, SweepProgress, TableRow
 
 __all__ = ["finish_sweep", "with_steps"]
 
 
 def finish_sweep(
-    lines: Sequence[Line],
+    lines: Sequence[TableRow],
     common: Sweeping,
     draw: Callable[[Sequence[Row]], Figure],
     *,
@@ -38,10 +38,10 @@ def finish_sweep(
     from fedcondense.files import write_file
     from fedcondense.sweeps import finished, read, run, to_csv, to_markdown
 
-    place, workers = place_of(common), workers_of(common)
+    site, workers = site_of(common), workers_of(common)
     with progress("sweep") as update:
 
-        def follow(now: Done) -> None:
+        def follow(now: SweepProgress) -> None:
             last = "" if now.last is None else f", {now.last.making.data} {now.last.making.method}"
             ready = now.done - now.found
             update(ready / max(1, now.cells - now.found), f"{now.done} of {now.cells} cells{last}")
@@ -53,7 +53,7 @@ def finish_sweep(
             if common.so_far:
                 chosen, outcomes = finished(chosen, common.output)
             else:
-                outcomes = run(chosen, common.output, place=place, workers=workers, progress=follow)
+                outcomes = run(chosen, common.output, site=site, workers=workers, progress=follow)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{common.output} keeps the cells that are done; go on with: {invocation()}"
@@ -82,16 +82,16 @@ def finish_sweep(
         raise typer.Exit(1)
 
 
-def with_steps(lines: Sequence[Line], common: Sweeping) -> list[Line]:
+def with_steps(lines: Sequence[TableRow], common: Sweeping) -> list[TableRow]:
     """Return the lines with the steps that their budget buys, if they name one."""
     from fedcondense.sweeps import with_budget, with_kept_budget
 
     if common.so_far:
         return with_kept_budget(lines, common.output)
-    return with_budget(lines, common.output, place=place_of(common), workers=workers_of(common))
+    return with_budget(lines, common.output, site=site_of(common), workers=workers_of(common))
 
 
-def _next(lines: Sequence[Line], rows: Sequence[Row], folder: Path) -> list[str | Path]:
+def _next(lines: Sequence[TableRow], rows: Sequence[Row], folder: Path) -> list[str | Path]:
     """Return the command that shows a set of the best row."""
     from fedcondense.sweeps.cells import set_path
 

@@ -1,18 +1,19 @@
 """Sweeps: objectives, parametrizations, networks and settings side by side, with the controls at equal bytes.
 
->>> base = Cell(Making("digits", "dm", network="convnet2-w32"), Measuring(("convnet2-w32",), networks=1))
+>>> base = Cell(SetRecipe("digits", "dm", network="convnet2-w32"), EvaluationPlan(("convnet2-w32",), networks=1))
 >>> [line.cells[0].making.method for line in scaling(base, ipc=[1, 5], controls=["random"], sets=3)]
 ['random', 'dm', 'random', 'dm']
 """
 
 from fedcondense.sweeps.budget import with_budget, with_kept_budget
-from fedcondense.sweeps.cells import Done, Place, finished, run
+from fedcondense.sweeps.cells import SweepProgress, finished, run
+from fedcondense.sweeps.compute import LOCAL, Site
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,
-    Line,
-    Making,
-    Measuring,
+    EvaluationPlan,
+    SetRecipe,
+    TableRow,
     Tuning,
     architectures,
     parametrizations,
@@ -27,16 +28,17 @@ from fedcondense.sweeps.workers import Here, Processes, Ray, Workers
 __all__ = [
     "ALL_REAL",
     "KEYS",
+    "LOCAL",
     "Cell",
-    "Done",
+    "EvaluationPlan",
     "Here",
-    "Line",
-    "Making",
-    "Measuring",
-    "Place",
     "Processes",
     "Ray",
     "Row",
+    "SetRecipe",
+    "Site",
+    "SweepProgress",
+    "TableRow",
     "Tuning",
     "Workers",
     "architectures",

@@ -14,8 +14,9 @@ from fedcondense.condensing import prepare
 from fedcondense.condensing.planning import make_trial
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
-from fedcondense.sweeps.cells import HERE, Place, data_of, digest, features, identity, read_json, stem
-from fedcondense.sweeps.grids import Cell, Line, Making, resolve
+from fedcondense.sweeps.cells import digest, identity, read_json, stem
+from fedcondense.sweeps.compute import LOCAL, Site, autocast_of, data_of
+from fedcondense.sweeps.grids import Cell, SetRecipe, TableRow, objective_and_recipe
 from fedcondense.sweeps.workers import Here, Workers
 
 __all__ = ["pool_for", "steps_for", "with_budget", "with_kept_budget"]
@@ -28,8 +29,8 @@ _TRIED = (6, 50)  # steps that are timed, at least and at most
 
 
 def with_budget(
-    lines: Sequence[Line], folder: Path, *, place: Place = HERE, workers: Workers | None = None
-) -> list[Line]:
+    lines: Sequence[TableRow], folder: Path, *, site: Site = LOCAL, workers: Workers | None = None
+) -> list[TableRow]:
     """Choose steps for the cells whose tuning names a budget and no steps, by timing a few steps of each kind once.
 
     A pool whose draws would take more than half of the budget is made smaller, to leave time for steps. The sets of a
@@ -38,13 +39,13 @@ def with_budget(
     """
     paths = _paths(lines, folder)
     missing = [kind for kind, path in paths.items() if read_json(path) is None]
-    for number, timed in (workers or Here()).map(_time_steps, [(kind, place) for kind in missing]):
+    for number, timed in (workers or Here()).map(_time_steps, [(kind, site) for kind in missing]):
         if timed is not None:
             write_file(paths[missing[number]], json.dumps(timed, indent=1).encode(), overwrite=True)
     return with_kept_budget(lines, folder)
 
 
-def with_kept_budget(lines: Sequence[Line], folder: Path) -> list[Line]:
+def with_kept_budget(lines: Sequence[TableRow], folder: Path) -> list[TableRow]:
     """As `with_budget`, of what the folder keeps already: nothing is timed."""
     kept = {kind: timed for kind, path in _paths(lines, folder).items() if (timed := read_json(path)) is not None}
 
@@ -58,7 +59,7 @@ def with_kept_budget(lines: Sequence[Line], folder: Path) -> list[Line]:
     return [replace(line, cells=tuple(map(chosen, line.cells))) for line in lines]
 
 
-def _paths(lines: Sequence[Line], folder: Path) -> dict[Making, Path]:
+def _paths(lines: Sequence[TableRow], folder: Path) -> dict[SetRecipe, Path]:
     """Return where the steps of each kind of cell are kept whose tuning names a budget and no steps."""
     makings = [cell.making for line in lines for cell in line.cells]
     kinds = dict.fromkeys(replace(m, seed=0) for m in makings if m.tuning.budget and m.tuning.steps is None)
@@ -75,14 +76,14 @@ class Timed(NamedTuple):
     trial: float  # finding this out
 
 
-def _time_steps(making: Making, place: Place) -> dict[str, float | None] | None:
+def _time_steps(making: SetRecipe, site: Site) -> dict[str, float | None] | None:
     """Return how many steps a budget buys, and what they were found to cost; None if there is nothing to time."""
     budget = making.tuning.budget or 0.0
     try:
-        with features(making, place):
-            timed = _trial(making, place, budget)
+        with autocast_of(making, site):
+            timed = _trial(making, site, budget)
             if timed.trial < max(_WARM_UP_S, budget / 2):  # what torch does once a process is no cost of a cell
-                timed = _trial(making, place, budget)
+                timed = _trial(making, site, budget)
     except FedcondenseError:
         return None
     pool = pool_for(budget, start=timed.start, new=timed.new, pool=timed.pool)
@@ -91,10 +92,10 @@ def _time_steps(making: Making, place: Place) -> dict[str, float | None] | None:
     return chosen | {name: round(value, 5) for name, value in timed._asdict().items()}
 
 
-def _trial(making: Making, place: Place, budget: float) -> Timed:
+def _trial(making: SetRecipe, site: Site, budget: float) -> Timed:
     """Take the first steps of a cell."""
-    train = data_of(making.data, place).train
-    objective, recipe = resolve(making)
+    train = data_of(making.data, site).train
+    objective, recipe = objective_and_recipe(making)
     began = time.process_time()
     network = making.network or None
     loop = prepare(train, making.ipc, objective, making.parametrization, network=network, recipe=recipe)

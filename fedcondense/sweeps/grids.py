@@ -1,4 +1,4 @@
-"""What a sweep compares: a `Cell` is one set and how it is measured, a `Line` a row of cells that differ in the seed.
+"""What a sweep compares: a `Cell` is one set and how it is measured, a `TableRow` the cells that differ in the seed.
 
 The grids are pure functions from base cells, whose seeds do not count, to lines. Nothing here knows a method by its
 name: those in `OBJECTIVES`, `PARAMETRIZATIONS`, `NETWORKS` and `SELECTIONS` are all there is.
@@ -19,14 +19,14 @@ from fedcondense.training.fit import Fit
 __all__ = [
     "ALL_REAL",
     "Cell",
-    "Line",
-    "Making",
-    "Measuring",
+    "EvaluationPlan",
+    "SetRecipe",
+    "TableRow",
     "Tuning",
     "architectures",
     "factors_of",
+    "objective_and_recipe",
     "parametrizations",
-    "resolve",
     "scaling",
     "sensitivity",
     "table",
@@ -60,7 +60,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Making:
+class SetRecipe:
     """How a set is made: equal values, equal sets.
 
     Args:
@@ -87,7 +87,7 @@ class Making:
 
 
 @dataclass(frozen=True)
-class Measuring:
+class EvaluationPlan:
     """How a set is measured.
 
     Args:
@@ -109,12 +109,12 @@ class Measuring:
 class Cell:
     """One set and what is measured on it."""
 
-    making: Making
-    measuring: Measuring
+    making: SetRecipe
+    measuring: EvaluationPlan
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row: the cells of several seeds, seen by one test network.
 
     Args:
@@ -132,7 +132,7 @@ class Line:
 
 def table(
     bases: Iterable[Cell], objectives: Iterable[str], ipc: Iterable[int], controls: Iterable[str], sets: int
-) -> list[Line]:
+) -> list[TableRow]:
     """Return a line for each data set, number of images per class, control and objective; bases have one data each."""
     lines, objectives, ipc, controls = [], list(objectives), list(ipc), list(controls)
     for base in bases:
@@ -145,7 +145,7 @@ def table(
 
 def parametrizations(
     base: Cell, names: Iterable[str], ipc: Iterable[int], controls: Iterable[str], sets: int
-) -> list[Line]:
+) -> list[TableRow]:
     """Return a line for each way to store the images of one objective, beside the controls of as many bytes."""
     lines, names, controls = [], list(names), list(controls)
     for n in ipc:
@@ -154,14 +154,14 @@ def parametrizations(
     return lines + _all_real(base)
 
 
-def architectures(base: Cell, made_with: Iterable[str], controls: Iterable[str], sets: int) -> list[Line]:
+def architectures(base: Cell, made_with: Iterable[str], controls: Iterable[str], sets: int) -> list[TableRow]:
     """Return a line for each network that condenses and each of the base's test networks: they share the sets."""
     lines = _controls(base, controls, sets)
     lines += [line for name in made_with for line in _lines(_made(base, network=name), sets)]
     return lines + _all_real(base)
 
 
-def sensitivity(base: Cell, factors: Sequence[str], controls: Iterable[str], sets: int) -> list[Line]:
+def sensitivity(base: Cell, factors: Sequence[str], controls: Iterable[str], sets: int) -> list[TableRow]:
     """Return lines that vary one factor each around the base's own value.
 
     Args:
@@ -175,12 +175,14 @@ def sensitivity(base: Cell, factors: Sequence[str], controls: Iterable[str], set
         SettingError: A factor that the objective does not have.
     """
     making = base.making
-    objective, recipe = resolve(making)
+    objective, recipe = objective_and_recipe(making)
     lines = _controls(base, controls, sets)
     for factor in factors:
         if factor == "seed":
             for seed in range(sets):
-                lines += [Line((_made(base, seed=seed),), name, factor, seed) for name in base.measuring.test_networks]
+                lines += [
+                    TableRow((_made(base, seed=seed),), name, factor, seed) for name in base.measuring.test_networks
+                ]
             continue
         centre = {"lr": recipe.lr, "steps": recipe.steps, **_numbers(objective)}.get(factor)
         if centre is None:
@@ -213,7 +215,7 @@ def _numbers(objective: Any) -> dict[str, int | float]:
     return {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def scaling(base: Cell, ipc: Iterable[int], controls: Iterable[str], sets: int) -> list[Line]:
+def scaling(base: Cell, ipc: Iterable[int], controls: Iterable[str], sets: int) -> list[TableRow]:
     """Return lines for growing numbers of images per class, of one objective and of the controls."""
     lines, controls = [], list(controls)
     for n in sorted(set(ipc)):
@@ -225,25 +227,25 @@ def _made(base: Cell, **changes: Any) -> Cell:
     return replace(base, making=replace(base.making, **changes))
 
 
-def _lines(base: Cell, sets: int) -> list[Line]:
+def _lines(base: Cell, sets: int) -> list[TableRow]:
     cells = tuple(_made(base, seed=seed) for seed in range(sets))
-    return [Line(cells, name) for name in base.measuring.test_networks]
+    return [TableRow(cells, name) for name in base.measuring.test_networks]
 
 
-def _controls(base: Cell, names: Iterable[str], sets: int) -> list[Line]:
+def _controls(base: Cell, names: Iterable[str], sets: int) -> list[TableRow]:
     plain = {"parametrization": "", "network": "", "tuning": Tuning()}  # none of them matters to a selection
     return [line for name in names for line in _lines(_made(base, method=name, **plain), sets)]
 
 
-def _all_real(base: Cell) -> list[Line]:
+def _all_real(base: Cell) -> list[TableRow]:
     """Return what the label-robust score needs: networks trained on everything."""
     if not base.measuring.scores:
         return []
     making = replace(base.making, method=ALL_REAL, ipc=0, seed=0, parametrization="", network="", tuning=Tuning())
-    return [Line((Cell(making, base.measuring),), name) for name in base.measuring.test_networks]
+    return [TableRow((Cell(making, base.measuring),), name) for name in base.measuring.test_networks]
 
 
-def resolve(making: Making) -> tuple[Objective, Recipe]:
+def objective_and_recipe(making: SetRecipe) -> tuple[Objective, Recipe]:
     """Return the objective and the recipe that a cell names.
 
     Raises:
@@ -265,7 +267,7 @@ def resolve(making: Making) -> tuple[Objective, Recipe]:
     return objective, replace(recipe, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
-def told(recipe: Recipe) -> str:
+def recipe_text(recipe: Recipe) -> str:
     """Return a recipe as text that is the same in every process: functions by their names."""
     source = recipe.source
     name = getattr(source.func if isinstance(source, partial) else source, "__name__", "")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedcondense.sets.selection import SELECTIONS
-from fedcondense.sweeps.cells import Outcome
-from fedcondense.sweeps.grids import ALL_REAL, Cell, Line
+from fedcondense.sweeps.compute import Outcome
+from fedcondense.sweeps.grids import ALL_REAL, Cell, TableRow
 from fedcondense.sweeps.scores import (
     augmentation_robust_score,
     hard_label_recovery,
@@ -102,7 +102,7 @@ KEYS = (
 """The stable names of a row's values, in order."""
 
 
-def read(lines: Iterable[Line], outcomes: Mapping[Cell, Outcome]) -> list[Row]:
+def read(lines: Iterable[TableRow], outcomes: Mapping[Cell, Outcome]) -> list[Row]:
     """Return a row for each line, with scores and warnings."""
     rows = [_row(line, outcomes) for line in lines]
     random = {_place(row): row for row in rows if row.objective == RANDOM and row.accuracy is not None}
@@ -111,7 +111,7 @@ def read(lines: Iterable[Line], outcomes: Mapping[Cell, Outcome]) -> list[Row]:
     return [replace(row, warnings=_warnings(row, random.get(_place(row)))) for row in scored]
 
 
-def _row(line: Line, outcomes: Mapping[Cell, Outcome]) -> Row:
+def _row(line: TableRow, outcomes: Mapping[Cell, Outcome]) -> Row:
     making, measuring = line.cells[0].making, line.cells[0].measuring
     held = [outcomes[cell] for cell in line.cells]
     good = [outcome for outcome in held if "error" not in outcome]

@@ -17,11 +17,13 @@ from fedcondense.networks import build
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sources.trajectories import Trajectories
 from fedcondense.sweeps.budget import pool_for, steps_for, with_budget
-from fedcondense.sweeps.cells import HERE
-from fedcondense.sweeps.grids import Cell, Making, Measuring, Tuning, resolve, table
+from fedcondense.sweeps.compute import LOCAL
+from fedcondense.sweeps.grids import Cell, EvaluationPlan, SetRecipe, Tuning, objective_and_recipe, table
 
 COST = st.floats(0.001, 1)
-BASE = Cell(Making("digits", "kip", network="convnet1-w16", tuning=Tuning(budget=0.3)), Measuring(("convnet1-w16",)))
+BASE = Cell(
+    SetRecipe("digits", "kip", network="convnet1-w16", tuning=Tuning(budget=0.3)), EvaluationPlan(("convnet1-w16",))
+)
 
 
 @given(st.floats(1, 100), COST, COST, COST, st.integers(0, 50))
@@ -56,7 +58,7 @@ def test_a_pool_that_a_budget_cannot_fill_is_made_smaller(tmp_path: Path, monkey
         (line,) = with_budget(table([base], ["dm"], [1], [], sets=1), tmp_path)
         tuning = line.cells[0].making.tuning
         assert (tuning.pool, tuning.steps) == (30, 330)
-    assert resolve(line.cells[0].making)[1].source.keywords == {"size": 30}  # type: ignore[attr-defined]
+    assert objective_and_recipe(line.cells[0].making)[1].source.keywords == {"size": 30}  # type: ignore[attr-defined]
 
 
 def test_sets_of_a_line_get_equal_steps_which_the_folder_keeps(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_experts_are_paid_at_the_start_and_not_by_each_step(tmp_path: Path, monk
     monkeypatch.setattr(Trajectories, "_extend", counted)
     monkeypatch.setattr("fedcondense.sweeps.budget.time.process_time", lambda: clock[0])
     base = replace(BASE, making=replace(BASE.making, method="mtt", tuning=Tuning(budget=100.0)))
-    timed = budgets._trial(base.making, HERE, 100.0)
+    timed = budgets._trial(base.making, LOCAL, 100.0)
     recipe = OBJECTIVES["mtt"].recipe
     source = recipe.source(lambda seed: build("convnet1-w16", (1, 8, 8), 10, seed), (), 10)
     assert isinstance(source, Trajectories)

@@ -15,20 +15,20 @@ from fedcondense.sources import Fresh
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,
-    Making,
-    Measuring,
+    EvaluationPlan,
+    SetRecipe,
     Tuning,
     architectures,
     factors_of,
+    objective_and_recipe,
     parametrizations,
-    resolve,
+    recipe_text,
     scaling,
     sensitivity,
     table,
-    told,
 )
 
-BASE = Cell(Making("digits", "dm", ipc=2, network="convnet2-w32"), Measuring(("convnet2-w32",)))
+BASE = Cell(SetRecipe("digits", "dm", ipc=2, network="convnet2-w32"), EvaluationPlan(("convnet2-w32",)))
 SCORED = replace(BASE, measuring=replace(BASE.measuring, scores=True))
 
 
@@ -115,25 +115,25 @@ def test_scores_ask_for_networks_trained_on_all_real_data_once() -> None:
 class TestResolve:
     def test_tuning_changes_recipe_and_objective(self) -> None:
         tuning = Tuning(steps=3, lr=0.5, settings=(("per_class", 8),))
-        objective, recipe = resolve(replace(BASE.making, tuning=tuning))
+        objective, recipe = objective_and_recipe(replace(BASE.making, tuning=tuning))
         assert objective == DistributionMatching(per_class=8)
         assert (recipe.steps, recipe.lr) == (3, 0.5)
         assert recipe.source == OBJECTIVES["dm"].recipe.source
 
     def test_published_is_the_papers_recipe(self) -> None:
-        _, recipe = resolve(replace(BASE.making, tuning=Tuning(recipe="published")))
+        _, recipe = objective_and_recipe(replace(BASE.making, tuning=Tuning(recipe="published")))
         assert recipe == DistributionMatching.published
         with pytest.raises(SettingError, match="no 'best' recipe; take 'tuned'"):
-            resolve(replace(BASE.making, tuning=Tuning(recipe="best")))
+            objective_and_recipe(replace(BASE.making, tuning=Tuning(recipe="best")))
 
     def test_a_field_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(SettingError, match="per_clas"):
-            resolve(replace(BASE.making, tuning=Tuning(settings=(("per_clas", 8),))))
+            objective_and_recipe(replace(BASE.making, tuning=Tuning(settings=(("per_clas", 8),))))
 
     def test_a_recipe_is_told_without_addresses(self) -> None:
         recipe = replace(OBJECTIVES["dm"].recipe, source=partial(Fresh, operations=()))
-        assert "0x" not in told(recipe)
-        assert told(recipe) != told(OBJECTIVES["dm"].recipe)
+        assert "0x" not in recipe_text(recipe)
+        assert recipe_text(recipe) != recipe_text(OBJECTIVES["dm"].recipe)
 
 
 def test_no_method_is_called_by_name_in_the_library() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fedcondense.sweeps.cells import Outcome
-from fedcondense.sweeps.grids import ALL_REAL, Cell, Line, Making, Measuring, Tuning
+from fedcondense.sweeps.compute import Outcome
+from fedcondense.sweeps.grids import ALL_REAL, Cell, EvaluationPlan, SetRecipe, TableRow, Tuning
 from fedcondense.sweeps.rows import KEYS, Row, percent, read
 from fedcondense.sweeps.scores import augmentation_robust_score, label_robust_score
 
-MEASURING = Measuring(("net",), networks=2)
+MEASURING = EvaluationPlan(("net",), networks=2)
 GOOD = ([80.0, 81.0], [79.0, 80.0])
 WEAK = ([60.0, 61.0], [59.0, 60.0])
 
@@ -30,10 +30,10 @@ def table(budget: float | None = None, **rows: tuple[Outcome, ...]) -> dict[str,
     lines, outcomes = [], dict[Cell, Outcome]()
     for method, of_method in rows.items():
         name = method.replace("_", "-")
-        making = Making("data", name, ipc=0 if name == ALL_REAL else 10, tuning=Tuning(budget=budget))
+        making = SetRecipe("data", name, ipc=0 if name == ALL_REAL else 10, tuning=Tuning(budget=budget))
         cells = tuple(Cell(replace(making, seed=seed), MEASURING) for seed in range(len(of_method)))
         outcomes |= dict(zip(cells, of_method, strict=True))
-        lines.append(Line(cells, "net"))
+        lines.append(TableRow(cells, "net"))
     return dict(zip(rows, read(lines, outcomes), strict=True))
 
 
