@@ -19,7 +19,8 @@ from fedcondense.data.partitions import partition
 from fedcondense.errors import DivergenceError, SettingError, UntrustedSetError, unknown
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
-from fedcondense.flower.node import Desk, NodeConfig, answer, place_of
+from fedcondense.flower.ledger import Charge
+from fedcondense.flower.node import Desk, NodeConfig, answer, ledger_of, place_of
 from fedcondense.flower.settings import keys_of, number, read
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import local_round
@@ -79,6 +80,10 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
         if placed.config.threads:
             torch.set_num_threads(placed.config.threads)
         node = Node(placed.name(context), placed.caps, place=placed.place(context))
+        ledger = ledger_of(placed, desk)
+        if ledger is not None:  # weights that were trained on records count as a question
+            arrays = message.content.array_records.values()
+            ledger.charge("train", Charge(nbytes=sum(record.count_bytes() for record in arrays)))
         return local_round(message.content, Own(placed.enough(load(context))), node)
 
     client.train()(_guarded(train, desk))

@@ -31,7 +31,7 @@ from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version, pack_answ
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
-__all__ = ["Desk", "NodeConfig", "Placed", "answer", "place_of"]
+__all__ = ["Desk", "NodeConfig", "Placed", "answer", "ledger_of", "place_of"]
 
 _LOG = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 30
@@ -161,7 +161,7 @@ def answer(
     """
     began = time.monotonic()
     placed = place_of(context, desk)
-    config, caps, allowance = placed
+    config, caps = placed.config, placed.caps
     about = About.of(content)
     if about.wire > WIRE:
         raise SettingError(
@@ -182,7 +182,7 @@ def answer(
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
         node = Node(name, caps, until, kept, report, place, checkpoint)
-        payload = _work(task, Own(data), node, _ledger(config, allowance, desk), about)
+        payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
         kept.put(key, payload.to_bytes())
         if checkpoint is not None:
             checkpoint.remove()
@@ -214,16 +214,16 @@ def _check_bytes(nbytes: int, caps: Caps) -> None:
         )
 
 
-def _ledger(config: NodeConfig, allowance: Allowance, desk: Desk) -> Ledger | None:
-    if not desk.is_counted:
+def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
+    """Return the ledger of a node's life; None where whoever asks is this process, or the data are public."""
+    config = placed.config
+    if not desk.is_counted or not (config.ledger or config.data):
         return None
     if config.ledger:
-        return Ledger.open(Path(config.ledger), allowance)
-    if not config.data:  # a public data set: nobody's records
-        return None
+        return Ledger.open(Path(config.ledger), placed.allowance)
     named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return Ledger.open(Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl", allowance)
+    return Ledger.open(Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl", placed.allowance)
 
 
 def _key(task: Question, server_round: int, place: int, data: Data) -> str:
