@@ -122,7 +122,7 @@ def load_partition(context: Context) -> Data:
     Raises:
         SettingError: A run that would divide a node's own data: chosen divisions can single records out.
     """
-    config = place_of(context, Desk(is_strict=True)).config
+    config = place_of(context, Desk(is_stock=True)).config
     run = {key: value for key, value in context.run_config.items() if key in _RUN}
     if config.data:
         chosen = sorted(key for key in run if key != "data" and run[key] != _RUN[key])
@@ -182,4 +182,4 @@ def _divided(config: NodeConfig) -> list[Data]:
     return [train.subset(index) for index in held]
 
 
-app = _app(load_partition, Desk(is_strict=True), TASKS)
+app = _app(load_partition, Desk(is_stock=True), TASKS)

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -116,13 +116,14 @@ class Desk(NamedTuple):
     is_counted: bool = True  # by a ledger; not where whoever asks is this process
     cache: Path | None = None
     progress: Callable[[int, Progress], None] | None = None
-    is_strict: bool = False  # a key of the node's config that nobody knows is an error, whatever it looks like
+    is_stock: bool = False  # the installed app: it knows all keys of a node's config, and data are public unless named
 
 
 def place_of(context: Context, desk: Desk) -> Placed:
     """Read a node's config before anything else is done.
 
-    Keys that are not ours pass where a loader of one's own may read them, unless they look like one of ours.
+    Keys that are not ours pass where a loader of one's own may read them, unless they look like one of ours. A node of
+    the installed app that names no data holds a public data set: its records and what is learned of them are nobody's.
 
     Raises:
         SettingError: A key that is misspelt or a value that cannot work: all of them in one line.
@@ -130,9 +131,11 @@ def place_of(context: Context, desk: Desk) -> Placed:
     bases = (NodeConfig(), desk.caps, desk.allowance)
     known = {key for base in bases for key in keys_of(type(base))}
     given = dict(context.node_config)
-    if not desk.is_strict:
+    if not desk.is_stock:
         given = {k: v for k, v in given.items() if k in known or k.startswith(_LIKE_OURS) or _is_close(k, known)}
     config, caps, allowance = read_all(bases, given, "this node's config")
+    if desk.is_stock and not config.data:  # a public data set is nobody's
+        caps = replace(caps, allow_real=True, allow_weights=True)
     if config.name and not is_name(config.name):
         raise SettingError(f"name = {config.name!r} in this node's config; needed: letters, digits, -_. (64 at most)")
     if "partition-id" in given and config.partition_id < 0:

@@ -73,7 +73,7 @@ def check_node(config: Mapping[str, Any]) -> Checked:
         SettingError: A key or value that cannot work.
     """
     context = _context(config)
-    placed = place_of(context, Desk(is_strict=True))
+    placed = place_of(context, Desk(is_stock=True))
     data = load_partition(context)
     counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
     few = {name: n for name, n in counts.items() if 0 < n < placed.caps.min_records}
@@ -96,7 +96,7 @@ def preview(
         SettingError: The node would refuse; the message is the one that a server would get.
     """
     context = _context({key: value for key, value in config.items() if key not in _SILENT})
-    placed = place_of(context, Desk(is_strict=True))
+    placed = place_of(context, Desk(is_stock=True))
     asked = read(look_up("task", task, TASKS), fields, f"task {task}")
     data = placed.enough(load_partition(context))
     node = Node(placed.name(context), placed.caps, place=placed.place(context), progress=progress)
