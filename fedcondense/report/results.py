@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
         if once:
             numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
         per_class = tuple(map(number_of, list_of(values.get("per_class"))))
-        rows.append(ReportRow(str(name), **numbers, per_class=per_class, **_about(str(name), values.get("about"))))
+        row = ReportRow(str(name), **numbers, per_class=per_class)  # type: ignore[arg-type]  # floats by name
+        rows.append(replace(row, **_about(str(name), values.get("about"))))
     return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))
 
 
