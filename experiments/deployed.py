@@ -32,8 +32,19 @@ def sets(ipc: int, kind: str, seed: int) -> Callable[[], dict[str, Any]]:
         train, test = fc.load_data("fashion-mnist")
         split = fc.partition(train, 10, "dirichlet", alpha=0.1, seed=seed)
         if kind == "one-shot":
-            small = {"network": "convnet3-w32", "steps": 600, "recipe": fc.Fit(steps=1)}
-            result = federate(train, test, split, ipc=ipc, seed=seed, rows=[kind], evaluation_seeds=[seed], **small)
+            result = federate(
+                train,
+                test,
+                split,
+                ipc=ipc,
+                seed=seed,
+                rows=[kind],
+                evaluation_seeds=[seed],
+                network="convnet3-w32",
+                steps=600,
+                recipe=fc.Fit(steps=1),
+            )
+            assert result.joined is not None  # the one-shot row makes it
             joined, sent = result.joined, result.rows[kind]["bytes_up"]
         else:
             chosen = [fc.select(train.subset(i), ipc, seed=seed + k, limit=0.5) for k, i in enumerate(split.indices)]

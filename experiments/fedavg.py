@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,10 @@ from fedcondense.flower.fedavg import LocalTraining, fedavg
 RESULTS = Path(__file__).parent / "results" / "fedavg.json"
 GRID = [LocalTraining(lr=lr) for lr in (0.01, 0.03, 0.1)] + [LocalTraining(lr=0.03, epochs=3)]
 NETWORK = "convnet3-w32"
+
+
+def show(name: str, done: int, rounds: int) -> None:
+    print(name, done, "of", rounds, flush=True)
 
 
 def main() -> None:
@@ -82,7 +87,7 @@ def main() -> None:
                 evaluate_at=(1, 5, 10, arguments.rounds),
                 checkpoint=arguments.checkpoints / f"{alpha}-{best.epochs}-{seed}.safetensors",
                 resume=True,
-                progress=lambda done, rounds, name=name: print(name, done, "of", rounds, flush=True),
+                progress=partial(show, name),
             )
             results["rows"][name] = {
                 "partition": split.hash,
