@@ -80,6 +80,8 @@ class Draw(NamedTuple):
 class NetworkSource(ABC):
     """Where a step's network comes from: fresh, trained on the synthetic set, frozen into a pool."""
 
+    trains_in_place: ClassVar[bool] = False  # between steps, so that `state_dict` does not bring a draw back
+
     @abstractmethod
     def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
         """Pick this step's network; what trains between two steps does so here, before it is handed out."""
