@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from fedcondense.condensing import Plan, condense, estimate, plan, prepare, run
-from fedcondense.condensing.loop import Loop
-from fedcondense.condensing.planning import make_trial
+from fedcondense.condensing.loop import Loop, make_trial
 from fedcondense.contract import Draw
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
-from fedcondense.objectives.mmd import KernelMeansAndRidge
+from fedcondense.objectives.mmd_ridge import KernelMeansAndRidge
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Fresh, Pool
 from fedcondense.sources.trajectories import Trajectories
