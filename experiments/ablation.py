@@ -27,7 +27,7 @@ import fedcondense as fc
 from fedcondense.contract import NetworkFactory, Objective
 from fedcondense.objectives.features import Sum
 from fedcondense.objectives.ridge import means_and_ridge
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 
 PATH = RESULTS / "ablation.json"
 DATA = ("fashion-mnist", "cifar10")

@@ -45,7 +45,7 @@ from fedcondense.condensing import prepare
 from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data
 from fedcondense.objectives.trajectory import TrajectoryMatching
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 from fedcondense.sources.trajectories import Trajectories
 
 PATH = RESULTS / "bench.json"

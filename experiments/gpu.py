@@ -38,7 +38,7 @@ from fedcondense.objectives.features import Sum
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
-from fedcondense.sources.networks import AgedPool, Fresh, Pool, RealTrained
+from fedcondense.sources import Fresh, Pool, TrainedOnReal, TrainedPool
 
 PATH = RESULTS / "gpu.json"
 NETWORK = "convnet3-w128"
@@ -61,7 +61,9 @@ IDC = AbsoluteGradientMatching()
 
 
 def ridge(steps: int, storage: str = "multi-formation", age: int = 0) -> Row:
-    return Row(RIDGE, replace(RIDGE.recipe, steps=steps, source=partial(AgedPool, age=age) if age else Pool), storage)
+    return Row(
+        RIDGE, replace(RIDGE.recipe, steps=steps, source=partial(TrainedPool, age=age) if age else Pool), storage
+    )
 
 
 def kernel_means(steps: int) -> Row:
@@ -70,7 +72,7 @@ def kernel_means(steps: int) -> Row:
 
 
 def idc(steps: int, start: str) -> Row:
-    source = partial(RealTrained, outer=100, batches=8, cutmix=0.5)
+    source = partial(TrainedOnReal, outer=100, batches=8, cutmix=0.5)
     return Row(IDC, replace(IDC.recipe, steps=steps, source=source, start=start), "multi-formation")
 
 

@@ -16,7 +16,7 @@ from fedcondense.data.images import Data
 from fedcondense.networks import build
 from fedcondense.sets.parts import Part
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 
 NETWORK = "convnet3-w32"
 ON_FEATURES = (distribution_matching_loss, kernel_means_loss, characteristic_loss)  # no gradient of weights is needed

@@ -36,7 +36,7 @@ from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import GradientMatching
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 
 REPEATS = 7
 

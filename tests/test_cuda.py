@@ -19,7 +19,7 @@ from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import is_of_rows
 from fedcondense.objectives.gradient import is_of_samples
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 from fedcondense.training.graphs import captured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

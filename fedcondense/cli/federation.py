@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +26,6 @@ from fedcondense.cli.terminal import (
     given,
     invocation,
     jsonable,
-    own_version,
     pick_device,
     progress,
     set_up,
@@ -35,7 +33,7 @@ from fedcondense.cli.terminal import (
 from fedcondense.errors import DataError, OutputError, SettingError
 
 if TYPE_CHECKING:
-    from fedcondense.flower.federation import FederationProgress
+    from fedcondense.flower.comparison.result import FederationProgress
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,7 +52,7 @@ def federate(
     num_classes_per_partition: Annotated[int | None, typer.Option(help="Of the partition `classes`.")] = None,
     num_shards_per_partition: Annotated[int | None, typer.Option(help="Of the partition `shards`.")] = None,
     ipc: Ipc = 10,
-    rows: Annotated[str | None, typer.Option(help="What to run, by commas; any fedavg-N; default: all.")] = None,
+    rows: Annotated[str | None, typer.Option(help="What to run, by commas: strategies, NAME-N for N rounds.")] = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
     network: Network = None,
@@ -62,6 +60,9 @@ def federate(
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (publishes records).")] = None,
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(help="Networks that measure each row.")] = 3,
+    min_records: Annotated[
+        int | None, typer.Option(help="Classes of fewer records are left out by each client; default: as nodes do.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")] = False,
     data_root: DataRoot = None,
@@ -75,14 +76,16 @@ def federate(
 
     All of it runs in this process, over Flower's real serialisation: bytes are those of its messages.
 
-    JSON keys: `rows`, an object a row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
+    JSON keys: `rows`, an object per row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
     `half-resolution-real`, `ridge`, `ridge-equal-bytes`, `feature-statistics`) with `accuracy` (percent),
-    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (a client, all rounds), `seconds`, `per_class`,
-    and for FedAvg `lr`, `local_epochs` and `failed` (answers left out because a client failed);
+    `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (per client, all rounds), `seconds`, `per_class`,
+    `about` (what the row says of itself), and for FedAvg `lr`, `local_epochs` and `failed` (answers left out because a
+    client failed);
     `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`,
     `output`.
     """
-    from fedcondense.flower import federate as run_federation  # names the pip command if flwr is missing
+    from fedcondense.flower import Condense, Measured, Output  # names the pip command if flwr is missing
+    from fedcondense.flower import federate as run_federation
 
     set_up(threads, plugin, precision)
     if seeds < 1:
@@ -90,19 +93,17 @@ def federate(
     _check_folder(output, resume, overwrite)
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import partition as split
-    from fedcondense.flower.strategy import AggregationError
+    from fedcondense.flower.rounds import AggregationError
 
     device = pick_device(device)
     train, test = (part.to(device) for part in load_data(name, data_root))
     rule = given(num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition)
     held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
-    options = given(
-        objective=objective,
-        parametrization=parametrization,
-        network=network,
-        steps=steps,
-        start=start,
-        rows=None if rows is None else [row.strip() for row in rows.split(",") if row.strip()],
+    wanted = given(objective=objective, parametrization=parametrization, network=network, steps=steps, start=start)
+    if steps is not None and steps < 1:
+        raise SettingError(f"{steps} steps; give 1 or more, or leave them to the objective's recipe")
+    chosen = given(
+        rows=None if rows is None else [row.strip() for row in rows.split(",") if row.strip()], min_records=min_records
     )
     with progress("federation") as update:
 
@@ -114,14 +115,11 @@ def federate(
                 train,
                 test,
                 held,
-                ipc=ipc,
-                seed=seed,
-                evaluation_seeds=tuple(range(seeds)),
-                output=output,
-                resume=resume,
-                overwrite=overwrite,
+                asked=Condense(ipc=ipc, seed=seed, **wanted),
+                measured=Measured(seeds=tuple(range(seeds))),
+                output=Output(output, resume, overwrite),
                 progress=follow,
-                **options,
+                **chosen,
             )
         except AggregationError as error:
             raise DataError(f"no federation: {error}") from error
@@ -161,14 +159,13 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the command and our version to the result, in the file too."""
-    from fedcondense.files import write_file
+    """Add the command to the result, in the file too; return what the file holds."""
+    from fedcondense.flower.run_folder import RunFolder
 
-    versions = {"fedcondense": own_version(), **result["versions"]}
     typed = invocation().replace(" --resume", "").replace(" --overwrite", "")
-    whole: dict[str, Any] = jsonable({**result, "versions": versions, "command": typed})
-    write_file(folder / "result.json", json.dumps(whole, indent=1, allow_nan=False).encode(), overwrite=True)
-    return whole
+    run = RunFolder(folder)
+    run.write_result(jsonable({**result, "command": typed}))
+    return run.read_result()
 
 
 def _report(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Condensing: the loop for every objective and parametrization, what it starts from, costs, and resumes from."""
 
 from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.holders import Own
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.planning import Plan, estimate, plan
 from fedcondense.condensing.preparing import precision_of, prepare
@@ -12,6 +13,7 @@ __all__ = [
     "STARTS",
     "Checkpoint",
     "Loop",
+    "Own",
     "Plan",
     "Progress",
     "Start",

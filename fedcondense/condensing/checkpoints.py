@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,13 @@ from fedcondense.errors import ResumeError
 from fedcondense.files import write_file
 
 __all__ = ["Checkpoint"]
+
+_RENAMED = {
+    "AgedPool": "TrainedPool",
+    "Online": "OnlineTrained",
+    "RealTrained": "TrainedOnReal",
+    "Trained": "TrainedOnSynthetic",
+}
 
 
 @dataclass
@@ -59,7 +67,7 @@ class Checkpoint:
             with safetensors.safe_open(self.path, framework="pt") as file:
                 content = json.loads(file.metadata()["checkpoint"])
                 state = dict(_join(content["state"], {name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
-            before = dict(content["configuration"])
+            before = _as_named_today(dict(content["configuration"]))
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise ResumeError(f"{self.path} is no checkpoint ({error}); delete it and start again") from None
         differs = [
@@ -77,6 +85,17 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file: the run is done."""
         Path(self.path).unlink(missing_ok=True)
+
+
+def _as_named_today(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return an older configuration with today's names of sources, which were classes of one module."""
+    told = dict(configuration)
+    if "recipe" in told:
+        told["recipe"] = re.sub(r"source=<class '(?:\w+\.)*(\w+)'>", r"source='\1'", str(told["recipe"]))
+    for name, pattern in (("recipe", r"(?<=source=')\w+(?=')"), ("source", r"^\w+(?=\()")):
+        if name in told:
+            told[name] = re.sub(pattern, lambda found: _RENAMED.get(found[0], found[0]), str(told[name]))
+    return told
 
 
 def _split(value: Any, tensors: dict[str, Tensor]) -> Any:

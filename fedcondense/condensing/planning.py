@@ -14,13 +14,13 @@ import torch
 
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
-from fedcondense.contract import Network, Objective, Parametrization, Recipe
+from fedcondense.contract import Holder, Network, Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build
 from fedcondense.objectives import DEFAULT_OBJECTIVE
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 from fedcondense.sources.trajectories import Trajectories
 
 __all__ = ["Plan", "estimate", "make_trial", "plan"]
@@ -56,7 +56,7 @@ class Plan:
 
 
 def plan(
-    data: Data,
+    data: Data | Holder,
     ipc: int = 10,
     objective: str | Objective = DEFAULT_OBJECTIVE,
     parametrization: str | Parametrization = "pixels",

@@ -1,4 +1,4 @@
-"""Flower as the host: clients condense, Flower ships the sets, the server trains on all of them together.
+"""Flower as the host: sites answer tasks, Flower ships the answers, the server combines them, round by round.
 
 Importing this room costs nothing and needs nothing; the first name taken out of it imports flwr.
 """
@@ -11,36 +11,56 @@ from typing import TYPE_CHECKING, Any
 from fedcondense.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from fedcondense.flower.client import ClientCaps as ClientCaps
+    from fedcondense.flower.caps import Caps as Caps
     from fedcondense.flower.client import make_client_app as make_client_app
-    from fedcondense.flower.fedavg import LocalTraining as LocalTraining
-    from fedcondense.flower.fedavg import fedavg as fedavg
-    from fedcondense.flower.fedavg import make_fedavg_client as make_fedavg_client
-    from fedcondense.flower.federation import federate as federate
-    from fedcondense.flower.federation_result import ROWS as ROWS
-    from fedcondense.flower.federation_result import FederationResult as FederationResult
-    from fedcondense.flower.inprocess import InProcessGrid as InProcessGrid
-    from fedcondense.flower.inprocess import run_in_process as run_in_process
-    from fedcondense.flower.message import Expected as Expected
+    from fedcondense.flower.comparison.averaging import fedavg as fedavg
+    from fedcondense.flower.comparison.bench import Bench as Bench
+    from fedcondense.flower.comparison.federate import Measured as Measured
+    from fedcondense.flower.comparison.federate import Output as Output
+    from fedcondense.flower.comparison.federate import federate as federate
+    from fedcondense.flower.comparison.result import FederationResult as FederationResult
+    from fedcondense.flower.comparison.rows import ROWS as ROWS
+    from fedcondense.flower.hosts.inprocess import InProcessGrid as InProcessGrid
+    from fedcondense.flower.hosts.inprocess import run_in_process as run_in_process
+    from fedcondense.flower.hosts.simulation import simulate as simulate
+    from fedcondense.flower.replies import ReplyLimits as ReplyLimits
+    from fedcondense.flower.rounds import Rounds as Rounds
+    from fedcondense.flower.run_folder import RunFolder as RunFolder
     from fedcondense.flower.server import make_server_app as make_server_app
-    from fedcondense.flower.simulation import simulate as simulate
-    from fedcondense.flower.strategy import OneShot as OneShot
+    from fedcondense.flower.strategies import STRATEGIES as STRATEGIES
+    from fedcondense.flower.strategies import TASKS as TASKS
+    from fedcondense.flower.strategies import Entry as Entry
+    from fedcondense.flower.strategies.averaging import LocalTraining as LocalTraining
+    from fedcondense.flower.strategies.iterative import FedDM as FedDM
+    from fedcondense.flower.strategies.iterative import MatchNear as MatchNear
+    from fedcondense.flower.strategies.one_shot import Condense as Condense
+    from fedcondense.flower.strategies.one_shot import OneShot as OneShot
 
 _HOMES = {
-    "ClientCaps": "client",
-    "FederationResult": "federation_result",
-    "InProcessGrid": "inprocess",
-    "LocalTraining": "fedavg",
-    "OneShot": "strategy",
-    "ROWS": "federation_result",
-    "Expected": "message",
-    "fedavg": "fedavg",
-    "federate": "federation",
+    "Bench": "comparison.bench",
+    "Caps": "caps",
+    "Condense": "strategies.one_shot",
+    "Entry": "strategies",
+    "FedDM": "strategies.iterative",
+    "FederationResult": "comparison.result",
+    "InProcessGrid": "hosts.inprocess",
+    "LocalTraining": "strategies.averaging",
+    "MatchNear": "strategies.iterative",
+    "Measured": "comparison.federate",
+    "OneShot": "strategies.one_shot",
+    "Output": "comparison.federate",
+    "ROWS": "comparison.rows",
+    "ReplyLimits": "replies",
+    "Rounds": "rounds",
+    "RunFolder": "run_folder",
+    "STRATEGIES": "strategies",
+    "TASKS": "strategies",
+    "fedavg": "comparison.averaging",
+    "federate": "comparison.federate",
     "make_client_app": "client",
-    "make_fedavg_client": "fedavg",
     "make_server_app": "server",
-    "run_in_process": "inprocess",
-    "simulate": "simulation",
+    "run_in_process": "hosts.inprocess",
+    "simulate": "hosts.simulation",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,74 +1,70 @@
-"""The server app: settings from the run's config, one round of `OneShot`, the result in a folder."""
+"""The server app: settings from the run's config, any strategy by name, the result in a folder."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import partial
-from importlib.metadata import version
-from logging import INFO
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Result
-from flwr.supercore import log
-from safetensors.torch import save
-from torch import nn
+from flwr.serverapp.strategy import Result, Strategy
 
-from fedcondense.data.images import Data
-from fedcondense.errors import OutputError, SettingError, unknown
-from fedcondense.files import write_file
-from fedcondense.flower.message import Expected
-from fedcondense.flower.strategy import OneShot, train_network
-from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.data import Data, load_data
+from fedcondense.errors import SettingError, look_up
+from fedcondense.flower.asking import Asked
+from fedcondense.flower.replies import ReplyLimits
+from fedcondense.flower.rounds import Rounds
+from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
+from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, run_strategy, scores_of
+from fedcondense.flower.settings import number, read_all
+from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
+from fedcondense.flower.strategies.one_shot import OneShot, train_network
+from fedcondense.networks import default_network
+from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.training.evaluation import Evaluation, evaluate, train_on
+from fedcondense.training.evaluation import evaluate, train_on
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What a run may set, by these names in kebab-case.
+    """What every run may set, by these names in kebab-case; a strategy adds its own (`Entry.settings`).
 
     Args:
-        ipc: Images per class and client.
-        objective: A name in the nodes' `OBJECTIVES`.
-        parametrization: A name in the nodes' `PARAMETRIZATIONS`.
+        strategy: A name in `STRATEGIES`.
+        num_rounds: Rounds; 0: as many as the strategy has by itself.
         network: A name in `NETWORKS`, on nodes and server; empty: the one for the images' size.
-        steps: Of condensing; 0 as the objective's recipe says.
-        start: What synthetic images start from; nodes refuse ``"real"`` unless their own config allows it.
         seed: All that is random follows from it.
         min_available_nodes: How many nodes must connect before any is asked.
-        fraction_train: Share of them that is asked.
-        min_replies: How many usable sets the round needs.
+        fraction_train: Share of them that is asked in a round.
+        min_replies: How many usable answers a round needs.
         wait: Seconds to wait for the nodes to connect.
         timeout: Seconds that nodes have for their answer.
-        grace: Seconds to wait for the others after `min_replies` sets; negative: until the timeout.
+        grace: Seconds to wait for the others after `min_replies` answers; negative: until the timeout.
         data: The data set whose test split the server evaluates on; empty: it has none.
         data_root: Where that lies; empty: the variable FEDCONDENSE_DATA.
         output: An absolute folder for the result; empty: ``~/fedcondense-runs/RUN-ID``.
-        partition_by: For nodes that divide a named data set among them; see `load_partition`.
+        partition_by: For nodes that divide a public data set among them; see `load_partition`.
         alpha: As `partition_by`.
         partition_seed: As `partition_by`.
         min_partition_size: As `partition_by`.
     """
 
-    ipc: int = 10
-    objective: str = DEFAULT_OBJECTIVE
-    parametrization: str = "pixels"
+    strategy: str = "one-shot"
+    num_rounds: int = number(0, 0)
     network: str = ""
-    steps: int = 0
-    start: str = "gaussian"
-    seed: int = 0
-    min_available_nodes: int = 2
-    fraction_train: float = 1.0
-    min_replies: int = 1
-    wait: float = 60.0
-    timeout: float = 3600.0
+    seed: int = number(0, 0)
+    min_available_nodes: int = number(2, 1)
+    fraction_train: float = number(1.0, 0, 1)
+    min_replies: int = number(1, 1)
+    wait: float = number(60.0, 0)
+    timeout: float = number(3600.0, 1e-3)
     grace: float = -1.0
     data: str = ""
     data_root: str = ""
@@ -78,61 +74,53 @@ class ServerSettings:
     partition_seed: int = 42
     min_partition_size: int = 10
 
-    @classmethod
-    def read(cls, config: Mapping[str, Any]) -> ServerSettings:
-        """Cast and check a run's config: Flower does not, and turns ``timeout=150`` into an int.
-
-        Raises:
-            SettingError: It says all that is wrong.
-        """
-        known = {item.name.replace("_", "-"): type(item.default) for item in fields(cls)}
-        values: dict[str, Any] = {}
-        wrong = []
-        for key, value in config.items():
-            kind = known.get(key)
-            if kind is None:
-                wrong.append(unknown("setting", key, known))
-            elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-                values[key.replace("-", "_")] = float(value)
-            elif type(value) is not kind:
-                wrong.append(f"{key} = {value!r}; needed: {kind.__name__}")
-            else:
-                values[key.replace("-", "_")] = value
-        settings = cls(**values)
-        for name in ("ipc", "min_available_nodes", "min_replies"):
-            if getattr(settings, name) < 1:
-                wrong.append(f"{name.replace('_', '-')} = {getattr(settings, name)}; needed: 1 or more")
-        if not 0 < settings.fraction_train <= 1:
-            wrong.append(f"fraction-train = {settings.fraction_train:g}; needed: above 0, up to 1")
-        if settings.timeout <= 0 or settings.wait < 0:
-            wrong.append(f"timeout = {settings.timeout:g}, wait = {settings.wait:g}; needed: seconds")
-        if settings.output and not Path(settings.output).is_absolute():
-            wrong.append(f"output = {settings.output!r}; needed: an absolute path, the SuperLink runs elsewhere")
-        if wrong:
-            raise SettingError("; ".join(wrong))
-        return settings
-
     @property
-    def asked(self) -> ConfigRecord:
-        """What goes to the clients."""
-        names = ("ipc", "objective", "parametrization", "steps", "seed", "network", "start")
-        return ConfigRecord({name: getattr(self, name) for name in names})
+    def asked(self) -> Asked:
+        """Who is asked, and how long the server waits."""
+        return Asked(
+            fraction_train=self.fraction_train,
+            min_train_nodes=min(self.min_available_nodes, 2),
+            min_available_nodes=self.min_available_nodes,
+            min_replies=self.min_replies,
+            wait=self.wait,
+            grace=None if self.grace < 0 else self.grace,
+            seed=self.seed,
+        )
+
+
+def read_settings(config: Mapping[str, Any]) -> tuple[ServerSettings, Any, Entry]:
+    """Read a run's config: common settings, the strategy's own, and its entry.
+
+    Flower does not check types, and turns ``timeout=150`` into an int.
+
+    Raises:
+        SettingError: It says all that is wrong.
+    """
+    name = config.get("strategy", ServerSettings.strategy)
+    entry = look_up("strategy", name if isinstance(name, str) else str(name), STRATEGIES)
+    common, own = read_all((ServerSettings(), entry.settings), config, "the run's config")
+    if common.fraction_train == 0:
+        raise SettingError("fraction-train = 0; needed: above 0, up to 1")
+    if common.output and not Path(common.output).is_absolute():
+        raise SettingError(f"output = {common.output!r}; needed: an absolute path, the SuperLink runs elsewhere")
+    return common, own, entry
 
 
 def make_server_app(
     config: Mapping[str, Any] | None = None,
     *,
     test: Data | None = None,
-    sink: Callable[[OneShot, Result], None] | None = None,
+    sink: Callable[[Any, Result], None] | None = None,
 ) -> ServerApp:
-    """Return a ServerApp that runs one round of `OneShot` and leaves the result in a folder.
+    """Return a ServerApp that runs a strategy by name, one-shot by default, and leaves the result in a folder.
 
-    The folder gets ``result.json``, ``joined.safetensors``, ``weights.safetensors`` and each client's set in
-    ``clients/``, as that of `federate`, so that ``fedcondense report`` and ``show`` read it. ``flwr run`` exits with 0
-    even if the app failed: ``result.json`` then has an ``error``, and who was refused.
+    The folder is that of `federate` (`fedcondense.flower.run_folder`): ``fedcondense report`` and ``show`` read it.
+    ``flwr run`` exits with 0 even if the app failed: ``result.json`` then has an ``error``, and who was refused; what
+    earlier rounds left stays.
 
     Args:
-        config: Settings by `ServerSettings`' names in kebab-case; the run's own config goes before them.
+        config: Settings by `ServerSettings`' names and the strategy's own, in kebab-case; the run's own config goes
+            before them.
         test: What the server evaluates on, instead of the data set that the settings name.
         sink: Called with the strategy and Flower's Result at the end, for callers in the same process.
     """
@@ -141,43 +129,136 @@ def make_server_app(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         asked = {**(config or {}), **context.run_config}
-        output = _output(asked, context.run_id)
-        if (output / "result.json").exists():
-            raise OutputError(f"{output} holds a result; give another output")
-        strategy: OneShot | None = None
+        folder = RunFolder(_output(asked, context.run_id))
+        folder.check_free()
+        run = _Run(folder, asked)
         try:
-            settings = ServerSettings.read(asked)
-            data = test or _test(settings)
-            evaluations: list[Evaluation] = []
-            strategy = _strategy(settings, data)
-            result = strategy.start(
-                grid,
-                timeout=settings.timeout,
-                train_config=settings.asked,
-                evaluate_fn=None if data is None else partial(_evaluated, strategy, settings, data, evaluations),
-            )
+            result = run(grid, test)
         except Exception as failed:
-            record = {
-                "error": str(failed) or type(failed).__name__,
-                "rows": {},
-                "settings": asked,
-                "refused": _refused(strategy),
-            }
-            write_file(output / "result.json", json.dumps(record, indent=1, default=str).encode(), overwrite=False)
+            folder.write_result({**run.record(), "error": str(failed) or type(failed).__name__})
             raise
-        _write(output, settings, strategy, result, evaluations)
         if sink is not None:
-            sink(strategy, result)
+            sink(run.strategy, result)
 
     return server
 
 
-def _test(settings: ServerSettings) -> Data | None:
-    if not settings.data:
-        return None
-    from fedcondense.data.loading import load_data
+class _Run:
+    """One run: what was asked, and what there is to say of it so far."""
 
-    return load_data(settings.data, settings.data_root or None).test
+    def __init__(self, folder: RunFolder, asked: Mapping[str, Any]) -> None:
+        self.folder, self.asked = folder, asked
+        self.name, self.row, self.history = str(asked.get("strategy", "one-shot")), dict[str, Any](), list[Any]()
+        self.classes: tuple[str, ...] = ()
+        self.strategy: Strategy | None = None
+
+    def __call__(self, grid: Grid, test: Data | None) -> Result:
+        settings, own, entry = read_settings(self.asked)
+        if test is None and settings.data:
+            test = load_data(settings.data, settings.data_root or None).test
+        side = _side(settings, own, test)
+        self.strategy = entry.make(side)
+        rounds = settings.num_rounds or entry.rounds
+        self.row = {"about": entry.about(rounds)}
+        self.classes = () if test is None else test.spec.classes
+        if isinstance(self.strategy, Rounds):
+            self.strategy.keep = self._keep
+
+        def measured(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            return None if server_round == 0 or test is None else self._measure(server_round, arrays, side, test)
+
+        result = run_strategy(entry, side, self.strategy, grid, rounds, settings.timeout, measured)
+        if test is not None and (scores := scores_of(self.strategy, test)) is not None:
+            percent, per_class = accuracy_of_scores(scores, test)
+            self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
+        self._write(settings, side, result)
+        return result
+
+    def _measure(self, server_round: int, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
+        """Measure a round: of one-shot sets what several networks make of them, else the weights."""
+        if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
+            found = evaluate(self.strategy.joined, test, network=side.network or None)
+            accuracies: dict[str, Any] = {"accuracy": found.accuracy, "accuracy_std": found.accuracy_std}
+            self.row |= {**accuracies, "per_class": plain(found.per_class), "evaluation": found.to_dict()}
+        else:
+            percent, per_class = accuracy_of_weights(arrays, side, test)
+            self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
+        self.history.append({"round": server_round, "accuracy": round(self.row["accuracy"], 3)})
+        return MetricRecord({"accuracy": self.row["accuracy"]})
+
+    def _keep(self, strategy: Rounds) -> None:
+        """Leave a round in the folder before the next begins."""
+        self.folder.write_state(strategy.state)
+        self._count(strategy)
+        self.folder.write_result(self.record())
+
+    def _count(self, strategy: Rounds) -> None:
+        spent = {name.replace("-", "_"): value for name, value in strategy.spent.items()}
+        self.row |= {**spent, "clients": len(strategy.answers), "seen_rounds": strategy.state.round}
+        if strategy.state.joined is not None:
+            self.row["images"] = len(strategy.state.joined)
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``result.json`` says so far."""
+        row = {key: value for key, value in self.row.items() if key != "evaluation"}
+        rounds = isinstance(self.strategy, Rounds)
+        joined = self.strategy.state.joined if isinstance(self.strategy, Rounds) else None
+        return {
+            "rows": {self.name: row} if "bytes_up" in row or "accuracy" in row else {},
+            "rounds": self.history,
+            "settings": dict(self.asked),
+            "refused": refusals(self.strategy.refused, self.name) if isinstance(self.strategy, Rounds) else [],
+            "screened": judged(self.strategy.verdicts) if isinstance(self.strategy, Rounds) else [],
+            "classes": list(self.classes or (() if joined is None else joined.classes)),
+            "coverage": _coverage(joined),
+            "sites": list(self.strategy.state.sets) if rounds and isinstance(self.strategy, Rounds) else [],
+        }
+
+    def _write(self, settings: ServerSettings, side: ServerSide, result: Result) -> None:
+        """Write the sets, the network and what was measured."""
+        joined: SyntheticSet | None = None
+        if isinstance(self.strategy, Rounds):
+            self._count(self.strategy)
+            joined = self.strategy.state.joined
+        if joined is not None and isinstance(self.strategy, Rounds):
+            evaluation = self.row.get("evaluation")
+            self.folder.write_sets(
+                self.strategy.state.sets, joined if evaluation is None else joined.with_evaluation(evaluation)
+            )
+        if result.arrays:
+            spec = side.spec
+            like = joined.record if joined is not None else spec
+            assert like is not None
+            classes = spec.classes if spec is not None else joined.classes if joined is not None else ()
+            name = side.network or default_network(like.shape)
+            card = NetworkCard(name, classes, like.shape, like.mean, like.std, self.name)
+            state = dict(result.arrays.to_torch_state_dict())
+            save_network(self.folder.path / "weights.safetensors", state, card, overwrite=True)
+        named = settings.data or (joined.name if joined is not None else "")
+        self.folder.write_result({**self.record(), "settings": {**asdict(settings), **_values(side), "data": named}})
+        _LOG.info("wrote %s", self.folder.path)
+
+
+def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
+    def trained(joined: SyntheticSet) -> Any:
+        if test is None:
+            return train_network(joined, settings.network, seed=settings.seed)
+        return train_on(joined, test, network=settings.network or None, seed=settings.seed)
+
+    spec = None if test is None else test.spec
+    limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
+    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed)
+
+
+def _values(side: ServerSide) -> dict[str, Any]:
+    """Return a strategy's own settings that are plain values."""
+    kinds = (int, float, str, bool, tuple)
+    return {name: value for name, value in vars(side.settings).items() if isinstance(value, kinds)}
+
+
+def _coverage(joined: SyntheticSet | None) -> dict[str, int]:
+    """Return how many synthetic images of each class arrived."""
+    return {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True))
 
 
 def _output(asked: Mapping[str, Any], run: int) -> Path:
@@ -186,86 +267,6 @@ def _output(asked: Mapping[str, Any], run: int) -> Path:
     if isinstance(named, str) and Path(named).is_absolute():
         return Path(named)
     return Path.home() / "fedcondense-runs" / str(run)
-
-
-def _strategy(settings: ServerSettings, test: Data | None) -> OneShot:
-    def trained(joined: SyntheticSet) -> nn.Module:
-        if test is None:
-            return train_network(joined, settings.network, seed=settings.seed)
-        return train_on(joined, test, network=settings.network or None, seed=settings.seed)
-
-    return OneShot(
-        trained,
-        Expected() if test is None else Expected.of(test.spec),
-        fraction_train=settings.fraction_train,
-        min_train_nodes=min(settings.min_available_nodes, 2),
-        min_available_nodes=settings.min_available_nodes,
-        min_replies=settings.min_replies,
-        wait=settings.wait,
-        grace=None if settings.grace < 0 else settings.grace,
-        seed=settings.seed,
-    )
-
-
-def _evaluated(
-    strategy: OneShot,
-    settings: ServerSettings,
-    test: Data,
-    evaluations: list[Evaluation],
-    server_round: int,
-    arrays: ArrayRecord,
-) -> MetricRecord:
-    """Evaluate the joined set and keep what was found."""
-    assert strategy.joined is not None
-    evaluations.append(evaluate(strategy.joined, test, network=settings.network or None))
-    return MetricRecord({"accuracy": evaluations[0].accuracy, "accuracy-std": evaluations[0].accuracy_std})
-
-
-def _write(
-    output: Path, settings: ServerSettings, strategy: OneShot, result: Result, evaluations: list[Evaluation]
-) -> None:
-    """Write the sets, the weights and what was measured."""
-    joined = strategy.joined
-    assert joined is not None
-    row: dict[str, Any] = {
-        "bytes_up": sum(reply.nbytes for reply in strategy.accepted) / len(strategy.accepted),
-        "clients": len(strategy.accepted),
-        "images": len(joined),
-        "client_seconds": sum(reply.seconds for reply in strategy.accepted) / len(strategy.accepted),
-    }
-    for evaluation in evaluations:
-        joined = joined.with_evaluation(evaluation.to_dict())
-        row |= {"accuracy": evaluation.accuracy, "accuracy_std": evaluation.accuracy_std}
-        row["per_class"] = [None if value != value else round(value, 3) for value in evaluation.per_class]
-    for reply in strategy.accepted:
-        reply.synthetic.save(output / "clients" / f"{reply.partition:02d}.safetensors", overwrite=True)
-    joined.save(output / "joined.safetensors", overwrite=True)
-    weights = {key: value.contiguous() for key, value in result.arrays.to_torch_state_dict().items()}
-    write_file(output / "weights.safetensors", save(weights), overwrite=True)
-    record = {
-        "rows": {"one-shot": row},
-        "settings": _plain(settings) | {"data": settings.data or joined.name},
-        "refused": _refused(strategy),
-        "classes": list(joined.classes),
-        "coverage": dict(zip(joined.classes, joined.counts().tolist(), strict=True)),
-        "versions": {name: version(name) for name in ("torch", "flwr", "numpy")},
-    }
-    write_file(output / "result.json", json.dumps(record, indent=1, allow_nan=False).encode(), overwrite=True)
-    log(INFO, "wrote %s", output)
-
-
-def _refused(strategy: OneShot | None) -> list[dict[str, Any]]:
-    """Return who was left out; a node id where the reply did not say its partition."""
-    if strategy is None:
-        return []
-    return [
-        {"client": f"node {r.node}" if r.partition is None else r.partition, "node": str(r.node), "reason": r.reason}
-        for r in strategy.refused
-    ]
-
-
-def _plain(settings: ServerSettings) -> dict[str, Any]:
-    return {item.name: getattr(settings, item.name) for item in fields(settings)}
 
 
 app = make_server_app()

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
+from fedcondense.data.images import Batch
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import RealTrained, Trained
+from fedcondense.sources import TrainedOnReal, TrainedOnSynthetic
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
@@ -54,13 +55,14 @@ class GradientMatching(Objective):
     siamese: bool = True
     per_class: int = 256
 
+    keeps: ClassVar[Keeps] = "gradients"
     recipe: ClassVar[Recipe] = Recipe(
-        steps=300, lr=0.01, source=partial(Trained, outer=10, epochs=5), start="gaussian", decay=0.1
+        steps=300, lr=0.01, source=partial(TrainedOnSynthetic, outer=10, epochs=5), start="gaussian", decay=0.1
     )
     published: ClassVar[Recipe] = Recipe(
         steps=10_000,
         lr=0.1,
-        source=Trained,
+        source=TrainedOnSynthetic,
         optimizer="sgd",
         betas=(0.5, 0.0),
         decay=1.0,
@@ -115,7 +117,7 @@ class AbsoluteGradientMatching(GradientMatching):
 
     .. math:: \sum_c \sum_l \lVert g_l(\mathrm{real}_c) - g_l(\mathrm{synthetic}_c) \rVert_p^p
 
-    over the weights l of convolutions, on networks that are trained on the real data between steps (`RealTrained`):
+    over the weights l of convolutions, on networks that are trained on the real data between steps (`TrainedOnReal`):
     there, gradients stay of use for longer than on networks that have fitted the synthetic set. It costs what
     `GradientMatching` costs. Of the published method, the enlarged codes are `MultiFormation`, and one step moves all
     classes.
@@ -129,11 +131,11 @@ class AbsoluteGradientMatching(GradientMatching):
     per_class: int = 64
     power: int = 2
 
-    recipe: ClassVar[Recipe] = Recipe(steps=300, lr=0.01, source=partial(RealTrained, outer=50, batches=4))
+    recipe: ClassVar[Recipe] = Recipe(steps=300, lr=0.01, source=partial(TrainedOnReal, outer=50, batches=4))
     published: ClassVar[Recipe] = Recipe(
         steps=200_000,
         lr=5e-4,
-        source=partial(RealTrained, cutmix=0.5),
+        source=partial(TrainedOnReal, cutmix=0.5),
         optimizer="sgd",
         betas=(0.5, 0.0),
         decay=1.0,

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.objectives.features import FeatureObjective
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import NoNetwork, Online
+from fedcondense.sources import NoNetwork, OnlineTrained
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
@@ -84,7 +84,7 @@ class FeatureRegression(FeatureObjective):
     r"""Choose synthetic images on which regression on a network's features predicts the labels of real ones (FRePo).
 
     The formula is that of `KernelRegression` with the inner product of features as the kernel, of networks that are
-    trained on the synthetic set in the meantime (`Online`). With learned labels, the mean of
+    trained on the synthetic set in the meantime (`OnlineTrained`). With learned labels, the mean of
     :math:`-\min(m_i, 1/K)` is added, where :math:`m_i` is how far the largest target of image i is ahead.
 
     A step costs a forward pass over the real images, a forward and a backward pass over the synthetic ones, an N x N
@@ -107,7 +107,7 @@ class FeatureRegression(FeatureObjective):
     learn_labels: bool = False
 
     separable: ClassVar[bool] = False
-    recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.01, source=partial(Online, lr=3e-3))
+    recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.01, source=partial(OnlineTrained, lr=3e-3))
 
     def summarise(self, rows: Tensor, targets: Tensor) -> RealRows:
         """Keep the rows."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcondense.contract import Recipe
 from fedcondense.objectives.features import FeatureObjective
 from fedcondense.objectives.ridge import FeatureRows, MeansAndRidge, RidgeRegression
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 
 __all__ = ["KernelMeans", "KernelMeansAndRidge", "KernelRows", "gaussian_mixture", "squared_spread"]
 

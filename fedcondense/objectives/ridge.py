@@ -17,7 +17,7 @@ from torch import Tensor
 from fedcondense.contract import Recipe
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.features import FeatureObjective, Sum
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 
 __all__ = ["FeatureRows", "MeansAndRidge", "RidgeRegression", "means_and_ridge"]
 

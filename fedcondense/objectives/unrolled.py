@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.contract import Draw, Objective, Recipe, Synthetic
+from fedcondense.data.images import Batch
 from fedcondense.randomness import batches, stream
-from fedcondense.sources.networks import Fresh, Trained
+from fedcondense.sources import Fresh, TrainedOnSynthetic
 from fedcondense.training.fit import autocast_of_caller
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class UnrolledTraining(Objective):
 
     with the cross-entropy and step sizes that are learned with the images. The window of T steps starts where the
     network is that the source hands out: untrained (`Fresh`), as published first, or trained on the synthetic
-    set for some steps (`Trained`), so that windows lie anywhere in a training run, as RaT-BPTT draws them. Batches are
-    drawn by chance: images that are used in one fixed order, as published first, are of little use in another.
+    set for some steps (`TrainedOnSynthetic`), so that windows lie anywhere in a training run, as RaT-BPTT draws them.
+    Batches are drawn by chance: images that are used in one fixed order, as published first, are of little use in
+    another.
 
     A step costs a forward and backward pass over the real images, and T times a forward, a backward and a double
     backward pass over a batch; all T graphs are kept, and none can be split.
@@ -59,7 +61,9 @@ class UnrolledTraining(Objective):
     learn_labels: bool = False
 
     separable: ClassVar[bool] = False
-    recipe: ClassVar[Recipe] = Recipe(steps=200, lr=0.02, source=partial(Trained, outer=20, epochs=5), clip_growth=2.0)
+    recipe: ClassVar[Recipe] = Recipe(
+        steps=200, lr=0.02, source=partial(TrainedOnSynthetic, outer=20, epochs=5), clip_growth=2.0
+    )
     published: ClassVar[Recipe] = Recipe(
         steps=400, lr=0.01, source=Fresh, betas=(0.5, 0.999), decay=1.0, start="noise", normalised=True
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedcondense.condensing import Progress, condense, running
+from fedcondense.condensing import Progress, condense, prepare, running
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data, Spec
@@ -22,7 +23,7 @@ from fedcondense.errors import ResumeError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import Fresh, Pool, Trained
+from fedcondense.sources import Fresh, Pool, TrainedOnSynthetic
 
 CONFIGURATION = {"seed": 3, "objective": "dm", "limit": 0.5}
 
@@ -217,7 +218,7 @@ class TestResume:
         assert bytes_of(again) == bytes_of(first)
 
     @pytest.mark.parametrize("parametrization", ["pixels", "multi-formation"])
-    @pytest.mark.parametrize("make", [partial(Trained, outer=3, epochs=1), partial(Pool, size=3), Fresh])
+    @pytest.mark.parametrize("make", [partial(TrainedOnSynthetic, outer=3, epochs=1), partial(Pool, size=3), Fresh])
     def test_at_every_step_it_goes_on_bit_by_bit(
         self, make: Callable[..., Any], parametrization: str, tmp_path: Path, every_step: None
     ) -> None:
@@ -245,6 +246,38 @@ class TestResume:
             assert run(Checkpoint(path, 0, resume=True)) == unbroken
 
 
+@pytest.mark.parametrize(
+    ("objective", "before", "named"),
+    [
+        ("mmd-ridge", "sources.networks.Pool", "Pool("),
+        ("dsa", "sources.networks.Trained", "Trained("),
+        ("idc", "sources.networks.RealTrained", "RealTrained("),
+        ("frepo", "sources.Online", "Online("),
+    ],
+)
+def test_a_checkpoint_from_before_sources_were_renamed_goes_on(
+    objective: str, before: str, named: str, tmp_path: Path, every_step: None
+) -> None:
+    def stop(now: Progress) -> None:
+        if now.step == 3:
+            raise KeyboardInterrupt
+
+    whole = condense(toy(), 1, objective, network=TINY, steps=5)
+    kept = Checkpoint(tmp_path / "c", 0)
+    with pytest.raises(KeyboardInterrupt):
+        condense(toy(), 1, objective, network=TINY, steps=5, checkpoint=kept, progress=stop)
+    loop = prepare(toy(), 1, objective, "pixels", network=TINY, steps=5)
+    older = dict(loop.configuration)
+    older["recipe"] = re.sub(r"source='\w+'", f"source=<class 'fedcondense.{before}'>", older["recipe"])
+    older["source"] = re.sub(r"^\w+\(", named, older["source"])
+    state = Checkpoint(kept.path, resume=True).read(loop.configuration)
+    assert state is not None
+    kept.write(older, state)
+    assert b"fedcondense." in (tmp_path / "c").read_bytes()
+    resumed = Checkpoint(tmp_path / "c", resume=True)
+    assert bytes_of(condense(toy(), 1, objective, network=TINY, steps=5, checkpoint=resumed)) == bytes_of(whole)
+
+
 KILLS = """
 import json, os, random, signal, sys, time
 from dataclasses import replace
@@ -255,14 +288,14 @@ from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.data.loading import load_data
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
-from fedcondense.sources.networks import Pool, Trained
+from fedcondense.sources import Pool, TrainedOnSynthetic
 
 torch.set_num_threads(1)
 running._LOOK_S = 0.0
 folder, name, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 train = load_data("digits").train.subset(torch.arange(200))
 objective = OBJECTIVES[name]
-source = partial(Pool, size=6) if name == "dm-ridge" else partial(Trained, outer=4, epochs=1)
+source = partial(Pool, size=6) if name == "dm-ridge" else partial(TrainedOnSynthetic, outer=4, epochs=1)
 if name == "dsa":
     objective = replace(objective, per_class=8)
 recipe = replace(objective.recipe, source=source, steps=steps)

@@ -20,7 +20,7 @@ from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
 from fedcondense.objectives.mmd import KernelMeansAndRidge
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import Fresh, Pool
+from fedcondense.sources import Fresh, Pool
 from fedcondense.sources.trajectories import Trajectories
 from fedcondense.training.fit import fit
 

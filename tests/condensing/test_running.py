@@ -21,7 +21,7 @@ from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources.networks import AgedPool, Pool
+from fedcondense.sources import Pool, TrainedPool
 from fedcondense.sources.trajectories import Trajectories
 
 TINY = partial(ConvNet, width=4, depth=2)
@@ -144,7 +144,7 @@ class TestWithinAStep:
         ("objective", "source"),
         [
             ("mtt", partial(Trajectories, experts=2, latest=4)),
-            ("dm-ridge", partial(AgedPool, size=3, age=200)),
+            ("dm-ridge", partial(TrainedPool, size=3, age=200)),
         ],
     )
     def test_training_on_real_data_stops_and_the_loop_goes_on_as_if_it_had_not_begun(

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,13 +21,11 @@ from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import DataError, SettingError
 from fedcondense.flower.client import ClientCaps, load_partition, make_client_app
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
-from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
-from fedcondense.sources.networks import Pool
+from fedcondense.sources import Pool
 
 QUICK: dict[str, Any] = {"ipc": 1, "objective": "dm", "steps": 3}
 NO_ESTIMATE = ClientCaps(max_seconds=float("inf"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, train_locally
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 from torch import nn
@@ -15,7 +16,6 @@ from torch import nn
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, train_locally
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 from fedcondense.training.fit import accuracy

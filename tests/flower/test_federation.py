@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-
-from fedcondense.data.images import Data
-from fedcondense.data.partitions import Partition, partition
-from fedcondense.errors import DataError, OutputError, ResumeError, SettingError
 from fedcondense.flower.baselines import feature_statistics, random_features, ridge, ridge_dims
 from fedcondense.flower.fedavg import LocalTraining
 from fedcondense.flower.federation import federate
 from fedcondense.flower.federation_result import ROWS, FederationProgress, FederationResult
+
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition, partition
+from fedcondense.errors import DataError, OutputError, ResumeError, SettingError
 from fedcondense.report.page import read_rows
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate_as_recorded

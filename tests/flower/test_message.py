@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.message import CONDENSE, Expected, pack, safe_text, unpack, untrusted_array
+from fedcondense.flower.strategy import OneShot
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
@@ -19,9 +22,6 @@ from hypothesis import strategies as st
 
 from fedcondense.data.images import Data
 from fedcondense.errors import UntrustedSetError
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
-from fedcondense.flower.message import CONDENSE, Expected, pack, safe_text, unpack, untrusted_array
-from fedcondense.flower.strategy import OneShot
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.message import CONDENSE, Expected, pack
+from fedcondense.flower.strategy import AggregationError, OneShot, collect, train_network
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
@@ -15,9 +18,6 @@ from torch import nn
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
-from fedcondense.flower.message import CONDENSE, Expected, pack
-from fedcondense.flower.strategy import AggregationError, OneShot, collect, train_network
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit

@@ -15,7 +15,7 @@ from fedcondense.data.images import Data
 from fedcondense.data.loading import load_data
 from fedcondense.memory import Memory
 from fedcondense.networks import ConvNet
-from fedcondense.sources.networks import Fresh
+from fedcondense.sources import Fresh
 
 
 @pytest.fixture(scope="session")

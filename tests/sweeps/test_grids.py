@@ -11,7 +11,7 @@ from fedcondense.errors import SettingError
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.sets.selection import SELECTIONS
-from fedcondense.sources.networks import Fresh
+from fedcondense.sources import Fresh
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,

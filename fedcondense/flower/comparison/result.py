@@ -1,4 +1,4 @@
-"""What a federation measured: the rows, and everything that a report needs beside them."""
+"""What a comparison measured: the rows, and everything that a report needs beside them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,7 @@ from typing import Any, NamedTuple
 
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["ROWS", "FederationProgress", "FederationResult", "rounds_of"]
-
-ROWS = (
-    "one-shot",
-    "fedavg-1",
-    "fedavg-5",
-    "fedavg-20",
-    "random-real",
-    "half-resolution-real",
-    "ridge",
-    "ridge-equal-bytes",
-    "feature-statistics",
-)
-"""What is run by default; there are ``fedavg-N`` of any N, ``herding``, ``k-center`` and ``k-means`` besides."""
-
-
-def rounds_of(name: str) -> int:
-    """Return N of ``"fedavg-N"``, and 0 for every other row."""
-    head, _, rounds = name.rpartition("-")
-    return int(rounds) if head == "fedavg" and rounds.isdecimal() else 0
+__all__ = ["FederationProgress", "FederationResult"]
 
 
 class FederationProgress(NamedTuple):
@@ -43,14 +24,16 @@ class FederationResult:
     """What a federation measured.
 
     Args:
-        rows: By name: ``accuracy`` and ``accuracy_std`` (percent, points), ``per_class`` (percent; None for a class
-            that the test data lack), ``bytes_up`` and ``bytes_down`` (mean over clients, all rounds), ``seconds`` (wall
-            clock) and what belongs to the row alone.
+        rows: By name: ``accuracy`` and ``accuracy_std`` (percent, points), ``per_class`` (percent, in the order of
+            `classes`; None for a class that the test data lack), ``bytes_up`` and ``bytes_down`` (of the messages, mean
+            over clients, all rounds), ``seconds`` (wall clock), ``about`` (label, what travels, who sees it, rounds),
+            and what belongs to the row alone.
         settings: What was asked for.
         partition: The rule, its settings, the count matrix and its hash.
         refused: One mapping for each client left out: ``client``, ``reason``, ``row``.
         coverage: How many synthetic images of each class arrived, by class name.
-        versions: Of the packages that the numbers depend on.
+        classes: The class names in the order of the network's outputs.
+        sites: Whose sets are in the union, by the names of their files.
         joined: The union of the clients' sets, with its evaluation; None if the row was not asked for.
         paths: The files that were written.
     """
@@ -60,11 +43,12 @@ class FederationResult:
     partition: dict[str, Any] = field(default_factory=dict)
     refused: list[dict[str, Any]] = field(default_factory=list)
     coverage: dict[str, int] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
     joined: SyntheticSet | None = None
     paths: list[Path] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``result.json`` holds, of JSON's types."""
-        names = ("rows", "settings", "partition", "refused", "coverage", "versions")
-        return {name: getattr(self, name) for name in names} | {"classes": self.partition["classes"]}
+        names = ("rows", "settings", "partition", "refused", "coverage", "classes", "sites")
+        return {name: getattr(self, name) for name in names}

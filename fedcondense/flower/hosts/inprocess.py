@@ -1,7 +1,7 @@
 """A federation in one process: the same ServerApp and ClientApp, over Flower's real serialisation, without a cluster.
 
-This file holds the three private imports of flwr that this needs; `tests/flower` runs the same client here and under
-Ray, and fails loudly when an upgrade moves them.
+One private import of flwr stands here and two in `serialised`; `tests/flower` runs the same client here and under Ray,
+and fails loudly when an upgrade moves them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["InProcessGrid", "Traffic", "log_from", "run_in_process", "task_identity"]
+from fedcondense.flower.client import CLIENT_RAISED
+from fedcondense.flower.serialised import over_the_wire
 
-CLIENT_RAISED = 2  # Flower's code for an exception in a ClientApp
-NO_DATA = "has no data"  # the reason of a client that is left out and has not failed
+__all__ = ["InProcessGrid", "Traffic", "log_from", "run_in_process", "task_identity"]
 
 
 class Traffic(NamedTuple):
@@ -68,20 +67,24 @@ class InProcessGrid(Grid):
         """Return the nodes, all connected from the start."""
         return list(self.traffic)
 
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the nodes under the names of their partitions, as if they were registered by them."""
+        return [NodeInfo(node_id=node, name=f"client-{node - 100}") for node in self.traffic]
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver each message and keep the reply for `pull_messages`; an exception becomes an error reply."""
         sent = []
         for message in messages:
             node, identifier = message.metadata.dst_node_id, str(uuid.uuid4())
             message.metadata.__dict__["_message_id"] = identifier  # Flower's own in-memory grid does the same
-            delivered, down = _over_the_wire(message)
+            delivered, down = over_the_wire(message)
             try:
                 reply = self.client_app(delivered, self._contexts[node])
             except Exception as raised:  # whatever a client raises is that client's failure, as on a real node
                 reply = Message(Error(CLIENT_RAISED, f"{type(raised).__name__}: {raised}"), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = node
             reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            self._replies[identifier], up = _over_the_wire(reply)
+            self._replies[identifier], up = over_the_wire(reply)
             before = self.traffic[node]
             self.traffic[node] = Traffic(before.down + down, before.up + up)
             sent.append(identifier)
@@ -158,12 +161,3 @@ def log_from(level: int, name: str = "flwr") -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _over_the_wire(message: Message) -> tuple[Message, int]:
-    """Serialise and parse a message; return what arrives and how many bytes it took."""
-    parts = {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
-    size = sum(map(len, parts.values()))  # before inflating, which empties `parts`
-    arrived = cast(Message, inflate_object_from_contents(message.object_id, parts, keep_object_contents=False))
-    arrived.metadata.__dict__["_message_id"] = message.metadata.message_id  # identifiers do not travel with the objects
-    return arrived, size

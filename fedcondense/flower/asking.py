@@ -1,0 +1,107 @@
+"""Who is asked in a round, and how long the server waits for nodes and for answers."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from flwr.serverapp import Grid
+
+from fedcondense.flower.replies import Mailbox
+from fedcondense.flower.settings import number
+
+__all__ = ["Asked", "Asking", "collect", "connected"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+_POLL_S = 0.2
+_SAY_S = 10.0  # seconds between two lines on who is missing
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked, and how long the server waits; the first three as in Flower's FedAvg.
+
+    Args:
+        fraction_train: Share of the connected nodes that are asked in a round.
+        min_train_nodes: How many are asked at least.
+        min_available_nodes: How many must be connected before any is asked.
+        min_replies: How many usable answers a round needs.
+        wait: Seconds to wait for `min_available_nodes`.
+        grace: Seconds to go on waiting for the others after `min_replies` answers; None waits until the deadline.
+        seed: Of the choice of nodes, where not all are asked.
+    """
+
+    fraction_train: float = number(1.0, 0, 1)
+    min_train_nodes: int = number(2, 1)
+    min_available_nodes: int = number(2, 1)
+    min_replies: int = number(1, 1)
+    wait: float = number(60.0, 0)
+    grace: float | None = number(None, 0)  # type: ignore[arg-type]
+    seed: int = number(0, 0)
+
+    def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
+        """Return who is asked in a round, in ascending order."""
+        count = max(int(len(nodes) * self.fraction_train), self.min_train_nodes)
+        if count >= len(nodes):
+            return sorted(nodes)
+        return sorted(random.Random(self.seed + server_round - 1).sample(sorted(nodes), count))
+
+
+class Asked(TypedDict, total=False):
+    """The fields of `Asking`, as keyword arguments of every strategy: Flower's own names."""
+
+    fraction_train: float
+    min_train_nodes: int
+    min_available_nodes: int
+    min_replies: int
+    wait: float
+    grace: float | None
+    seed: int
+
+
+def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> None:
+    """Push a mailbox's questions and read replies until all are there, the deadline, or the end of the grace period.
+
+    Args:
+        grid: Reaches the nodes.
+        mailbox: What is asked, and where replies go.
+        timeout: Seconds.
+        asking: After how many usable answers a grace period starts, and how long it is.
+    """
+    waiting = {identifier for identifier in grid.push_messages([sent.message for sent in mailbox.sent]) if identifier}
+    began = said = time.monotonic()
+    end, usable = began + timeout, 0
+    while waiting:
+        for reply in grid.pull_messages(waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            usable += mailbox.take(reply)
+        now = time.monotonic()
+        if asking.grace is not None and usable >= asking.min_replies:
+            end, usable = min(end, now + asking.grace), -len(mailbox.sent)  # once
+        if not waiting or now > end:
+            break
+        if now - said > _SAY_S:
+            said = now
+            names = [site.name or f"node {site.node}" for site in mailbox.silent()]
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            answered = len(mailbox.sent) - len(names)
+            _LOG.info("%.0f s: %d answered; missing: %s%s", now - began, answered, ", ".join(names[:10]), more)
+        time.sleep(min(_POLL_S, max(0.0, end - now)))
+
+
+def connected(grid: Grid, asking: Asking) -> list[int]:
+    """Wait until enough nodes are connected and return them."""
+    end, needed = time.monotonic() + asking.wait, max(asking.min_available_nodes, asking.min_train_nodes)
+    while len(nodes := sorted(grid.get_node_ids())) < needed:
+        if time.monotonic() > end:
+            raise TimeoutError(
+                f"{len(nodes)} of {needed} nodes connected within {asking.wait:.0f} s; start the others, or lower "
+                "min_available_nodes and min_train_nodes"
+            )
+        time.sleep(_POLL_S)
+    return nodes

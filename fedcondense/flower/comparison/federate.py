@@ -1,0 +1,281 @@
+"""A whole federation in one call: any strategies as rows on one network and division, beside the controls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedcondense.condensing import precision_of, prepare
+from fedcondense.data import Data
+from fedcondense.data.partition import Partition
+from fedcondense.errors import OutputError, ResumeError, SettingError
+from fedcondense.flower.caps import SHARE_OF_RECORDS, Caps
+from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
+from fedcondense.flower.comparison.bench import Bench
+from fedcondense.flower.comparison.result import FederationProgress, FederationResult
+from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
+from fedcondense.flower.rounds import AggregationError, Rounds
+from fedcondense.flower.run_folder import RunFolder, plain, refusals
+from fedcondense.flower.settings import check
+from fedcondense.flower.strategies import STRATEGIES
+from fedcondense.flower.strategies.averaging import LocalTraining
+from fedcondense.flower.strategies.one_shot import Condense
+from fedcondense.networks import default_network, parts
+from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.fit import Fit
+
+__all__ = ["FEDAVG_GRID", "Measured", "Output", "federate"]
+
+FEDAVG_GRID = (LocalTraining(0.02), LocalTraining(0.05), LocalTraining(0.1), LocalTraining(0.05, epochs=5))
+"""What averaging strategies are tuned over; each row takes the best of the grid for its rounds, on the test data."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How rows are measured.
+
+    Args:
+        recipe: How networks are trained on a set.
+        seeds: One network is trained and tested for each.
+        fedavg_grid: What averaging strategies are tuned over.
+    """
+
+    recipe: Fit = Fit()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    fedavg_grid: tuple[LocalTraining, ...] = FEDAVG_GRID
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a comparison is written, and what becomes of a run that is there.
+
+    Args:
+        path: A folder (`fedcondense.flower.run_folder`).
+        resume: Go on with what it holds; finished rows, sets and rounds are not run again, and all finished rows are in
+            the result.
+        overwrite: Delete the run that it holds, once the client with the most data could start on what is asked.
+    """
+
+    path: Path
+    resume: bool = False
+    overwrite: bool = False
+
+
+def federate(
+    train: Data,
+    test: Data,
+    partition: Partition,
+    *,
+    asked: Condense = Condense(),
+    rows: Sequence[str] = ROWS,
+    measured: Measured = Measured(),
+    min_records: int = Caps.min_records,
+    output: Output | None = None,
+    progress: Callable[[FederationProgress], None] = lambda _: None,
+) -> FederationResult:
+    """Run a federation in one process, over Flower's real serialisation, and the rows it has to be compared with.
+
+    Every client condenses with a seed of its own, to the bytes of at most half of the records it has of a class; the
+    server trains on the union. The bytes are those of Flower's messages.
+
+    Args:
+        train: All clients' data, on the device that they compute on.
+        test: What the server tests on; nothing but FedAvg's settings is selected on it.
+        partition: Who holds what.
+        asked: What clients are asked for; its network also evaluates, and its seed is everybody's root.
+        rows: Which rows to run, as in `ROWS`.
+        measured: How they are measured.
+        min_records: Classes of fewer records are left out by every client, in every row.
+        output: Where the result is written; None keeps nothing.
+        progress: Told where it is, a few times per second at most.
+
+    Raises:
+        SettingError: A name is unknown, or a number or combination cannot work.
+        OutputError: The folder holds another result, and is neither to be resumed nor overwritten.
+        ResumeError: The folder holds the result of other settings.
+    """
+    asked = replace(asked, network=asked.network or default_network(train.spec.shape))
+    chosen = _checked(asked, rows, min_records)
+    most = train.subset(max(partition, key=len))
+    prepare(
+        most,
+        asked.ipc,
+        asked.objective,
+        asked.parametrization,
+        network=asked.network,
+        steps=asked.steps or None,
+        start=asked.start,
+        limit=SHARE_OF_RECORDS,
+    )
+    folder = None if output is None else RunFolder(output.path)
+    if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
+        folder.clear()
+    work = None if folder is None else folder.path / "work"
+    bench = Bench(
+        train, test, partition, asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, progress
+    )
+    run = _Comparison(bench, asked, chosen, measured, folder, output is not None and output.resume)
+    run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
+    return run.all()
+
+
+def _checked(asked: Condense, rows: Sequence[str], min_records: int) -> list[Row]:
+    """Refuse what cannot work, before a run is deleted or begun."""
+    check(asked, "federate")
+    if len(parts(asked.network)) > 1:
+        raise SettingError(f"network {asked.network!r}; the clients and the server of a federation share one: name one")
+    if not rows:
+        raise SettingError(f"no rows; name some of {', '.join(ROWS)}")
+    if type(min_records) is not int or min_records < 1:
+        raise SettingError(f"min_records {min_records!r}; needed: a whole number, 1 or more")
+    return [row_of(name) for name in rows]
+
+
+class _Comparison:
+    """One call of `federate`: its settings, and what it has so far."""
+
+    def __init__(
+        self, bench: Bench, asked: Condense, rows: list[Row], measured: Measured, folder: RunFolder | None, resume: bool
+    ) -> None:
+        self.bench, self.asked, self.rows, self.folder, self.resume = bench, asked, rows, folder, resume
+        self.grid = measured.fedavg_grid
+        self.result = FederationResult(classes=list(bench.test.spec.classes))
+        self.averaged: dict[tuple[str, int], dict[int, FedAvgRow]] = {}  # by strategy and place in the grid
+        self.main = next((row.name for row in rows if row.strategy not in _NO_SETS), "")
+
+    def all(self) -> FederationResult:
+        """Run what is not done, row by row, and write the result after each."""
+        bench, result = self.bench, self.result
+        result.settings = {
+            "data": bench.train.spec.name,
+            "fingerprint": bench.train.fingerprint,
+            "test": bench.test.fingerprint,
+            "indices": fingerprint(bench.partition),
+            "precision": precision_of(bench.train.device.type),
+            "clients": bench.everyone,
+            **asdict(self.asked),
+            "min_records": bench.min_records,
+            "recipe": asdict(bench.recipe),
+            "evaluation_seeds": list(bench.seeds),
+            "fedavg_grid": [asdict(training) for training in self.grid],
+        }
+        self._read_folder()
+        for row in self.rows:
+            if row.name not in result.rows:
+                bench.progress(FederationProgress(row.name, "starting", 0.0))
+                began = time.perf_counter()
+                found = self._averaged(row) if self._is_averaging(row) else self._ran(row)
+                seconds = round(time.perf_counter() - began, 2)
+                result.rows[row.name] = {"seconds": seconds, **found, "about": row.about}
+                bench.progress(FederationProgress(row.name, "done", 1.0))
+                self._write_result()
+        names = dict.fromkeys([*(row.name for row in self.rows), *result.rows])
+        result.rows = {name: result.rows[name] for name in names}
+        self._write_result()
+        return result
+
+    def _is_averaging(self, row: Row) -> bool:
+        return isinstance(row.entry.settings, LocalTraining) and row.entry.handlers == ("train",)
+
+    def _ran(self, row: Row) -> dict[str, Any]:
+        """Run a row; the first of sets is kept with its network, and who was refused."""
+        set_bytes = int(self.result.rows.get(self.main, {}).get("set_bytes", 0))
+        ran = Runner(self.bench, self.asked, set_bytes).run(row)
+        if isinstance(ran.strategy, Rounds):
+            self.result.refused += refusals(ran.strategy.refused, row.name)
+            if row.name == self.main:
+                self._keep(row, ran, ran.strategy)
+        return ran.row
+
+    def _keep(self, row: Row, ran: Ran, strategy: Rounds) -> None:
+        joined, sets, spec = ran.joined, strategy.state.sets, self.bench.test.spec
+        if joined is None:
+            return
+        self.result.joined, self.result.sites = joined, list(sets)
+        self.result.coverage = dict(zip(joined.classes, joined.counts().tolist(), strict=True))
+        if self.folder is None:
+            return
+        self.result.paths += self.folder.write_sets(sets, joined)
+        card = NetworkCard(self.bench.network, spec.classes, spec.shape, spec.mean, spec.std, row.strategy)
+        state = dict(ran.arrays.to_torch_state_dict())
+        self.result.paths.append(save_network(self.folder.path / "weights.safetensors", state, card, overwrite=True))
+
+    def _averaged(self, row: Row) -> dict[str, Any]:
+        """Take the best of the grid after so many rounds; all rows of a strategy share its runs."""
+        best: dict[str, Any] = {"accuracy": -1.0}
+        wanted = sorted({r.rounds for r in self.rows if r.strategy == row.strategy})
+        diverged: AggregationError | None = None
+        for k, training in enumerate(self.grid):
+
+            def done(number: int, total: int, k: int = k, training: LocalTraining = training) -> None:
+                where = f"lr {training.lr:g}, {training.epochs} local epochs, round {number} of {total}"
+                share = (k + number / total) / len(self.grid)
+                self.bench.progress(FederationProgress(f"{row.strategy}-{wanted[-1]}", where, share))
+
+            if (row.strategy, k) not in self.averaged:
+                name = f"{row.strategy}-{k}.safetensors"
+                kept = None if self.bench.work is None else Kept(self.bench.work / name, self.resume)
+                given = {"strategy": row.strategy, "evaluate_at": wanted, "kept": kept, "progress": done}
+                try:
+                    self.averaged[row.strategy, k] = fedavg(self.bench, wanted[-1], training, **given)  # type: ignore[arg-type]
+                except AggregationError as error:  # others of the grid may work
+                    self.averaged[row.strategy, k], diverged = {}, error
+            found = self.averaged[row.strategy, k].get(row.rounds)
+            if found is not None and found.accuracy > best["accuracy"]:
+                best = {
+                    "accuracy": found.accuracy,
+                    "accuracy_std": None,
+                    "per_class": plain(found.per_class),
+                    "bytes_up": found.bytes_up,
+                    "bytes_down": found.bytes_down,
+                    "seconds": round(found.seconds, 2),
+                    "lr": training.lr,
+                    "local_epochs": training.epochs,
+                    "failed": found.failed,
+                }
+        if diverged is not None and best["accuracy"] < 0:
+            raise diverged
+        return best
+
+    def _read_folder(self) -> None:
+        """Take what the folder holds of the same settings, or refuse it."""
+        if self.folder is None:
+            return
+        if not self.folder.holds_run():
+            self._write_result()
+            return
+        path = self.folder.result
+        if not self.resume:
+            raise OutputError(f"{path} exists; choose another output folder, or resume (--resume)")
+        before = self.folder.read_result()
+        if before.get("format", 1) == 1:
+            raise ResumeError(f"{path} is of an older version, which cannot go on: use another output folder")
+        try:
+            given = {**self.result.settings, "partition": self.result.partition["hash"]}
+            held = {**before["settings"], "partition": before["partition"]["hash"]}
+            rows, refused, coverage = dict(before["rows"]), list(before["refused"]), dict(before["coverage"])
+        except (KeyError, TypeError) as error:
+            raise ResumeError(f"{path} is damaged ({error}); delete it to start over") from None
+        differs = sorted(key for key in {*given, *held} if given.get(key) != held.get(key))
+        if differs:
+            raise ResumeError(f"{path} is of another run: {', '.join(differs)} differ; use another output folder")
+        self.result.rows, self.result.refused, self.result.coverage = rows, refused, coverage
+        self.result.sites = list(before.get("sites", []))
+        joined = self.folder.path / "joined.safetensors"
+        if self.main in rows and joined.exists():
+            self.result.joined = SyntheticSet.load(joined)
+            sets = [self.folder.path / "clients" / f"{name}.safetensors" for name in self.result.sites]
+            self.result.paths = [*sets, joined, self.folder.path / "weights.safetensors"]
+
+    def _write_result(self) -> None:
+        if self.folder is not None:
+            path = self.folder.write_result(self.result.to_dict())
+            if path not in self.result.paths:
+                self.result.paths.append(path)
+
+
+_NO_SETS = {name for name, entry in STRATEGIES.items() if "image" not in entry.travels}

@@ -1,0 +1,177 @@
+"""All that an author of a strategy reads: what a server asks, what a node does, what comes back, and what is kept.
+
+A strategy is two halves of a paper in one file. The client's half is a `Task`: a frozen dataclass whose fields are the
+message, with `prepare`. The server's half is a `Rounds` (`fedcondense.flower.rounds`) with `ask` and `combine`.
+Sampling, deadlines, limits, screens, logs and files are written once, elsewhere. Any other Flower `Strategy` works as
+well: an `Entry` names what a node must answer for it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from fedcondense.contract import Holder
+from fedcondense.data import Spec
+from fedcondense.flower.caps import Caps, Cost
+from fedcondense.flower.payloads import Payload, Weights
+from fedcondense.randomness import child_seed
+from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = [
+    "Answer",
+    "Cost",
+    "Job",
+    "Keeper",
+    "Known",
+    "Node",
+    "Question",
+    "Screen",
+    "Site",
+    "State",
+    "Store",
+    "Task",
+    "Verdict",
+]
+
+P = TypeVar("P", bound=Payload)
+
+
+class Job(NamedTuple, Generic[P]):
+    """Work that is prepared: what it costs, and how it is done."""
+
+    cost: Cost
+    run: Callable[[], P]  # keeps to `Node.until`: then it answers with what is sound so far, or raises SettingError
+
+
+class Keeper(Protocol):
+    """What a node keeps between messages, bounded and checked: a node process may serve one message only."""
+
+    def get(self, name: str) -> bytes | None:
+        """Return what was put under a name, or None: it never was, is damaged, or had to make room."""
+
+    def put(self, name: str, blob: bytes) -> None:
+        """Keep bytes under a name (letters, digits, ``-_.``)."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """Who answers: one node of a run.
+
+    Args:
+        name: For people and files: the name it is registered by, else what it calls itself; unique in a run.
+        key: Its public key in hexadecimal where nodes authenticate, else its node id: what a server may rely on.
+        node: Flower's node id, of this run alone.
+    """
+
+    name: str
+    key: str = ""
+    node: int = 0
+
+
+class Node(NamedTuple):
+    """What a node hands to a task beside its data."""
+
+    name: str
+    caps: Caps = Caps()
+    until: float = float("inf")  # a moment of `time.monotonic`, at which work ends
+    kept: Keeper | None = None
+    progress: Callable[[Any], None] | None = None
+    place: int = 0  # this node's own number, from which its seeds follow: `partition-id`, else its node id
+    checkpoint: Any = None  # a `fedcondense.Checkpoint` of this very question, or None
+
+    def seed(self, root: int, *purpose: str | int) -> int:
+        """Return this node's own seed for a purpose: nodes that start alike would send the same images."""
+        return child_seed(root, "client", self.place, *purpose)
+
+
+class Task(Protocol[P]):
+    """What a server asks of a node; derive a frozen dataclass, whose fields travel as they are.
+
+    Fields are numbers, texts, booleans, tuples of those, `Weights` or a `SyntheticSet`; bounds are declared by
+    `settings.number`. A node looks `name` up in its own `TASKS` and never imports anything that a message names.
+    """
+
+    name: ClassVar[str]  # an identifier; the message type is query.NAME
+    payload: ClassVar[type[Payload]]  # what comes back
+
+    @abstractmethod
+    def prepare(self, holder: Holder, node: Node) -> Job[P]:
+        """Return the work, ready to run: nothing of the records has been sent, and the cost is known.
+
+        Raises:
+            SettingError: The task cannot be done here; the message travels to the server.
+        """
+
+
+Question = Task[Any]
+
+
+class Answer(NamedTuple, Generic[P]):
+    """A usable answer, checked."""
+
+    site: Site
+    payload: P
+    num_examples: int = 0  # real records, as the site says
+    seconds: float = 0.0  # of its work, as the site says
+    nbytes: int = 0  # of the whole message, counted at the server
+
+
+class Verdict(NamedTuple):
+    """How much a site's images of a class count."""
+
+    weight: float  # 1: all of them; 0: left out; between: so large a share of them
+    why: str = ""  # for the log and the report; "not enough others" is an answer
+
+
+class Known(NamedTuple):
+    """What a server knows beside the answers."""
+
+    spec: Spec | None = None  # of the data it tests on
+    round: int = 1
+    seed: int = 0
+
+
+Screen = Callable[[Sequence[Answer[SyntheticSet]], Known], Mapping[tuple[Site, str], Verdict]]
+"""Judges sets per site and class name; a pair that it does not name counts fully."""
+
+
+class Store(Protocol):
+    """Which rounds' and sites' sets are trained on; a value without a state of its own."""
+
+    def take(
+        self, server_round: int, answers: Sequence[Answer[SyntheticSet]], kept: Mapping[str, SyntheticSet]
+    ) -> dict[str, SyntheticSet]:
+        """Return what is kept from now on, by names of the store's own; the union of all is trained on."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a strategy keeps between rounds; a folder holds it after each, and a run goes on from it.
+
+    Args:
+        round: The last round that is finished.
+        weights: Of the global network.
+        sets: By names of the strategy's own.
+        tensors: Likewise.
+        numbers: Numbers and texts.
+    """
+
+    round: int = 0
+    weights: Weights | None = None
+    sets: Mapping[str, SyntheticSet] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+
+    @property
+    def joined(self) -> SyntheticSet | None:
+        """The union of the sets that are kept, in the order of their names' appearance."""
+        return SyntheticSet.join(self.sets.values()) if self.sets else None
+
+    def but(self, **changes: Any) -> Self:
+        """Return the same state with some fields replaced."""
+        return replace(self, **changes)

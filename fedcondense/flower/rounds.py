@@ -1,0 +1,250 @@
+"""Rounds of any strategy that asks for sets or sums: sample, ask, wait, read, screen, combine, keep."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedcondense.errors import SettingError
+from fedcondense.flower.asking import Asked, Asking, collect, connected
+from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent
+from fedcondense.flower.screens import weighed
+from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.settings import check, read
+from fedcondense.flower.sites import unnamed
+from fedcondense.flower.wire import pack_question
+from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = ["AggregationError", "Rounds"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+
+class Rounds(Strategy):
+    """A Flower `Strategy` in rounds of one or more stages; a method derives from it and writes `ask` and `combine`.
+
+    A stage ends when all have answered, when `grace` seconds have passed since `min_replies` usable answers
+    arrived, or at the deadline that `start` is given. After a round `state` is what the strategy keeps, `answers`
+    and `refused` say whose answers it stands on and who was left out and why, and `verdicts` what a screen found. If a
+    round fails, `state` is still that of the round before.
+
+    Args:
+        limits: What a reply may hold. Whatever breaks it is left out and named in the log.
+        screen: Judges sets per site and class before they are combined.
+        asked: The fields of `Asking`: ``min_available_nodes=10, min_replies=8, grace=60``.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("answer",)
+    rounds: int = 1  # unless `start` is told another number
+    most_rounds: int | None = None  # that a method has a meaning for
+    task: Question  # what is asked, in ways that a strategy may vary from round to round
+
+    def __init__(
+        self,
+        limits: ReplyLimits = ReplyLimits(),
+        screen: Screen | None = None,
+        **asked: Unpack[Asked],
+    ) -> None:
+        self.asking, self.limits, self.screen = Asking(**asked), limits, screen
+        check(self.asking, type(self).__name__)
+        self.state = State()
+        self.answers: tuple[Answer[Any], ...] = ()
+        self.refused: tuple[Refusal, ...] = ()
+        self.verdicts: Mapping[tuple[Site, str], Verdict] = {}
+        self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
+        self._mailbox = Mailbox([], limits)
+
+    @abstractmethod
+    def ask(
+        self, server_round: int, stage: str, state: State, sites: Sequence[Site]
+    ) -> Question | Mapping[Site, Question]:
+        """Return what all sites are asked in a stage, or what each is."""
+
+    @abstractmethod
+    def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
+        """Return what is kept once a stage's usable answers, by name of their sites, are there."""
+
+    def summary(self) -> None:
+        """Log the settings."""
+        asking = self.asking
+        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", asking.fraction_train, asking.min_train_nodes)
+        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", asking.wait, asking.min_available_nodes)
+        grace = "until the deadline" if asking.grace is None else f"{asking.grace:.0f} s for the others"
+        _LOG.info("\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
+        _LOG.info("\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds that `state` has not seen and return Flower's Result with the last weights.
+
+        Args:
+            grid: Reaches the nodes.
+            initial_arrays: The global network's weights before the first round, where a strategy takes any.
+            num_rounds: How many rounds there are in all; None: as many as the strategy has by itself.
+            timeout: Seconds that nodes have for an answer.
+            train_config: Fields of the task, in kebab-case, that differ from the strategy's own.
+            evaluate_config: Not used: a strategy that lets nodes evaluate has a stage for it.
+            evaluate_fn: Called with (round, weights) after each round, and with round 0 if there are initial weights.
+
+        Raises:
+            SettingError: A field or number that cannot work.
+            AggregationError: A round had fewer usable answers than it needs; `state` is that of the round before.
+        """
+        number_of_rounds = self.rounds if num_rounds is None else num_rounds
+        if not 1 <= number_of_rounds <= (self.most_rounds or number_of_rounds):
+            most = f", at most {self.most_rounds} for {type(self).__name__}" if self.most_rounds else ""
+            raise SettingError(f"num_rounds {number_of_rounds}; needed: 1 or more{most}")
+        if train_config:
+            self.task = read(type(self.task), train_config, "train_config", self.task)
+        _LOG.info("Starting %s, %d rounds:", type(self).__name__, number_of_rounds)
+        self.summary()
+        result = Result()
+        if initial_arrays and not self.state.round:
+            self.state = self.state.but(weights=Weights(dict(initial_arrays.to_torch_state_dict())))
+            if evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)) is not None:
+                result.evaluate_metrics_serverapp[0] = metrics
+        for server_round in range(self.state.round + 1, number_of_rounds + 1):
+            _LOG.info("[ROUND %d/%d]", server_round, number_of_rounds)
+            result.train_metrics_clientapp[server_round] = self._round(server_round, grid, timeout)
+            result.arrays = self._arrays()
+            if evaluate_fn and result.arrays:
+                metrics = evaluate_fn(server_round, result.arrays)
+                if metrics is not None:
+                    result.evaluate_metrics_serverapp[server_round] = metrics
+            self.keep(self)
+        return result
+
+    def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord:
+        state, metrics, spent = self.state, MetricRecord(), dict(self.spent)
+        for stage in self.stages:
+            mailbox = self._questions(server_round, stage, state, grid)
+            collect(grid, mailbox, timeout, self.asking)
+            state, metrics = self._read(server_round, stage, state, mailbox)
+            asked = max(1, len(mailbox.sent))
+            spent["bytes-up"] += sum(answer.nbytes for answer in self.answers) / asked
+            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.sent) / asked
+            spent["client-seconds"] += sum(answer.seconds for answer in self.answers) / max(1, len(self.answers))
+        self.state = state.but(round=server_round, numbers={**state.numbers, **spent})
+        return metrics
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What the rounds so far took per site that was asked: ``bytes-up``, ``bytes-down``, ``client-seconds``."""
+        return {name: float(self.state.numbers.get(name, 0.0)) for name in ("bytes-up", "bytes-down", "client-seconds")}
+
+    def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
+        """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
+        nodes = connected(grid, self.asking)
+        infos = {info.node_id: info for info in grid.get_nodes()}
+        sites = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
+        asked = self.ask(server_round, stage, state, sites)
+        tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
+        sent = []
+        for site, task in tasks.items():
+            content, kind = pack_question(task, server_round), f"query.{task.name}"
+            message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
+            sent.append(Sent(message, site, task.payload))
+        _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
+        return Mailbox(sent, self.limits)
+
+    def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
+        """Screen and combine the usable answers of a stage.
+
+        Raises:
+            AggregationError: There are fewer than `Asking.min_replies`, or what they were combined to is not finite.
+        """
+        answers, refused = mailbox.sorted()
+        if self.screen is not None:
+            answers, refused = self._screened(server_round, answers, refused)
+        self.answers, self.refused = tuple(answers), tuple(refused)
+        for site, reason in refused:
+            _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
+        needed = max(self.asking.min_replies, 1)
+        if len(answers) < needed:
+            first = "; ".join(f"{refusal.site.name}: {refusal.reason}" for refusal in refused[:3])
+            raise AggregationError(
+                f"round {server_round}: {len(answers)} usable answers of {len(mailbox.sent)}, {needed} needed; "
+                f"{first or 'no node was asked'}"
+            )
+        state = self.combine(server_round, stage, state, answers)
+        weights = {} if state.weights is None else state.weights.tensors
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            raise AggregationError(
+                f"round {server_round}: training on the answers of {len(answers)} nodes ended in weights that are not "
+                "finite; take a network with a norm, or ask again without the nodes that you do not trust"
+            )
+        metrics: dict[str, Any] = {
+            "clients": len(answers),
+            "refused": len(refused),
+            "num-examples": sum(answer.num_examples for answer in answers),
+            "bytes-up": sum(answer.nbytes for answer in answers),
+            "client-seconds": sum(answer.seconds for answer in answers),
+        }
+        return state, MetricRecord(metrics)
+
+    def _screened(
+        self, server_round: int, answers: list[Answer[Any]], refused: list[Refusal]
+    ) -> tuple[list[Answer[Any]], list[Refusal]]:
+        """Leave out, per site and class, what the screen does not want."""
+        assert self.screen is not None
+        sets = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
+        self.verdicts = self.screen(sets, Known(round=server_round, seed=self.asking.seed))
+        kept = [answer for answer in answers if not isinstance(answer.payload, SyntheticSet)]
+        for answer in sets:
+            judged = {name: v for (site, name), v in self.verdicts.items() if site == answer.site and v.weight < 1}
+            left = weighed(answer.payload, judged) if judged else answer.payload
+            if left is None:
+                reasons = "; ".join(sorted({f"{verdict.why}" for verdict in judged.values()}))
+                refused.append(Refusal(answer.site, reasons[:300]))
+            else:
+                kept.append(answer._replace(payload=left))
+        return kept, refused
+
+    def _arrays(self) -> ArrayRecord:
+        weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
+        return ArrayRecord(weights)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the questions of the first stage; `start` asks those of every stage."""
+        self._mailbox = self._questions(server_round, self.stages[0], self.state, grid)
+        return [sent.message for sent in self._mailbox.sent]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Read the replies to what `configure_train` returned, and combine them."""
+        for reply in replies:
+            self._mailbox.take(reply)
+        state, metrics = self._read(server_round, self.stages[0], self.state, self._mailbox)
+        self.state = state.but(round=server_round)
+        return self._arrays(), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nobody: the server evaluates, or a stage of the strategy does."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: nobody was asked."""
+        return None

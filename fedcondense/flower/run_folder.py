@@ -1,0 +1,156 @@
+"""The folder of a run: one writer and one reader, for `federate`, ``flwr run`` and deployment.
+
+``result.json`` says what was asked and measured, ``weights.safetensors`` is the network with its classes
+(`load_network`), ``joined.safetensors`` the union, ``clients/SITE.safetensors`` each site's set, and
+``rounds/0001.state`` what the strategy kept after a round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedcondense.errors import OutputError, ResumeError
+from fedcondense.files import write_file
+from fedcondense.flower.contract import State, Verdict
+from fedcondense.flower.replies import Refusal
+from fedcondense.flower.sites import is_name
+from fedcondense.flower.state_file import dump_state, load_state
+from fedcondense.flower.wire import own_version
+from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = ["FORMAT", "RunFolder", "judged", "plain", "refusals"]
+
+FORMAT = 2
+"""Of ``result.json``; a file without it is of 1, which lacks what rows say of themselves."""
+
+_WRITTEN = (
+    "report.html",
+    "joined.safetensors",
+    "weights.safetensors",
+    "clients/[0-9]*.safetensors",  # of format 1; a run's own are named in its result
+    "rounds/[0-9]*.state",
+    "work/*.safetensors",
+    "work/*.checkpoint",
+    "work/*.entry",
+    "result.json",
+)  # into a run's folder, by us and by the command line; last what says that there is a run
+_KEPT_ROUNDS = 2  # states: the last, and the one before it
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run.
+
+    Args:
+        path: It is made when something is written.
+    """
+
+    path: Path
+
+    @property
+    def result(self) -> Path:
+        """The path of ``result.json``."""
+        return self.path / "result.json"
+
+    def holds_run(self) -> bool:
+        """Say whether a run has written here."""
+        return self.result.exists()
+
+    def clear(self) -> None:
+        """Delete what the run wrote, and nothing else."""
+        named = self._sets()
+        for path in (*named, *(path for pattern in _WRITTEN for path in self.path.glob(pattern) if path.is_file())):
+            path.unlink(missing_ok=True)
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds a run.
+
+        Raises:
+            OutputError: It does.
+        """
+        if self.holds_run():
+            raise OutputError(f"{self.path} holds a result; give another output")
+
+    def write_result(self, record: Mapping[str, Any]) -> Path:
+        """Write ``result.json``; what was there before is replaced as a whole."""
+        versions = {"fedcondense": own_version(), **{name: version(name) for name in ("torch", "flwr", "numpy")}}
+        whole = {"format": FORMAT, **record, "versions": versions}
+        text = json.dumps(whole, indent=1, allow_nan=False, default=str)
+        return write_file(self.result, text.encode(), overwrite=True)
+
+    def read_result(self) -> dict[str, Any]:
+        """Return what ``result.json`` holds.
+
+        Raises:
+            ResumeError: It is damaged, or of a later version.
+        """
+        try:
+            record = json.loads(self.result.read_text(encoding="utf-8"))
+            newer = record.get("format", 1) > FORMAT
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ResumeError(f"{self.result} is damaged ({error}); delete it to start over") from None
+        if newer:
+            raise ResumeError(f"{self.result} is of format {record['format']}; update fedcondense to read it")
+        return dict(record)
+
+    def write_sets(self, sets: Mapping[str, SyntheticSet], joined: SyntheticSet) -> list[Path]:
+        """Write each site's set as it travelled, and the union; sets of sites that are no longer in it go."""
+        paths = {self.path / "clients" / f"{name}.safetensors": synthetic for name, synthetic in sets.items()}
+        for stale in set(self._sets()) - set(paths):
+            stale.unlink(missing_ok=True)
+        written = [synthetic.save(path, overwrite=True) for path, synthetic in paths.items()]
+        return [*written, joined.save(self.path / "joined.safetensors", overwrite=True)]
+
+    def write_state(self, state: State) -> Path:
+        """Write what a strategy keeps after a round; of earlier rounds the last stays."""
+        path = self._state(state.round)
+        write_file(path, dump_state(state), overwrite=True)
+        for old in sorted(path.parent.glob("*.state"))[:-_KEPT_ROUNDS]:
+            old.unlink()
+        return path
+
+    def read_state(self) -> State:
+        """Return the state of the last finished round; an empty one if there is none.
+
+        Raises:
+            ResumeError: It is damaged.
+        """
+        found = sorted((self.path / "rounds").glob("*.state"))
+        return load_state(found[-1].read_bytes(), str(found[-1])) if found else State()
+
+    def _sets(self) -> list[Path]:
+        """Return the paths of the sets that the run in this folder names as its own."""
+        try:
+            sites = self.read_result().get("sites", [])
+        except ResumeError:
+            return []
+        return [
+            self.path / "clients" / f"{name}.safetensors" for name in sites if isinstance(name, str) and is_name(name)
+        ]
+
+    def _state(self, server_round: int) -> Path:
+        return self.path / "rounds" / f"{server_round:04d}.state"
+
+
+def refusals(refused: Sequence[Refusal], row: str) -> list[dict[str, Any]]:
+    """Return who was left out of a row, as ``result.json`` says it."""
+    return [{"client": site.name, "node": str(site.node), "reason": reason, "row": row} for site, reason in refused]
+
+
+def judged(verdicts: Mapping[Any, Verdict]) -> list[dict[str, Any]]:
+    """Return what a screen found, as ``result.json`` says it; what counts fully without a word is left out."""
+    return [
+        {"client": site.name, "class": name, "weight": round(verdict.weight, 3), "why": verdict.why}
+        for (site, name), verdict in verdicts.items()
+        if verdict.weight < 1 or verdict.why
+    ]
+
+
+def plain(values: Iterable[float]) -> list[float | None]:
+    """Round to what is meaningful, with None for nan, which JSON lacks."""
+    return [None if value != value else round(value, 3) for value in values]

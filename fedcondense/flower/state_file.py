@@ -1,0 +1,71 @@
+"""A strategy's `State` as bytes: one safetensors file with a checksum; a damaged one is refused, never read in part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedcondense.errors import ResumeError
+from fedcondense.flower.contract import State
+from fedcondense.flower.payloads import Weights
+from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = ["dump_state", "load_state"]
+
+_FORMAT = 1
+_DIGEST = 32  # bytes of SHA-256, which come first
+
+
+def dump_state(state: State) -> bytes:
+    """Return a state's bytes."""
+    tensors: dict[str, Tensor] = {f"tensors/{name}": value for name, value in state.tensors.items()}
+    if state.weights is not None:
+        tensors |= {f"weights/{name}": value for name, value in state.weights.tensors.items()}
+    for name, synthetic in state.sets.items():
+        tensors[f"sets/{name}"] = torch.frombuffer(bytearray(synthetic.to_bytes()), dtype=torch.uint8)
+    about = {
+        "format": _FORMAT,
+        "round": state.round,
+        "numbers": dict(state.numbers),
+        "sets": list(state.sets),
+        "has_weights": state.weights is not None,
+    }
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    blob = save(stored, {"state": json.dumps(about)})
+    return hashlib.sha256(blob).digest() + blob
+
+
+def load_state(blob: bytes, where: str) -> State:
+    """Return what `dump_state` was given.
+
+    Raises:
+        ResumeError: The bytes are damaged, or of another format.
+    """
+    body = blob[_DIGEST:]
+    if hashlib.sha256(body).digest() != blob[:_DIGEST]:
+        raise ResumeError(f"{where} is damaged; delete it, and the run goes on from the round before")
+    try:
+        size = int.from_bytes(body[:8], "little")
+        about = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["state"])
+        if about["format"] != _FORMAT:
+            raise ResumeError(f"{where} is of format {about['format']}; this version reads {_FORMAT}: start over")
+        tensors = load(body)
+    except (ValueError, KeyError, TypeError, SafetensorError) as broken:
+        raise ResumeError(f"{where} holds no state of a run ({broken}); start over in another folder") from None
+    part = {kind: _under(tensors, f"{kind}/") for kind in ("weights", "tensors", "sets")}
+    return State(
+        about["round"],
+        Weights(part["weights"]) if about["has_weights"] else None,
+        {name: SyntheticSet.from_bytes(part["sets"][name].numpy().tobytes()) for name in about["sets"]},
+        part["tensors"],
+        about["numbers"],
+    )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

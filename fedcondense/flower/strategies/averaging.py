@@ -1,0 +1,301 @@
+"""Flower's own strategies, unchanged: FedAvg and its kin average the weights of networks that sites train by SGD.
+
+Sites answer Flower's ``train`` message. What is ours is the local training, the checks of weights both ways, and the
+count of those who failed: an accuracy without them is another one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from fedcondense.contract import Holder
+from fedcondense.data import Data
+from fedcondense.deadline import OutOfTime, check_time, stop_at
+from fedcondense.errors import SettingError, UntrustedSetError
+from fedcondense.flower.contract import Node
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.settings import number, read_all
+from fedcondense.flower.strategies.entry import Entry, ServerSide
+from fedcondense.flower.strategies.features import labelled_by
+from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
+from fedcondense.networks import build, default_network
+from fedcondense.randomness import stream
+from fedcondense.training.fit import autocast_of_caller
+
+__all__ = ["AVERAGING", "CheckedGrid", "LocalTraining", "local_round", "train_locally", "training_config", "weights_in"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a site trains between two rounds: SGD with momentum, which starts anew each round.
+
+    Args:
+        lr: Step size, constant.
+        epochs: Passes over the site's data per round.
+        batch: Images per step.
+        momentum: As in most published FedAvg baselines.
+    """
+
+    lr: float = number(0.05, 0)
+    epochs: int = number(1, 1)
+    batch: int = number(64, 1)
+    momentum: float = number(0.9, 0, 1)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What a ``train`` message says besides `LocalTraining`; `server_round` and `proximal_mu` are Flower's."""
+
+    network: str = ""
+    classes: tuple[str, ...] = ()
+    seed: int = number(0, 0)
+    rounds_before: int = number(0, 0)
+    server_round: int = number(1, 0)
+    proximal_mu: float = number(0.0, 0)
+
+
+def training_config(training: LocalTraining, side: ServerSide, rounds_before: int = 0) -> ConfigRecord:
+    """Return what goes to sites with each round of Flower's strategies."""
+    assert side.spec is not None
+    network = side.network or default_network(side.spec.shape)
+    config: dict[str, Any] = asdict(training)
+    config |= {
+        "network": network,
+        "classes": list(side.spec.classes),
+        "seed": side.seed,
+        "rounds-before": rounds_before,
+    }
+    return ConfigRecord(config)
+
+
+def train_locally(
+    network: nn.Module, data: Data, training: LocalTraining, generator: torch.Generator, proximal_mu: float = 0.0
+) -> float:
+    """Train a network in place by plain SGD on cross-entropy; return the mean loss of the last epoch.
+
+    Batches are gathered from the uint8 tensor on its device. A last batch of one image is left out where there are
+    others: normalisation over a single value has no gradient.
+
+    Args:
+        network: On the data's device.
+        data: The site's records.
+        training: How.
+        generator: Of the order of records.
+        proximal_mu: Weight of FedProx's term, half the squared distance to the weights at the start (Li et al., MLSys
+            2020, https://arxiv.org/abs/1812.06127).
+
+    Raises:
+        SettingError: The loss left the finite numbers; the step size is too large.
+    """
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=training.lr, momentum=training.momentum)
+    start = [value.detach().clone() for value in network.parameters()] if proximal_mu else []
+    mean = torch.zeros((), device=data.device)
+    for _ in range(training.epochs):
+        losses, seen = torch.zeros((), device=data.device), 0
+        for index in torch.split(torch.randperm(len(data), generator=generator), training.batch):
+            if len(index) == 1 < len(data):
+                continue
+            check_time()
+            images = data.batch(index).images
+            with autocast_of_caller(data.device):
+                logits = network(images)
+            loss = F.cross_entropy(logits.float(), data.labels[index.to(data.device)])
+            optimizer.zero_grad(set_to_none=True)
+            if start:
+                pull = sum((w - s).square().sum() for w, s in zip(network.parameters(), start, strict=True))
+                (loss + proximal_mu / 2 * pull).backward()
+            else:
+                loss.backward()
+            optimizer.step()
+            losses += loss.detach() * len(index)
+            seen += len(index)
+        mean = losses / max(seen, 1)
+    if not torch.isfinite(mean):
+        raise SettingError(f"local training diverged at lr {training.lr:g}; try a third of it")
+    return float(mean)
+
+
+def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
+    """Answer Flower's ``train`` message: one round of local SGD from the weights that it carries.
+
+    Batches follow from (seed, place of the site, round) alone, so that neither order nor host matters.
+
+    Raises:
+        SettingError: This node's config has no ``allow-weights = true``, or a field is unknown or wrong.
+        UntrustedSetError: The weights are of another network, or not finite.
+    """
+    if not node.caps.allow_weights:
+        raise SettingError("weights were sent to be trained on records; this node's config has no allow-weights = true")
+    config: Mapping[str, Any] = content.config_records.get("config", ConfigRecord())
+    training, about = read_all((LocalTraining(), _Round()), config, "the question")
+    if not about.classes:
+        raise SettingError("the question names no classes, in the order of the network's outputs; update the server")
+    data = labelled_by(holder, about.classes, node)
+    network = about.network or default_network(data.spec.shape)
+    node.caps.check_networks([network])
+    model = build(network, data.spec.shape, len(data.spec.classes), 0).to(data.device)
+    weights_in(content.array_records.get("arrays", ArrayRecord()), model).load_into(model)
+    draws = stream(about.seed, "fedavg", node.place, about.rounds_before + about.server_round)
+    try:
+        with stop_at(node.until):
+            loss = train_locally(model, data, training, draws, about.proximal_mu)
+    except OutOfTime:
+        limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
+        raise SettingError(f"local training was not done in time; {limit}: ask for fewer epochs") from None
+    metrics = MetricRecord({"num-examples": len(data), "loss": loss})
+    return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+
+
+def weights_in(record: ArrayRecord, network: nn.Module) -> Weights:
+    """Read weights of unknown origin: names, shapes and dtypes must be those of the receiver's own network.
+
+    Raises:
+        UntrustedSetError: They are not, or hold numbers that are not finite.
+    """
+    like = network.state_dict()
+    if set(record) != set(like):
+        odd = ", ".join(map(repr, sorted(set(record) ^ set(like))[:3]))
+        raise UntrustedSetError(f"weights of other names than those of this network: {odd[:120]}")
+    tensors = {}
+    for name, value in like.items():
+        array = untrusted_array(record[name], (str(value.dtype).removeprefix("torch."),), value.nbytes)
+        tensors[name] = torch.from_numpy(array.copy())
+        if value.is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
+            raise UntrustedSetError(f"weights: {name!r} holds numbers that are not finite")
+    return Weights(tensors).matching(like, "this network")
+
+
+class CheckedGrid(Grid):
+    """A grid that leaves out replies whose weights are not sound, and counts who failed; Flower's own trust all.
+
+    Args:
+        grid: Reaches the nodes.
+        network: The server's own, whose names, shapes and dtypes weights must have.
+        failed: How many had failed before.
+    """
+
+    def __init__(self, grid: Grid, network: nn.Module, failed: int = 0) -> None:
+        self.grid, self.network, self.failed = grid, network, failed
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Ask, and return the replies that are sound, errors included.
+
+        Raises:
+            AggregationError: Everybody with data failed.
+        """
+        sound, reasons = [], []
+        for reply in self.grid.send_and_receive(messages, timeout=timeout):
+            reason = self._fault(reply)
+            if reason == NO_DATA:
+                continue
+            if reason:
+                reasons.append(reason)
+            else:
+                sound.append(reply)
+        if reasons:
+            self.failed += len(reasons)
+            text = safe_text(f"{len(reasons)} sites failed, {len(sound)} are left; {reasons[0]}")
+            if not sound:
+                raise AggregationError(text)
+            _LOG.warning(text)
+        return sound
+
+    def _fault(self, reply: Message) -> str:
+        if reply.has_error():
+            reason = safe_text(reply.error.reason or f"error {reply.error.code}")
+            return NO_DATA if reason.endswith(NO_DATA) else reason
+        try:
+            for record in reply.content.array_records.values():
+                weights_in(record, self.network)
+        except UntrustedSetError as broken:
+            return str(broken)
+        return ""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the connected nodes."""
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass them on."""
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass them on."""
+        return self.grid.pull_messages(message_ids)
+
+    def set_run(self, run: Any) -> None:
+        """Pass it on."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run of the grid below."""
+        return self.grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Any:
+        """Pass it on."""
+        return self.grid.create_message(*args, **kwargs)
+
+
+def averaging(make: Callable[..., FedAvg], label: str, **settings: Any) -> Entry:
+    """Return the entry of a Flower strategy that averages weights; `settings` are its own arguments."""
+
+    def build_it(side: ServerSide) -> FedAvg:
+        known = ("fraction_train", "min_train_nodes", "min_available_nodes")
+        asked: dict[str, Any] = {key: value for key, value in side.asked.items() if key in known}
+        return make(fraction_evaluate=0.0, **asked, **settings)
+
+    return Entry(
+        build_it,
+        label=label,
+        travels="weights, every round",
+        seen="the server sees each site's weights, every round",
+        settings=LocalTraining(),
+        handlers=("train",),
+        rounds=20,
+        starts=True,
+    )
+
+
+AVERAGING: dict[str, Entry] = {
+    "fedavg": averaging(FedAvg, "FedAvg"),
+    "fedprox": averaging(FedProx, "FedProx", proximal_mu=0.01),
+    "fedavgm": averaging(FedAvgM, "FedAvgM", server_momentum=0.9),
+    "fedadam": averaging(FedAdam, "FedAdam", eta=0.01),
+    "fedyogi": averaging(FedYogi, "FedYogi"),
+    "fedadagrad": averaging(FedAdagrad, "FedAdagrad", eta=0.01),
+    "fedmedian": averaging(FedMedian, "FedMedian"),
+    "fedtrimmedavg": averaging(FedTrimmedAvg, "FedTrimmedAvg"),
+    "krum": averaging(Krum, "Krum", num_malicious_nodes=1),
+    "multikrum": averaging(MultiKrum, "MultiKrum", num_malicious_nodes=1, num_nodes_to_select=3),
+    "bulyan": averaging(Bulyan, "Bulyan"),
+    "qfedavg": averaging(QFedAvg, "QFedAvg", client_learning_rate=0.05, train_loss_key="loss"),
+}
+"""Flower's own by name; another is one line here."""

@@ -1,0 +1,69 @@
+"""What strategies on statistics share: the features of a random network that all sites build from its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fedcondense.contract import Holder, Network
+from fedcondense.data import Data
+from fedcondense.deadline import check_time
+from fedcondense.errors import SettingError
+from fedcondense.flower.contract import Node
+from fedcondense.networks import build
+from fedcondense.randomness import stream
+
+__all__ = ["labelled_by", "random_features"]
+
+_AT_ONCE = 500  # images in a forward pass
+
+
+def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tensor:
+    """Return what an untrained network's classifier would be fed, (N, D) float32 on the data's device.
+
+    Args:
+        data: The images.
+        network: A name in `NETWORKS`.
+        seed: Of the network and of the projection.
+        dims: Project to so many dimensions by a random Gaussian matrix; 0 keeps all.
+    """
+    model = build(network, data.spec.shape, len(data.spec.classes), seed).to(data.device).eval()
+    embed = cast(Network, model).features
+    with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
+        pieces = []
+        for index in torch.split(torch.arange(len(data)), _AT_ONCE):
+            check_time()
+            pieces.append(embed(data.batch(index).images))
+        features = torch.cat(pieces)
+        if 0 < dims < features.shape[1]:
+            projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
+            features = features @ projection.to(features.device)
+    return features
+
+
+def labelled_by(holder: Holder, classes: Sequence[str], node: Node) -> Data:
+    """Return a holder's records with labels that index `classes`: sums of several sites must mean the same.
+
+    Raises:
+        SettingError: A class of which there are records is not among them, or records may not be seen.
+    """
+    data = holder.data
+    if not classes:
+        raise SettingError("the question names no classes; a server without data must name them: classes of the task")
+    if data is None:
+        raise SettingError("statistics are taken of records, which this node's holder does not hand out")
+    if tuple(classes) == data.spec.classes:
+        return data
+    places = {name: k for k, name in enumerate(classes)}
+    odd = [name for name, n in zip(data.spec.classes, data.counts.tolist(), strict=True) if n and name not in places]
+    if odd:
+        names = ", ".join(map(repr, odd[:5]))
+        raise SettingError(
+            f"{node.name} has classes that the question does not name: {names}; name them, or leave it out"
+        )
+    to = torch.tensor([places.get(name, 0) for name in data.spec.classes], device=data.device)
+    return Data(data.images, to[data.labels], replace(data.spec, classes=tuple(classes)))

@@ -1,0 +1,206 @@
+"""One round: ask each site for a synthetic set, and train the global network on all of them together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import nn
+
+from fedcondense.condensing import estimate, prepare, run
+from fedcondense.contract import Holder
+from fedcondense.data import Data, Spec
+from fedcondense.errors import look_up
+from fedcondense.flower.asking import Asked
+from fedcondense.flower.caps import SHARE_OF_RECORDS, Cost
+from fedcondense.flower.contract import Answer, Job, Node, Question, Screen, Site, State, Task
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import ReplyLimits, by_name
+from fedcondense.flower.rounds import Rounds
+from fedcondense.flower.settings import number
+from fedcondense.flower.strategies.entry import Entry, ServerSide
+from fedcondense.networks import default_network, parts
+from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import train_on
+from fedcondense.training.fit import Fit
+
+__all__ = ["ONE_SHOT", "Condense", "OneShot", "condensing", "cost_of", "train_network"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+
+@dataclass(frozen=True)
+class Condense(Task[SyntheticSet]):
+    """Condense the records of a site.
+
+    Args:
+        ipc: Byte budget per class, counted in uncompressed images; never more than half of a class's records.
+        objective: A name in the node's `OBJECTIVES`.
+        parametrization: A name in its `PARAMETRIZATIONS`.
+        steps: Optimisation steps; 0: the objective's recipe says.
+        seed: The root seed; each node draws from a child of it.
+        network: A name in `NETWORKS`; empty: the one for the images' size.
+        start: A name in `STARTS`; ``"real"`` publishes records.
+    """
+
+    ipc: int = number(10, 1)
+    objective: str = DEFAULT_OBJECTIVE
+    parametrization: str = "pixels"
+    steps: int = number(0, 0)
+    seed: int = number(0, 0)
+    network: str = ""
+    start: str = "gaussian"
+
+    name: ClassVar[str] = "condense"
+    payload: ClassVar[type[SyntheticSet]] = SyntheticSet
+
+    def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
+        """Prepare the loop once; its estimate leaves it as it was."""
+        node.caps.check_ipc(self.ipc)
+        objective = look_up("objective", self.objective, OBJECTIVES)
+        look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
+        steps = self.steps or objective.recipe.steps
+        node.caps.check_steps(steps)
+        network = self.network or default_network(holder.spec.shape)
+        parts(network)
+        loop = prepare(
+            holder,
+            self.ipc,
+            self.objective,
+            self.parametrization,
+            network=network,
+            seed=node.seed(self.seed),
+            steps=steps,
+            start=self.start,
+            limit=SHARE_OF_RECORDS,
+        )
+        return condensing(loop, node, self.start == "real")
+
+
+def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:
+    """Return the job of running a prepared loop: what it costs, and the run within the node's time."""
+    plan = estimate(loop) if node.caps.max_seconds < float("inf") else None  # an estimate takes some seconds itself
+    cost = cost_of(loop.finished(), steps=loop.recipe.steps, is_real=is_real)
+    if plan is not None:
+        cost = cost.but(seconds=plan.seconds, memory=plan.memory)
+    return Job(cost, lambda: run(loop, checkpoint=node.checkpoint, progress=node.progress, until=node.until))
+
+
+def cost_of(synthetic: SyntheticSet, steps: int = 0, is_real: bool = False) -> Cost:
+    """Return what sending a set gives away."""
+    stored = torch.zeros(len(synthetic.classes), dtype=torch.int64)
+    for part in synthetic.parts:
+        stored += torch.bincount(part.labels(), minlength=len(synthetic.classes))
+    decoded = synthetic.counts().tolist()
+    return Cost(
+        images={name: n for name, n in zip(synthetic.classes, stored.tolist(), strict=True) if n},
+        decoded={name: n for name, n in zip(synthetic.classes, decoded, strict=True) if n},
+        steps=steps,
+        nbytes=synthetic.nbytes,
+        pixels=4 * len(synthetic) * synthetic.shape[0] * synthetic.shape[1] * synthetic.shape[2],
+        networks=(synthetic.record.network,) if synthetic.record.network else (),
+        is_real=is_real,
+    )
+
+
+def train_network(joined: SyntheticSet, network: str = "", recipe: Fit = Fit(), seed: int = 0) -> nn.Module:
+    """Train a network from scratch on a set, on a GPU if there is one; its outputs are the set's classes.
+
+    A server that has test data calls `train_on` with them instead, whose outputs are the classes of the data.
+
+    Args:
+        joined: A set, of one site or many.
+        network: A name in `NETWORKS`; by default the one for the images' size.
+        recipe: How it is trained.
+        seed: Of the initial weights and the batches.
+    """
+    record = joined.record
+    spec = Spec(joined.name, joined.shape, joined.classes, record.mean, record.std)
+    like = Data(torch.empty(0, *joined.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), spec)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return train_on(joined, like, network=network or None, recipe=recipe, seed=seed, device=device)
+
+
+class OneShot(Rounds):
+    """Ask each site for a synthetic set once, and train the global network on all of them together.
+
+    Weights never travel up. After the round `joined` is the union of the usable sets, `missing` names the classes that
+    no set holds, and Flower's ``Result.arrays`` holds the trained weights.
+
+    Args:
+        fit: Trains a network on the joined set; `train_network` is the usual one.
+        limits: What a reply may hold.
+        task: What is asked: `Condense`, or any other task that is answered with a set.
+        screen: Judges sets per site and class before they are joined.
+        asked: As in `Rounds`: ``min_available_nodes=10, min_replies=8, grace=60``.
+    """
+
+    most_rounds = 1  # more images come from a larger ipc
+
+    def __init__(
+        self,
+        fit: Callable[[SyntheticSet], nn.Module] = train_network,
+        limits: ReplyLimits = ReplyLimits(),
+        *,
+        task: Question = Condense(),
+        screen: Screen | None = None,
+        **asked: Unpack[Asked],
+    ) -> None:
+        super().__init__(limits, screen, **asked)
+        self.fit, self.task = fit, task
+
+    @property
+    def joined(self) -> SyntheticSet | None:
+        """The union of the usable sets, by name of their sites; None before the round."""
+        return self.state.joined
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The classes of which no set holds an image."""
+        return absent(self.joined, self.limits)
+
+    def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Question:
+        """Ask everybody the same."""
+        return self.task
+
+    def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[SyntheticSet]]) -> State:
+        """Join the sets and train on them."""
+        sets = by_name(answers)
+        joined = SyntheticSet.join(sets.values())
+        log_absent(server_round, joined, self.limits)
+        return state.but(sets=sets, weights=Weights.of(self.fit(joined)))
+
+
+def absent(joined: SyntheticSet | None, limits: ReplyLimits) -> tuple[str, ...]:
+    """Return the classes that are expected, or named by some site, and have no image."""
+    if joined is None:
+        return ()
+    counts = dict(zip(joined.classes, joined.counts().tolist(), strict=True))
+    return tuple(name for name in limits.classes or counts if not counts.get(name))
+
+
+def log_absent(server_round: int, joined: SyntheticSet, limits: ReplyLimits) -> None:
+    """Say which classes no set holds."""
+    missing = absent(joined, limits)
+    if missing:
+        names = ", ".join(map(repr, missing[:10]))
+        _LOG.warning("round %d: no set holds images of %d classes: %s", server_round, len(missing), names)
+
+
+def _one_shot(side: ServerSide) -> OneShot:
+    return OneShot(side.fit, side.limits, task=side.settings, **side.asked)
+
+
+ONE_SHOT = Entry(
+    _one_shot,
+    label="one-shot",
+    travels="synthetic images",
+    seen="the server sees each site's synthetic images and class counts",
+    settings=Condense(),
+    tasks=(Condense,),
+)

@@ -1,0 +1,65 @@
+"""Real images as a control: each site sends some of its records, in the bytes that its synthetic set would take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedcondense.contract import Holder
+from fedcondense.errors import SettingError, look_up
+from fedcondense.flower.caps import SHARE_OF_RECORDS
+from fedcondense.flower.contract import Job, Node, Task
+from fedcondense.flower.settings import number
+from fedcondense.flower.strategies.entry import Entry, ServerSide
+from fedcondense.flower.strategies.one_shot import OneShot, cost_of
+from fedcondense.sets.selection import SELECTIONS, select
+from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = ["Select", "selection"]
+
+
+@dataclass(frozen=True)
+class Select(Task[SyntheticSet]):
+    """Select records of a site, which publishes them: a node refuses unless its config has ``allow-real = true``.
+
+    Args:
+        ipc: Images per class whose bytes a class's images take; never more than half of its records.
+        method: A name in the node's `SELECTIONS`.
+        seed: The root seed; each node draws from a child of it.
+    """
+
+    ipc: int = number(10, 1)
+    method: str = "random"
+    seed: int = number(0, 0)
+
+    name: ClassVar[str] = "select"
+    payload: ClassVar[type[SyntheticSet]] = SyntheticSet
+
+    def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
+        """Select at once, which takes less than a second, and let the node look at what it would send."""
+        node.caps.check_ipc(self.ipc)
+        look_up("method", self.method, SELECTIONS)
+        if not node.caps.allow_real:
+            raise SettingError(
+                f"method {self.method!r} publishes real records; this node's config has no allow-real = true"
+            )
+        if holder.data is None:
+            raise SettingError(f"method {self.method!r} takes records, which this node's holder does not hand out")
+        chosen = select(holder.data, self.ipc, self.method, seed=node.seed(self.seed), limit=SHARE_OF_RECORDS)
+        return Job(cost_of(chosen, is_real=True), lambda: chosen)
+
+
+def selection(method: str, label: str, travels: str = "real images") -> Entry:
+    """Return the entry of a method in `SELECTIONS`."""
+
+    def make(side: ServerSide) -> OneShot:
+        return OneShot(side.fit, side.limits, task=side.settings, **side.asked)
+
+    return Entry(
+        make,
+        label=label,
+        travels=travels,
+        seen="the server sees records of each site",
+        settings=Select(method=method),
+        tasks=(Select,),
+    )
