@@ -47,7 +47,7 @@ class Tuning:
         lr: Step size; None: the recipe's.
         settings: Fields of the objective and their values.
         recipe: ``"tuned"``, or ``"published"`` for objectives that have such a recipe.
-        budget: CPU seconds a set that `steps` and `pool` were chosen for by `with_budget`; None: nobody asked.
+        budget: CPU seconds per set for which `with_budget` chose `steps` and `pool`; None: no budget.
         pool: Draws of the recipe's pool; None: the recipe's.
     """
 
@@ -66,7 +66,7 @@ class SetRecipe:
     Args:
         data: A name that `load_data` knows.
         method: A name in `OBJECTIVES` or `SELECTIONS`, or `ALL_REAL`.
-        ipc: Images per class whose bytes the set may take.
+        ipc: Byte budget per class, counted in uncompressed images.
         seed: The set's root seed.
         parametrization: A name in `PARAMETRIZATIONS`; empty for a selection, which brings its own.
         network: The name in `NETWORKS` that condenses; empty for a selection.
