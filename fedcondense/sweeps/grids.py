@@ -35,6 +35,13 @@ __all__ = [
 ALL_REAL = "all-real"
 """The method of cells whose networks are trained on all real data."""
 
+_KEPT_AS = {
+    "OnlineTrained": "Online",
+    "TrainedOnReal": "RealTrained",
+    "TrainedOnSynthetic": "Trained",
+    "TrainedPool": "AgedPool",
+}
+"""Sources by the names that hashes of kept cells hold: folders from before they were renamed stay valid."""
 _TIMES = (0.25, 0.5, 1, 2, 4)  # by which a sensitivity sweep multiplies a factor
 
 
@@ -271,5 +278,6 @@ def recipe_text(recipe: Recipe) -> str:
     """Return a recipe as text that is the same in every process: functions by their names."""
     source = recipe.source
     name = getattr(source.func if isinstance(source, partial) else source, "__name__", "")
+    name = _KEPT_AS.get(name, name)
     settings = dict(source.keywords) if isinstance(source, partial) else {}
     return repr(replace(recipe, source=(name, settings)))  # type: ignore[arg-type]
