@@ -72,8 +72,8 @@ class CondensedBuffer(ExemplarsBuffer):
             kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows. They take
             no more than the budget again: beyond it, the class with the most is condensed.
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
-        mean: What the stream's transform subtracts, a value a channel; None: the range of the first experience's values
-            becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
+        mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
+            values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
         std: What it divides by.
         seed: All that is random follows from it.
     """
@@ -173,7 +173,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """Change the budget to `new_size` decoded images; a smaller one condenses what is stored again.
 
         Raises:
-            SettingError: It is less than one stored image a class; the buffer is as it was.
+            SettingError: It is less than one stored image per class; the buffer is as it was.
         """
         per_image = self.memory.make.per_image
         if new_size < per_image:

@@ -31,7 +31,7 @@ class Sampler:
     Args:
         buffer: Not empty.
         device: Where batches are wanted.
-        augment: Draw one augmentation an image, of those that the buffer names.
+        augment: Draw one augmentation per image, of those that the buffer names.
         seed: With the buffer's own, determines order and augmentation.
     """
 
@@ -90,7 +90,7 @@ class EpochLoader:
 
     Args:
         sampler: Of the buffer.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         tasks: Whether the stream's batches have task labels.
     """
 

@@ -36,7 +36,7 @@ class Maker(Protocol):
 
         Args:
             data: New real images, and what a memory holds of the same classes.
-            ipc: Images per class whose bytes a class may take.
+            ipc: Byte budget per class, counted in uncompressed images.
             seed: All that is random follows from it.
             stored: (N,) bool, which of the data the memory holds.
         """

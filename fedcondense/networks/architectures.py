@@ -62,7 +62,7 @@ def alexnet(shape: Shape, classes: int) -> nn.Module:
 
 def vgg11(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
     """Return VGG-11 (Simonyan and Zisserman, ICLR 2015) for small images: a norm a convolution, one linear layer."""
-    _check("vgg11", shape, smallest=28)  # below, the last norm would see a single pixel a channel
+    _check("vgg11", shape, smallest=28)  # below, the last norm would see a single pixel per channel
     channels, height, width = shape
     padding = 3 if min(height, width) < 32 else 1  # 28 to 32
     height, width = ((side + 2 * padding - 2) // 32 for side in (height, width))
@@ -80,7 +80,7 @@ def resnet18(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
     """Return torchvision's ResNet-18 with the small-image stem (3x3, stride 1, no pooling)."""
     from torchvision.models import resnet
 
-    _check("resnet18", shape, smallest=9)  # below, the last norm would see a single pixel a channel
+    _check("resnet18", shape, smallest=9)  # below, the last norm would see a single pixel per channel
 
     def norm_layer(c: int) -> nn.Module:
         return NORMS[norm](c, 0, 0)
@@ -99,7 +99,7 @@ def mobilenet_v3_small(shape: Shape, classes: int) -> nn.Module:
     from torchvision.models import mobilenet_v3_small as make
     from torchvision.ops import SqueezeExcitation
 
-    _check("mobilenet-v3-small", shape, smallest=9)  # below, the last norm would see a single pixel a channel
+    _check("mobilenet-v3-small", shape, smallest=9)  # below, the last norm would see a single pixel per channel
     module = make(num_classes=classes, dropout=0.0, norm_layer=nn.BatchNorm2d)
     stem = module.features[0]
     stem[0] = nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)  # stride 1 instead of 2

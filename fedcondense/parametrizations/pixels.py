@@ -16,7 +16,7 @@ __all__ = ["Pixels"]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Store each image as it is, one byte a value."""
+    """Store each image as it is, one byte per value."""
 
     storage: ClassVar[Mapping[str, torch.dtype]] = {"images": torch.uint8}
     shared: ClassVar[bool] = False

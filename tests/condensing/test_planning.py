@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fedcondense.condensing import Plan, condense, estimate, plan, prepare, run
-from fedcondense.condensing.loop import Loop, make_trial
+from fedcondense.condensing.loop import Loop
+from fedcondense.condensing.planning import make_trial
 from fedcondense.contract import Draw
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
