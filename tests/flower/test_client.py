@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import Tensor

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedcondense.flower.inprocess import run_in_process
+from fedcondense.flower.hosts.inprocess import run_in_process
 
 from fedcondense.flower.client import app as client_app
 from fedcondense.flower.server import make_server_app

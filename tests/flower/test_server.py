@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedcondense.flower.inprocess import run_in_process
+from fedcondense.flower.hosts.inprocess import run_in_process
 from fedcondense.flower.strategy import AggregationError
 from flwr.app import Context
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, pack
 from fedcondense.flower.strategy import AggregationError, OneShot, collect, train_network
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict

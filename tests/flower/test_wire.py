@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, pack, safe_text, unpack, untrusted_array
 from fedcondense.flower.strategy import OneShot
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
