@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Question
 from fedcondense.flower.payloads import Payload, Weights
-from fedcondense.flower.settings import read
+from fedcondense.flower.settings import number, read
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -75,10 +75,10 @@ class About:
         site: What an answering node calls itself.
     """
 
-    wire: int = 1
+    wire: int = number(1, 1)
     version: str = "0.1.0 or older"
     task: str = "condense"
-    round: int = 1
+    round: int = number(1, 0)
     site: str = ""
 
     @classmethod
@@ -184,6 +184,9 @@ def read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Rec
 
 def _read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Received:
     about = About.of(content)
+    if about.wire > WIRE:
+        spoken = f"it speaks wire {about.wire} (fedcondense {about.version})"
+        raise UntrustedSetError(f"{spoken}, this server wire {WIRE}; update fedcondense here")
     holds = {"synthetic", "metrics"} if about.wire == 1 else {"payload", "metrics", "about"}
     if set(content) != holds:
         raise UntrustedSetError(f"holds records {some_names(content)}; needed: {', '.join(sorted(holds))}")
