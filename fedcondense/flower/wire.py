@@ -247,8 +247,10 @@ def untrusted_array(array: Array, dtypes: Iterable[str], max_bytes: int) -> np.n
     if fortran or dtype.hasobject or dtype.name not in tuple(dtypes):
         raise UntrustedSetError(f"an Array of dtype {dtype.name}; allowed: {', '.join(dtypes)}, C order")
     size = math.prod(shape) * dtype.itemsize  # Python's integers do not overflow
-    if min(shape, default=0) < 0 or size > max_bytes or size != len(array.data) - file.tell():
+    if min(shape, default=0) < 0 or size != len(array.data) - file.tell():
         raise UntrustedSetError(f"an Array whose header says {size} bytes; {len(array.data) - file.tell()} follow")
+    if size > max_bytes:
+        raise UntrustedSetError(f"an Array of {size} bytes; allowed: {max_bytes}")
     return np.frombuffer(array.data, dtype, offset=file.tell()).reshape(shape)
 
 
