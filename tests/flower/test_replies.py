@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import random
 import resource
@@ -27,8 +26,6 @@ from fedcondense.flower.strategies.one_shot import OneShot
 from fedcondense.flower.wire import WIRE, About, pack_answer
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
-
-HOSTILE = 1000
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +222,7 @@ def hostile(kind: str, honest: SyntheticSet, rng: random.Random) -> RecordDict:
         "examples below zero": lambda: content_of(blob, **{"num-examples": -5}),
         "seconds without end": lambda: content_of(blob, seconds=float("inf")),
         "seconds that are none": lambda: content_of(blob, seconds=float("nan")),
-        "two arrays": lambda: RecordDict(
-            {**content, "payload": ArrayRecord({"file": raw(b""), "more": raw(b"")})}
-        ),
+        "two arrays": lambda: RecordDict({**content, "payload": ArrayRecord({"file": raw(b""), "more": raw(b"")})}),
     }
     return records[kind]()
 
@@ -245,8 +240,18 @@ KINDS = (
     *("npy in two dimensions", "npy without end", "pickle", "larger than allowed", "no records", "another record"),
     *("records swapped", "no partition", "partition that is no number", "partition that is not whole"),
     *("no about", "about of another kind", "about of wrong types", "a name that is no text"),
-    *("a name that is not printable", "a later wire", "examples below zero", "seconds without end", "seconds that are none", "two arrays"),
+    *(
+        "a name that is not printable",
+        "a later wire",
+        "examples below zero",
+        "seconds without end",
+        "seconds that are none",
+        "two arrays",
+    ),
 )
+
+
+HOSTILE = 4 * len(KINDS)
 
 
 class TestRoundTrip:
@@ -298,7 +303,7 @@ class TestHostileReplies:
         with pytest.raises(UntrustedSetError, match=r"possible of pixels in \[0, 1\]"):
             unpack(content, ReplyLimits())
 
-    def test_a_thousand_of_them_cost_an_honest_client_nothing(
+    def test_hundreds_of_them_cost_an_honest_client_nothing(
         self, honest: SyntheticSet, expected: ReplyLimits, train: Data
     ) -> None:
         """All go through Flower's serialisation and the strategy; one honest set is left, and memory stays bounded."""
@@ -342,3 +347,75 @@ class TestHostileReplies:
         torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)), rtol=0, atol=0.02)
         assert expected.classes is not None
         assert set(answer.payload.classes) <= set(expected.classes)
+
+
+class TestMailbox:
+    def test_replies_are_taken_once_and_only_to_questions_of_this_round(self, honest: SyntheticSet) -> None:
+        asked, other = question(100), question(200)
+        mailbox = Mailbox([asked], ReplyLimits())
+        assert not mailbox.take(reply(other, pack(honest)))
+        assert mailbox.take(reply(asked, pack(honest)))
+        assert not mailbox.take(reply(asked, pack(honest, num_examples=5)))
+        assert not mailbox.take(reply(asked, Error(2, "no")))
+        (answer,), refused = mailbox.sorted()
+        assert (answer.num_examples, refused, mailbox.silent()) == (100, [], [])
+
+    def test_an_error_is_a_refusal_whose_last_line_is_safe_and_cannot_be_taken_back(self, honest: SyntheticSet) -> None:
+        asked = question(100)
+        mailbox = Mailbox([asked], ReplyLimits())
+        assert not mailbox.take(reply(asked, Error(2, "Traceback\n\x1b[31m<b>no data</b>\n")))
+        assert not mailbox.take(reply(asked, pack(honest)))
+        assert mailbox.sorted() == ([], [Refusal(Site("node-100", "100", 100), "(b)no data(/b)")])
+
+    def test_a_node_that_does_not_know_the_task_is_told_what_to_install(self) -> None:
+        asked = question(100)
+        mailbox = Mailbox([asked], ReplyLimits())
+        mailbox.take(reply(asked, Error(2, "ValueError: No query function registered with name 'walk'")))
+        ((_, reason),) = mailbox.sorted()[1]
+        assert "No query function registered with name 'walk'" in reason
+        assert "it does not know this task; install fedcondense" in reason
+
+    def test_answers_come_by_name_in_natural_order_and_the_silent_are_refused(self, honest: SyntheticSet) -> None:
+        asked = [question(node) for node in (1, 2, 3, 4)]
+        mailbox = Mailbox(asked, ReplyLimits())
+        for sent, site in zip(asked[:3], (10, 9, 2), strict=True):
+            mailbox.take(reply(sent, pack(honest, site=site)))
+        assert [site.node for site in mailbox.silent()] == [4]
+        answers, refused = mailbox.sorted()
+        assert [answer.site.name for answer in answers] == ["client-2", "client-9", "client-10"]
+        assert refused == [Refusal(Site("node-4", "4", 4), "no reply within the deadline")]
+
+    def test_a_name_that_is_claimed_twice_keeps_both(self, honest: SyntheticSet) -> None:
+        """A cheat would lose an honest site its answer if the second were refused."""
+        asked = [question(node) for node in (1, 2)]
+        mailbox = Mailbox(asked, ReplyLimits())
+        for sent in reversed(asked):
+            mailbox.take(reply(sent, pack(honest, site=0)))
+        answers, _ = mailbox.sorted()
+        assert [(answer.site.name, answer.site.node) for answer in answers] == [("client-0", 1), ("client-0-2", 2)]
+
+    def test_a_registered_name_goes_before_a_claim(self, honest: SyntheticSet) -> None:
+        asked = [question(1), question(2, name="client-0")]
+        mailbox = Mailbox(asked, ReplyLimits())
+        mailbox.take(reply(asked[0], pack(honest, site=0)))
+        mailbox.take(reply(asked[1], pack(honest, site=7)))
+        answers, _ = mailbox.sorted()
+        assert [(answer.site.name, answer.site.node) for answer in answers] == [("client-0", 2), ("client-0-2", 1)]
+
+    def test_who_is_refused_is_called_by_what_it_claimed(self, honest: SyntheticSet) -> None:
+        asked = question(1)
+        mailbox = Mailbox([asked], ReplyLimits(classes=("cat",)))
+        mailbox.take(reply(asked, pack(honest, site=4)))
+        ((site, reason),) = mailbox.sorted()[1]
+        assert site.name == "client-4"
+        assert "are not among the 1 of this run" in reason
+
+    def test_an_answer_is_read_as_what_was_asked_for(self, honest: SyntheticSet) -> None:
+        asked = [question(1, Metrics), question(2, Metrics)]
+        mailbox = Mailbox(asked, ReplyLimits())
+        numbers = pack_answer(Metrics({"loss": 0.5}), About(WIRE, task="evaluate"), ("a", 0), 3, 0.1)
+        assert mailbox.take(reply(asked[0], numbers))
+        assert not mailbox.take(reply(asked[1], pack(honest)))
+        (answer,), (refusal,) = mailbox.sorted()
+        assert answer.payload == Metrics({"loss": 0.5})
+        assert "metrics" in refusal.reason
