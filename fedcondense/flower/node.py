@@ -25,7 +25,7 @@ from fedcondense.flower.contract import Job, Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Allowance, Charge, Ledger
 from fedcondense.flower.payloads import Payload, Weights
-from fedcondense.flower.settings import keys_of, read_all
+from fedcondense.flower.settings import keys_of, number, read_all
 from fedcondense.flower.sites import is_name
 from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.objectives import OBJECTIVES
@@ -61,15 +61,15 @@ class NodeConfig:
 
     name: str = ""
     partition_id: int = -1
-    num_partitions: int = 0
+    num_partitions: int = number(0, 0)
     data: str = ""
     data_root: str = ""
     partition_by: str = "dirichlet"
-    alpha: float = 0.5
-    partition_seed: int = 42
-    min_partition_size: int = 10
+    alpha: float = number(0.5, 0)
+    partition_seed: int = number(42, 0)
+    min_partition_size: int = number(10, 0)
     device: str = ""
-    threads: int = 0
+    threads: int = number(0, 0)
     cache: str = ""
     ledger: str = ""
 
