@@ -27,7 +27,7 @@ from fedcondense.flower.ledger import Allowance, Charge, Ledger
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.settings import keys_of, number, read_all
 from fedcondense.flower.sites import is_name
-from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version, pack_answer, read_question
+from fedcondense.flower.wire import CARRIED, NO_DATA, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
@@ -108,6 +108,21 @@ class Placed(NamedTuple):
         return left.to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+class _Drawer(NamedTuple):
+    """What a task keeps: nodes of one process may share a folder, and must not read each other's secrets."""
+
+    kept: Kept
+    place: int
+
+    def get(self, name: str) -> bytes | None:
+        """Return what this node put under a name."""
+        return self.kept.get(f"{self.place}.{name}")
+
+    def put(self, name: str, blob: bytes) -> None:
+        """Keep bytes under a name of this node's own."""
+        self.kept.put(f"{self.place}.{name}", blob)
+
+
 class Desk(NamedTuple):
     """What the maker of a client app settles for all its nodes."""
 
@@ -181,7 +196,7 @@ def answer(
         checkpoint = None if kept.folder is None else Checkpoint(kept.folder / f"{key}.checkpoint", resume=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
-        node = Node(name, caps, until, kept, report, place, checkpoint)
+        node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
         payload = _work(task, Own(data), node, _ledger(config, allowance, desk), about)
         kept.put(key, payload.to_bytes())
         if checkpoint is not None:
@@ -229,7 +244,7 @@ def _ledger(config: NodeConfig, allowance: Allowance, desk: Desk) -> Ledger | No
 def _key(task: Question, server_round: int, place: int, data: Data) -> str:
     """Name an answer by everything that it follows from: the same question in another round is another question."""
     carried = {
-        item.name: hashlib.sha256(value.to_bytes()).hexdigest() if hasattr(value, "to_bytes") else value
+        item.name: hashlib.sha256(value.to_bytes()).hexdigest() if isinstance(value, CARRIED) else value
         for item in fields(task)  # type: ignore[arg-type]
         for value in [getattr(task, item.name)]
     }

@@ -28,6 +28,7 @@ from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = [
+    "CARRIED",
     "NO_DATA",
     "WIRE",
     "About",
@@ -47,7 +48,9 @@ WIRE = 2
 NO_DATA = "has no data"
 """How the reason of a node ends that is left out and has not failed."""
 
-_CARRIED = (Weights, SyntheticSet)  # kinds of fields that travel in records of their own
+CARRIED = (Weights, SyntheticSet)
+"""Kinds of fields that travel in records of their own."""
+
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _HTML = str.maketrans({"<": "(", ">": ")", "&": "+"})
 _NPY_OVERHEAD = 256  # the npy header of one uint8 vector takes 128 bytes
@@ -113,7 +116,7 @@ def pack_question(task: Question, server_round: int) -> RecordDict:
     config: dict[str, Any] = {}
     for item in fields(task):  # type: ignore[arg-type]
         value, key = getattr(task, item.name), item.name.replace("_", "-")
-        if kinds[item.name] in _CARRIED:
+        if kinds[item.name] in CARRIED:
             records[key] = ArrayRecord({"file": Array(np.frombuffer(value.to_bytes(), np.uint8))})
         else:
             config[key] = list(value) if isinstance(value, tuple) else value
@@ -137,7 +140,7 @@ def read_question(content: RecordDict, kind: type[T], limits: Limits) -> T:
     config = content.get("config", ConfigRecord())
     if not isinstance(config, ConfigRecord):
         raise SettingError("'config' is no ConfigRecord; the sender speaks another protocol")
-    carried = {name: what for name, what in kinds.items() if what in _CARRIED}
+    carried = {name: what for name, what in kinds.items() if what in CARRIED}
     values: dict[str, Any] = {**config}
     for name, what in carried.items():
         key = name.replace("_", "-")
