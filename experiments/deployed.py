@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from cells import RESULTS, read, run_cells
-from fedcondense.flower.fedavg import LocalTraining, fedavg
 
 import fedcondense as fc
-from fedcondense.flower import federate
+from fedcondense.flower import Bench, Condense, LocalTraining, Measured, fedavg, federate
 from fedcondense.networks import build
 
 NETWORK = "resnet18"
@@ -32,8 +31,10 @@ def sets(ipc: int, kind: str, seed: int) -> Callable[[], dict[str, Any]]:
         train, test = fc.load_data("fashion-mnist")
         split = fc.partition(train, 10, "dirichlet", alpha=0.1, seed=seed)
         if kind == "one-shot":
-            small = {"network": "convnet3-w32", "steps": 600, "recipe": fc.Fit(steps=1)}
-            result = federate(train, test, split, ipc=ipc, seed=seed, rows=[kind], evaluation_seeds=[seed], **small)
+            asked = Condense(ipc, steps=600, seed=seed, network="convnet3-w32")
+            measured = Measured(fc.Fit(steps=1), (seed,))
+            result = federate(train, test, split, asked=asked, rows=[kind], measured=measured, min_records=1)
+            assert result.joined is not None  # the one-shot row makes it
             joined, sent = result.joined, result.rows[kind]["bytes_up"]
         else:
             chosen = [fc.select(train.subset(i), ipc, seed=seed + k, limit=0.5) for k, i in enumerate(split.indices)]
@@ -49,7 +50,7 @@ def averaged(seed: int) -> Callable[[], dict[str, Any]]:
         train, test = fc.load_data("fashion-mnist")
         split = fc.partition(train, 10, "dirichlet", alpha=0.1, seed=seed)
         training = LocalTraining(lr=0.03, epochs=1)
-        (row,) = fedavg(train, split.indices, test, NETWORK, rounds=1, training=training, seed=seed).values()
+        (row,) = fedavg(Bench(train, test, split.indices, NETWORK, seed), 1, training).values()
         return {"accuracy": row.accuracy, "bytes_up": row.bytes_up}
 
     return compute

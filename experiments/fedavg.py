@@ -13,17 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
-from fedcondense.flower.fedavg import LocalTraining, fedavg
 
 from fedcondense.data.loading import load_data
 from fedcondense.data.partitions import partition
+from fedcondense.flower import Bench, LocalTraining, fedavg
+from fedcondense.flower.comparison.averaging import Kept
 
 RESULTS = Path(__file__).parent / "results" / "fedavg.json"
 GRID = [LocalTraining(lr=lr) for lr in (0.01, 0.03, 0.1)] + [LocalTraining(lr=0.03, epochs=3)]
 NETWORK = "convnet3-w32"
+
+
+def show(name: str, done: int, rounds: int) -> None:
+    print(name, done, "of", rounds, flush=True)
 
 
 def main() -> None:
@@ -58,7 +64,7 @@ def main() -> None:
         name = f"lr {training.lr} epochs {training.epochs}"
         if name not in results["tuning"]:
             split = partition(tuning_train, 10, "dirichlet", alpha=0.1, seed=0)
-            rows = fedavg(tuning_train, split.indices, tuning_test, NETWORK, rounds=5, training=training)
+            rows = fedavg(Bench(tuning_train, tuning_test, split.indices, NETWORK), 5, training)
             results["tuning"][name] = {str(r): row.accuracy for r, row in rows.items()}
             keep()
             print(name, results["tuning"][name], flush=True)
@@ -72,17 +78,12 @@ def main() -> None:
                 continue
             split = partition(train, 10, "dirichlet", alpha=alpha, seed=seed)
             rows = fedavg(
-                train,
-                split.indices,
-                test,
-                NETWORK,
-                rounds=arguments.rounds,
-                training=best,
-                seed=seed,
+                Bench(train, test, split.indices, NETWORK, seed),
+                arguments.rounds,
+                best,
                 evaluate_at=(1, 5, 10, arguments.rounds),
-                checkpoint=arguments.checkpoints / f"{alpha}-{best.epochs}-{seed}.safetensors",
-                resume=True,
-                progress=lambda done, rounds, name=name: print(name, done, "of", rounds, flush=True),
+                kept=Kept(arguments.checkpoints / f"{alpha}-{best.epochs}-{seed}.safetensors", resume=True),
+                progress=partial(show, name),
             )
             results["rows"][name] = {
                 "partition": split.hash,

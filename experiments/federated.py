@@ -25,7 +25,7 @@ import torch
 from cells import RESULTS, add_precision, read, run_at_precision
 
 import fedcondense as fc
-from fedcondense.flower import federate
+from fedcondense.flower import Condense, Measured, federate
 
 PATH = RESULTS / "federated.json"
 SEEDS = (0, 1, 2)
@@ -76,15 +76,17 @@ def row(key: Key, seed: int) -> Callable[[], dict[str, Any]]:
             train,
             test,
             fc.partition(train, 10, "dirichlet", alpha=alpha, seed=seed),
-            ipc=ipc,
-            objective=objective or "dm-ridge",
-            parametrization=storage or "pixels",
-            network=NETWORK,
-            steps=STEPS[storage][ipc] if objective else None,
-            seed=seed,
+            asked=Condense(
+                ipc=ipc,
+                objective=objective or "dm-ridge",
+                parametrization=storage or "pixels",
+                network=NETWORK,
+                steps=STEPS[storage][ipc] if objective else 0,
+                seed=seed,
+            ),
             rows=[kind],
-            recipe=FIT,
-            evaluation_seeds=[seed],
+            measured=Measured(FIT, (seed,)),
+            min_records=1,  # as all rows that are kept
         )
         kept = ("accuracy", "bytes_up", "bytes_down", "images", "client_seconds", "seconds")
         cell = {k: v for k, v in result.rows[kind].items() if k in kept} | {"partition": result.partition["hash"]}

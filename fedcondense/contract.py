@@ -9,20 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from fedcondense.data.augment import Augmentation
-    from fedcondense.data.images import Data, Spec
+from fedcondense.data.augment import Augmentation
+from fedcondense.data.images import Batch, Data, Spec
 
 __all__ = [
     "Batch",
     "Codes",
     "Draw",
     "Holder",
+    "Keeps",
     "Network",
     "NetworkFactory",
     "NetworkSource",
@@ -34,13 +34,6 @@ __all__ = [
 ]
 
 Codes = dict[str, Tensor]
-
-
-class Batch(NamedTuple):
-    """Images with their targets."""
-
-    images: Tensor  # (N, C, H, W), floating point
-    targets: Tensor  # (N, K) probabilities
 
 
 class Synthetic(NamedTuple):
@@ -65,6 +58,10 @@ class Network(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits, (N, K)."""
 
+
+Keeps = Literal["sums", "rows", "gradients", "records", "nothing"]
+"""What is kept of the real data: class sums of feature rows; feature rows of single records; gradients of a class's
+records; records, perhaps augmented; or nothing, where a network was trained on them instead."""
 
 NetworkFactory = Callable[[int], nn.Module]
 """Builds a network from a seed: equal seeds give equal weights on every machine."""
@@ -96,16 +93,37 @@ class NetworkSource(ABC):
 
 
 class Holder(Protocol):
-    """Whoever can answer for the real data: `Data`, or a private or summed stand-in for it."""
+    """Whoever answers for the real data: their owner, or a stand-in that hands out sums or noisy sums alone.
 
-    spec: Spec
+    Condensing reads nothing else of the real data.
+    """
+
+    @property
+    def spec(self) -> Spec:
+        """What the images are."""
+
+    @property
+    def counts(self) -> Tensor:
+        """How many records each class has, (K,) int64 on the CPU: a class without any gets no image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where answers are, and where condensing runs."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short text that is equal for equal answers: a checkpoint belongs to it."""
 
     @property
     def data(self) -> Data | None:
-        """The tensors, or None where networks may not be trained on them."""
+        """The records, for starts and networks made of them; None where nobody may see one."""
 
     def observe(self, objective: Objective, draw: Draw) -> Any:
-        """Return what `objective.observe` needs of the real data for `draw`; the same answer for the same key."""
+        """Return what `objective.observe` would of the real data for `draw`; the same answer for the same key.
+
+        Raises:
+            SettingError: The holder does not give what the objective keeps.
+        """
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,7 @@ class Objective(ABC):
     """How real and synthetic data are compared; derive a frozen dataclass, whose repr goes into the record."""
 
     recipe: ClassVar[Recipe]
+    keeps: ClassVar[Keeps] = "records"  # what `observe` returns, for holders that hand out less than everything
     separable: ClassVar[bool] = True  # a sum over classes: with hard labels, classes may be taken in groups
     siamese: bool = True  # both branches are augmented alike; a field where it is a choice
     learn_labels: bool = False  # targets are learned, too, and stay probabilities; a field where it is a choice

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, check_time, is_timed
@@ -80,8 +81,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.places is not None and self.done % 2:
             loss = self._backward_prefix(draw, self._observe(draw), leaves, self.places)
-        elif self.graph is not None and isinstance(self.holder, Data):
-            loss = self.graph.backward(draw, self._seen(draw, self.holder), leaves)
+        elif self.graph is not None and isinstance(self.holder, Own):
+            loss = self.graph.backward(draw, self._seen(draw, self.holder.data), leaves)
         else:
             loss = self.objective.backward(draw, self._observe(draw), leaves, _AT_ONCE)
         if images.grad is not None:

@@ -14,7 +14,7 @@ import torch
 
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
-from fedcondense.contract import Network, Objective, Parametrization, Recipe
+from fedcondense.contract import Holder, Network, Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import SettingError
@@ -56,7 +56,7 @@ class Plan:
 
 
 def plan(
-    data: Data,
+    data: Data | Holder,
     ipc: int = 10,
     objective: str | Objective = DEFAULT_OBJECTIVE,
     parametrization: str | Parametrization = "pixels",

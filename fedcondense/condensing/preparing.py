@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
-from fedcondense.condensing.starts import STARTS, Start
-from fedcondense.contract import Codes, NetworkSource, Objective, Parametrization, Recipe, class_rows
+from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
+from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, class_rows
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError, look_up
@@ -31,7 +32,7 @@ _GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a co
 
 
 def prepare(
-    data: Data,
+    holder: Data | Holder,
     ipc: int,
     objective: str | Objective,
     parametrization: str | Parametrization,
@@ -46,19 +47,22 @@ def prepare(
     prefixes: bool = False,
     device: torch.device | str | None = None,
 ) -> Loop:
-    """Check the arguments of `condense`, draw the start, and return the loop before its first step."""
-    spec = data.spec
-    data = data.to(device) if device is not None else data
+    """Check the arguments of `condense`, draw the start, and return the loop before its first step.
+
+    Nothing is logged: `Loop.warning` holds what there is to say of classes that are too small for `ipc`.
+    """
+    holder = held_by(holder, device)
+    spec, device = holder.spec, holder.device
     objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
     if isinstance(parametrization, str):
         parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
     recipe = recipe or objective.recipe
-    begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
+    begin = _begin(holder, start, recipe)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=begin.__name__)
     if type(recipe.steps) is not int or recipe.steps < 0:
         raise SettingError(f"{recipe.steps} steps; give a whole number, 0 or more")
     network = network or default_network(spec.shape)
-    shares = images_per_class(data, ipc, limit)
+    shares = images_per_class(holder, ipc, limit)
     make = partial(_build, network, spec)
     for k in range(len(parts(network))):
         make(k)  # refuse a network that does not fit before anything is computed
@@ -68,32 +72,34 @@ def prepare(
         )
     operations = spec.operations if objective.siamese else ()
     source = source or recipe.source(make, operations, len(spec.classes))
-    codes, targets = _start(data, parametrization, begin, shares.images, stream(seed, "start"))
+    codes, targets = _start(_records(holder), parametrization, begin, shares.images, stream(seed, "start"))
     codes = {name: code.requires_grad_() for name, code in codes.items()}
     targets.requires_grad_(objective.learn_labels)
-    extras = {name: value.to(data.device).requires_grad_() for name, value in objective.extras().items()}
+    extras = {name: value.to(device).requires_grad_() for name, value in objective.extras().items()}
     configuration = {
-        "data": data.fingerprint,
+        "data": holder.fingerprint,
         "ipc": ipc,
         "limit": limit,
         "prefixes": prefixes,
         "objective": repr(objective),
         "parametrization": repr(parametrization),
         "network": describe(network),
-        "precision": precision_of(data.device.type),
+        "precision": precision_of(device.type),
         "seed": seed,
         "recipe": repr(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
         "source": _settings(source),
     }
-    record = replace(Record.of(data, recorded(objective), ipc, seed), network=describe(network), start=recipe.start)
+    counts = tuple(holder.counts.tolist())
+    record = Record.of(_records(holder), recorded(objective), ipc, seed)
+    record = replace(record, network=describe(network), start=recipe.start, counts=counts)
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(shares.images))
     draws = stream(seed, "draws")
-    alike = len(parts(network)) == 1 and _is_steady(objective, source, data)
-    graph = step_graph(objective) if alike and data.device.type == "cuda" else None
+    alike = len(parts(network)) == 1 and _is_steady(objective, source, holder)
+    graph = step_graph(objective) if alike and device.type == "cuda" else None
     decoded = _decoded_targets(parametrization, codes, targets)
     return Loop(
-        data,
+        holder,
         objective,
         parametrization,
         recipe,
@@ -128,6 +134,26 @@ def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Modul
     return build(network, spec.shape, len(spec.classes), seed)
 
 
+def _begin(holder: Holder, start: str | Start | None, recipe: Recipe) -> Start:
+    """Return what codes start from: where records may not be seen, what needs none."""
+    begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
+    if holder.data is not None or begin.__name__ in WITHOUT_RECORDS or begin.__name__ not in STARTS:
+        return begin
+    if start is None:
+        return STARTS["grey"]
+    raise SettingError(
+        f"start {begin.__name__!r} is made of records, which {holder!r} keeps; take {' or '.join(WITHOUT_RECORDS)}"
+    )
+
+
+def _records(holder: Holder) -> Data:
+    """Return the records, or data without any where nobody may see one."""
+    if holder.data is not None:
+        return holder.data
+    images = torch.empty(0, *holder.spec.shape, dtype=torch.uint8, device=holder.device)
+    return Data(images, torch.empty(0, dtype=torch.int64, device=holder.device), holder.spec)
+
+
 def _start(
     data: Data, parametrization: Parametrization, start: Start, stored: list[int], generator: torch.Generator
 ) -> tuple[Codes, Tensor]:
@@ -140,13 +166,13 @@ def _start(
         return parametrization.encode(start(data, counts, generator), targets)
 
 
-def _is_steady(objective: Objective, source: NetworkSource, data: Data) -> bool:
+def _is_steady(objective: Objective, source: NetworkSource, holder: Holder) -> bool:
     """Say whether a graph serves all steps: the objective reads what a graph copies, and the real images fit twice."""
     if isinstance(source, Pool) and is_of_rows(objective):
         return True
     if not (is_of_samples(objective) and isinstance(source, Fresh | TrainedOnSynthetic | Pool)):
         return False
-    return 4 * math.prod(data.spec.shape) * int(data.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
+    return 4 * math.prod(holder.spec.shape) * int(holder.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
 from fedcondense.condensing.starts import Start
-from fedcondense.contract import NetworkSource, Objective, Parametrization, Recipe
+from fedcondense.contract import Holder, NetworkSource, Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import DivergenceError, SettingError
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 
 
 def condense(
-    data: Data,
+    data: Data | Holder,
     ipc: int = 10,
     objective: str | Objective = DEFAULT_OBJECTIVE,
     parametrization: str | Parametrization = "pixels",
@@ -68,7 +68,7 @@ def condense(
     threads.
 
     Args:
-        data: The real images; classes may be absent or of any size.
+        data: The real images, or who answers for them; classes may be absent or of any size.
         ipc: Images per class whose bytes the codes of a class may take.
         objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.
         parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization.
@@ -77,7 +77,8 @@ def condense(
             the image size asks.
         seed: All that is random follows from it.
         steps: Optimisation steps; None: the recipe's.
-        start: A name in `STARTS`, or a function like them; None: the recipe's. ``"real"`` shows records.
+        start: A name in `STARTS`, or a function like them; None: the recipe's, or ``"grey"`` if the holder shows no
+            records. ``"real"`` shows some.
         recipe: Optimizer, step size, schedule; None: the objective's own.
         source: Where networks come from; None: the recipe's.
         limit: The largest share of a class's records whose bytes its images may take, but at least one; 0.5 in

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["STARTS", "Start", "gaussian", "grey", "noise", "real", "stored_or"]
+__all__ = ["STARTS", "WITHOUT_RECORDS", "Start", "gaussian", "grey", "noise", "real", "stored_or"]
 
 Start = Callable[["Data", "list[int]", torch.Generator], Tensor]
 """Takes the data, how many images of each class, and a generator; returns (N, C, H, W) in [0, 1], class by class."""
@@ -97,3 +97,6 @@ def _grey(data: Data, count: int, generator: torch.Generator) -> Tensor:
 
 STARTS: dict[str, Start] = {"gaussian": gaussian, "grey": grey, "noise": noise, "real": real}
 """``"real"`` alone shows records; federated code takes it only if the client allows it."""
+
+WITHOUT_RECORDS = ("grey", "noise")
+"""Starts that serve a holder who keeps the records."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedcondense.contract import Batch
 from fedcondense.errors import DataError
 
-if TYPE_CHECKING:
-    from fedcondense.contract import Draw, Objective
+__all__ = ["Batch", "Data", "DataSet", "Spec"]
 
-__all__ = ["Data", "DataSet", "Spec"]
+
+class Batch(NamedTuple):
+    """Images with their targets."""
+
+    images: Tensor  # (N, C, H, W), floating point
+    targets: Tensor  # (N, K) probabilities
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,6 @@ class Data:
         return f"Data({self.spec.name}, {len(self)} images of {self.spec.shape}, {len(self.spec.classes)} classes)"
 
     @property
-    def data(self) -> Data:
-        """Itself: the tensors are at hand (`Holder`)."""
-        return self
-
-    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.images.device
@@ -141,11 +139,6 @@ class Data:
         order = (labels + torch.rand(len(labels), generator=generator, dtype=torch.float64)).argsort()
         rank = torch.arange(len(labels)) - offsets[labels]  # labels stay sorted: only the order inside a class changed
         return self._by_class[order[rank < count]]
-
-    def observe(self, objective: Objective, draw: Draw) -> Any:
-        """Return what `objective` needs of these data for `draw` (`Holder`)."""
-        with torch.no_grad():
-            return objective.observe(draw, self)
 
     @cached_property
     def _by_class(self) -> Tensor:

@@ -52,7 +52,7 @@ def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
     >>> from fedcondense import load_data
     >>> few = load_data("digits").train.subset(range(12))
     >>> images_per_class(few, 1).images, images_per_class(few, 2).short
-    ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], {'2': 1, '3': 1, '4': 1, '5': 1, '6': 1, '7': 1, '8': 1, '9': 1})
+    ([1, 1, 1, 1, 1, 1, 1, 1, 1, 0], {'1': 1, '4': 1, '5': 1, '6': 1, '7': 1, '8': 1})
     """
     if type(ipc) is not int or ipc < 1:
         raise SettingError(f"ipc {ipc!r}; needed: a whole number of images per class, 1 or more")

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -19,6 +19,7 @@ from flwr.app import Context, RecordDict
 from fedcondense.condensing import Checkpoint, Own, Progress
 from fedcondense.contract import Holder
 from fedcondense.data import Data
+from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Node, Question
@@ -31,10 +32,12 @@ from fedcondense.flower.wire import CARRIED, NO_DATA, WIRE, About, own_version, 
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
-__all__ = ["Desk", "NodeConfig", "Placed", "answer", "place_of"]
+__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "answer", "ledger_of", "place_of"]
 
-_LOG = logging.getLogger(__name__)
-_KEPT_BYTES = 1 << 30
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+KEPT_BYTES = 1 << 30
+"""What a node keeps between messages, all in all."""
+
 _LIKE_OURS = ("max-", "min-", "allow-", "life-", "share-")
 
 
@@ -131,13 +134,14 @@ class Desk(NamedTuple):
     is_counted: bool = True  # by a ledger; not where whoever asks is this process
     cache: Path | None = None
     progress: Callable[[int, Progress], None] | None = None
-    is_strict: bool = False  # a key of the node's config that nobody knows is an error, whatever it looks like
+    is_stock: bool = False  # the installed app: it knows all keys of a node's config, and data are public unless named
 
 
 def place_of(context: Context, desk: Desk) -> Placed:
     """Read a node's config before anything else is done.
 
-    Keys that are not ours pass where a loader of one's own may read them, unless they look like one of ours.
+    Keys that are not ours pass where a loader of one's own may read them, unless they look like one of ours. A node of
+    the installed app that names no data holds a public data set: its records and what is learned of them are nobody's.
 
     Raises:
         SettingError: A key that is misspelt or a value that cannot work: all of them in one line.
@@ -145,9 +149,11 @@ def place_of(context: Context, desk: Desk) -> Placed:
     bases = (NodeConfig(), desk.caps, desk.allowance)
     known = {key for base in bases for key in keys_of(type(base))}
     given = dict(context.node_config)
-    if not desk.is_strict:
+    if not desk.is_stock:
         given = {k: v for k, v in given.items() if k in known or k.startswith(_LIKE_OURS) or _is_close(k, known)}
     config, caps, allowance = read_all(bases, given, "this node's config")
+    if desk.is_stock and not config.data:  # a public data set is nobody's
+        caps = replace(caps, allow_real=True, allow_weights=True)
     if config.name and not is_name(config.name):
         raise SettingError(f"name = {config.name!r} in this node's config; needed: letters, digits, -_. (64 at most)")
     if "partition-id" in given and config.partition_id < 0:
@@ -176,7 +182,7 @@ def answer(
     """
     began = time.monotonic()
     placed = place_of(context, desk)
-    config, caps, allowance = placed
+    config, caps = placed.config, placed.caps
     about = About.of(content)
     if about.wire > WIRE:
         raise SettingError(
@@ -189,7 +195,7 @@ def answer(
     if config.threads:
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
-    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), _KEPT_BYTES)
+    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), KEPT_BYTES)
     key = _key(task, about.round, place, data)
     blob = kept.get(key)
     if blob is None:
@@ -197,7 +203,7 @@ def answer(
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
         node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
-        payload = _work(task, Own(data), node, _ledger(config, allowance, desk), about)
+        payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
         kept.put(key, payload.to_bytes())
         if checkpoint is not None:
             checkpoint.remove()
@@ -205,7 +211,7 @@ def answer(
         payload = kind.payload.from_bytes(blob)
         _check_bytes(len(blob), caps)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
-    _LOG.info("%s, round %d: %s sent %d bytes, %.1f s", task.name, about.round, name, len(payload.to_bytes()), seconds)
+    _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     return pack_answer(payload, about, (name, place), len(data), seconds)
 
 
@@ -217,7 +223,21 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         cost = job.cost
         charge = Charge(images=cost.images, decoded=cost.decoded, nbytes=cost.nbytes, epsilon=cost.epsilon)
         ledger.charge(f"{task.name}, round {about.round}, asked by fedcondense {about.version}", charge)
-    payload = job.run()
+    _LOG.info(
+        "%s is asked for %s (round %d, fedcondense %s): about %.0f s, %d bytes",
+        node.name,
+        task.name,
+        about.round,
+        about.version,
+        job.cost.seconds,
+        job.cost.nbytes,
+    )
+    try:
+        with stop_at(node.until):
+            payload = job.run()
+    except OutOfTime:
+        limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
+        raise SettingError(f"{task.name} was not done in time; {limit}: ask for less") from None
     _check_bytes(len(payload.to_bytes()), node.caps)
     return payload
 
@@ -229,16 +249,16 @@ def _check_bytes(nbytes: int, caps: Caps) -> None:
         )
 
 
-def _ledger(config: NodeConfig, allowance: Allowance, desk: Desk) -> Ledger | None:
-    if not desk.is_counted:
+def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
+    """Return the ledger of a node's life; None where whoever asks is this process, or the data are public."""
+    config = placed.config
+    if not desk.is_counted or not (config.ledger or config.data):
         return None
     if config.ledger:
-        return Ledger.open(Path(config.ledger), allowance)
-    if not config.data:  # a public data set: nobody's records
-        return None
+        return Ledger.open(Path(config.ledger), placed.allowance)
     named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return Ledger.open(Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl", allowance)
+    return Ledger.open(Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl", placed.allowance)
 
 
 def _key(task: Question, server_round: int, place: int, data: Data) -> str:

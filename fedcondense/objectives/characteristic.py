@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcondense.contract import Recipe
-from fedcondense.objectives.features import FeatureObjective
+from fedcondense.objectives.features import ClassSums, SumObjective
 from fedcondense.randomness import stream
 from fedcondense.sources import Pool
 
@@ -30,7 +30,7 @@ class WaveSums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CharacteristicFunction(FeatureObjective):
+class CharacteristicFunction(SumObjective):
     r"""Bring the characteristic functions of synthetic features of a class to those of real ones.
 
     .. math:: \sum_c \overline{\sqrt{\alpha (|\Phi_r| - |\Phi_s|)^2 + (1 - \alpha)\,
@@ -62,10 +62,24 @@ class CharacteristicFunction(FeatureObjective):
 
     recipe: ClassVar[Recipe] = Recipe(steps=800, lr=0.02, source=partial(Pool, size=96))
 
+    def added_by(self, rows: Tensor) -> Tensor:
+        """Return the cosines and then the sines of each row, (N, 2 F)."""
+        angles = self.angles(rows)
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+    def from_sums(self, sums: ClassSums) -> WaveSums:
+        """Take the sums of cosines and of sines apart."""
+        real, imaginary = sums.sums.chunk(2, dim=1)
+        return WaveSums(real, imaginary, sums.counts)
+
+    def angles(self, rows: Tensor) -> Tensor:
+        """Return the products of normalised rows (N, D) with the frequencies, (N, F) float32."""
+        rows = F.normalize(rows.float(), dim=1)
+        return rows @ frequencies(rows.shape[1], self.count, self.seed, rows.device)
+
     def summarise(self, rows: Tensor, targets: Tensor) -> WaveSums:
         """Return sums of cosines and sines by class, weighted by the targets."""
-        rows = F.normalize(rows.float(), dim=1)
-        angles = rows @ frequencies(rows.shape[1], self.count, self.seed, rows.device)
+        angles = self.angles(rows)
         return WaveSums(targets.T @ angles.cos(), targets.T @ angles.sin(), targets.sum(0))
 
     def merge(self, pieces: Sequence[WaveSums]) -> WaveSums:

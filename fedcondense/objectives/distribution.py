@@ -5,28 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedcondense.contract import Recipe
-from fedcondense.objectives.features import FeatureObjective
+from fedcondense.objectives.features import ClassSums, SumObjective
 from fedcondense.sources import Fresh, Pool
 
 __all__ = ["ClassSums", "DistributionMatching", "FirstMoment", "class_sums"]
-
-
-class ClassSums(NamedTuple):
-    """Sums of feature rows a class: all that first-moment matching needs of real data; they add up over clients."""
-
-    sums: Tensor  # (K, D)
-    counts: Tensor  # (K,), how many rows each holds
-
-    @property
-    def means(self) -> Tensor:
-        """(K, D); zero for a class that is absent."""
-        return self.sums / self.counts.clamp_min(torch.finfo(self.counts.dtype).tiny).unsqueeze(1)
 
 
 def class_sums(rows: Tensor, targets: Tensor) -> ClassSums:
@@ -39,12 +27,20 @@ def class_sums(rows: Tensor, targets: Tensor) -> ClassSums:
     return ClassSums(targets.T @ rows.float(), targets.sum(0))
 
 
-class FirstMoment(FeatureObjective):
+class FirstMoment(SumObjective):
     """Objectives that compare class means of feature rows; a subclass says how far two means are apart."""
 
     def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
         """Return how far two (K, D) means are apart, (K,); the squared Euclidean distance unless overridden."""
         return (real - synthetic).square().sum(1)
+
+    def added_by(self, rows: Tensor) -> Tensor:
+        """Return the rows themselves."""
+        return rows.float()
+
+    def from_sums(self, sums: ClassSums) -> ClassSums:
+        """Return the sums themselves."""
+        return sums
 
     def summarise(self, rows: Tensor, targets: Tensor) -> ClassSums:
         """Return the class sums."""

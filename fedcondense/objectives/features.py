@@ -5,19 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
+from fedcondense.data.images import Batch
 from fedcondense.deadline import check_time
 from fedcondense.randomness import stream
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["FeatureObjective", "Sum", "is_of_rows"]
+__all__ = ["ClassSums", "FeatureObjective", "Sum", "SumObjective", "is_of_rows"]
 
 _REAL_AT_ONCE = 512  # real images that are augmented and summarised at once: they stay in the cache, at any class size
 
@@ -28,6 +29,7 @@ class FeatureObjective(Objective):
     A subclass is a frozen dataclass with the fields `layer` and `per_class`, and three functions of feature rows.
     """
 
+    keeps: ClassVar[Keeps] = "rows"
     layer: str
     per_class: int | None  # real images of a class that a draw sees; None: all of them
 
@@ -90,6 +92,32 @@ class FeatureObjective(Objective):
         for piece, gradient in zip(pieces, cast(Tensor, rows.grad).split(at_once), strict=True):
             self.rows(draw, piece).backward(gradient)
         return loss.detach()
+
+
+class ClassSums(NamedTuple):
+    """Sums of feature rows by class: all that first-moment matching needs of real data; they add up over clients."""
+
+    sums: Tensor  # (K, D)
+    counts: Tensor  # (K,), how many rows each holds
+
+    @property
+    def means(self) -> Tensor:
+        """(K, D); zero for a class that is absent."""
+        return self.sums / self.counts.clamp_min(torch.finfo(self.counts.dtype).tiny).unsqueeze(1)
+
+
+class SumObjective(FeatureObjective):
+    """An objective that keeps nothing of a class but the sum over its rows of some function of a row."""
+
+    keeps: ClassVar[Keeps] = "sums"
+
+    @abstractmethod
+    def added_by(self, rows: Tensor) -> Tensor:
+        """Return what each feature row (N, D) adds to its class, (N, E) float32."""
+
+    @abstractmethod
+    def from_sums(self, sums: ClassSums) -> Any:
+        """Return what `merge` would, from sums of `added_by` over all rows of each class."""
 
 
 def is_of_rows(objective: Objective) -> bool:

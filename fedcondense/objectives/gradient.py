@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
+from fedcondense.data.images import Batch
 from fedcondense.randomness import stream
 from fedcondense.sources import TrainedOnReal, TrainedOnSynthetic
 
@@ -54,6 +55,7 @@ class GradientMatching(Objective):
     siamese: bool = True
     per_class: int = 256
 
+    keeps: ClassVar[Keeps] = "gradients"
     recipe: ClassVar[Recipe] = Recipe(
         steps=300, lr=0.01, source=partial(TrainedOnSynthetic, outer=10, epochs=5), start="gaussian", decay=0.1
     )

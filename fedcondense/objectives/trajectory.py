@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
+from fedcondense.data.images import Batch
 from fedcondense.errors import SettingError
 from fedcondense.objectives.unrolled import cross_entropy
 from fedcondense.randomness import batches, stream
@@ -64,6 +65,7 @@ class TrajectoryMatching(Objective):
     siamese: bool = True
     learn_labels: bool = False
 
+    keeps: ClassVar[Keeps] = "nothing"
     separable: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = Recipe(  # tried by hand on Fashion-MNIST at 10 images per class, width 32
         steps=100, lr=0.03, source=partial(Trajectories, experts=3, latest=4), clip_growth=2.0, lr_extras=0.01

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedcondense.contract import Batch, Draw, Objective, Recipe, Synthetic
+from fedcondense.contract import Draw, Objective, Recipe, Synthetic
+from fedcondense.data.images import Batch
 from fedcondense.randomness import batches, stream
 from fedcondense.sources import Fresh, TrainedOnSynthetic
 from fedcondense.training.fit import autocast_of_caller

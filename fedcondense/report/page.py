@@ -16,7 +16,6 @@ from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.report.results import (
     NONE,
-    OURS,
     ReportRow,
     headline,
     list_of,
@@ -55,7 +54,8 @@ def write_report(directory: str | Path) -> Path:
     rows = read_rows(result)
     counts = _counts(result)
     classes = _classes(result, counts)
-    clients = [_client(path) for path in sorted((directory / "clients").glob("*.safetensors"))[:_SHOWN_CLIENTS]]
+    sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
+    clients = [_client(path) for path in sets[:_SHOWN_CLIENTS]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -64,7 +64,8 @@ def write_report(directory: str | Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
-        title=_title(result),
+        title=_title(result, rows),
+        error=result.get("error"),
         headline=headline(rows),
         rows=[shown_cells(row) for row in rows],
         figures=_figures(rows),
@@ -83,10 +84,13 @@ def write_report(directory: str | Path) -> Path:
     return write_file(directory / "report.html", page.encode(), overwrite=True)
 
 
-def _title(result: Mapping[str, Any]) -> str:
-    settings = mapping_of(result.get("settings"))
-    data = settings.get("data", "a federation")
-    return f"{data}: one round of synthetic images against FedAvg"
+def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
+    """Name the data, and what was compared."""
+    data = mapping_of(result.get("settings")).get("data") or "a federation"
+    labels = [row.label for row in rows]
+    if len(labels) < 2:
+        return f"{data}: {labels[0] if labels else 'nothing was measured'}"
+    return f"{data}: {labels[0]} beside {len(labels) - 1} other way{'s' if len(labels) > 2 else ''}"
 
 
 def _figures(rows: Sequence[ReportRow]) -> dict[str, str]:
@@ -97,7 +101,7 @@ def _figures(rows: Sequence[ReportRow]) -> dict[str, str]:
         return row.accuracy_std if math.isfinite(row.accuracy_std) else 0.0
 
     def series(row: ReportRow) -> int:
-        return 0 if row.name == OURS else 1 if row.rounds else 2
+        return 0 if row.is_ours else 1 if row.is_averaging else 2
 
     points = [Point(row.label, row.bytes_up, row.accuracy, spread(row), series(row)) for row in rows]
     if not any(math.isfinite(p.accuracy) and p.nbytes > 0 for p in points):
@@ -108,7 +112,7 @@ def _figures(rows: Sequence[ReportRow]) -> dict[str, str]:
 
 def _client(path: Path) -> Client:
     """Read what a client sent; a file that is refused becomes a sentence, not an error."""
-    name = f"client {path.stem.lstrip('0') or '0'}"
+    name = f"client {path.stem.lstrip('0') or '0'}" if path.stem.isdecimal() else path.stem  # of format 1, by number
     try:
         synthetic = SyntheticSet.load(path)
         by_class = images_by_class(synthetic)
@@ -147,9 +151,9 @@ def _classes(result: Mapping[str, Any], counts: Sequence[Sequence[int]]) -> list
 def _coverage(
     result: Mapping[str, Any], rows: Sequence[ReportRow], classes: Sequence[str], counts: Sequence[Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """Return for each class how many records and clients hold it, what arrived, and the one-shot accuracy."""
+    """Return for each class how many records and clients hold it, what arrived, and the accuracy of our row."""
     arrived = mapping_of(result.get("coverage"))
-    ours = next((row for row in rows if row.name == OURS), ReportRow(OURS))
+    ours = next((row for row in rows if row.is_ours), ReportRow("none"))
     lines = []
     for k, name in enumerate(classes):
         column = [row[k] for row in counts]

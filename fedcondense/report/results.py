@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from fedcondense.errors import DataError
 from fedcondense.report.units import human_bytes
 
 __all__ = [
-    "OURS",
     "ReportRow",
     "headline",
     "list_of",
@@ -25,21 +24,9 @@ __all__ = [
     "table",
 ]
 
-OURS = "one-shot"
 _NUMBERS = ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")
 _JOINED = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
-_TRAVELS = {
-    OURS: "synthetic images",
-    "random-real": "real images",
-    "half-resolution-real": "real images, half resolution",
-    "herding": "real images",
-    "k-center": "real images",
-    "k-means": "real images",
-    "ridge": "sums of random features",
-    "ridge-equal-bytes": "sums of few random features",
-    "feature-statistics": "feature statistics a class",
-}
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,10 @@ class ReportRow:
         bytes_down: What a client receives.
         seconds: Wall clock of the whole row.
         per_class: Accuracy of each class, percent; empty where it was not kept.
+        label: The name as a reader would say it.
+        travels: What a client sends.
+        seen: Who sees what.
+        rounds: How many there were.
     """
 
     name: str
@@ -63,24 +54,20 @@ class ReportRow:
     bytes_down: float = math.nan
     seconds: float = math.nan
     per_class: tuple[float, ...] = ()
+    label: str = ""
+    travels: str = ""
+    seen: str = ""
+    rounds: int = 1
 
     @property
-    def rounds(self) -> int:
-        """How many rounds of FedAvg this is, or 0."""
-        head, _, rounds = self.name.rpartition("-")
-        return int(rounds) if head == "fedavg" and rounds.isdecimal() else 0
+    def is_ours(self) -> bool:
+        """Whether synthetic images travel."""
+        return self.travels.startswith("synthetic")
 
     @property
-    def label(self) -> str:
-        """The name as a reader would say it."""
-        if self.rounds:
-            return f"FedAvg, {self.rounds} round{'s' if self.rounds > 1 else ''}"
-        return OURS if self.name == OURS else self.name.replace("-", " ")
-
-    @property
-    def travels(self) -> str:
-        """What a client sends."""
-        return "weights, every round" if self.rounds else _TRAVELS.get(self.name, "")
+    def is_averaging(self) -> bool:
+        """Whether weights travel."""
+        return self.travels.startswith("weights")
 
     @property
     def measured(self) -> str:
@@ -116,7 +103,7 @@ def read_result(directory: str | Path) -> dict[str, Any]:
 
 
 def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
-    """Return the measured rows, ours first, then FedAvg by rounds, then the controls; tolerant of what is missing."""
+    """Return the measured rows: synthetic images, then weights by rounds, then the others; what is missing is nan."""
     rows = []
     once = len(list_of(mapping_of(result.get("settings")).get("evaluation_seeds"))) == 1
     for name, values in mapping_of(result.get("rows")).items():
@@ -125,17 +112,36 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
         if once:
             numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
         per_class = tuple(map(number_of, list_of(values.get("per_class"))))
-        rows.append(ReportRow(str(name), **numbers, per_class=per_class))
-    return sorted(rows, key=lambda row: (row.name != OURS, not row.rounds, row.rounds))
+        row = ReportRow(str(name), **numbers, per_class=per_class)  # type: ignore[arg-type]  # floats by name
+        rows.append(replace(row, **_about(str(name), values.get("about"))))
+    return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))
+
+
+def _about(name: str, about: Any) -> dict[str, Any]:
+    """Return what a row says of itself; rows of before 0.2 say nothing, and their names tell the most of it."""
+    told = mapping_of(about)
+    head, _, number = name.rpartition("-")
+    averaging = head == "fedavg" and number.isdecimal()
+    rounds = number_of(told.get("rounds", int(number) if averaging else 1))
+    guess = "weights, every round" if averaging else "synthetic images" if name == "one-shot" else ""
+    label = f"FedAvg, {number} round{'s' if number != '1' else ''}" if averaging else name
+    return {
+        "label": str(told.get("label", label)),
+        "travels": str(told.get("travels", guess)),
+        "seen": str(told.get("seen", "")),
+        "rounds": int(rounds) if math.isfinite(rounds) else 1,
+    }
 
 
 def headline(rows: Sequence[ReportRow]) -> list[str]:
-    """Say in a few sentences how one-shot did against FedAvg and against the controls, whoever won."""
-    ours = next((row for row in rows if row.name == OURS and math.isfinite(row.accuracy)), None)
+    """Say in a few sentences how synthetic images did against FedAvg and against the controls, whoever won."""
+    ours = next((row for row in rows if row.is_ours and math.isfinite(row.accuracy)), None)
     if ours is None:
-        return ["This run did not measure the one-shot row, so there is nothing to compare."]
-    said = [f"One round of synthetic images reaches {ours.measured} with {human_bytes(ours.bytes_up)} up a client."]
-    fedavg = [row for row in rows if row.rounds and math.isfinite(row.accuracy)]
+        return ["This run did not measure a row of synthetic images, so there is nothing to compare."]
+    what = "One round of synthetic images" if ours.rounds == 1 else f"{ours.rounds} rounds of synthetic images"
+    reach = "reaches" if ours.rounds == 1 else "reach"
+    said = [f"{what} {reach} {ours.measured} with {human_bytes(ours.bytes_up)} up per client."]
+    fedavg = [row for row in rows if row.is_averaging and math.isfinite(row.accuracy)]
     if fedavg:
         there = next((row for row in fedavg if row.accuracy >= ours.accuracy), None)
         row = there or fedavg[-1]
@@ -143,8 +149,8 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
         cost = f"{row.measured} with {human_bytes(row.bytes_up)}, {factor:.3g} times the bytes"
         rounds = f"{row.rounds} round{'s' if row.rounds > 1 else ''}"
         verdict = "gets there in" if there else "is not there after" if ours.clearly_above(row) else "comes close in"
-        said.append(f"FedAvg {verdict} {rounds}: {cost}.")
-    controls = [row for row in rows if row.name != OURS and not row.rounds and math.isfinite(row.accuracy)]
+        said.append(f"{row.label.partition(',')[0]} {verdict} {rounds}: {cost}.")
+    controls = [row for row in rows if not row.is_ours and not row.is_averaging and math.isfinite(row.accuracy)]
     affordable = [row for row in controls if not row.bytes_up > 1.02 * ours.bytes_up]
     if affordable:
         best = max(affordable, key=lambda row: row.accuracy)
@@ -163,7 +169,7 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
 
 def table(rows: Sequence[ReportRow]) -> list[tuple[str, ...]]:
     """Return the rows as lines of text, a heading first."""
-    heading = ("way", "accuracy", "bytes up a client", "bytes down a client", "seconds")
+    heading = ("way", "accuracy", "bytes up per client", "bytes down per client", "seconds")
     lines = [shown_cells(row) for row in rows]
     measured = [c["measured"].replace(_JOINED, " ") for c in lines]
     return [heading, *((c["label"], m, c["up"], c["down"], c["seconds"]) for c, m in zip(lines, measured, strict=True))]
@@ -175,7 +181,8 @@ def shown_cells(row: ReportRow) -> dict[str, Any]:
         "name": row.name,
         "label": row.label,
         "travels": row.travels,
-        "ours": row.name == OURS,
+        "seen": row.seen,
+        "ours": row.is_ours,
         "real": row.travels.startswith("real"),
         "measured": row.measured,
         "up": human_bytes(row.bytes_up) if math.isfinite(row.bytes_up) else NONE,

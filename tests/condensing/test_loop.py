@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedcondense.condensing import Progress, condense, prepare, running
 from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.holders import Own
 from fedcondense.condensing.loop import Loop, onto_simplex
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data.images import Data, Spec
@@ -232,13 +233,13 @@ class TestSeeds:
 class TestPool:
     def run(self, monkeypatch: pytest.MonkeyPatch, forget: bool) -> tuple[Tensor, int]:
         asked: list[Any] = []
-        observe = Data.observe
+        observe = Own.observe
 
-        def spy(self: Data, objective: Objective, draw: Draw) -> Any:
+        def spy(self: Own, objective: Objective, draw: Draw) -> Any:
             asked.append(draw.key)
             return observe(self, objective, draw)
 
-        monkeypatch.setattr(Data, "observe", spy)
+        monkeypatch.setattr(Own, "observe", spy)
         recipe = replace(OBJECTIVES["dm-ridge"].recipe, source=partial(Pool, size=3))
         loop = prepare(toy(), 2, "dm-ridge", "pixels", network=TINY, steps=9, recipe=recipe)
         for _ in range(9):

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from fedcondense.contract import Draw, Objective, Synthetic
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError
 
@@ -107,19 +103,6 @@ def test_named_changes_the_name_alone() -> None:
     assert other.spec.name == "other"
     assert other.spec.std == SPEC.std
     assert other.fingerprint == data.fingerprint
-
-
-def test_observing_makes_no_graph() -> None:
-    @dataclass(frozen=True)
-    class Scaled(Objective):
-        def observe(self, draw: Draw, data: Data) -> Any:
-            return data.batch().images.sum() * draw.network
-
-        def loss(self, draw: Draw, observed: Any, synthetic: Synthetic) -> Tensor:
-            return synthetic.images.sum()
-
-    weight = torch.ones((), requires_grad=True)
-    assert not toy([0, 1]).observe(Scaled(), Draw(weight, None, 0)).requires_grad  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

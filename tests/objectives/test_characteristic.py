@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data
@@ -52,7 +53,7 @@ def naive(draw: Draw, data: Data, synthetic: Synthetic, objective: Characteristi
 def fast(
     objective: CharacteristicFunction | Sum, draw: Draw, data: Data, synthetic: Synthetic
 ) -> tuple[Tensor, Tensor]:
-    loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+    loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     return loss.detach(), torch.autograd.grad(loss, synthetic.images)[0]
 
 
@@ -148,7 +149,7 @@ def test_duplicating_every_image_changes_nothing(step: MakeStep) -> None:
 
 def test_what_a_pool_keeps_does_not_grow_with_the_data(step: MakeStep) -> None:
     draw, data, _ = step()
-    observed = data.observe(FEW, draw)
+    observed = Own(data).observe(FEW, draw)
     assert observed.real.shape == observed.imaginary.shape == (5, 32)
     assert observed.counts.tolist() == [7, 3, 0, 12, 1]
 
@@ -168,5 +169,5 @@ def test_it_adds_up_with_other_objectives_on_the_same_rows(step: MakeStep) -> No
     toy = step()
     ridge = RidgeRegression(per_class=256)
     both = Sum((FEW, ridge), (3.0, 1.0))
-    expected = 3 * fast(FEW, *toy)[0] + ridge.loss(toy[0], toy[1].observe(ridge, toy[0]), toy[2]).detach()
+    expected = 3 * fast(FEW, *toy)[0] + ridge.loss(toy[0], Own(toy[1]).observe(ridge, toy[0]), toy[2]).detach()
     torch.testing.assert_close(fast(both, *toy)[0], expected)

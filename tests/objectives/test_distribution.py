@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.condensing import condense
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Objective, Synthetic
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.images import Data
@@ -45,7 +46,7 @@ def loss_and_gradient(loss: Tensor, synthetic: Synthetic) -> tuple[Tensor, Tenso
 
 
 def fast(objective: Objective, draw: Draw, data: Data, synthetic: Synthetic) -> tuple[Tensor, Tensor]:
-    return loss_and_gradient(objective.loss(draw, data.observe(objective, draw), synthetic), synthetic)
+    return loss_and_gradient(objective.loss(draw, Own(data).observe(objective, draw), synthetic), synthetic)
 
 
 def assert_close(given: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], relative: float = 1e-5) -> None:
@@ -105,7 +106,7 @@ def test_a_class_that_is_absent_on_one_side_adds_nothing(step: MakeStep) -> None
 def test_the_relative_form_divides_by_the_spread_of_the_real_means(step: MakeStep) -> None:
     """By hand: the sum over present classes of the squared distance of a class mean from the mean of them."""
     draw, data, synthetic = step()
-    observed = data.observe(DistributionMatching(), draw)
+    observed = Own(data).observe(DistributionMatching(), draw)
     means = [observed.sums[c] / observed.counts[c] for c in (0, 1, 3, 4)]
     centre = sum(means, torch.zeros(())) / 4
     spread = sum(float((mean - centre).pow(2).sum()) for mean in means)
@@ -115,7 +116,7 @@ def test_the_relative_form_divides_by_the_spread_of_the_real_means(step: MakeSte
 
 def test_the_relative_form_of_one_class_divides_by_the_size_of_its_mean(step: MakeStep) -> None:
     draw, data, synthetic = step(real=(9, 0, 0, 0, 0))
-    observed = data.observe(DistributionMatching(), draw)
+    observed = Own(data).observe(DistributionMatching(), draw)
     size = (observed.sums[0] / 9).pow(2).sum()
     loss, gradient = fast(DistributionMatching(), draw, data, synthetic)
     assert_close(fast(DistributionMatching(relative=True), draw, data, synthetic), (loss / size, gradient / size))
@@ -133,14 +134,14 @@ def test_groups_of_classes_equal_one_graph(step: MakeStep) -> None:
     draw, data, synthetic = step()
     objective = DistributionMatching(relative=True)
     loss, gradient = fast(objective, draw, data, synthetic)
-    total = objective.backward(draw, data.observe(objective, draw), synthetic, at_once=2)
+    total = objective.backward(draw, Own(data).observe(objective, draw), synthetic, at_once=2)
     assert synthetic.images.grad is not None
     assert_close((total, synthetic.images.grad), (loss, gradient))
 
 
 def test_logits_can_be_matched(step: MakeStep) -> None:
     toy = step()
-    observed = toy[1].observe(DistributionMatching(layer="logits"), toy[0])
+    observed = Own(toy[1]).observe(DistributionMatching(layer="logits"), toy[0])
     assert observed.sums.shape == (5, 5)
     assert fast(DistributionMatching(layer="logits"), *toy)[1].abs().sum() > 0
 
@@ -159,7 +160,7 @@ def test_the_augmentation_is_one_a_class_on_both_sides(step: MakeStep) -> None:
     copies = Synthetic(data.batch().images.requires_grad_(), data.batch().targets)
     for coin in (0.0, 0.9):
         flipped = draw._replace(augment=Augmentation(torch.full((5,), 3), torch.full((5, 3), coin)))
-        observed = data.observe(DistributionMatching(), flipped)
+        observed = Own(data).observe(DistributionMatching(), flipped)
         assert DistributionMatching().loss(flipped, observed, copies) < 1e-8
 
 

@@ -11,6 +11,7 @@ import torch
 
 from fedcondense.condensing import Progress, condense, running
 from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Recipe, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
@@ -27,7 +28,7 @@ TINY = partial(ConvNet, width=8, depth=2)
 def backward(name: str, step: Step, at_once: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
     draw, data, synthetic = step
     leaf = synthetic.images.detach().clone().requires_grad_()
-    observed = data.observe(OBJECTIVES[name], draw)
+    observed = Own(data).observe(OBJECTIVES[name], draw)
     leaves = Synthetic(leaf, synthetic.targets, OBJECTIVES[name].extras())
     loss = OBJECTIVES[name].backward(draw, observed, leaves, at_once)
     assert leaf.grad is not None
@@ -58,7 +59,7 @@ class TestEveryObjective:
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
             return [tensor for item in inner for tensor in tensors(item)]
 
-        observed = data.observe(OBJECTIVES[name], draw)
+        observed = Own(data).observe(OBJECTIVES[name], draw)
         found = tensors(observed)
         assert found or observed is None
         assert not any(tensor.requires_grad for tensor in found)

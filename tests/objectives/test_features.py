@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.objectives import features
@@ -52,9 +53,9 @@ def test_real_images_are_taken_in_pieces(
     objective: FeatureObjective, step: MakeStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw, data, synthetic = step()
-    whole = objective.loss(draw, data.observe(objective, draw), synthetic)
+    whole = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     monkeypatch.setattr(features, "_REAL_AT_ONCE", 4)
-    torch.testing.assert_close(objective.loss(draw, data.observe(objective, draw), synthetic), whole)
+    torch.testing.assert_close(objective.loss(draw, Own(data).observe(objective, draw), synthetic), whole)
 
 
 def test_each_piece_holds_all_classes(step: MakeStep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def test_each_piece_holds_all_classes(step: MakeStep, monkeypatch: pytest.Monkey
     seen: list[int] = []
     draw, data, _ = step()
     monkeypatch.setattr(features, "_REAL_AT_ONCE", len(data) // 2 + 1)
-    data.observe(Classes(), draw)
+    Own(data).observe(Classes(), draw)
     present = int((data.counts > 1).sum())
     assert len(seen) == 2
     assert min(seen) >= present > 1
@@ -76,8 +77,8 @@ def test_each_piece_holds_all_classes(step: MakeStep, monkeypatch: pytest.Monkey
 
 def test_all_images_of_a_class_are_seen_where_no_number_is_given(step: MakeStep) -> None:
     draw, data, _ = step()
-    assert data.observe(Energy(), draw) == len(data)
-    assert data.observe(Energy(per_class=2), draw) == 2 + 2 + 2 + 1
+    assert Own(data).observe(Energy(), draw) == len(data)
+    assert Own(data).observe(Energy(per_class=2), draw) == 2 + 2 + 2 + 1
 
 
 def test_what_is_not_separable_never_builds_a_larger_graph_than_asked(step: MakeStep) -> None:
@@ -105,14 +106,14 @@ class TestSum:
         draw, data, synthetic = step()
         terms = (DistributionMatching(), DistributionMatching(relative=True), RidgeRegression(per_class=256))
         both = Sum(terms, (1.0, 2.0, 0.5))
-        apart = [term.loss(draw, data.observe(term, draw), synthetic) for term in terms]
+        apart = [term.loss(draw, Own(data).observe(term, draw), synthetic) for term in terms]
         expected = apart[0] + 2 * apart[1] + 0.5 * apart[2]
-        torch.testing.assert_close(both.loss(draw, data.observe(both, draw), synthetic), expected)
+        torch.testing.assert_close(both.loss(draw, Own(data).observe(both, draw), synthetic), expected)
 
     def test_one_pass_over_the_synthetic_images_serves_all(self, step: MakeStep) -> None:
         draw, data, synthetic = step()
         both = means_and_ridge()
-        observed = data.observe(both, draw)
+        observed = Own(data).observe(both, draw)
         passes: list[int] = []
         draw.network.blocks[0].register_forward_hook(lambda m, i, o: passes.append(len(o)))
         both.loss(draw, observed, synthetic)
@@ -134,7 +135,7 @@ class TestSum:
         """Through the class means and the regression, in one pass or two."""
         draw, data, synthetic = step(soft=True, operations=())
         both = means_and_ridge(learn_labels=True)
-        observed = data.observe(both, draw)
+        observed = Own(data).observe(both, draw)
         targets = synthetic.targets.clone().requires_grad_()
         both.backward(draw, observed, Synthetic(synthetic.images, targets), at_once)
         way = torch.randn(targets.shape, generator=torch.Generator().manual_seed(0))
@@ -150,10 +151,10 @@ class TestSum:
 def test_autocast_holds_for_features_alone(objective: FeatureObjective, step: MakeStep) -> None:
     """Features in bfloat16, everything after them in full precision: close to float32, and a float32 loss."""
     draw, data, synthetic = step()
-    exact = objective.loss(draw, data.observe(objective, draw), synthetic)
+    exact = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     with torch.autocast("cpu", torch.bfloat16):
         assert objective.rows(draw, synthetic).dtype == torch.bfloat16
-        loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+        loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=0.05, atol=0)
     assert not torch.equal(loss, exact)

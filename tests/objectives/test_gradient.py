@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedcondense.condensing import condense, prepare
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data
@@ -67,7 +68,7 @@ def authors(draw: Draw, data: Data, synthetic: Synthetic, per_class: int = 256) 
 
 
 def ours(draw: Draw, data: Data, synthetic: Synthetic, objective: GradientMatching) -> tuple[Tensor, Tensor]:
-    loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+    loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     return loss.detach(), torch.autograd.grad(loss, synthetic.images)[0]
 
 
@@ -157,7 +158,7 @@ def test_the_real_images_themselves_are_at_distance_zero(step: MakeStep) -> None
 def test_class_by_class_equals_one_joint_backward(step: MakeStep) -> None:
     draw, data, synthetic = step()
     objective = GradientMatching()
-    observed = data.observe(objective, draw)
+    observed = Own(data).observe(objective, draw)
     loss, gradient = ours(draw, data, synthetic, objective)
     total = objective.backward(draw, observed, synthetic, at_once=1000)
     assert synthetic.images.grad is not None
@@ -168,7 +169,7 @@ def test_class_by_class_equals_one_joint_backward(step: MakeStep) -> None:
 def test_the_graph_holds_one_class_at_a_time(step: MakeStep, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, data, synthetic = step()
     objective = GradientMatching()
-    observed = data.observe(objective, draw)
+    observed = Own(data).observe(objective, draw)
     seen: list[int] = []
     loss = GradientMatching.loss
 
@@ -183,7 +184,7 @@ def test_the_graph_holds_one_class_at_a_time(step: MakeStep, monkeypatch: pytest
 
 def test_observed_gradients_carry_no_graph(step: MakeStep) -> None:
     draw, data, _ = step()
-    observed = data.observe(GradientMatching(), draw)
+    observed = Own(data).observe(GradientMatching(), draw)
     assert sorted(observed) == [0, 1, 3, 4]
     assert not any(g.requires_grad for gradients in observed.values() for g in gradients)
 

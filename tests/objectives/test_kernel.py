@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedcondense.condensing import condense, prepare
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data
@@ -159,7 +160,7 @@ class TestKernelRegression:
     ) -> None:
         draw, data, synthetic = step(seed, operations=operations, soft=soft)
         objective = KernelRegression(per_class=4, penalty=1e-3)
-        loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+        loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
         gradient = torch.autograd.grad(loss, synthetic.images)[0]
 
         batch = data.batch(data.per_class(4, stream(draw.seed, "real")))
@@ -191,13 +192,13 @@ class TestKernelRegression:
         draw, data, _ = step(operations=())
         batch = data.batch()
         objective = KernelRegression(per_class=100)
-        observed = data.observe(objective, draw)
+        observed = Own(data).observe(objective, draw)
         assert float(objective.loss(draw, observed, Synthetic(batch.images, batch.targets))) < 1e-6
 
     def test_each_step_draws_other_real_images(self, step: MakeStep) -> None:
         draw, data, _ = step()
         objective = KernelRegression(per_class=2)
-        first, second = (data.observe(objective, draw._replace(seed=seed)) for seed in (1, 2))
+        first, second = (Own(data).observe(objective, draw._replace(seed=seed)) for seed in (1, 2))
         assert first.targets.sum(0).tolist() == [2, 2, 0, 2, 1]
         assert not torch.equal(first.rows, second.rows)
 
@@ -215,7 +216,7 @@ class TestFeatureRegression:
         objective = FeatureRegression(per_class=4, penalty=1e-3, learn_labels=learn_labels)
         synthetic = synthetic._replace(targets=synthetic.targets.requires_grad_())
         leaves = (synthetic.images, synthetic.targets)
-        loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+        loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
         gradients = torch.autograd.grad(loss, leaves)
 
         batch = data.batch(data.per_class(4, stream(draw.seed, "real")))
@@ -239,7 +240,7 @@ class TestFeatureRegression:
         for at_once in (100, 2):
             images, targets = (t.detach().clone().requires_grad_() for t in synthetic[:2])
             leaves = Synthetic(images, targets)
-            objective.backward(draw, data.observe(objective, draw), leaves, at_once)
+            objective.backward(draw, Own(data).observe(objective, draw), leaves, at_once)
             grads.append((leaves.images.grad, leaves.targets.grad))
         for a, b in zip(*grads, strict=True):
             assert a is not None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data
@@ -56,7 +57,7 @@ def naive(draw: Draw, data: Data, synthetic: Synthetic, per_class: int | None = 
 
 
 def fast(objective: FeatureObjective, draw: Draw, data: Data, synthetic: Synthetic) -> tuple[Tensor, Tensor]:
-    loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+    loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     return loss.detach(), torch.autograd.grad(loss, synthetic.images)[0]
 
 
@@ -92,7 +93,7 @@ def test_with_the_regression_it_is_the_weighted_sum_of_both(
 
 def test_with_the_regression_a_pool_keeps_the_rows_once(step: MakeStep) -> None:
     draw, data, _ = step()
-    kernel, regression = data.observe(KernelMeansAndRidge(), draw)
+    kernel, regression = Own(data).observe(KernelMeansAndRidge(), draw)
     assert len(kernel.rows) == len(data)
     assert kernel.rows.data_ptr() == regression.rows.data_ptr()
 
@@ -164,7 +165,7 @@ def test_duplicating_every_image_changes_nothing(step: MakeStep) -> None:
 
 def test_a_pool_keeps_half_precision_rows_of_each_class(step: MakeStep) -> None:
     draw, data, _ = step()
-    observed = data.observe(KernelMeans(per_class=2), draw)
+    observed = Own(data).observe(KernelMeans(per_class=2), draw)
     assert observed.rows.dtype == torch.float16
     assert observed.targets.sum(0).tolist() == [2, 2, 0, 2, 1]
 

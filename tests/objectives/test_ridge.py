@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching
@@ -121,7 +122,7 @@ def test_a_ridge_beyond_measure_leaves_the_loss_of_the_centre() -> None:
 
 def test_observing_keeps_half_precision_rows_of_each_class(step: MakeStep) -> None:
     draw, data, _ = step()
-    observed = data.observe(RidgeRegression(per_class=2), draw)
+    observed = Own(data).observe(RidgeRegression(per_class=2), draw)
     assert observed.rows.dtype == torch.float16
     assert observed.targets.sum(0).tolist() == [2, 2, 0, 2, 1]
 
@@ -129,7 +130,7 @@ def test_observing_keeps_half_precision_rows_of_each_class(step: MakeStep) -> No
 def loss_and_gradient(
     objective: FeatureObjective, draw: Draw, data: Data, synthetic: Synthetic
 ) -> tuple[Tensor, Tensor]:
-    loss = objective.loss(draw, data.observe(objective, draw), synthetic)
+    loss = objective.loss(draw, Own(data).observe(objective, draw), synthetic)
     return loss.detach(), torch.autograd.grad(loss, synthetic.images)[0]
 
 
@@ -166,7 +167,7 @@ def test_soft_targets_do_not_hide_how_many_classes_are_at_hand(
     step: MakeStep, real: tuple[int, ...], share: float
 ) -> None:
     draw, data, synthetic = step(real=real, synthetic=(4, 4, 0, 0, 0), soft=True)
-    factors = means_and_ridge(ridge=0.5).weigh(data.observe(means_and_ridge(), draw), synthetic.targets)
+    factors = means_and_ridge(ridge=0.5).weigh(Own(data).observe(means_and_ridge(), draw), synthetic.targets)
     assert [float(factor) for factor in factors] == pytest.approx([share, 0.5])
 
 
@@ -187,7 +188,7 @@ def test_two_passes_give_the_gradient_of_one_graph(step: MakeStep, at_once: int)
     for objective in (RidgeRegression(), means_and_ridge()):
         loss, gradient = loss_and_gradient(objective, draw, data, synthetic)
         synthetic.images.grad = None
-        total = objective.backward(draw, data.observe(objective, draw), synthetic, at_once)
+        total = objective.backward(draw, Own(data).observe(objective, draw), synthetic, at_once)
         assert synthetic.images.grad is not None
         torch.testing.assert_close(total, loss, rtol=1e-5, atol=0)
         torch.testing.assert_close(synthetic.images.grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedcondense.condensing import condense, prepare
+from fedcondense.condensing.holders import Own
 from fedcondense.contract import Batch, Draw, Synthetic
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.images import Data
@@ -54,7 +55,7 @@ def trained_by_hand(draw: Draw, data: Data, synthetic: Synthetic, objective: Unr
 def test_the_loss_is_that_of_a_network_trained_by_sgd(step: MakeStep, seed: int, operations: tuple[str, ...]) -> None:
     draw, data, synthetic = step(seed, operations=operations, soft=True)
     synthetic = with_rates(synthetic, SHORT)
-    loss = SHORT.loss(draw, data.observe(SHORT, draw), synthetic)
+    loss = SHORT.loss(draw, Own(data).observe(SHORT, draw), synthetic)
     assert float(loss.detach()) == pytest.approx(trained_by_hand(draw, data, synthetic, SHORT), rel=1e-5)
 
 
@@ -94,7 +95,7 @@ def test_one_step_of_a_linear_network_by_hand() -> None:
 def test_gradients_through_all_steps_are_those_of_finite_differences(step: MakeStep, seed: int) -> None:
     """In double precision, along random directions of the images and of the step sizes."""
     draw, data, synthetic = step(seed, operations=())
-    observed = data.observe(SHORT, draw)
+    observed = Own(data).observe(SHORT, draw)
     observed = type(observed)(observed.images.double(), observed.targets.double())
     network = copy.deepcopy(draw.network).double()
     draw = draw._replace(network=network)
@@ -119,7 +120,7 @@ def test_no_step_size_is_no_training(step: MakeStep) -> None:
     draw, data, synthetic = step()
     objective = replace(SHORT, rate=1e-30)
     synthetic = with_rates(synthetic, objective)
-    observed = data.observe(objective, draw)
+    observed = Own(data).observe(objective, draw)
     loss = objective.loss(draw, observed, synthetic)
     with torch.no_grad():
         untrained = F.cross_entropy(draw.network(observed.images), observed.targets)
@@ -131,7 +132,7 @@ def test_training_on_the_real_images_lowers_their_loss_and_on_wrong_labels_raise
     draw, data, _ = step(operations=())
     batch = data.batch()
     objective = UnrolledTraining(per_class=100, window=5, batch=100, rate=0.05)
-    observed = data.observe(objective, draw)
+    observed = Own(data).observe(objective, draw)
     before = cross_entropy(draw.network, dict(draw.network.named_parameters()), *observed)
     right = objective.loss(draw, observed, Synthetic(batch.images, batch.targets, objective.extras()))
     wrong = objective.loss(draw, observed, Synthetic(batch.images, batch.targets.roll(1, 1), objective.extras()))
@@ -143,7 +144,7 @@ def test_the_network_is_left_as_it_is_batch_norm_included(step: MakeStep) -> Non
     network = build(partial(ConvNet, width=4, depth=2, norm="batch"), (3, 8, 8), 5, 0).requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
     draw, synthetic = draw._replace(network=network), with_rates(synthetic, SHORT)
-    SHORT.loss(draw, data.observe(SHORT, draw), synthetic).backward()
+    SHORT.loss(draw, Own(data).observe(SHORT, draw), synthetic).backward()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 

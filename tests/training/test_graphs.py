@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcondense.condensing import prepare
+from fedcondense.condensing.holders import Own
 from fedcondense.condensing.loop import Loop, step_graph
 from fedcondense.data.images import Data
 from fedcondense.data.loading import load_data
@@ -80,10 +81,11 @@ class Keeping:
     data = None
 
     def __init__(self, kept: Data) -> None:
-        self.kept, self.spec = kept, kept.spec
+        self.kept, self.spec, self.counts = kept, kept.spec, kept.counts
+        self.device, self.fingerprint = kept.device, kept.fingerprint
 
     def observe(self, objective: Any, draw: Any) -> Any:
-        return self.kept.observe(objective, draw)
+        return Own(self.kept).observe(objective, draw)
 
 
 def test_a_holder_that_keeps_its_images_is_asked_for_gradients(data: Data) -> None:
@@ -135,7 +137,7 @@ def test_an_observation_that_is_not_all_tensors_is_left_to_the_objective(data: D
     same_steps(Told(), data)
 
 
-class Own(nn.Module):
+class Unknown(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
@@ -151,8 +153,8 @@ def test_our_networks_are_plain(name: str) -> None:
 
 
 def test_a_module_of_a_user_is_not(data: Data) -> None:
-    assert not is_plain(Headed(Own((1, 8, 8), 3)))
-    loop = made(OBJECTIVES["dm"], data, True, network=Own)
+    assert not is_plain(Headed(Unknown((1, 8, 8), 3)))
+    loop = made(OBJECTIVES["dm"], data, True, network=Unknown)
     loop.step()
     assert loop.graph is not None
     assert loop.graph.failed

@@ -1,0 +1,115 @@
+"""`fedcondense node check | preview`: a node's config before a server asks, and what an answer would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedcondense.cli.terminal import (
+    Format,
+    Output,
+    Overwrite,
+    check_output,
+    columns,
+    command,
+    emit,
+    finish,
+    progress,
+)
+from fedcondense.errors import SettingError
+
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A TOML file, or what follows --node-config, such as 'max-ipc=10'.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    node = typer.Typer(help="Look at a node's config where its data are; nothing is sent.", no_args_is_help=True)
+    node.command(epilog="Example: fedcondense node check 'data=\"folder:scans\" max-ipc=10'")(check)
+    node.command(epilog="Example: fedcondense node preview node.toml --task condense --set ipc=5 --output sent.png")(
+        preview
+    )
+    app.add_typer(node, name="node")
+
+
+@command
+def check(config: Config, form: Output = Format.text) -> None:
+    """Read CONFIG and the data that it names, as the node would at its first message.
+
+    JSON keys: `name`, `classes` (records per class), `left_out` (classes of fewer records than `min-records`),
+    `caps`, `allowance`, and `spent` over the node's life (null: nothing is counted).
+    """
+    from dataclasses import asdict
+
+    from fedcondense.flower.preview import check_node, read_config
+
+    found = check_node(read_config(config))
+    caps, life = asdict(found.placed.caps), asdict(found.placed.allowance)
+    spent = None if found.spent is None else asdict(found.spent)
+    result = {"name": found.name, "classes": found.classes, "left_out": found.left_out}
+    total, lost = sum(found.classes.values()), sum(found.left_out.values())
+    lines: list[tuple[object, ...]] = [("site", found.name), ("records", total)]
+    lines += [("class", f"{name}: {n}{' (left out)' if name in found.left_out else ''}") for name, n in _some(found)]
+    lines += [("left out", f"{len(found.left_out)} classes, {lost} records below min-records")] if lost else []
+    lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]
+    lines += [("spent", f"{spent['questions']} questions, {spent['nbytes']} bytes")] if spent else []
+    emit(result | {"caps": caps, "allowance": life, "spent": spent}, columns(lines), form)
+    finish([], ["node", "preview", config, "--task", "condense", "--output", "preview.png"])
+
+
+@command
+def preview(
+    config: Config,
+    task: Annotated[str, typer.Option(help="What a server would ask: a name in TASKS.")] = "condense",
+    setting: Annotated[list[str] | None, typer.Option("--set", help="A field of the task, such as ipc=5.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the images of the reply are drawn, as PNG.")] = None,
+    overwrite: Overwrite = False,
+    form: Output = Format.text,
+) -> None:
+    """Work out what the node would answer, within its caps; nothing is sent, kept or charged.
+
+    JSON keys: `task`, `nbytes`, `images` (stored, per class), `seconds` (estimated), `nearest` (per class, the root
+    mean squared difference of the closest image and record), `output`.
+    """
+    from fedcondense.flower.preview import preview as preview_task
+    from fedcondense.flower.preview import read_config
+    from fedcondense.sets.pictures import show_set
+    from fedcondense.sets.synthetic import SyntheticSet
+
+    if output is not None:
+        check_output(output, overwrite)
+    fields: dict[str, Any] = {}
+    for text in setting or ():
+        if "=" not in text:
+            raise SettingError(f"--set {text}; needed: NAME=VALUE, such as ipc=5")
+        fields |= _field(text)
+    with progress(task) as update:
+        made = preview_task(read_config(config), task, fields, lambda at: update(at.step / at.steps, "condensing"))
+    nbytes = len(made.payload.to_bytes())
+    lines: list[tuple[object, ...]] = [("task", task), ("payload", f"{nbytes} bytes")]
+    lines += [("images", f"{name}: {n}") for name, n in made.cost.images.items()]
+    lines += [("nearest record", f"{name}: rmse {value:.3f}") for name, value in made.nearest.items()]
+    if output is not None and isinstance(made.payload, SyntheticSet):
+        show_set(made.payload, output)
+    result = {"task": task, "nbytes": nbytes, "images": dict(made.cost.images), "seconds": made.cost.seconds}
+    emit(result | {"nearest": made.nearest, "output": output}, columns(lines), form)
+    finish([] if output is None else [output], None)
+
+
+def _field(text: str) -> dict[str, Any]:
+    """Read NAME=VALUE as TOML does, and a value that is none as a text."""
+    import tomllib
+
+    key, _, value = text.partition("=")
+    try:
+        return {key: tomllib.loads(f"value = {value}")["value"]}
+    except tomllib.TOMLDecodeError:
+        return {key: value}
+
+
+def _some(found: Any) -> list[tuple[str, int]]:
+    """Return the first forty classes."""
+    return list(found.classes.items())[:40]

@@ -1,0 +1,128 @@
+"""A node's config looked at where it stands: what a server may ask, and what an answer would be; nothing is sent."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from flwr.app import Context, RecordDict
+from torch import Tensor
+
+from fedcondense.condensing import Own
+from fedcondense.data import Data
+from fedcondense.errors import SettingError, look_up
+from fedcondense.flower.caps import Cost
+from fedcondense.flower.contract import Node
+from fedcondense.flower.ledger import Charge
+from fedcondense.flower.node import Desk, Placed, ledger_of, place_of
+from fedcondense.flower.payloads import Payload
+from fedcondense.flower.settings import read
+from fedcondense.flower.site_data import load_partition
+from fedcondense.flower.strategies import TASKS
+
+__all__ = ["Checked", "Preview", "check_node", "preview", "read_config"]
+
+_SILENT = ("cache", "ledger")  # keys that would leave traces
+
+
+class Checked(NamedTuple):
+    """What a node's config comes to."""
+
+    placed: Placed
+    name: str
+    classes: dict[str, int]  # records per class
+    left_out: dict[str, int]  # those of fewer records than the node asks for
+    spent: Charge | None  # over its life; None: nothing is counted
+
+
+class Preview(NamedTuple):
+    """What an answer would be."""
+
+    cost: Cost
+    payload: Payload
+    nearest: dict[str, float]  # by class: the rmse of the closest pair of an image and a record; empty for sums
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """Read a node's config: a TOML file, or what follows ``--node-config`` of ``flower-supernode``.
+
+    Raises:
+        SettingError: It is neither.
+    """
+    path = Path(text)
+    try:
+        if path.is_file():
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        pairs = [piece.partition("=") for piece in shlex.split(text, posix=False)]
+        return tomllib.loads("\n".join(f"{key} = {value}" for key, _, value in pairs))
+    except (OSError, ValueError) as broken:
+        raise SettingError(
+            f"{text!r:.100} is no node's config ({broken}); give a TOML file, or 'data=\"folder:DIR\" max-ipc=10'"
+        ) from None
+
+
+def check_node(config: Mapping[str, Any]) -> Checked:
+    """Read a config and the data that it names, as the node would at its first message.
+
+    Raises:
+        SettingError: A key or value that cannot work.
+    """
+    context = _context(config)
+    placed = place_of(context, Desk(is_stock=True))
+    data = load_partition(context)
+    counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
+    few = {name: n for name, n in counts.items() if 0 < n < placed.caps.min_records}
+    ledger = ledger_of(placed, Desk())
+    return Checked(placed, placed.name(context), counts, few, None if ledger is None else ledger.spent())
+
+
+def preview(
+    config: Mapping[str, Any], task: str, fields: Mapping[str, Any], progress: Callable[[Any], None] | None = None
+) -> Preview:
+    """Prepare and run a task as the node would, within its caps; nothing is sent, kept or charged.
+
+    Args:
+        config: The node's.
+        task: A name in `TASKS`.
+        fields: Of the task, in kebab-case.
+        progress: Called with how far condensing is.
+
+    Raises:
+        SettingError: The node would refuse; the message is the one that a server would get.
+    """
+    context = _context({key: value for key, value in config.items() if key not in _SILENT})
+    placed = place_of(context, Desk(is_stock=True))
+    asked = read(look_up("task", task, TASKS), fields, f"task {task}")
+    data = placed.enough(load_partition(context))
+    node = Node(placed.name(context), placed.caps, place=placed.place(context), progress=progress)
+    job = asked.prepare(Own(data), node)
+    placed.caps.check(job.cost)
+    payload = job.run()
+    return Preview(job.cost, payload, _nearest(payload, data))
+
+
+def _nearest(payload: Any, data: Data) -> dict[str, float]:
+    """Return how close a set's images come to records of their class: the smallest root mean squared difference."""
+    if not hasattr(payload, "pixels"):
+        return {}
+    images, targets = payload.pixels()
+    found = {}
+    for name in payload.classes:
+        mine = images[targets.argmax(1) == payload.classes.index(name)].flatten(1)
+        records = data.images[data.labels == data.spec.classes.index(name)].float().div(255).flatten(1).cpu()
+        if len(mine) and len(records):
+            found[name] = round(_smallest(mine, records), 4)
+    return found
+
+
+def _smallest(mine: Tensor, records: Tensor) -> float:
+    return float(torch.cdist(mine, records).min() / math.sqrt(mine.shape[1]))
+
+
+def _context(config: Mapping[str, Any]) -> Context:
+    return Context(1, 0, dict(config), RecordDict(), {})
