@@ -20,7 +20,7 @@ from fedcondense.flower.ledger import Charge
 from fedcondense.flower.node import Desk, answer, ledger_of, place_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
-from fedcondense.flower.strategies.averaging import local_round
+from fedcondense.flower.strategies.averaging import check_allowed, local_round
 from fedcondense.flower.wire import safe_text
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]
@@ -78,11 +78,13 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
             torch.set_num_threads(placed.config.threads)
         until = time.monotonic() + placed.caps.max_seconds
         node = Node(placed.name(context), placed.caps, until, place=placed.place(context))
+        check_allowed(node.caps)
+        data = placed.enough(load(context))
         ledger = ledger_of(placed, desk)
-        if ledger is not None:  # weights that were trained on records count as a question
+        if ledger is not None:  # weights that were trained on records count as a question; what is refused does not
             arrays = message.content.array_records.values()
             ledger.charge("train", Charge(nbytes=sum(record.count_bytes() for record in arrays)))
-        return local_round(message.content, Own(placed.enough(load(context))), node)
+        return local_round(message.content, Own(data), node)
 
     client.train()(_guarded(train, desk))
     return client
