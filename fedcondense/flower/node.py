@@ -133,6 +133,9 @@ class Desk(NamedTuple):
     allowance: Allowance = Allowance()
     is_counted: bool = True  # by a ledger; not where whoever asks is this process
     cache: Path | None = None
+    memory: Kept = Kept(
+        None, KEPT_BYTES
+    )  # shared by all desks that name none: what nodes keep where there is no folder, while their process lives
     progress: Callable[[int, Progress], None] | None = None
     is_stock: bool = False  # the installed app: it knows all keys of a node's config, and data are public unless named
 
@@ -195,16 +198,18 @@ def answer(
     if config.threads:
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
-    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), KEPT_BYTES)
+    folder = desk.cache or (Path(config.cache) if config.cache else None)
+    kept = desk.memory if folder is None else Kept(folder, KEPT_BYTES)
     key = _key(task, about.round, place, data)
-    blob = kept.get(key)
+    blob = None if folder is None else kept.get(key)
     if blob is None:
         checkpoint = None if kept.folder is None else Checkpoint(kept.folder / f"{key}.checkpoint", resume=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
         node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
-        kept.put(key, payload.to_bytes())
+        if folder is not None:
+            kept.put(key, payload.to_bytes())
         if checkpoint is not None:
             checkpoint.remove()
     else:
