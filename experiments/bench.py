@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cells import RESULTS, read, run_cells
+from loops import NETWORK, Naive
 from naive import (
     absolute_gradient_loss,
     characteristic_loss,
@@ -36,7 +37,7 @@ from naive import (
     gradient_matching_loss,
     kernel_means_loss,
 )
-from speed import NETWORK, Naive, convolution_peak, resident
+from speed import convolution_peak, resident
 from torch.utils.flop_counter import FlopCounterMode
 
 import fedcondense as fc
@@ -63,7 +64,9 @@ POOLS = (0, 12, 24, 48, 96, 192)
 
 def warm(name: str, data: Data, **settings: Any) -> Loop:
     """Return the loop of an objective after its real side was paid: a small pool, or experts of a few snapshots."""
-    objective = replace(fc.OBJECTIVES[name], **settings) if settings else fc.OBJECTIVES[name]
+    objective = fc.OBJECTIVES[name]
+    if settings:
+        objective = replace(objective, **settings)  # type: ignore[type-var]  # all of ours are dataclasses
     recipe = objective.recipe
     kind = getattr(recipe.source, "func", recipe.source)
     if kind is Pool:

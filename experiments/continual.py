@@ -24,8 +24,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,156 +32,17 @@ from typing import Any
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from cells import RESULTS, add_precision, read, run_cells
+from continual_protocols import BUDGETS, CONTROLS, PROTOCOLS, SEEDS, Protocol, is_adaptive, maker
+from continual_streams import experiences, load
 from torch import nn
-from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import rotate
 
 import fedcondense as fc
-from fedcondense.memory import Condenser, Maker, Selector
-from fedcondense.randomness import stream
+from fedcondense.memory import Maker
 from fedcondense.training.fit import accuracy
 
 warnings.filterwarnings("ignore")
 PATH = RESULTS / "continual.json"
-SEEDS = (0, 1, 2)
 CACHE = Path(tempfile.gettempdir()) / "fedcondense-continual"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A stream and a learner's budget."""
-
-    data: str
-    images: int  # of the memory, plain
-    width: int = 32
-    per_class: int | None = None  # real images of a class; None: all
-    experiences: int = 5
-    stream: str = "classes"  # "classes", "domains" (rotations), or "online" (mini-experiences of 50)
-    updates: int = 940  # of the network that GDumb trains last
-    rows: tuple[tuple[str, str], ...] = ()  # learner, memory
-    steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else those of `STEPS`
-    adaptive: bool = True  # share the memory among the classes seen so far, where that serves
-
-
-CONTROLS = ("random", "herding", "k-means", "half-resolution")
-DISTILLED = ("dm", "dm factor 2", "dm-ridge", "dm-ridge factor 2")
-STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
-BEST = "dm-ridge factor 2"
-ALIKE = f"{BEST}, group norm"  # made on networks with the learner's norm and width; final shares from the start
-KERNEL = "mmd factor 2"  # on networks of the learner's width; final shares from the start
-STEPS = {"pixels": 1200, "multi-formation": 600}
-BUDGETS = (50, 100, 200, 400, 800, 1600)
-
-
-def both(*memories: str) -> tuple[tuple[str, str], ...]:
-    return tuple((learner, memory) for memory in memories for learner in ("gdumb", "replay"))
-
-
-def gdumb(*memories: str) -> tuple[tuple[str, str], ...]:
-    return tuple(("gdumb", memory) for memory in memories)
-
-
-def budget(images: int) -> Protocol:
-    """The prototype at another budget, each class with its final share from the start.
-
-    A step of condensing takes longer with more images, so there are fewer: an experience stays below 60 s.
-    """
-    steps = dict.fromkeys((BEST, f"half {BEST}"), max(60, 600 * 100 // images))
-    steps["dm-ridge"] = 400 if images > 800 else STEPS["pixels"]
-    memories = (*CONTROLS, "dm-ridge", BEST, f"half {BEST}")
-    told = {"rows": gdumb(*memories), "steps": steps, "adaptive": False}
-    return Protocol("fashion-mnist", images, 16, 2000, updates=max(940, 3 * images), **told)
-
-
-FULL = Protocol(
-    "fashion-mnist",
-    100,
-    rows=(*STOCK, *both(BEST, *CONTROLS, ALIKE, KERNEL)),
-    steps={ALIKE: 1000},
-)
-
-PROTOCOLS = {
-    "prototype": Protocol(
-        "fashion-mnist",
-        100,
-        16,
-        2000,
-        rows=(
-            *STOCK,
-            ("replay-stock", "none"),
-            *both(BEST, "dm-ridge", "dm factor 2", "dm", *CONTROLS),
-            *(("gdumb-stock", BEST), ("replay-stock", BEST), ("replay-stock", "dm")),
-            *both(ALIKE, KERNEL),
-        ),
-        steps={"dm factor 2": 300, ALIKE: 2000},
-    ),
-    "full": FULL,
-    # GDumb trains 300 epochs of the 400 images, whatever the memory
-    "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, ALIKE, KERNEL, *CONTROLS)),
-    "mnist": Protocol(
-        "mnist",
-        300,
-        rows=(("gdumb-stock", "stock"), *gdumb("dm-ridge", *CONTROLS)),
-        steps={"dm-ridge": 600},
-    ),
-    "cifar10": Protocol(
-        "cifar10",
-        200,
-        updates=2000,
-        rows=(
-            ("gdumb-stock", "stock"),
-            *gdumb(BEST, ALIKE, f"{BEST}, shrinking", *CONTROLS),
-        ),
-        steps={f"{BEST}, shrinking": 200, ALIKE: 500},
-        adaptive=False,
-    ),
-    **{f"budget {images}": budget(images) for images in BUDGETS},
-    "domain": Protocol(
-        "mnist",
-        100,
-        16,
-        500,
-        stream="domains",
-        rows=(*STOCK, *both(BEST, "dm-ridge", *CONTROLS)),
-        steps={BEST: 300},
-    ),
-    "online": Protocol(
-        "fashion-mnist",
-        100,
-        16,
-        2000,
-        stream="online",
-        rows=(("replay-stock", "stock"), *(("replay", memory) for memory in (BEST, *CONTROLS))),
-        steps={BEST: 50},
-    ),
-    "cifar100": Protocol(
-        "cifar100-cut",
-        500,
-        updates=2000,
-        rows=gdumb(BEST, *CONTROLS),
-        steps={BEST: 100},
-    ),
-}
-
-
-def is_adaptive(protocol: Protocol, memory: str) -> bool:
-    """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
-    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE, KERNEL)
-    return protocol.stream != "classes" or shrinks or memory.endswith(", shrinking")
-
-
-def maker(protocol: Protocol, memory: str) -> Maker:
-    """Return what makes a memory's sets: a selection by name, or ``OBJECTIVE [factor 2]``; ``half`` is a hybrid."""
-    name = memory.removeprefix("half ").partition(",")[0]
-    if name in CONTROLS:
-        return Selector(name)
-    objective = name.removesuffix(" factor 2")
-    stored_as = "pixels" if name == objective else "multi-formation"
-    steps = protocol.steps.get(memory, STEPS[stored_as])
-    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.04 if memory == KERNEL else 0.02, steps=steps)
-    network = f"convnet3-w{protocol.width if memory in (ALIKE, KERNEL) else 16}" + "-group" * (memory == ALIKE)
-    return Condenser(objective, stored_as, network=network, recipe=recipe)
 
 
 class Cached:
@@ -226,57 +86,6 @@ def network(width: int, shape: tuple[int, ...], classes: int, seed: int) -> nn.M
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(4, width), nn.ReLU(), nn.AvgPool2d(2)]
         channels, side = width, side // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side**2, classes))
-
-
-class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Normalised images in memory, as Avalanche reads a data set."""
-
-    def __init__(self, data: fc.Data) -> None:
-        self.images = data.batch().images
-        self.targets = data.labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], self.targets[index]
-
-
-def load(protocol: Protocol, seed: int) -> tuple[list[fc.Data], fc.Data]:
-    """Return the training data, by domain, and the test data of all of them."""
-    train, test = fc.load_data(protocol.data)
-    if protocol.stream != "domains":
-        if protocol.per_class:
-            train = train.subset(train.per_class(protocol.per_class, stream(seed)))
-        return [train], test
-    domains, tests = [], []
-    for number in range(protocol.experiences):  # each domain turns other images, by 20 degrees more
-        chosen = train.subset(train.per_class(protocol.per_class, stream(seed, number)))
-        domains.append(turned(chosen, 20.0 * number))
-        tests.append(turned(test.subset(test.per_class(200, stream(0))), 20.0 * number))
-    joined = torch.cat([t.images for t in tests]), torch.cat([t.labels for t in tests])
-    return domains, fc.Data(*joined, test.spec)
-
-
-def turned(data: fc.Data, degrees: float) -> fc.Data:
-    return fc.Data(rotate(data.images, degrees, InterpolationMode.BILINEAR), data.labels, data.spec)
-
-
-def experiences(protocol: Protocol, domains: list[fc.Data], test: fc.Data, seed: int) -> tuple[Any, list[Any]]:
-    """Return Avalanche's benchmark and its training stream."""
-    from avalanche.benchmarks import dataset_benchmark, nc_benchmark, split_online_stream
-
-    if protocol.stream == "domains":
-        benchmark = dataset_benchmark([Images(domain) for domain in domains], [Images(test)])
-        return benchmark, list(benchmark.train_stream)
-    classes = len(test.spec.classes)
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
-    told = {"task_labels": False, "fixed_class_order": order}
-    benchmark = nc_benchmark(Images(domains[0]), Images(test), protocol.experiences, **told)
-    if protocol.stream == "online":
-        torch.manual_seed(seed)
-        return benchmark, split_online_stream(benchmark.train_stream, experience_size=50)
-    return benchmark, list(benchmark.train_stream)
 
 
 def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool = False) -> dict[str, Any]:

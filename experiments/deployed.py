@@ -34,6 +34,7 @@ def sets(ipc: int, kind: str, seed: int) -> Callable[[], dict[str, Any]]:
             asked = Condense(ipc, steps=600, seed=seed, network="convnet3-w32")
             measured = Measured(fc.Fit(steps=1), (seed,))
             result = federate(train, test, split, asked=asked, rows=[kind], measured=measured, min_records=1)
+            assert result.joined is not None  # the one-shot row makes it
             joined, sent = result.joined, result.rows[kind]["bytes_up"]
         else:
             chosen = [fc.select(train.subset(i), ipc, seed=seed + k, limit=0.5) for k, i in enumerate(split.indices)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,10 @@ from fedcondense.flower.comparison.averaging import Kept
 RESULTS = Path(__file__).parent / "results" / "fedavg.json"
 GRID = [LocalTraining(lr=lr) for lr in (0.01, 0.03, 0.1)] + [LocalTraining(lr=0.03, epochs=3)]
 NETWORK = "convnet3-w32"
+
+
+def show(name: str, done: int, rounds: int) -> None:
+    print(name, done, "of", rounds, flush=True)
 
 
 def main() -> None:
@@ -78,7 +83,7 @@ def main() -> None:
                 best,
                 evaluate_at=(1, 5, 10, arguments.rounds),
                 kept=Kept(arguments.checkpoints / f"{alpha}-{best.epochs}-{seed}.safetensors", resume=True),
-                progress=lambda done, rounds, name=name: print(name, done, "of", rounds, flush=True),
+                progress=partial(show, name),
             )
             results["rows"][name] = {
                 "partition": split.hash,

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 from cells import RESULTS, read, run_cells
+from loops import Naive
 from naive import distribution_matching_loss, gradient_matching_loss
-from speed import Naive
 
 import fedcondense as fc
 from fedcondense.condensing import prepare

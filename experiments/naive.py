@@ -29,11 +29,13 @@ class PlainConvNet(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Return (N, D)."""
-        return self.body(images).flatten(1)
+        features: Tensor = self.body(images)
+        return features.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        return self.classifier(self.embed(images))
+        logits: Tensor = self.classifier(self.embed(images))
+        return logits
 
 
 def augment(images: Tensor, seed: int) -> Tensor:

@@ -20,7 +20,7 @@ def main() -> None:
     train, _ = fc.load_data("fashion-mnist")
     split = fc.partition(train, 10, "dirichlet", alpha=0.1, seed=0)
     figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1))[0]
     panels = left.subfigures(1, CLIENTS)
     left.suptitle("What clients send: a few synthetic images of the classes they hold", fontsize=11)
     for k, panel in enumerate(panels):

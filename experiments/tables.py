@@ -18,6 +18,7 @@ from typing import Any
 import ablation
 import central
 import continual
+import continual_protocols
 import deployed
 import federated
 import gpu
@@ -84,18 +85,26 @@ def continual_short() -> str:
     """Return what each memory reaches, a row a stream: on real data at equal bytes."""
     results = read(continual.PATH)
     learners = {"gdumb-stock": "GDumb, stock", "gdumb": "GDumb", "replay-stock": "replay, stock", "replay": "replay"}
-    memories = ("stock", "random", "k-means", "half-resolution", "dm-ridge", continual.BEST, continual.KERNEL)
+    memories = (
+        "stock",
+        "random",
+        "k-means",
+        "half-resolution",
+        "dm-ridge",
+        continual_protocols.BEST,
+        continual_protocols.KERNEL,
+    )
     lines = [
         f"| stream | image bytes | learner | {' | '.join(m.replace('stock', 'class-balanced') for m in memories)} |",
         "|---" * (len(memories) + 3) + "|",
     ]
-    for name, protocol in continual.PROTOCOLS.items():
+    for name, protocol in continual_protocols.PROTOCOLS.items():
         if name.startswith("budget"):
             continue
         for learner, text in learners.items():
             cells = []
             for memory in memories:
-                keys = [f"{name} | {learner} | {memory} | seed {seed}" for seed in continual.SEEDS]
+                keys = [f"{name} | {learner} | {memory} | seed {seed}" for seed in continual_protocols.SEEDS]
                 found = [results[key]["accuracy"] for key in keys if key in results]
                 spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
                 cells.append(f"{statistics.fmean(found):.1f}{spread}" if found else "")
@@ -108,12 +117,12 @@ def continual_short() -> str:
 def budgets() -> str:
     """Return GDumb's accuracy by budget, a column a memory."""
     results = read(continual.PATH)
-    memories = [memory for _, memory in continual.budget(100).rows]
+    memories = [memory for _, memory in continual_protocols.budget(100).rows]
     lines = [f"| image bytes | {' | '.join(memories)} | seeds |", "|---" * (len(memories) + 2) + "|"]
-    for images in continual.BUDGETS:
+    for images in continual_protocols.BUDGETS:
         cells, seeds = [], 0
         for memory in memories:
-            keys = [f"budget {images} | gdumb | {memory} | seed {seed}" for seed in continual.SEEDS]
+            keys = [f"budget {images} | gdumb | {memory} | seed {seed}" for seed in continual_protocols.SEEDS]
             found = [results[key]["accuracy"] for key in keys if key in results]
             seeds = max(seeds, len(found))
             cells.append(f"{statistics.fmean(found):.1f}" if found else "")
@@ -222,7 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu.table,
     "gpu speed": gpu.speeds,
     "architectures": architectures,
-    **{f"continual {name}": lambda name=name: continual.table(name) for name in continual.PROTOCOLS},  # type: ignore[misc]
+    **{f"continual {name}": lambda name=name: continual.table(name) for name in continual_protocols.PROTOCOLS},  # type: ignore[misc]
 }
 _PLACE = re.compile(r"<!-- table (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 

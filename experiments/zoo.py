@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 from dataclasses import asdict
 
@@ -106,7 +107,7 @@ def closest(images: torch.Tensor, records: torch.Tensor) -> float:
     """Return the root mean square difference of the image, in [0, 1], that is closest to any record."""
     flat = images.flatten(1)
     least = min(float(torch.cdist(flat, piece.flatten(1).float() / 255).min()) for piece in records.split(5000))
-    return round(least / flat.shape[1] ** 0.5, 3)
+    return round(least / math.sqrt(flat.shape[1]), 3)
 
 
 def page(index: dict[str, ReadySet]) -> str:

@@ -137,13 +137,15 @@ def architectures(
     common: Sweeping,
 ) -> None:
     """Condense with some networks and test with others; by default with --network in all its norms."""
-    from fedcondense.networks import NETWORKS, parts
+    from fedcondense.networks import NETWORKS, network_kinds
     from fedcondense.sweeps import figures, grids, tables
 
     base = base_cell(name, common, objective, parametrization=parametrization, ipc=ipc)
     network = base.making.network
     variants = ",".join(other for other in NETWORKS if f"{other}-".startswith(f"{network}-"))
-    makers, testers = (listed_names("network", text or variants, NETWORKS, parts) for text in (made_with, tested_with))
+    makers, testers = (
+        listed_names("network", text or variants, NETWORKS, network_kinds) for text in (made_with, tested_with)
+    )
     base = replace(base, measuring=replace(base.measuring, test_networks=tuple(testers)))
     lines = grids.architectures(base, makers, listed_controls(common, "random"), common.sets)
     finish_sweep(lines, common, figures.by_network, head=tables.matrix)

@@ -87,7 +87,7 @@ def base_cell(
 ) -> Cell:
     """Check what the options name, and return a cell from which a grid makes the others."""
     from fedcondense.errors import look_up
-    from fedcondense.networks import default_network, parts
+    from fedcondense.networks import default_network, network_kinds
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sweeps.compute import data_of
@@ -96,7 +96,7 @@ def base_cell(
 
     train, test = data_of(name, site_of(common))
     network = common.network or default_network(train.spec.shape)
-    parts(network)
+    network_kinds(network)
     look_up("parametrization", parametrization, PARAMETRIZATIONS)
     look_up("objective", objective or DEFAULT_OBJECTIVE, OBJECTIVES)
     tuning = Tuning(steps=common.steps, recipe=common.recipe.value, budget=common.budget)

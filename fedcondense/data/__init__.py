@@ -1,7 +1,29 @@
 """Real data: images with labels, where they are loaded from, how they are augmented and divided among clients."""
 
+from fedcondense.data.augment import OPERATIONS, Augmentation
+from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.images import Data, DataSet, Spec
-from fedcondense.data.loading import load_data
-from fedcondense.data.partition import Partition
+from fedcondense.data.listing import Available, available
+from fedcondense.data.loading import data_root, from_dataset, load_data
+from fedcondense.data.partition import Partition, draw_partition
+from fedcondense.data.partitions import PARTITIONS
+from fedcondense.data.shares import Shares, images_per_class
 
-__all__ = ["Data", "DataSet", "Partition", "Spec", "load_data"]
+__all__ = [
+    "CATALOGUE",
+    "OPERATIONS",
+    "PARTITIONS",
+    "Augmentation",
+    "Available",
+    "Data",
+    "DataSet",
+    "Partition",
+    "Shares",
+    "Spec",
+    "available",
+    "data_root",
+    "draw_partition",
+    "from_dataset",
+    "images_per_class",
+    "load_data",
+]

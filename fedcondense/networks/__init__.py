@@ -1,18 +1,17 @@
 """Networks by name, with readable features: the ConvNet family of the field, others to test on, and any `nn.Module`."""
 
-from __future__ import annotations
-
-import difflib
-from collections.abc import Callable
-from functools import partial
-
-import torch
-from torch import nn
-
-from fedcondense.errors import SettingError
-from fedcondense.networks.architectures import alexnet, lenet, mlp, mobilenet_v3_small, resnet18, vgg11, vit_small
-from fedcondense.networks.convnet import NORMS, ConvNet, Shape, pool2
+from fedcondense.networks.convnet import NORMS, ConvNet, pool2
 from fedcondense.networks.headed import Headed
+from fedcondense.networks.names import (
+    NETWORKS,
+    NetworkMaker,
+    build,
+    default_network,
+    describe,
+    named,
+    network_kinds,
+)
+from fedcondense.networks.names import network_kinds as parts  # the name until callers have moved
 
 __all__ = [
     "NETWORKS",
@@ -24,94 +23,7 @@ __all__ = [
     "default_network",
     "describe",
     "named",
+    "network_kinds",
     "parts",
     "pool2",
 ]
-
-NetworkMaker = Callable[[Shape, int], nn.Module]
-
-DEPTHS = (1, 2, 3, 4)
-WIDTHS = (16, 32, 64, 128)
-
-CONVNETS: dict[str, NetworkMaker] = {
-    f"convnet{depth}-w{width}" + ("" if norm == "instance" else f"-{norm}"): partial(
-        ConvNet, width=width, depth=depth, norm=norm
-    )
-    for depth in DEPTHS
-    for width in WIDTHS
-    for norm in NORMS
-}
-
-OTHERS: dict[str, NetworkMaker] = {
-    "mlp": mlp,
-    "lenet": lenet,
-    "alexnet": alexnet,
-    "vgg11": vgg11,
-    "vgg11-batch": partial(vgg11, norm="batch"),
-    "resnet18": resnet18,
-    "resnet18-batch": partial(resnet18, norm="batch"),
-    "mobilenet-v3-small": mobilenet_v3_small,
-    "vit-small": vit_small,
-}
-
-NETWORKS: dict[str, NetworkMaker] = CONVNETS | OTHERS
-"""Networks by name: each builds an untrained module for images of a shape and a number of classes.
-
-A ConvNet is called by its depth, its width and, unless it is the published instance norm, its norm: ``convnet3-w32``,
-``convnet4-w128-batch``. None has dropout: what a network says of an image is a function of its weights.
-"""
-
-
-def default_network(shape: Shape) -> str:
-    """Return the network that is used unless one is named: width 32, as deep as the images are large."""
-    side = min(shape[1:])
-    return "convnet2-w32" if side < 16 else "convnet3-w32" if side < 48 else "convnet4-w32"
-
-
-def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """Build a network on the CPU; equal seeds give equal weights, and the global random state is left alone.
-
-    Of names joined by ``+`` the seed takes one, each as likely as the others: a pool of such networks is of all kinds.
-
-    Raises:
-        SettingError: No network has this name, or it cannot take images of this size.
-    """
-    makers = parts(network)
-    make = makers[seed % len(makers)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = make(shape, classes)
-    features = getattr(module, "features", None)
-    return Headed(module) if features is None or isinstance(features, nn.Module) else module  # torchvision's are layers
-
-
-def parts(network: str | NetworkMaker) -> list[NetworkMaker]:
-    """Return the networks that a name such as ``"convnet3-w32+convnet3-w32-none"`` joins; often it is one.
-
-    Raises:
-        SettingError: No network has one of the names.
-    """
-    return [named(name) for name in dict.fromkeys(network.split("+"))] if isinstance(network, str) else [network]
-
-
-def named(name: str) -> NetworkMaker:
-    """Return the network of a name.
-
-    Raises:
-        SettingError: There is none; the message says the ConvNets by their scheme, since they are many.
-    """
-    if name in NETWORKS:
-        return NETWORKS[name]
-    close = difflib.get_close_matches(name, NETWORKS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    norms = ", ".join(f"-{norm}" for norm in NORMS if norm != "instance")
-    scheme = (
-        f"convnetD-wW of depth D 1 to {max(DEPTHS)} and width W {', '.join(map(str, WIDTHS))}, then perhaps {norms}"
-    )
-    others = ", ".join(sorted(set(NETWORKS) - set(CONVNETS)))
-    raise SettingError(f"no network is called {name!r}; {hint}all of them: {scheme}; {others}")
-
-
-def describe(network: str | NetworkMaker) -> str:
-    """Return a network's name for a record."""
-    return network if isinstance(network, str) else getattr(network, "__name__", None) or repr(network)

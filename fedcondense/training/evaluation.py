@@ -12,7 +12,7 @@ import torch
 
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
+from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
@@ -151,7 +151,7 @@ def evaluate_as_recorded(
     try:
         recipe, seeds = Fit(**given["recipe"]), [int(seed) for seed in given["seeds"]]
         network, weighted = str(given["network"]), bool(given["weighted"])
-        parts(network)
+        network_kinds(network)
         images = recipe.steps * max(recipe.batch, _LEAST_BATCH) + max(len(test), _LEAST_TEST)
         if images * len(seeds) > _MOST_IMAGES:
             raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -154,7 +155,15 @@ class TestFile:
     def test_any_mapping_of_counts_is_written_as_what_it_is(self, path: Path) -> None:
         ledger = Ledger.open(path, WIDE)
         ledger.charge("a", Charge(images=Counter({"cat": 3})))
-        assert ledger.spent().images == {"cat": 3}
+        ledger.charge("b", Charge(images=MappingProxyType({"cat": 4})))
+        assert ledger.spent().images == {"cat": 7}
+
+    def test_an_allowance_that_was_lowered_below_what_was_spent_refuses_only_more_of_it(self, path: Path) -> None:
+        charged(path, 2)
+        ledger = Ledger.open(path, Allowance(2, 10, 10, 10, 0.1))
+        ledger.charge("a", Charge(questions=0, images={"cat": 0, "dog": 10}))
+        with pytest.raises(SettingError, match="stored images of 'cat'"):
+            ledger.charge("b", Charge(questions=0, images={"cat": 1}))
 
     def test_a_link_is_not_followed(self, path: Path, tmp_path: Path) -> None:
         path.parent.mkdir()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import SettingError
-from fedcondense.networks import CONVNETS, NETWORKS, NORMS, OTHERS, ConvNet, build, default_network, describe
+from fedcondense.networks import NETWORKS, NORMS, ConvNet, build, default_network, describe
+from fedcondense.networks.names import CONVNETS, OTHERS
 from fedcondense.sets.selection import select
 from fedcondense.training.evaluation import evaluate
 from fedcondense.training.fit import Fit

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedcondense.errors import SettingError
-from fedcondense.networks import ConvNet, build, parts
+from fedcondense.networks import ConvNet, build, network_kinds
 
 MIXED = "convnet2-w16+convnet1-w16-none+lenet"
 
@@ -27,11 +27,11 @@ def test_equal_seeds_give_equal_networks_of_a_mixture() -> None:
 
 
 def test_a_name_that_comes_twice_counts_once() -> None:
-    assert len(parts("lenet+lenet+mlp")) == 2
+    assert len(network_kinds("lenet+lenet+mlp")) == 2
 
 
 def test_a_maker_is_one_kind() -> None:
-    assert parts(ConvNet) == [ConvNet]
+    assert network_kinds(ConvNet) == [ConvNet]
     for seed in range(3):
         assert isinstance(build(ConvNet, (1, 16, 16), 3, seed), ConvNet)
 
@@ -39,4 +39,4 @@ def test_a_maker_is_one_kind() -> None:
 @pytest.mark.parametrize("name", ["lenet+resnet19", "+", "lenet+", ""])
 def test_each_of_the_names_is_checked(name: str) -> None:
     with pytest.raises(SettingError, match="no network is called"):
-        parts(name)
+        network_kinds(name)
