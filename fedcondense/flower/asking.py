@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from logging import INFO
 from typing import TypedDict
 
 from flwr.serverapp import Grid
-from flwr.supercore import log
 
 from fedcondense.flower.replies import Mailbox
 from fedcondense.flower.settings import number
 
 __all__ = ["Asked", "Asking", "collect", "connected"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 _POLL_S = 0.2
 _SAY_S = 10.0  # seconds between two lines on who is missing
@@ -89,7 +90,7 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             names = [site.name or f"node {site.node}" for site in mailbox.silent()]
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             answered = len(mailbox.sent) - len(names)
-            log(INFO, "%.0f s: %d answered; missing: %s%s", now - began, answered, ", ".join(names[:10]), more)
+            _LOG.info("%.0f s: %d answered; missing: %s%s", now - began, answered, ", ".join(names[:10]), more)
         time.sleep(min(_POLL_S, max(0.0, end - now)))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,15 +12,13 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcondense.condensing import Own, Progress
-from fedcondense.data import Data, load_data
-from fedcondense.data.catalogue import CATALOGUE
-from fedcondense.data.partitions import partition
-from fedcondense.errors import DivergenceError, SettingError, UntrustedSetError, unknown
+from fedcondense.data import Data
+from fedcondense.errors import DivergenceError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import Desk, NodeConfig, answer, ledger_of, place_of
-from fedcondense.flower.settings import keys_of, number, read
+from fedcondense.flower.node import Desk, answer, ledger_of, place_of
+from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import local_round
 from fedcondense.flower.wire import safe_text
@@ -79,7 +76,8 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
         placed = place_of(context, desk)
         if placed.config.threads:
             torch.set_num_threads(placed.config.threads)
-        node = Node(placed.name(context), placed.caps, place=placed.place(context))
+        until = time.monotonic() + placed.caps.max_seconds
+        node = Node(placed.name(context), placed.caps, until, place=placed.place(context))
         ledger = ledger_of(placed, desk)
         if ledger is not None:  # weights that were trained on records count as a question
             arrays = message.content.array_records.values()
@@ -110,76 +108,6 @@ def _whose(context: Context) -> str:
     """Return what an error calls a node, whatever its config holds."""
     number = context.node_config.get("partition-id")
     return f"partition {number}" if isinstance(number, int) else f"node {context.node_id}"
-
-
-def load_partition(context: Context) -> Data:
-    """Return the data of a node that was started from the command line.
-
-    The node's config names them: ``data`` (as `load_data`, ``folder:...`` for a site's own), ``data-root``, and where
-    they are to be divided ``num-partitions``, ``partition-id`` and the rule. A node that names none divides a public
-    data set as the run says; a run can name data sets of the toolkit only, and never says where they are.
-
-    Raises:
-        SettingError: A run that would divide a node's own data: chosen divisions can single records out.
-    """
-    config = place_of(context, Desk(is_stock=True)).config
-    run = {key: value for key, value in context.run_config.items() if key in _RUN}
-    if config.data:
-        chosen = sorted(key for key in run if key != "data" and run[key] != _RUN[key])
-        if chosen:
-            raise SettingError(
-                f"the run's config sets {', '.join(chosen)}; this node's config names data of its own, which no run "
-                "divides: leave the keys out of the run, or set them in the node's config"
-            )
-        if not config.num_partitions:
-            return _train(config.data, config.data_root or None)
-        return _divided(config)[config.partition_id]
-    public = read(_Public, run, "the run's config")
-    name = public.data or "digits"
-    if name not in CATALOGUE:
-        known = unknown("data set", name[:100], CATALOGUE)
-        raise SettingError(f"{known}; a node's own data are named in the node's config: data = ...")
-    whole = NodeConfig(data=name, data_root=config.data_root, num_partitions=config.num_partitions)
-    if not config.num_partitions:
-        return _train(name, config.data_root or None)
-    return _divided(public.onto(whole))[config.partition_id]
-
-
-@dataclass(frozen=True)
-class _Public:
-    """How a run divides a public data set."""
-
-    data: str = "digits"
-    partition_by: str = "dirichlet"
-    alpha: float = number(0.5, 0)
-    partition_seed: int = number(42, 0)
-    min_partition_size: int = number(10, 0)
-
-    def onto(self, config: NodeConfig) -> NodeConfig:
-        """Return a node's config with this division."""
-        return replace(config, **{k: v for k, v in vars(self).items() if k != "data"})
-
-
-_RUN = {key: item.default for key, item in keys_of(_Public).items()}
-
-
-@lru_cache(maxsize=1)
-def _train(name: str, root: str | None) -> Data:
-    return load_data(name, root).train
-
-
-@lru_cache(maxsize=1)
-def _divided(config: NodeConfig) -> list[Data]:
-    train = _train(config.data, config.data_root or None)
-    held = partition(
-        train,
-        config.num_partitions,
-        config.partition_by,
-        alpha=config.alpha,
-        seed=config.partition_seed,
-        min_partition_size=config.min_partition_size,
-    )
-    return [train.subset(index) for index in held]
 
 
 app = _app(load_partition, Desk(is_stock=True), TASKS)

@@ -19,6 +19,7 @@ from flwr.app import Context, RecordDict
 from fedcondense.condensing import Checkpoint, Own, Progress
 from fedcondense.contract import Holder
 from fedcondense.data import Data
+from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Node, Question
@@ -31,10 +32,12 @@ from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version, pack_answ
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
-__all__ = ["Desk", "NodeConfig", "Placed", "answer", "ledger_of", "place_of"]
+__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "answer", "ledger_of", "place_of"]
 
-_LOG = logging.getLogger(__name__)
-_KEPT_BYTES = 1 << 30
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+KEPT_BYTES = 1 << 30
+"""What a node keeps between messages, all in all."""
+
 _LIKE_OURS = ("max-", "min-", "allow-", "life-", "share-")
 
 
@@ -177,7 +180,7 @@ def answer(
     if config.threads:
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
-    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), _KEPT_BYTES)
+    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), KEPT_BYTES)
     key = _key(task, about.round, place, data)
     blob = kept.get(key)
     if blob is None:
@@ -193,7 +196,7 @@ def answer(
         payload = kind.payload.from_bytes(blob)
         _check_bytes(len(blob), caps)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
-    _LOG.info("%s, round %d: %s sent %d bytes, %.1f s", task.name, about.round, name, len(payload.to_bytes()), seconds)
+    _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     return pack_answer(payload, about, (name, place), len(data), seconds)
 
 
@@ -205,7 +208,21 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         cost = job.cost
         charge = Charge(images=cost.images, decoded=cost.decoded, nbytes=cost.nbytes, epsilon=cost.epsilon)
         ledger.charge(f"{task.name}, round {about.round}, asked by fedcondense {about.version}", charge)
-    payload = job.run()
+    _LOG.info(
+        "%s is asked for %s (round %d, fedcondense %s): about %.0f s, %d bytes",
+        node.name,
+        task.name,
+        about.round,
+        about.version,
+        job.cost.seconds,
+        job.cost.nbytes,
+    )
+    try:
+        with stop_at(node.until):
+            payload = job.run()
+    except OutOfTime:
+        limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
+        raise SettingError(f"{task.name} was not done in time; {limit}: ask for less") from None
     _check_bytes(len(payload.to_bytes()), node.caps)
     return payload
 

@@ -17,12 +17,12 @@ from fedcondense.condensing import Own
 from fedcondense.data import Data
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
-from fedcondense.flower.client import load_partition
 from fedcondense.flower.contract import Node
 from fedcondense.flower.ledger import Charge
 from fedcondense.flower.node import Desk, Placed, ledger_of, place_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.settings import read
+from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 
 __all__ = ["Checked", "Preview", "check_node", "preview", "read_config"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import INFO, WARNING
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
-from flwr.supercore import log
 
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
@@ -27,6 +26,8 @@ from fedcondense.flower.wire import pack_question
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["AggregationError", "Rounds"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
 class Rounds(Strategy):
@@ -76,11 +77,11 @@ class Rounds(Strategy):
     def summary(self) -> None:
         """Log the settings."""
         asking = self.asking
-        log(INFO, "\t├──> Nodes: fraction %.2f, at least %d", asking.fraction_train, asking.min_train_nodes)
-        log(INFO, "\t├──> Waits %.0f s for %d nodes to connect", asking.wait, asking.min_available_nodes)
+        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", asking.fraction_train, asking.min_train_nodes)
+        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", asking.wait, asking.min_available_nodes)
         grace = "until the deadline" if asking.grace is None else f"{asking.grace:.0f} s for the others"
-        log(INFO, "\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
-        log(INFO, "\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
+        _LOG.info("\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
+        _LOG.info("\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
 
     def start(
         self,
@@ -113,7 +114,7 @@ class Rounds(Strategy):
             raise SettingError(f"num_rounds {number_of_rounds}; needed: 1 or more{most}")
         if train_config:
             self.task = read(type(self.task), train_config, "train_config", self.task)
-        log(INFO, "Starting %s, %d rounds:", type(self).__name__, number_of_rounds)
+        _LOG.info("Starting %s, %d rounds:", type(self).__name__, number_of_rounds)
         self.summary()
         result = Result()
         if initial_arrays and not self.state.round:
@@ -121,7 +122,7 @@ class Rounds(Strategy):
             if evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)) is not None:
                 result.evaluate_metrics_serverapp[0] = metrics
         for server_round in range(self.state.round + 1, number_of_rounds + 1):
-            log(INFO, "[ROUND %d/%d]", server_round, number_of_rounds)
+            _LOG.info("[ROUND %d/%d]", server_round, number_of_rounds)
             result.train_metrics_clientapp[server_round] = self._round(server_round, grid, timeout)
             result.arrays = self._arrays()
             if evaluate_fn and result.arrays:
@@ -161,7 +162,7 @@ class Rounds(Strategy):
             content, kind = pack_question(task, server_round), f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             sent.append(Sent(message, site, task.payload))
-        log(INFO, "round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
+        _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
         return Mailbox(sent, self.limits)
 
     def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
@@ -175,7 +176,7 @@ class Rounds(Strategy):
             answers, refused = self._screened(server_round, answers, refused)
         self.answers, self.refused = tuple(answers), tuple(refused)
         for site, reason in refused:
-            log(WARNING, "round %d: %s is left out: %s", server_round, site.name, reason)
+            _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
         needed = max(self.asking.min_replies, 1)
         if len(answers) < needed:
             first = "; ".join(f"{refusal.site.name}: {refusal.reason}" for refusal in refused[:3])

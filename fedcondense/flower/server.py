@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from logging import INFO
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
-from flwr.supercore import log
 
 from fedcondense.data import Data, load_data
 from fedcondense.errors import SettingError, look_up
@@ -29,6 +28,8 @@ from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate, train_on
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class _Run:
             save_network(self.folder.path / "weights.safetensors", state, card, overwrite=True)
         named = settings.data or (joined.name if joined is not None else "")
         self.folder.write_result({**self.record(), "settings": {**asdict(settings), **_values(side), "data": named}})
-        log(INFO, "wrote %s", self.folder.path)
+        _LOG.info("wrote %s", self.folder.path)
 
 
 def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from fedcondense.contract import Holder
 from fedcondense.data import Data
+from fedcondense.deadline import OutOfTime, check_time, stop_at
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Node
 from fedcondense.flower.payloads import Weights
@@ -121,6 +122,7 @@ def train_locally(
         for index in torch.split(torch.randperm(len(data), generator=generator), training.batch):
             if len(index) == 1 < len(data):
                 continue
+            check_time()
             images = data.batch(index).images
             with autocast_of_caller(data.device):
                 logits = network(images)
@@ -161,7 +163,12 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
     model = build(network, data.spec.shape, len(data.spec.classes), 0).to(data.device)
     weights_in(content.array_records.get("arrays", ArrayRecord()), model).load_into(model)
     draws = stream(about.seed, "fedavg", node.place, about.rounds_before + about.server_round)
-    loss = train_locally(model, data, training, draws, about.proximal_mu)
+    try:
+        with stop_at(node.until):
+            loss = train_locally(model, data, training, draws, about.proximal_mu)
+    except OutOfTime:
+        limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
+        raise SettingError(f"local training was not done in time; {limit}: ask for fewer epochs") from None
     metrics = MetricRecord({"num-examples": len(data), "loss": loss})
     return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
 

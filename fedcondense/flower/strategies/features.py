@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedcondense.contract import Holder, Network
 from fedcondense.data import Data
+from fedcondense.deadline import check_time
 from fedcondense.errors import SettingError
 from fedcondense.flower.contract import Node
 from fedcondense.networks import build
@@ -33,7 +34,10 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
     model = build(network, data.spec.shape, len(data.spec.classes), seed).to(data.device).eval()
     embed = cast(Network, model).features
     with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
-        pieces = [embed(data.batch(index).images) for index in torch.split(torch.arange(len(data)), _AT_ONCE)]
+        pieces = []
+        for index in torch.split(torch.arange(len(data)), _AT_ONCE):
+            check_time()
+            pieces.append(embed(data.batch(index).images))
         features = torch.cat(pieces)
         if 0 < dims < features.shape[1]:
             projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from logging import WARNING
 from typing import Any, ClassVar, Unpack
 
 import torch
-from flwr.supercore import log
 from torch import nn
 
 from fedcondense.condensing import estimate, prepare, run
@@ -31,6 +30,8 @@ from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
 __all__ = ["ONE_SHOT", "Condense", "OneShot", "condensing", "cost_of", "train_network"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def log_absent(server_round: int, joined: SyntheticSet, limits: ReplyLimits) -> 
     missing = absent(joined, limits)
     if missing:
         names = ", ".join(map(repr, missing[:10]))
-        log(WARNING, "round %d: no set holds images of %d classes: %s", server_round, len(missing), names)
+        _LOG.warning("round %d: no set holds images of %d classes: %s", server_round, len(missing), names)
 
 
 def _one_shot(side: ServerSide) -> OneShot:

@@ -1,0 +1,107 @@
+"""What a node of the installed app holds: data of its own, or its part of a public set; images are decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context
+
+from fedcondense.data import Data, load_data
+from fedcondense.data.catalogue import CATALOGUE
+from fedcondense.data.partitions import partition
+from fedcondense.errors import SettingError, unknown
+from fedcondense.flower.kept import Kept, keep_data, kept_data
+from fedcondense.flower.node import KEPT_BYTES, Desk, NodeConfig, place_of
+from fedcondense.flower.settings import keys_of, number, read
+
+__all__ = ["load_partition"]
+
+
+def load_partition(context: Context) -> Data:
+    """Return the data of a node that was started from the command line.
+
+    The node's config names them: ``data`` (as `load_data`, ``folder:...`` for a site's own), ``data-root``, and where
+    they are to be divided ``num-partitions``, ``partition-id`` and the rule. A node that names none divides a public
+    data set as the run says; a run can name data sets of the toolkit only, and never says where they are.
+
+    Raises:
+        SettingError: A run that would divide a node's own data: chosen divisions can single records out.
+    """
+    config = place_of(context, Desk(is_stock=True)).config
+    run = {key: value for key, value in context.run_config.items() if key in _RUN}
+    if config.data:
+        chosen = sorted(key for key in run if key != "data" and run[key] != _RUN[key])
+        if chosen:
+            raise SettingError(
+                f"the run's config sets {', '.join(chosen)}; this node's config names data of its own, which no run "
+                "divides: leave the keys out of the run, or set them in the node's config"
+            )
+        if not config.num_partitions:
+            return _train(config.data, config.data_root or None, config.cache)
+        return _divided(config)[config.partition_id]
+    public = read(_Public, run, "the run's config")
+    name = public.data or "digits"
+    if name not in CATALOGUE:
+        known = unknown("data set", name[:100], CATALOGUE)
+        raise SettingError(f"{known}; a node's own data are named in the node's config: data = ...")
+    whole = NodeConfig(data=name, data_root=config.data_root, num_partitions=config.num_partitions)
+    if not config.num_partitions:
+        return _train(name, config.data_root or None)
+    return _divided(public.onto(whole))[config.partition_id]
+
+
+@dataclass(frozen=True)
+class _Public:
+    """How a run divides a public data set."""
+
+    data: str = "digits"
+    partition_by: str = "dirichlet"
+    alpha: float = number(0.5, 0)
+    partition_seed: int = number(42, 0)
+    min_partition_size: int = number(10, 0)
+
+    def onto(self, config: NodeConfig) -> NodeConfig:
+        """Return a node's config with this division."""
+        return replace(config, **{k: v for k, v in vars(self).items() if k != "data"})
+
+
+_RUN = {key: item.default for key, item in keys_of(_Public).items()}
+
+
+@lru_cache(maxsize=1)
+def _train(name: str, root: str | None, cache: str = "") -> Data:
+    """Return the training split; of a folder of images what a process before this one has decoded."""
+    folder = Path(name.removeprefix("folder:"))
+    if not cache or not name.startswith("folder:") or not folder.is_dir():
+        return load_data(name, root).train
+    kept, key = Kept(Path(cache), KEPT_BYTES), _key(folder)
+    data = kept_data(kept, key)
+    if data is None:
+        data = load_data(name, root).train
+        keep_data(kept, key, data)
+    return data
+
+
+def _key(folder: Path) -> str:
+    """Name decoded data by the files that they follow from: their paths, sizes and times."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    told = [[str(path.relative_to(folder)), *((s := path.stat()).st_size, s.st_mtime_ns)] for path in files]
+    return f"data-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}"
+
+
+@lru_cache(maxsize=1)
+def _divided(config: NodeConfig) -> list[Data]:
+    train = _train(config.data, config.data_root or None, config.cache)
+    held = partition(
+        train,
+        config.num_partitions,
+        config.partition_by,
+        alpha=config.alpha,
+        seed=config.partition_seed,
+        min_partition_size=config.min_partition_size,
+    )
+    return [train.subset(index) for index in held]
