@@ -15,7 +15,7 @@ from fedcondense.contract import Holder
 from fedcondense.data import Data, Spec
 from fedcondense.errors import look_up
 from fedcondense.flower.asking import Asked
-from fedcondense.flower.caps import SHARE_OF_RECORDS, Cost
+from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Answer, Job, Node, Question, Screen, Site, State, Task
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits, by_name
@@ -39,7 +39,8 @@ class Condense(Task[SyntheticSet]):
     """Condense the records of a site.
 
     Args:
-        ipc: Byte budget per class, counted in uncompressed images; never more than half of a class's records.
+        ipc: Byte budget per class, counted in uncompressed images; a node sends at most one image for each
+            ``min-records`` records of the class.
         objective: A name in the node's `OBJECTIVES`.
         parametrization: A name in its `PARAMETRIZATIONS`.
         steps: Optimisation steps; 0: the objective's recipe says.
@@ -77,7 +78,7 @@ class Condense(Task[SyntheticSet]):
             seed=node.seed(self.seed),
             steps=steps,
             start=self.start,
-            limit=SHARE_OF_RECORDS,
+            limit=node.caps.share,
         )
         return condensing(loop, node, self.start == "real")
 
