@@ -44,8 +44,8 @@ def split_benchmark(
         train: Becomes the train stream.
         test: Becomes the test stream, in the same order.
         n_experiences: It must divide the number of classes.
-        seed: Of the order.
-        task_labels: Whether each experience is a task of its own, with its label; the classes keep theirs.
+        seed: Of the order of classes.
+        task_labels: Whether each experience is a task of its own, with a task label; class labels stay.
     """
     order = torch.randperm(len(train.spec.classes), generator=torch.Generator().manual_seed(seed)).tolist()
     datasets = NormalisedImages(train), NormalisedImages(test)

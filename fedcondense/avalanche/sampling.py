@@ -69,10 +69,10 @@ class Sampler:
         return Replayed(batch, targets[index], labels[column], tasks[column])
 
     def check(self, outputs: int) -> None:
-        """Refuse a head of so many outputs if the buffer holds a label that it has none for.
+        """Refuse a head that has no output for a label of the buffer.
 
         Raises:
-            SettingError: It does.
+            SettingError: It has none.
         """
         if self.largest >= outputs:
             raise SettingError(

@@ -2,7 +2,7 @@
 
 Sizes and layers of the first four follow DC (Zhao, Mopuri and Bilen, ICLR 2021), where the first layer pads 28 pixels
 to 32. ResNet, MobileNet and ViT are torchvision's, with a stem for small images. All can be differentiated twice, as
-gradient matching and unrolled training ask.
+gradient matching and unrolled training need.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def resnet18(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
 def mobilenet_v3_small(shape: Shape, classes: int) -> nn.Module:
     """Return torchvision's MobileNetV3-Small (Howard et al., ICCV 2019), which shrinks images by 8 instead of 32.
 
-    Its batch norms remember the last ten steps or so, not the last hundred: a set is trained on for a few hundred.
+    Its batch norms average over about the last ten steps instead of a hundred, since training on a set takes a few
+    hundred.
     """
     from torchvision.models import mobilenet_v3_small as make
     from torchvision.ops import SqueezeExcitation
@@ -123,7 +124,8 @@ class HardSigmoid(nn.Module):
 def vit_small(shape: Shape, classes: int) -> nn.Module:
     """Return torchvision's vision transformer (Dosovitskiy et al., ICLR 2021): patches of 4, width 128, 6 layers.
 
-    Its head starts as linear layers do, not from zero: logits and gradients say something before it is trained.
+    Its head starts as linear layers do, not from zero: an untrained one has logits and gradients that carry
+    information.
     """
     from torchvision.models import VisionTransformer
 

@@ -19,14 +19,14 @@ class UntrustedNetworkError(FedcondenseError, ValueError):
 
 @dataclass(frozen=True)
 class NetworkCard:
-    """What the weights of a network do not say of themselves.
+    """What a network's weights leave open: architecture, classes, image shape and normalisation.
 
     Args:
-        network: A name in `NETWORKS`, or what a network of one's own is called.
+        network: A name in `NETWORKS`, or the name of a network of one's own.
         classes: The class names, in the order of the outputs.
         shape: (C, H, W) of an image.
-        mean: What images are normalised by, a value per channel, in [0, 1] space.
-        std: Likewise.
+        mean: Subtracted from images in [0, 1], one value per channel.
+        std: What images are divided by then, one value per channel.
         strategy: How it was trained, ``one-shot`` say.
         version: Of fedcondense; `save_network` fills it in.
 

@@ -1,4 +1,4 @@
-"""A trained network as one file that says all that is needed to use it: classes, image shape, normalisation, network.
+"""A trained network in one file with all that its use needs: classes, image shape, normalisation, architecture.
 
 The file is a safetensors file of the weights. Its metadata hold, under ``fedcondense-network``, the `NetworkCard` as
 JSON beside a format number. Any safetensors reader opens it.
@@ -27,7 +27,7 @@ from fedcondense.networks.headed import Headed
 __all__ = ["FILE", "NetworkCard", "SavedNetwork", "UntrustedNetworkError", "load_network", "save_network"]
 
 FILE = "weights.safetensors"
-"""What a network's file is called in a run's folder."""
+"""The name of a network's file in a run's folder."""
 
 _FORMAT = 1
 _KEY = "fedcondense-network"
@@ -160,7 +160,7 @@ def load_network(
         limit_bytes: How large the file may be.
 
     Raises:
-        UntrustedNetworkError: The file is missing, damaged, too large, says not what it is, or does not fit.
+        UntrustedNetworkError: The file is missing, damaged, too large, without a card, or does not fit.
         SettingError: The network of its name is not known here.
     """
     path = _file_of(path)
@@ -202,7 +202,7 @@ def _file_of(path: str | os.PathLike[str]) -> Path:
 
 
 def _card(metadata: Mapping[str, str]) -> NetworkCard:
-    """Read the card, or say what is wrong with it."""
+    """Read the card, or raise with what is wrong."""
     if _KEY not in metadata:
         what = (
             "a synthetic set" if "fedcondense" in metadata else "weights that do not say of which network and classes"
@@ -236,7 +236,7 @@ def _outline(make: NetworkMaker, card: NetworkCard) -> nn.Module:
 
 
 def _own(network: nn.Module | NetworkMaker, card: NetworkCard) -> list[nn.Module]:
-    """Return a network of one's own as it is, and as the toolkit wraps one whose features it reads."""
+    """Return a network of one's own, unchanged and wrapped with readable features (`Headed`)."""
     with torch.random.fork_rng(devices=[]):
         module = network if isinstance(network, nn.Module) else network(card.shape, len(card.classes))
     return [module, *([Headed(module)] if any(isinstance(m, nn.Linear) for m in module.modules()) else [])]

@@ -22,7 +22,7 @@ class Pixels:
     shared: ClassVar[bool] = False
 
     def start_count(self, ipc: int) -> int:
-        """Return `ipc`: an image costs an image."""
+        """Return `ipc`: each image takes its own bytes."""
         return ipc
 
     def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
