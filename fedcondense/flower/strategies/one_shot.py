@@ -85,7 +85,8 @@ class Condense(Task[SyntheticSet]):
 
 def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:
     """Return the job of running a prepared loop: what it costs, and the run within the node's time."""
-    plan = estimate(loop) if node.caps.max_seconds < float("inf") else None  # an estimate takes some seconds itself
+    timed = node.caps.max_seconds < float("inf")
+    plan = estimate(loop, until=node.until) if timed else None  # it takes some seconds itself
     cost = cost_of(loop.finished(), steps=loop.recipe.steps, is_real=is_real)
     if plan is not None:
         cost = cost.but(seconds=plan.seconds, memory=plan.memory)
