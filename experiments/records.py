@@ -24,9 +24,10 @@ from cells import RESULTS, read, run_cells
 from torch import Tensor
 
 import fedcondense as fc
-from fedcondense.condensing.loop import without_the_line_on_few_records
+from fedcondense.condensing import prepare, run
 from fedcondense.data.partitions import Partition, partition
-from fedcondense.flower.client import LIMIT
+from fedcondense.flower.caps import SHARE_OF_RECORDS as LIMIT
+from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.randomness import child_seed, stream
 
 PATH = RESULTS / "records.json"
@@ -68,10 +69,16 @@ DIVISIONS: dict[str, Callable[[], Partition]] = {
 }
 
 
+def condensed(data: fc.Data, ipc: int, limit: float, seed: int) -> fc.SyntheticSet:
+    """Condense by the default objective, without a line on classes of few records: they are the point."""
+    return run(prepare(data, ipc, DEFAULT_OBJECTIVE, "pixels", seed=seed, limit=limit))
+
+
 def nearest(images: Tensor, records: Tensor) -> list[float]:
     """Return each image's distance to the nearest record, root mean square over pixels in [0, 1]."""
     a, b = images.flatten(1).double(), records.flatten(1).double()
-    return (torch.cdist(a, b).amin(1) / a.shape[1] ** 0.5).tolist()
+    found: list[float] = (torch.cdist(a, b).amin(1) / a.shape[1] ** 0.5).tolist()
+    return found
 
 
 def summary(images: Tensor, records: Tensor, others: Tensor) -> list[float]:
@@ -95,8 +102,7 @@ def closeness(setting: Setting, client: int) -> Callable[[], dict[str, Any]]:
     def compute() -> dict[str, Any]:
         train, drawn = fc.load_data(setting.data).train, holdings(setting, client)
         data = train.subset(torch.cat([held for held, _ in drawn.values()]))
-        with without_the_line_on_few_records():
-            made = fc.condense(data, setting.ipc, limit=setting.limit, seed=child_seed(client, "client", client))
+        made = condensed(data, setting.ipc, setting.limit, child_seed(client, "client", client))
         images, targets = made.pixels()
         pixels = train.images.float() / 255
         return {
@@ -131,8 +137,7 @@ def deployment(division: str, limit: float) -> Callable[[], dict[str, Any]]:
         (train, test), sets, classes = fc.load_data("digits"), [], []
         for client, index in enumerate(DIVISIONS[division]()):
             data = train.subset(index)
-            with without_the_line_on_few_records():
-                sets.append(fc.condense(data, limit=limit, seed=child_seed(0, "client", client)))
+            sets.append(condensed(data, 10, limit, child_seed(0, "client", client)))
             images, targets = sets[-1].pixels()
             for c in data.counts.nonzero()[:, 0].tolist():
                 found = nearest(images[targets.argmax(1) == c], data.images[data.labels == c].float() / 255)

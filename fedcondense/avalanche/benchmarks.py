@@ -48,5 +48,5 @@ def split_benchmark(
         task_labels: Whether each experience is a task of its own, with a task label; class labels stay.
     """
     order = torch.randperm(len(train.spec.classes), generator=torch.Generator().manual_seed(seed)).tolist()
-    told = {"task_labels": task_labels, "fixed_class_order": order}
-    return nc_benchmark(NormalisedImages(train), NormalisedImages(test), n_experiences, **told)
+    datasets = NormalisedImages(train), NormalisedImages(test)
+    return nc_benchmark(*datasets, n_experiences, task_labels=task_labels, fixed_class_order=order)

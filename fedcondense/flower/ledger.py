@@ -20,6 +20,7 @@ from typing import Any
 
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.flower.chain import Turn, turn
+from fedcondense.flower.settings import number
 
 __all__ = ["Allowance", "Charge", "Ledger"]
 
@@ -43,11 +44,11 @@ class Allowance:
             understates it. Published work calls 1 to 10 meaningful.
     """
 
-    life_questions: int = 100
-    life_images: int = 300
-    life_decoded: int = 1200
-    life_bytes: int = 64 << 20
-    life_epsilon: float = 8.0
+    life_questions: int = number(100, 0)
+    life_images: int = number(300, 0)
+    life_decoded: int = number(1200, 0)
+    life_bytes: int = number(64 << 20, 0)
+    life_epsilon: float = number(8.0, 0)
 
 
 @dataclass(frozen=True)

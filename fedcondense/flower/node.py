@@ -26,9 +26,9 @@ from fedcondense.flower.contract import Job, Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Allowance, Charge, Ledger
 from fedcondense.flower.payloads import Payload, Weights
-from fedcondense.flower.settings import keys_of, read_all
+from fedcondense.flower.settings import keys_of, number, read_all
 from fedcondense.flower.sites import is_name
-from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version, pack_answer, read_question
+from fedcondense.flower.wire import CARRIED, NO_DATA, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
@@ -64,15 +64,15 @@ class NodeConfig:
 
     name: str = ""
     partition_id: int = -1
-    num_partitions: int = 0
+    num_partitions: int = number(0, 0)
     data: str = ""
     data_root: str = ""
     partition_by: str = "dirichlet"
-    alpha: float = 0.5
-    partition_seed: int = 42
-    min_partition_size: int = 10
+    alpha: float = number(0.5, 0)
+    partition_seed: int = number(42, 0)
+    min_partition_size: int = number(10, 0)
     device: str = ""
-    threads: int = 0
+    threads: int = number(0, 0)
     cache: str = ""
     ledger: str = ""
 
@@ -111,6 +111,21 @@ class Placed(NamedTuple):
         return left.to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+class _Drawer(NamedTuple):
+    """What a task keeps: nodes of one process may share a folder, and must not read each other's secrets."""
+
+    kept: Kept
+    place: int
+
+    def get(self, name: str) -> bytes | None:
+        """Return what this node put under a name."""
+        return self.kept.get(f"{self.place}.{name}")
+
+    def put(self, name: str, blob: bytes) -> None:
+        """Keep bytes under a name of this node's own."""
+        self.kept.put(f"{self.place}.{name}", blob)
+
+
 class Desk(NamedTuple):
     """What the maker of a client app settles for all its nodes."""
 
@@ -118,6 +133,9 @@ class Desk(NamedTuple):
     allowance: Allowance = Allowance()
     is_counted: bool = True  # by a ledger; not where whoever asks is this process
     cache: Path | None = None
+    memory: Kept = Kept(
+        None, KEPT_BYTES
+    )  # shared by all desks that name none: what nodes keep where there is no folder, while their process lives
     progress: Callable[[int, Progress], None] | None = None
     is_stock: bool = False  # the installed app: it knows all keys of a node's config, and data are public unless named
 
@@ -180,16 +198,18 @@ def answer(
     if config.threads:
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
-    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), KEPT_BYTES)
+    folder = desk.cache or (Path(config.cache) if config.cache else None)
+    kept = desk.memory if folder is None else Kept(folder, KEPT_BYTES)
     key = _key(task, about.round, place, data)
-    blob = kept.get(key)
+    blob = None if folder is None else kept.get(key)
     if blob is None:
         checkpoint = None if kept.folder is None else Checkpoint(kept.folder / f"{key}.checkpoint", resume=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
-        node = Node(name, caps, until, kept, report, place, checkpoint)
+        node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
-        kept.put(key, payload.to_bytes())
+        if folder is not None:
+            kept.put(key, payload.to_bytes())
         if checkpoint is not None:
             checkpoint.remove()
     else:
@@ -249,7 +269,7 @@ def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
 def _key(task: Question, server_round: int, place: int, data: Data) -> str:
     """Name an answer by everything that it follows from: the same question in another round is another question."""
     carried = {
-        item.name: hashlib.sha256(value.to_bytes()).hexdigest() if hasattr(value, "to_bytes") else value
+        item.name: hashlib.sha256(value.to_bytes()).hexdigest() if isinstance(value, CARRIED) else value
         for item in fields(task)  # type: ignore[arg-type]
         for value in [getattr(task, item.name)]
     }

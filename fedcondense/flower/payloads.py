@@ -19,6 +19,11 @@ from fedcondense.sets.format import Limits
 __all__ = ["Metrics", "Payload", "Sums", "Weights"]
 
 _HEADER = 1 << 20  # bytes of names and shapes
+_LARGEST = 2**62  # of a whole number
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
 
 
 class Payload(Protocol):
@@ -62,6 +67,10 @@ class _Named:
         except (SafetensorError, ValueError, KeyError) as broken:
             raise UntrustedSetError(f"damaged {kind} ({broken})") from None
         for name, value in tensors.items():
+            if value.dtype not in _DTYPES:
+                raise UntrustedSetError(
+                    f"{kind}: {name[:60]!r} is of {value.dtype}; allowed: floats of 16 to 64 bits, integers"
+                )
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise UntrustedSetError(f"{kind}: {name[:60]!r} holds numbers that are not finite")
         return cls(tensors)
@@ -142,6 +151,12 @@ class Metrics:
         except (ValueError, RecursionError) as broken:
             raise UntrustedSetError(f"damaged metrics ({type(broken).__name__})") from None
         numbers: list[Any] = list(given.values()) if isinstance(given, dict) else [None]
-        if len(numbers) > 1000 or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        if len(numbers) > 1000 or not all(map(_is_finite, numbers)):
             raise UntrustedSetError("metrics that are no object of at most 1,000 finite numbers")
         return cls(given)
+
+
+def _is_finite(number: Any) -> bool:
+    if type(number) is int:  # Python's have no bound, and no float
+        return abs(number) < _LARGEST
+    return type(number) is float and math.isfinite(number)

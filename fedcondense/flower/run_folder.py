@@ -36,7 +36,8 @@ _WRITTEN = (
     "rounds/[0-9]*.state",
     "work/*.safetensors",
     "work/*.checkpoint",
-    "work/*.entry",
+    "work/*.kept",
+    "work/.lock",
     "result.json",
 )  # into a run's folder, by us and by the command line; last what says that there is a run
 _KEPT_ROUNDS = 2  # states: the last, and the one before it

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fedcondense.data import Data
 from fedcondense.errors import SettingError
+from fedcondense.flower.checked_grid import CheckedGrid
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.strategies import Entry, ServerSide
-from fedcondense.flower.strategies.averaging import CheckedGrid, LocalTraining, training_config
+from fedcondense.flower.strategies.averaging import LocalTraining, training_config
 from fedcondense.networks import build, default_network
 from fedcondense.training.fit import accuracy
 

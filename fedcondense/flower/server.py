@@ -70,9 +70,9 @@ class ServerSettings:
     data_root: str = ""
     output: str = ""
     partition_by: str = "dirichlet"
-    alpha: float = 0.5
-    partition_seed: int = 42
-    min_partition_size: int = 10
+    alpha: float = number(0.5, 0)
+    partition_seed: int = number(42, 0)
+    min_partition_size: int = number(10, 0)
 
     @property
     def asked(self) -> Asked:
@@ -98,11 +98,17 @@ def read_settings(config: Mapping[str, Any]) -> tuple[ServerSettings, Any, Entry
     """
     name = config.get("strategy", ServerSettings.strategy)
     entry = look_up("strategy", name if isinstance(name, str) else str(name), STRATEGIES)
-    common, own = read_all((ServerSettings(), entry.settings), config, "the run's config")
-    if common.fraction_train == 0:
-        raise SettingError("fraction-train = 0; needed: above 0, up to 1")
-    if common.output and not Path(common.output).is_absolute():
-        raise SettingError(f"output = {common.output!r}; needed: an absolute path, the SuperLink runs elsewhere")
+    wrong, output = [], config.get("output")
+    if config.get("fraction-train") == 0:
+        wrong.append("fraction-train = 0; needed: above 0, up to 1")
+    if isinstance(output, str) and output and not Path(output).is_absolute():
+        wrong.append(f"output = {output!r:.60}; needed: an absolute path, the SuperLink runs elsewhere")
+    try:
+        common, own = read_all((ServerSettings(), entry.settings), config, "the run's config")
+    except SettingError as others:
+        wrong.insert(0, str(others))
+    if wrong:
+        raise SettingError("; ".join(wrong))
     return common, own, entry
 
 

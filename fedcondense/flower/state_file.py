@@ -55,16 +55,18 @@ def load_state(blob: bytes, where: str) -> State:
         if about["format"] != _FORMAT:
             raise ResumeError(f"{where} is of format {about['format']}; this version reads {_FORMAT}: start over")
         tensors = load(body)
+        part = {kind: _under(tensors, f"{kind}/") for kind in ("weights", "tensors", "sets")}
+        return State(
+            about["round"],
+            Weights(part["weights"]) if about["has_weights"] else None,
+            {name: SyntheticSet.from_bytes(part["sets"][name].numpy().tobytes()) for name in about["sets"]},
+            part["tensors"],
+            about["numbers"],
+        )
     except (ValueError, KeyError, TypeError, SafetensorError) as broken:
+        if isinstance(broken, ResumeError):
+            raise
         raise ResumeError(f"{where} holds no state of a run ({broken}); start over in another folder") from None
-    part = {kind: _under(tensors, f"{kind}/") for kind in ("weights", "tensors", "sets")}
-    return State(
-        about["round"],
-        Weights(part["weights"]) if about["has_weights"] else None,
-        {name: SyntheticSet.from_bytes(part["sets"][name].numpy().tobytes()) for name in about["sets"]},
-        part["tensors"],
-        about["numbers"],
-    )
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

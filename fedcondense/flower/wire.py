@@ -23,11 +23,12 @@ from numpy.lib import format as npy
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Question
 from fedcondense.flower.payloads import Payload, Weights
-from fedcondense.flower.settings import read
+from fedcondense.flower.settings import number, read
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = [
+    "CARRIED",
     "NO_DATA",
     "WIRE",
     "About",
@@ -47,7 +48,9 @@ WIRE = 2
 NO_DATA = "has no data"
 """How the reason of a node ends that is left out and has not failed."""
 
-_CARRIED = (Weights, SyntheticSet)  # kinds of fields that travel in records of their own
+CARRIED = (Weights, SyntheticSet)
+"""Kinds of fields that travel in records of their own."""
+
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _HTML = str.maketrans({"<": "(", ">": ")", "&": "+"})
 _NPY_OVERHEAD = 256  # the npy header of one uint8 vector takes 128 bytes
@@ -75,10 +78,10 @@ class About:
         site: What an answering node calls itself.
     """
 
-    wire: int = 1
+    wire: int = number(1, 1)
     version: str = "0.1.0 or older"
     task: str = "condense"
-    round: int = 1
+    round: int = number(1, 0)
     site: str = ""
 
     @classmethod
@@ -113,7 +116,7 @@ def pack_question(task: Question, server_round: int) -> RecordDict:
     config: dict[str, Any] = {}
     for item in fields(task):  # type: ignore[arg-type]
         value, key = getattr(task, item.name), item.name.replace("_", "-")
-        if kinds[item.name] in _CARRIED:
+        if kinds[item.name] in CARRIED:
             records[key] = ArrayRecord({"file": Array(np.frombuffer(value.to_bytes(), np.uint8))})
         else:
             config[key] = list(value) if isinstance(value, tuple) else value
@@ -137,7 +140,7 @@ def read_question(content: RecordDict, kind: type[T], limits: Limits) -> T:
     config = content.get("config", ConfigRecord())
     if not isinstance(config, ConfigRecord):
         raise SettingError("'config' is no ConfigRecord; the sender speaks another protocol")
-    carried = {name: what for name, what in kinds.items() if what in _CARRIED}
+    carried = {name: what for name, what in kinds.items() if what in CARRIED}
     values: dict[str, Any] = {**config}
     for name, what in carried.items():
         key = name.replace("_", "-")
@@ -184,6 +187,9 @@ def read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Rec
 
 def _read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Received:
     about = About.of(content)
+    if about.wire > WIRE:
+        spoken = f"it speaks wire {about.wire} (fedcondense {about.version})"
+        raise UntrustedSetError(f"{spoken}, this server wire {WIRE}; update fedcondense here")
     holds = {"synthetic", "metrics"} if about.wire == 1 else {"payload", "metrics", "about"}
     if set(content) != holds:
         raise UntrustedSetError(f"holds records {some_names(content)}; needed: {', '.join(sorted(holds))}")
@@ -244,8 +250,10 @@ def untrusted_array(array: Array, dtypes: Iterable[str], max_bytes: int) -> np.n
     if fortran or dtype.hasobject or dtype.name not in tuple(dtypes):
         raise UntrustedSetError(f"an Array of dtype {dtype.name}; allowed: {', '.join(dtypes)}, C order")
     size = math.prod(shape) * dtype.itemsize  # Python's integers do not overflow
-    if min(shape, default=0) < 0 or size > max_bytes or size != len(array.data) - file.tell():
+    if min(shape, default=0) < 0 or size != len(array.data) - file.tell():
         raise UntrustedSetError(f"an Array whose header says {size} bytes; {len(array.data) - file.tell()} follow")
+    if size > max_bytes:
+        raise UntrustedSetError(f"an Array of {size} bytes; allowed: {max_bytes}")
     return np.frombuffer(array.data, dtype, offset=file.tell()).reshape(shape)
 
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, Reply, unpack
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
@@ -21,6 +20,7 @@ from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import DataError, SettingError
 from fedcondense.flower.client import ClientCaps, load_partition, make_client_app
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
 from fedcondense.parametrizations import PARAMETRIZATIONS

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedcondense.flower.inprocess import run_in_process
 
 from fedcondense.flower.client import app as client_app
+from fedcondense.flower.hosts.inprocess import run_in_process
 from fedcondense.flower.server import make_server_app
 from fedcondense.sets.synthetic import SyntheticSet
 

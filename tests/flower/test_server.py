@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedcondense.flower.inprocess import run_in_process
 from fedcondense.flower.strategy import AggregationError
 from flwr.app import Context
 
@@ -18,6 +17,7 @@ from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import FedcondenseError, MissingExtraError, OutputError, SettingError
 from fedcondense.flower.client import ClientCaps, make_client_app
+from fedcondense.flower.hosts.inprocess import run_in_process
 from fedcondense.flower.server import ServerSettings, make_server_app
 from fedcondense.report.page import write_report
 from fedcondense.sets.synthetic import SyntheticSet

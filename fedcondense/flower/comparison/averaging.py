@@ -23,10 +23,11 @@ from torch import Tensor
 
 from fedcondense.errors import ResumeError
 from fedcondense.files import write_file
+from fedcondense.flower.checked_grid import CheckedGrid
 from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.hosts.inprocess import InProcessGrid, log_from, run_in_process
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
-from fedcondense.flower.strategies.averaging import CheckedGrid, LocalTraining, training_config
+from fedcondense.flower.strategies.averaging import LocalTraining, training_config
 from fedcondense.networks import build
 from fedcondense.training.fit import accuracy
 

@@ -1,20 +1,17 @@
 """Flower's own strategies, unchanged: FedAvg and its kin average the weights of networks that sites train by SGD.
 
-Sites answer Flower's ``train`` message. What is ours is the local training, the checks of weights both ways, and the
-count of those who failed: an accuracy without them is another one.
+Sites answer Flower's ``train`` message. What is ours is the local training, and the checks of weights both ways
+(`fedcondense.flower.checked_grid`).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp.exception import AggregationError
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     Bulyan,
     FedAdagrad,
@@ -35,20 +32,18 @@ from torch.nn import functional as F
 from fedcondense.contract import Holder
 from fedcondense.data import Data
 from fedcondense.deadline import OutOfTime, check_time, stop_at
-from fedcondense.errors import SettingError, UntrustedSetError
+from fedcondense.errors import SettingError
+from fedcondense.flower.caps import Caps
+from fedcondense.flower.checked_grid import weights_in
 from fedcondense.flower.contract import Node
-from fedcondense.flower.payloads import Weights
 from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.features import labelled_by
-from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
 from fedcondense.networks import build, default_network
 from fedcondense.randomness import stream
 from fedcondense.training.fit import autocast_of_caller
 
-__all__ = ["AVERAGING", "CheckedGrid", "LocalTraining", "local_round", "train_locally", "training_config", "weights_in"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["AVERAGING", "LocalTraining", "check_allowed", "local_round", "train_locally", "training_config"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +137,12 @@ def train_locally(
     return float(mean)
 
 
+def check_allowed(caps: Caps) -> None:
+    """Refuse weights that a server chose, unless the node's config allows them."""
+    if not caps.allow_weights:
+        raise SettingError("weights were sent to be trained on records; this node's config has no allow-weights = true")
+
+
 def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
     """Answer Flower's ``train`` message: one round of local SGD from the weights that it carries.
 
@@ -151,8 +152,7 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
         SettingError: This node's config has no ``allow-weights = true``, or a field is unknown or wrong.
         UntrustedSetError: The weights are of another network, or not finite.
     """
-    if not node.caps.allow_weights:
-        raise SettingError("weights were sent to be trained on records; this node's config has no allow-weights = true")
+    check_allowed(node.caps)
     config: Mapping[str, Any] = content.config_records.get("config", ConfigRecord())
     training, about = read_all((LocalTraining(), _Round()), config, "the question")
     if not about.classes:
@@ -171,97 +171,6 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
         raise SettingError(f"local training was not done in time; {limit}: ask for fewer epochs") from None
     metrics = MetricRecord({"num-examples": len(data), "loss": loss})
     return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
-
-
-def weights_in(record: ArrayRecord, network: nn.Module) -> Weights:
-    """Read weights of unknown origin: names, shapes and dtypes must be those of the receiver's own network.
-
-    Raises:
-        UntrustedSetError: They are not, or hold numbers that are not finite.
-    """
-    like = network.state_dict()
-    if set(record) != set(like):
-        odd = ", ".join(map(repr, sorted(set(record) ^ set(like))[:3]))
-        raise UntrustedSetError(f"weights of other names than those of this network: {odd[:120]}")
-    tensors = {}
-    for name, value in like.items():
-        array = untrusted_array(record[name], (str(value.dtype).removeprefix("torch."),), value.nbytes)
-        tensors[name] = torch.from_numpy(array.copy())
-        if value.is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
-            raise UntrustedSetError(f"weights: {name!r} holds numbers that are not finite")
-    return Weights(tensors).matching(like, "this network")
-
-
-class CheckedGrid(Grid):
-    """A grid that leaves out replies whose weights are not sound, and counts who failed; Flower's own trust all.
-
-    Args:
-        grid: Reaches the nodes.
-        network: The server's own, whose names, shapes and dtypes weights must have.
-        failed: How many had failed before.
-    """
-
-    def __init__(self, grid: Grid, network: nn.Module, failed: int = 0) -> None:
-        self.grid, self.network, self.failed = grid, network, failed
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Ask, and return the replies that are sound, errors included.
-
-        Raises:
-            AggregationError: Everybody with data failed.
-        """
-        sound, reasons = [], []
-        for reply in self.grid.send_and_receive(messages, timeout=timeout):
-            reason = self._fault(reply)
-            if reason == NO_DATA:
-                continue
-            if reason:
-                reasons.append(reason)
-            else:
-                sound.append(reply)
-        if reasons:
-            self.failed += len(reasons)
-            text = safe_text(f"{len(reasons)} sites failed, {len(sound)} are left; {reasons[0]}")
-            if not sound:
-                raise AggregationError(text)
-            _LOG.warning(text)
-        return sound
-
-    def _fault(self, reply: Message) -> str:
-        if reply.has_error():
-            reason = safe_text(reply.error.reason or f"error {reply.error.code}")
-            return NO_DATA if reason.endswith(NO_DATA) else reason
-        try:
-            for record in reply.content.array_records.values():
-                weights_in(record, self.network)
-        except UntrustedSetError as broken:
-            return str(broken)
-        return ""
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the connected nodes."""
-        return self.grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass them on."""
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass them on."""
-        return self.grid.pull_messages(message_ids)
-
-    def set_run(self, run: Any) -> None:
-        """Pass it on."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run of the grid below."""
-        return self.grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Any:
-        """Pass it on."""
-        return self.grid.create_message(*args, **kwargs)
 
 
 def averaging(make: Callable[..., FedAvg], label: str, **settings: Any) -> Entry:

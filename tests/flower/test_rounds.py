@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.message import CONDENSE, Expected, pack
 from fedcondense.flower.strategy import AggregationError, OneShot, collect, train_network
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -18,6 +17,7 @@ from torch import nn
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import random
 import resource
@@ -12,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedcondense.flower.inprocess import InProcessGrid, task_identity
-from fedcondense.flower.message import CONDENSE, Expected, pack, safe_text, unpack, untrusted_array
-from fedcondense.flower.strategy import OneShot
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcondense.data.images import Data
 from fedcondense.errors import UntrustedSetError
+from fedcondense.flower.contract import Answer, Site
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.payloads import Metrics, Payload
+from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent
+from fedcondense.flower.strategies.one_shot import OneShot
+from fedcondense.flower.wire import WIRE, About, pack_answer
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
-
-HOSTILE = 1000
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def honest(train: Data) -> SyntheticSet:
 
 
 @pytest.fixture(scope="module")
-def expected(train: Data) -> Expected:
-    return Expected.of(train.spec)
+def expected(train: Data) -> ReplyLimits:
+    return ReplyLimits.of(train.spec)
 
 
 def peak_bytes() -> int:
@@ -43,10 +43,43 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def content_of(blob: bytes, **metrics: Any) -> RecordDict:
-    array = Array(np.frombuffer(blob, np.uint8))
-    numbers = {"num-examples": 100, "partition-id": 0, "seconds": 1.0, "bytes": len(blob)} | metrics
-    return RecordDict({"synthetic": ArrayRecord({"file": array}), "metrics": MetricRecord(numbers)})
+def question(node: int, kind: type[Payload] = SyntheticSet, name: str = "") -> Sent:
+    """Return a question as it is once a grid has sent it."""
+    with task_identity():
+        message = Message(RecordDict(), node, "query.condense")
+    message.metadata.__dict__["_message_id"] = f"question {node}"
+    return Sent(message, Site(name, str(node), node), kind)
+
+
+def reply(sent: Sent, content: RecordDict | Error) -> Message:
+    with task_identity():
+        if isinstance(content, Error):
+            return Message(content, reply_to=sent.message)
+        return Message(content, reply_to=sent.message)
+
+
+def unpack(content: RecordDict, limits: ReplyLimits) -> Answer[Any]:
+    """Return what becomes of the one reply to one question, or raise what is said of it."""
+    sent = question(100)
+    mailbox = Mailbox([sent], limits)
+    mailbox.take(reply(sent, content))
+    answers, refused = mailbox.sorted()
+    if refused:
+        raise UntrustedSetError(refused[0].reason)
+    return answers[0]
+
+
+def pack(synthetic: SyntheticSet, *, site: int = 0, num_examples: int = 100, seconds: float = 1.0) -> RecordDict:
+    return pack_answer(synthetic, About(WIRE), (f"client-{site}", site), num_examples, seconds)
+
+
+def content_of(blob: bytes, about: dict[str, Any] | None = None, **metrics: Any) -> RecordDict:
+    file = ArrayRecord({"file": Array(np.frombuffer(blob, np.uint8))})
+    numbers = {"num-examples": 100, "seconds": 1.0, "bytes": len(blob)} | metrics
+    if "partition-id" in metrics:  # wire 1
+        return RecordDict({"synthetic": file, "metrics": MetricRecord(numbers)})
+    says = ConfigRecord({"wire": WIRE, "version": "1", "task": "condense", "round": 1, "site": "a", **(about or {})})
+    return RecordDict({"payload": file, "metrics": MetricRecord(numbers), "about": says})
 
 
 def edited(blob: bytes, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> bytes:
@@ -68,8 +101,8 @@ def npy(shape: tuple[int, ...], dtype: str = "|u1", data: bytes = b"", version: 
 
 
 def replaced(honest: SyntheticSet, array: Array) -> RecordDict:
-    content = pack(honest, partition=0, num_examples=100, seconds=1.0)
-    content["synthetic"] = ArrayRecord({"file": array})
+    content = pack(honest)
+    content["payload"] = ArrayRecord({"file": array})
     return content
 
 
@@ -174,16 +207,22 @@ def hostile(kind: str, honest: SyntheticSet, rng: random.Random) -> RecordDict:
     records: dict[str, Callable[[], RecordDict]] = {
         "no records": RecordDict,
         "another record": lambda: RecordDict({**content, html: ConfigRecord({"a": html})}),
-        "records swapped": lambda: RecordDict({"synthetic": content["metrics"], "metrics": content["synthetic"]}),
+        "records swapped": lambda: RecordDict(
+            {**content, "payload": content["metrics"], "metrics": content["payload"]}
+        ),
+        "no about": lambda: RecordDict({"payload": content["payload"], "metrics": content["metrics"]}),
+        "about of another kind": lambda: RecordDict({**content, "about": content["metrics"]}),
+        "about of wrong types": lambda: content_of(blob, about={"wire": "2", "site": html}),
+        "a name that is no text": lambda: content_of(blob, about={"site": [html]}),
+        "a name that is not printable": lambda: content_of(blob, about={"site": "a\x1b[31m"}),
+        "a later wire": lambda: content_of(blob, about={"wire": rng.randrange(WIRE + 1, 99)}),
         "no partition": lambda: content_of(blob, **{"partition-id": -1}),
         "partition that is no number": lambda: content_of(blob, **{"partition-id": [1, 2]}),
         "partition that is not whole": lambda: content_of(blob, **{"partition-id": float("nan")}),
         "examples below zero": lambda: content_of(blob, **{"num-examples": -5}),
         "seconds without end": lambda: content_of(blob, seconds=float("inf")),
         "seconds that are none": lambda: content_of(blob, seconds=float("nan")),
-        "two arrays": lambda: RecordDict(
-            {"synthetic": ArrayRecord({"file": raw(b""), "more": raw(b"")}), "metrics": content["metrics"]}
-        ),
+        "two arrays": lambda: RecordDict({**content, "payload": ArrayRecord({"file": raw(b""), "more": raw(b"")})}),
     }
     return records[kind]()
 
@@ -200,26 +239,38 @@ KINDS = (
     *("npy shape beyond the data", "npy object dtype", "npy code in the header", "npy of version 3", "npy of floats"),
     *("npy in two dimensions", "npy without end", "pickle", "larger than allowed", "no records", "another record"),
     *("records swapped", "no partition", "partition that is no number", "partition that is not whole"),
-    *("examples below zero", "seconds without end", "seconds that are none", "two arrays"),
+    *("no about", "about of another kind", "about of wrong types", "a name that is no text"),
+    *(
+        "a name that is not printable",
+        "a later wire",
+        "examples below zero",
+        "seconds without end",
+        "seconds that are none",
+        "two arrays",
+    ),
 )
 
 
-class TestRoundTrip:
-    def test_a_set_arrives_bit_by_bit_and_says_its_bytes(self, honest: SyntheticSet, expected: Expected) -> None:
-        reply = unpack(pack(honest, partition=3, num_examples=100, seconds=1.5), expected)
-        assert reply.synthetic.to_bytes() == honest.to_bytes()
-        assert (reply.partition, reply.num_examples, reply.seconds, reply.nbytes) == (3, 100, 1.5, honest.nbytes)
+HOSTILE = 4 * len(KINDS)
 
-    def test_half_resolution_travels_too(self, train: Data, expected: Expected) -> None:
+
+class TestRoundTrip:
+    def test_a_set_arrives_bit_by_bit_and_says_its_bytes(self, honest: SyntheticSet, expected: ReplyLimits) -> None:
+        answer = unpack(pack(honest, site=3, num_examples=17, seconds=1.5), expected)
+        assert answer.payload.to_bytes() == honest.to_bytes()
+        assert (answer.site, answer.num_examples, answer.seconds) == (Site("client-3", "100", 100), 17, 1.5)
+        assert 0 < answer.nbytes - honest.nbytes < 3000  # of the whole message
+
+    def test_half_resolution_travels_too(self, train: Data, expected: ReplyLimits) -> None:
         small = select(train, 1, "half-resolution", seed=0)
-        reply = unpack(pack(small, partition=0, num_examples=9, seconds=0.0), expected)
-        torch.testing.assert_close(reply.synthetic.decode().images, small.decode().images, rtol=0, atol=0)
+        answer = unpack(pack(small), expected)
+        torch.testing.assert_close(answer.payload.decode().images, small.decode().images, rtol=0, atol=0)
 
 
 class TestHostileReplies:
     @pytest.mark.parametrize("kind", KINDS)
     def test_each_kind_is_refused_with_a_reason_that_is_safe_to_show(
-        self, kind: str, honest: SyntheticSet, expected: Expected
+        self, kind: str, honest: SyntheticSet, expected: ReplyLimits
     ) -> None:
         with pytest.raises(UntrustedSetError) as refused:
             unpack(hostile(kind, honest, random.Random(0)), expected)
@@ -232,37 +283,37 @@ class TestHostileReplies:
         """The pixels count: they are normalised as the server says."""
         spec = honest.record
         other = honest.with_record(mean=tuple(0.9 * m for m in spec.mean), std=tuple(1.1 * s for s in spec.std))
-        expected = Expected(shape=honest.shape, classes=honest.classes, mean=spec.mean, std=spec.std)
-        read = unpack(pack(other, partition=0, num_examples=9, seconds=1.0), expected).synthetic
+        expected = ReplyLimits(shape=honest.shape, classes=honest.classes, mean=spec.mean, std=spec.std)
+        read = unpack(pack(other), expected).payload
         torch.testing.assert_close(read.decode().images, honest.decode().images)
 
     def test_parts_may_together_name_no_more_classes_than_allowed(self, honest: SyntheticSet) -> None:
         other = honest.with_record(classes=tuple(f"other {name}" for name in honest.classes))
         joined = SyntheticSet.join([honest, other])
-        limits = replace(Expected().limits, classes=len(joined.classes) - 1)
+        limits = replace(ReplyLimits().limits, classes=len(joined.classes) - 1)
         with pytest.raises(UntrustedSetError, match=r"names 20 classes; allowed: 19"):
-            unpack(pack(joined, partition=0, num_examples=9, seconds=1.0), Expected(limits=limits))
+            unpack(pack(joined), ReplyLimits(limits=limits))
 
     @pytest.mark.parametrize(("mean", "std"), [(1e6, 1e-6), (0.5, 1e-3), (-0.5, 0.5), (0.5, 2.0)])
     def test_a_scale_that_pixels_cannot_have_is_refused_where_none_is_expected(
         self, honest: SyntheticSet, mean: float, std: float
     ) -> None:
         parts = [replace(p, record=replace(p.record, mean=(mean,), std=(std,))) for p in honest.parts]
-        content = pack(SyntheticSet(parts), partition=0, num_examples=100, seconds=1.0)
+        content = pack(SyntheticSet(parts))
         with pytest.raises(UntrustedSetError, match=r"possible of pixels in \[0, 1\]"):
-            unpack(content, Expected())
+            unpack(content, ReplyLimits())
 
-    def test_a_thousand_of_them_cost_an_honest_client_nothing(
-        self, honest: SyntheticSet, expected: Expected, train: Data
+    def test_hundreds_of_them_cost_an_honest_client_nothing(
+        self, honest: SyntheticSet, expected: ReplyLimits, train: Data
     ) -> None:
         """All go through Flower's serialisation and the strategy; one honest set is left, and memory stays bounded."""
         client = ClientApp()
 
-        @client.query(CONDENSE.partition(".")[2])
+        @client.query("condense")
         def answer(message: Message, context: Context) -> Message:
             k = int(context.node_config["partition-id"])
             if k == HOSTILE:
-                return Message(pack(honest, partition=k, num_examples=100, seconds=1.0), reply_to=message)
+                return Message(pack(honest, site=k), reply_to=message)
             content = hostile(KINDS[k % len(KINDS)], honest, random.Random(k))
             return Message(content, reply_to=message)
 
@@ -273,7 +324,7 @@ class TestHostileReplies:
             replies = list(grid.send_and_receive(messages))
             before = peak_bytes()
             strategy.aggregate_train(1, replies)
-        assert [reply.partition for reply in strategy.accepted] == [HOSTILE]
+        assert [answer.site.name for answer in strategy.answers] == [f"client-{HOSTILE}"]
         assert len(strategy.refused) == HOSTILE
         assert strategy.joined is not None
         assert strategy.joined.to_bytes() == honest.to_bytes()
@@ -281,54 +332,90 @@ class TestHostileReplies:
 
     @given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=20))
     def test_bytes_changed_at_random_give_a_refusal_or_a_sound_set(
-        self, honest: SyntheticSet, expected: Expected, changes: list[tuple[int, int]]
+        self, honest: SyntheticSet, expected: ReplyLimits, changes: list[tuple[int, int]]
     ) -> None:
         blob = bytearray(honest.to_bytes())
         for place, value in changes:
             blob[place % len(blob)] = value
         try:
-            reply = unpack(content_of(bytes(blob)), expected)
+            answer = unpack(content_of(bytes(blob)), expected)
         except UntrustedSetError:
             return
-        images, targets = reply.synthetic.decode()
+        images, targets = answer.payload.decode()
         assert images.shape[1:] == expected.shape
         assert bool(images.isfinite().all())
         torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)), rtol=0, atol=0.02)
         assert expected.classes is not None
-        assert set(reply.synthetic.classes) <= set(expected.classes)
+        assert set(answer.payload.classes) <= set(expected.classes)
 
 
-class TestUntrustedArray:
-    @given(st.integers(0, 300))
-    def test_what_numpy_wrote_is_read_without_a_copy(self, size: int) -> None:
-        values = np.arange(size, dtype=np.uint8)
-        read = untrusted_array(Array(values), ("uint8",), 300)
-        np.testing.assert_array_equal(read, values)
-        assert not read.flags.writeable
+class TestMailbox:
+    def test_replies_are_taken_once_and_only_to_questions_of_this_round(self, honest: SyntheticSet) -> None:
+        asked, other = question(100), question(200)
+        mailbox = Mailbox([asked], ReplyLimits())
+        assert not mailbox.take(reply(other, pack(honest)))
+        assert mailbox.take(reply(asked, pack(honest)))
+        assert not mailbox.take(reply(asked, pack(honest, num_examples=5)))
+        assert not mailbox.take(reply(asked, Error(2, "no")))
+        (answer,), refused = mailbox.sorted()
+        assert (answer.num_examples, refused, mailbox.silent()) == (100, [], [])
 
-    def test_a_header_that_lies_allocates_nothing(self) -> None:
-        before = peak_bytes()
-        with pytest.raises(UntrustedSetError, match="header says"):
-            untrusted_array(raw(npy((3 << 30,))), ("uint8",), 1 << 20)
-        assert peak_bytes() - before < 16 << 20
+    def test_an_error_is_a_refusal_whose_last_line_is_safe_and_cannot_be_taken_back(self, honest: SyntheticSet) -> None:
+        asked = question(100)
+        mailbox = Mailbox([asked], ReplyLimits())
+        assert not mailbox.take(reply(asked, Error(2, "Traceback\n\x1b[31m<b>no data</b>\n")))
+        assert not mailbox.take(reply(asked, pack(honest)))
+        assert mailbox.sorted() == ([], [Refusal(Site("node-100", "100", 100), "(b)no data(/b)")])
 
-    @given(st.binary(max_size=200))
-    def test_any_bytes_are_refused_or_read(self, data: bytes) -> None:
-        for blob in (data, b"\x93NUMPY\x01\x00" + data):
-            try:
-                untrusted_array(raw(blob), ("uint8",), 1 << 20)
-            except UntrustedSetError:
-                continue
-            assert np.load(io.BytesIO(blob), allow_pickle=False) is not None
+    def test_a_node_that_does_not_know_the_task_is_told_what_to_install(self) -> None:
+        asked = question(100)
+        mailbox = Mailbox([asked], ReplyLimits())
+        mailbox.take(reply(asked, Error(2, "ValueError: No query function registered with name 'walk'")))
+        ((_, reason),) = mailbox.sorted()[1]
+        assert "No query function registered with name 'walk'" in reason
+        assert "it does not know this task; install fedcondense" in reason
 
+    def test_answers_come_by_name_in_natural_order_and_the_silent_are_refused(self, honest: SyntheticSet) -> None:
+        asked = [question(node) for node in (1, 2, 3, 4)]
+        mailbox = Mailbox(asked, ReplyLimits())
+        for sent, site in zip(asked[:3], (10, 9, 2), strict=True):
+            mailbox.take(reply(sent, pack(honest, site=site)))
+        assert [site.node for site in mailbox.silent()] == [4]
+        answers, refused = mailbox.sorted()
+        assert [answer.site.name for answer in answers] == ["client-2", "client-9", "client-10"]
+        assert refused == [Refusal(Site("node-4", "4", 4), "no reply within the deadline")]
 
-class TestSafeText:
-    @given(st.text())
-    def test_it_is_printable_short_and_holds_no_markup(self, text: str) -> None:
-        shown = safe_text(text)
-        assert shown.isprintable()
-        assert 0 < len(shown) <= 300
-        assert not set(shown) & set("<>&")
+    def test_a_name_that_is_claimed_twice_keeps_both(self, honest: SyntheticSet) -> None:
+        """A cheat would lose an honest site its answer if the second were refused."""
+        asked = [question(node) for node in (1, 2)]
+        mailbox = Mailbox(asked, ReplyLimits())
+        for sent in reversed(asked):
+            mailbox.take(reply(sent, pack(honest, site=0)))
+        answers, _ = mailbox.sorted()
+        assert [(answer.site.name, answer.site.node) for answer in answers] == [("client-0", 1), ("client-0-2", 2)]
 
-    def test_the_last_line_of_a_traceback_is_what_counts(self) -> None:
-        assert safe_text("Traceback\n  File x\nValueError: no \x1b[31mred\x1b[0m\n\n") == "ValueError: no red"
+    def test_a_registered_name_goes_before_a_claim(self, honest: SyntheticSet) -> None:
+        asked = [question(1), question(2, name="client-0")]
+        mailbox = Mailbox(asked, ReplyLimits())
+        mailbox.take(reply(asked[0], pack(honest, site=0)))
+        mailbox.take(reply(asked[1], pack(honest, site=7)))
+        answers, _ = mailbox.sorted()
+        assert [(answer.site.name, answer.site.node) for answer in answers] == [("client-0", 2), ("client-0-2", 1)]
+
+    def test_who_is_refused_is_called_by_what_it_claimed(self, honest: SyntheticSet) -> None:
+        asked = question(1)
+        mailbox = Mailbox([asked], ReplyLimits(classes=("cat",)))
+        mailbox.take(reply(asked, pack(honest, site=4)))
+        ((site, reason),) = mailbox.sorted()[1]
+        assert site.name == "client-4"
+        assert "are not among the 1 of this run" in reason
+
+    def test_an_answer_is_read_as_what_was_asked_for(self, honest: SyntheticSet) -> None:
+        asked = [question(1, Metrics), question(2, Metrics)]
+        mailbox = Mailbox(asked, ReplyLimits())
+        numbers = pack_answer(Metrics({"loss": 0.5}), About(WIRE, task="evaluate"), ("a", 0), 3, 0.1)
+        assert mailbox.take(reply(asked[0], numbers))
+        assert not mailbox.take(reply(asked[1], pack(honest)))
+        (answer,), (refusal,) = mailbox.sorted()
+        assert answer.payload == Metrics({"loss": 0.5})
+        assert "metrics" in refusal.reason

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedcondense.flower.inprocess import InProcessGrid, run_in_process, task_identity
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedcondense.flower.hosts.inprocess import InProcessGrid, run_in_process, task_identity
 
 
 def echo_client() -> ClientApp:

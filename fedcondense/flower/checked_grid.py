@@ -1,0 +1,144 @@
+"""A grid that leaves out answers which Flower's own strategies would trust: weights and their counts are checked first.
+
+It counts those who failed: an accuracy without them is another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from torch import nn
+
+from fedcondense.errors import UntrustedSetError
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
+
+__all__ = ["CheckedGrid", "weights_in"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_LARGEST = 2**40  # records that a site may claim
+
+
+def weights_in(record: ArrayRecord, network: nn.Module) -> Weights:
+    """Read weights of unknown origin: names, shapes and dtypes must be those of the receiver's own network.
+
+    Raises:
+        UntrustedSetError: They are not, or hold numbers that are not finite.
+    """
+    like = network.state_dict()
+    if set(record) != set(like):
+        odd = ", ".join(map(repr, sorted(set(record) ^ set(like))[:3]))
+        raise UntrustedSetError(f"weights of other names than those of this network: {odd[:120]}")
+    tensors = {}
+    for name, value in like.items():
+        array = untrusted_array(record[name], (str(value.dtype).removeprefix("torch."),), value.nbytes)
+        tensors[name] = torch.from_numpy(array.copy())
+        if value.is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
+            raise UntrustedSetError(f"weights: {name!r} holds numbers that are not finite")
+    return Weights(tensors).matching(like, "this network")
+
+
+def numbers_in(content: RecordDict) -> frozenset[str]:
+    """Check the numbers beside an answer's weights, and return their names.
+
+    Raises:
+        UntrustedSetError: Some are not finite, or the count of records, by which sites are weighed, is none.
+    """
+    if set(content) != {"arrays", "metrics"} or set(content.metric_records) != {"metrics"}:
+        raise UntrustedSetError("holds other records than the weights 'arrays' and the numbers 'metrics'")
+    numbers = dict(content.metric_records["metrics"])
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers.values()):
+        raise UntrustedSetError("'metrics' holds what is no finite number")
+    count = numbers.get("num-examples")
+    if not isinstance(count, int) or not 1 <= count <= _LARGEST:
+        raise UntrustedSetError(f"num-examples is no whole number from 1 to {_LARGEST}")
+    return frozenset(numbers)
+
+
+class CheckedGrid(Grid):
+    """A grid that leaves out replies whose weights are not sound, and counts who failed; Flower's own trust all.
+
+    Args:
+        grid: Reaches the nodes.
+        network: The server's own, whose names, shapes and dtypes weights must have.
+        failed: How many had failed before.
+    """
+
+    def __init__(self, grid: Grid, network: nn.Module, failed: int = 0) -> None:
+        self.grid, self.network, self.failed = grid, network, failed
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Ask, and return the replies that are sound, errors included.
+
+        Raises:
+            AggregationError: Everybody with data failed.
+        """
+        sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
+        for reply in self.grid.send_and_receive(messages, timeout=timeout):
+            reason = self._fault(reply)
+            if reason == NO_DATA:
+                continue
+            if reason:
+                reasons.append(reason)
+            else:
+                sound.append(reply)
+                names[numbers_in(reply.content)] += 1
+        if len(names) > 1:  # Flower would take none of them
+            usual = names.most_common(1)[0][0]
+            odd = [reply for reply in sound if numbers_in(reply.content) != usual]
+            sound = [reply for reply in sound if reply not in odd]
+            reasons += ["'metrics' of other names than those of most sites"] * len(odd)
+        if reasons:
+            self.failed += len(reasons)
+            text = safe_text(f"{len(reasons)} sites failed, {len(sound)} are left; {reasons[0]}")
+            if not sound:
+                raise AggregationError(text)
+            _LOG.warning(text)
+        return sound
+
+    def _fault(self, reply: Message) -> str:
+        if reply.has_error():
+            reason = safe_text(reply.error.reason or f"error {reply.error.code}")
+            return NO_DATA if reason.endswith(NO_DATA) else reason
+        try:
+            numbers_in(reply.content)
+            arrays = reply.content["arrays"]
+            if not isinstance(arrays, ArrayRecord):
+                raise UntrustedSetError("'arrays' is no ArrayRecord")
+            weights_in(arrays, self.network)
+        except UntrustedSetError as broken:
+            return safe_text(str(broken))
+        return ""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the connected nodes."""
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass them on."""
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass them on."""
+        return self.grid.pull_messages(message_ids)
+
+    def set_run(self, run: Any) -> None:
+        """Pass it on."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run of the grid below."""
+        return self.grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Any:
+        """Pass it on."""
+        return self.grid.create_message(*args, **kwargs)
