@@ -4,11 +4,12 @@
     python experiments/iterative.py --table     # Markdown, from what is there
 
 FedDM asks five times for 10 images per class around the global network, whose weights go down each time. `one-shot,
-equal` sends in its one round as many bytes as FedDM sends and receives in five; `one-shot` at its own 10 per class
-is a row of experiments/federated.py, with the same seeds. FedAvg takes the numbers of rounds whose weights, up and down, are just fewer and just more bytes than that, with
-three local epochs and the step size that was tuned on held-out images (experiments/fedavg.py). All: ConvNet-3 width 32,
-800 steps on a union (FedDM: 400 in each round), last step, 10,000 test images, seeds 0 to 2: division, sets and network
-change with it. Every client uses all of its records (min-records 1). Bytes are those of Flower's messages, per client.
+equal` sends in its one round as many bytes as FedDM sends and receives in five; `one-shot` at its own 10 per class is a
+row of experiments/federated.py with the same seeds. FedAvg takes the numbers of rounds whose weights, up and down, are
+just fewer and just more bytes than that, with three local epochs and the step size that was tuned on held-out images
+(experiments/fedavg.py). All: ConvNet-3 width 32, 800 steps on a union (FedDM: 400 in each round), last step, 10,000
+test images, seeds 0 to 2: division, sets and network change with it. Every client uses all of its records (min-records
+1). Bytes are those of Flower's messages, per client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A `Data` as an Avalanche stream, without a download."""
+"""Our data as Avalanche's streams, without the downloads of its own benchmarks."""
 
 from __future__ import annotations
 

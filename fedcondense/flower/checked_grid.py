@@ -1,6 +1,7 @@
 """A grid that leaves out answers which Flower's own strategies would trust: weights and their counts are checked first.
 
-It counts those who failed: an accuracy without them is another one.
+It counts those who failed: an accuracy without them is another one. Flower's averages turn the whole numbers of a batch
+norm into floats, which no node would take: they go to the strategies as floats and come out whole.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
-from torch import nn
+from torch import Tensor, nn
 
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
 
-__all__ = ["CheckedGrid", "weights_in"]
+__all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _LARGEST = 2**40  # records that a site may claim
@@ -44,6 +45,22 @@ def weights_in(record: ArrayRecord, network: nn.Module) -> Weights:
         if value.is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
             raise UntrustedSetError(f"weights: {name!r} holds numbers that are not finite")
     return Weights(tensors).matching(like, "this network")
+
+
+def averageable(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return weights as Flower's strategies can average them: whole numbers, such as batch counts, as float32."""
+    return ArrayRecord({name: value if value.is_floating_point() else value.float() for name, value in state.items()})
+
+
+def settled(arrays: ArrayRecord, network: nn.Module) -> Weights:
+    """Return averaged weights in a network's own dtypes; what it has whole is rounded."""
+    like, averaged = network.state_dict(), arrays.to_torch_state_dict()
+    tensors = {}
+    for name, value in averaged.items():
+        dtype = like[name].dtype if name in like else value.dtype
+        is_rounded = value.is_floating_point() and not dtype.is_floating_point
+        tensors[name] = (value.round() if is_rounded else value).to(dtype)
+    return Weights(tensors)
 
 
 def numbers_in(content: RecordDict) -> frozenset[str]:
@@ -82,15 +99,16 @@ class CheckedGrid(Grid):
             AggregationError: Everybody with data failed.
         """
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
-        for reply in self.grid.send_and_receive(messages, timeout=timeout):
+        for reply in self.grid.send_and_receive(map(self._settled, messages), timeout=timeout):
             reason = self._fault(reply)
             if reason == NO_DATA:
                 continue
             if reason:
                 reasons.append(reason)
             else:
-                sound.append(reply)
                 names[numbers_in(reply.content)] += 1
+                reply.content["arrays"] = averageable(reply.content.array_records["arrays"].to_torch_state_dict())
+                sound.append(reply)
         if len(names) > 1:  # Flower would take none of them
             usual = names.most_common(1)[0][0]
             odd = [reply for reply in sound if numbers_in(reply.content) != usual]
@@ -103,6 +121,14 @@ class CheckedGrid(Grid):
                 raise AggregationError(text)
             _LOG.warning(text)
         return sound
+
+    def _settled(self, message: Message) -> Message:
+        """Send averages in the dtypes that nodes expect; one content serves all nodes, and is settled once."""
+        arrays, like = message.content.array_records.get("arrays"), self.network.state_dict()
+        dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in like.items()}
+        if arrays is not None and any(dtypes.get(name) not in (None, array.dtype) for name, array in arrays.items()):
+            message.content["arrays"] = ArrayRecord(dict(settled(arrays, self.network).tensors))
+        return message
 
     def _fault(self, reply: Message) -> str:
         if reply.has_error():

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fedcondense.data import Data
 from fedcondense.errors import SettingError
-from fedcondense.flower.checked_grid import CheckedGrid
-from fedcondense.flower.payloads import Weights
+from fedcondense.flower.checked_grid import CheckedGrid, averageable, settled
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.strategies import Entry, ServerSide
 from fedcondense.flower.strategies.averaging import LocalTraining, training_config
@@ -55,7 +54,7 @@ def run_strategy(
     )
     if isinstance(side.settings, LocalTraining):
         config = training_config(side.settings, side)
-    arrays = ArrayRecord(dict(network.state_dict()))
+    arrays = averageable(network.state_dict())
     return strategy.start(CheckedGrid(grid, network), arrays, rounds, timeout, config, evaluate_fn=evaluate_fn)
 
 
@@ -63,7 +62,7 @@ def accuracy_of_weights(arrays: ArrayRecord, side: ServerSide, test: Data) -> tu
     """Return percent right, and percent right per class (nan where there are no examples), of a network's weights."""
     spec = test.spec
     model = build(side.network or default_network(spec.shape), spec.shape, len(spec.classes), 0)
-    Weights(dict(arrays.to_torch_state_dict())).load_into(model)
+    settled(arrays, model).load_into(model)
     return accuracy(model.to(test.device), test)
 
 

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.data import Data, load_data
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.asking import Asked
+from fedcondense.flower.checked_grid import settled
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
@@ -22,7 +23,7 @@ from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, 
 from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
-from fedcondense.networks import default_network
+from fedcondense.networks import build, default_network
 from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate, train_on
@@ -239,6 +240,8 @@ class _Run:
             name = side.network or default_network(like.shape)
             card = NetworkCard(name, classes, like.shape, like.mean, like.std, self.name)
             state = dict(result.arrays.to_torch_state_dict())
+            if not isinstance(self.strategy, Rounds):
+                state = dict(settled(result.arrays, build(name, like.shape, len(classes), 0)).tensors)
             save_network(self.folder.path / "weights.safetensors", state, card, overwrite=True)
         named = settings.data or (joined.name if joined is not None else "")
         self.folder.write_result({**self.record(), "settings": {**asdict(settings), **_values(side), "data": named}})

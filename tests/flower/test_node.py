@@ -125,10 +125,10 @@ class TestConfig:
         with pytest.raises(SettingError, match=f"no setting is called '{key}'"):
             placed({key: 1})
 
-    def test_keys_of_a_loader_of_ones_own_pass_unless_the_app_is_strict(self) -> None:
+    def test_keys_of_a_loader_of_ones_own_pass_unless_the_app_is_stock(self) -> None:
         placed({"hospital": "st-marys"})
         with pytest.raises(SettingError, match="no setting is called 'hospital'"):
-            placed({"hospital": "st-marys"}, is_strict=True)
+            placed({"hospital": "st-marys"}, is_stock=True)
 
     def test_all_that_is_wrong_is_said_at_once(self) -> None:
         with pytest.raises(SettingError) as refused:

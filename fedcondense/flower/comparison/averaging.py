@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedcondense.errors import ResumeError
 from fedcondense.files import write_file
-from fedcondense.flower.checked_grid import CheckedGrid
+from fedcondense.flower.checked_grid import CheckedGrid, averageable
 from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.hosts.inprocess import InProcessGrid, log_from, run_in_process
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
@@ -132,7 +132,7 @@ def fedavg(
 
         entry.make(side).start(
             checked,
-            ArrayRecord(state.weights),
+            averageable(state.weights),
             rounds - first,
             train_config=training_config(training, side, first),
             evaluate_fn=after_round,

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fedcondense.flower.fedavg import FedAvgRow, LocalTraining, fedavg, train_locally
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 from torch import nn
@@ -16,6 +14,9 @@ from torch import nn
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import ResumeError, SettingError
+from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg
+from fedcondense.flower.comparison.bench import Bench
+from fedcondense.flower.strategies.averaging import LocalTraining, train_locally
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 from fedcondense.training.fit import accuracy
@@ -25,17 +26,20 @@ FAST = LocalTraining(lr=0.1)
 
 
 @pytest.fixture(scope="module")
-def two_rounds(train: Data, test: Data, held: Partition) -> dict[int, FedAvgRow]:
-    return fedavg(train, held, test, NETWORK, rounds=2, training=FAST, evaluate_at=(1, 2))
+def bench(train: Data, test: Data, held: Partition) -> Bench:
+    return Bench(train, test, held, NETWORK)
+
+
+@pytest.fixture(scope="module")
+def two_rounds(bench: Bench) -> dict[int, FedAvgRow]:
+    return fedavg(bench, 2, FAST, evaluate_at=(1, 2))
 
 
 def test_one_client_with_all_data_is_plain_training(train: Data, test: Data) -> None:
     """FedAvg of one client averages nothing: two rounds equal two local trainings, bit by bit."""
     everything = [torch.arange(len(train))]
     told: list[tuple[int, int]] = []
-    rows = fedavg(
-        train, everything, test, NETWORK, rounds=2, training=FAST, seed=3, progress=lambda *now: told.append(now)
-    )
+    rows = fedavg(Bench(train, test, everything, NETWORK, 3), 2, FAST, progress=lambda *now: told.append(now))
     model = build(NETWORK, train.spec.shape, 10, 3)
     for number in (1, 2):
         train_locally(model, train, FAST, stream(3, "fedavg", 0, number))
@@ -51,10 +55,8 @@ def test_bytes_are_the_weights_each_way_and_round(two_rounds: dict[int, FedAvgRo
         assert row.bytes_down == pytest.approx(rounds * weights, rel=0.12)
 
 
-def test_the_same_seed_gives_the_same_rows(
-    two_rounds: dict[int, FedAvgRow], train: Data, test: Data, held: Partition
-) -> None:
-    again = fedavg(train, held, test, NETWORK, rounds=2, training=FAST, evaluate_at=(1, 2))
+def test_the_same_seed_gives_the_same_rows(two_rounds: dict[int, FedAvgRow], bench: Bench) -> None:
+    again = fedavg(bench, 2, FAST, evaluate_at=(1, 2))
     assert [row[:5] for row in again.values()] == [row[:5] for row in two_rounds.values()]
 
 
@@ -62,12 +64,10 @@ class TestResume:
     def test_a_run_that_was_cut_ends_as_one_that_was_not(
         self,
         two_rounds: dict[int, FedAvgRow],
-        train: Data,
-        test: Data,
-        held: Partition,
+        bench: Bench,
         tmp_path: Path,
     ) -> None:
-        checkpoint = tmp_path / "fedavg.safetensors"
+        path = tmp_path / "fedavg.safetensors"
 
         class CutError(Exception):
             pass
@@ -76,69 +76,79 @@ class TestResume:
             if number == 1:
                 raise CutError
 
-        arguments = (train, held, test, NETWORK)
-        options: dict[str, Any] = {"rounds": 2, "training": FAST, "evaluate_at": (1, 2), "checkpoint": checkpoint}
+        options: dict[str, Any] = {"training": FAST, "evaluate_at": (1, 2), "kept": Kept(path)}
         with pytest.raises(CutError):
-            fedavg(*arguments, **options, progress=cut)
-        resumed = fedavg(*arguments, **options, resume=True)
+            fedavg(bench, 2, **options, progress=cut)
+        options["kept"] = Kept(path, resume=True)
+        resumed = fedavg(bench, 2, **options)
         assert [row[:5] for row in resumed.values()] == [row[:5] for row in two_rounds.values()]
-        finished = fedavg(*arguments, **options, resume=True, progress=cut)  # nothing is left to do
+        finished = fedavg(bench, 2, **options, progress=cut)  # nothing is left to do
         assert finished == resumed
-        further = fedavg(*arguments, **options | {"rounds": 3}, resume=True)
+        further = fedavg(bench, 3, **options)
         assert further[2] == resumed[2]
-        assert fedavg(*arguments, **options | {"rounds": 3, "evaluate_at": (2, 3)}, resume=True)[3] == further[3]
+        assert fedavg(bench, 3, **options | {"evaluate_at": (2, 3)})[3] == further[3]
 
-    def test_rounds_that_nobody_tested_are_run_again(
-        self, train: Data, test: Data, held: Partition, tmp_path: Path
-    ) -> None:
-        options: dict[str, Any] = {"rounds": 2, "training": FAST, "checkpoint": tmp_path / "fedavg.safetensors"}
-        last = fedavg(train, held, test, NETWORK, **options, evaluate_at=())
-        both = fedavg(train, held, test, NETWORK, **options, evaluate_at=(1,), resume=True)
+    def test_rounds_that_nobody_tested_are_run_again(self, bench: Bench, tmp_path: Path) -> None:
+        path = tmp_path / "fedavg.safetensors"
+        last = fedavg(bench, 2, FAST, evaluate_at=(), kept=Kept(path))
+        both = fedavg(bench, 2, FAST, evaluate_at=(1,), kept=Kept(path, resume=True))
         assert sorted(both) == [1, 2]
         assert both[2][:5] == last[2][:5]
 
-    def test_another_configuration_is_refused_by_name(
-        self, train: Data, test: Data, held: Partition, tmp_path: Path
-    ) -> None:
-        checkpoint = tmp_path / "fedavg.safetensors"
-        fedavg(train, held, test, NETWORK, rounds=1, training=FAST, checkpoint=checkpoint)
-        with pytest.raises(ResumeError, match="training differ"):
-            fedavg(train, held, test, NETWORK, rounds=1, checkpoint=checkpoint, resume=True)
+    def test_another_configuration_is_refused_by_name(self, bench: Bench, tmp_path: Path) -> None:
+        path = tmp_path / "fedavg.safetensors"
+        fedavg(bench, 1, FAST, kept=Kept(path))
+        for changed, strategy, name in (
+            (bench, "fedavg", "training"),
+            (replace(bench, min_records=2), "fedavg", "min_records"),
+            (replace(bench, seed=1), "fedavg", "seed"),
+            (bench, "fedprox", "strategy"),
+        ):
+            training = LocalTraining() if name == "training" else FAST
+            with pytest.raises(ResumeError, match=f"{name} differ"):
+                fedavg(changed, 1, training, strategy=strategy, kept=Kept(path, resume=True))
 
-    def test_a_damaged_checkpoint_is_refused(self, train: Data, test: Data, held: Partition, tmp_path: Path) -> None:
-        checkpoint = tmp_path / "fedavg.safetensors"
-        checkpoint.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ")
+    def test_a_damaged_checkpoint_is_refused(self, bench: Bench, tmp_path: Path) -> None:
+        path = tmp_path / "fedavg.safetensors"
+        path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ")
         with pytest.raises(ResumeError, match="delete it"):
-            fedavg(train, held, test, NETWORK, rounds=1, checkpoint=checkpoint, resume=True)
+            fedavg(bench, 1, kept=Kept(path, resume=True))
 
 
 class TestFailures:
     def test_a_client_that_diverges_is_counted_and_named(
-        self,
-        train: Data,
-        test: Data,
-        held: Partition,
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
+        self, bench: Bench, held: Partition, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def failing(network: nn.Module, data: Data, training: LocalTraining, generator: torch.Generator) -> float:
+        def failing(network: nn.Module, data: Data, *settings: Any) -> float:
             if len(data) > 20:
                 raise SettingError("local training diverged")
-            return train_locally(network, data, training, generator)
+            return train_locally(network, data, *settings)
 
-        monkeypatch.setattr(importlib.import_module("fedcondense.flower.fedavg"), "train_locally", failing)
-        parts = [held[0][:20], held[1], held[2][:20]]
-        with caplog.at_level(logging.WARNING):
-            rows = fedavg(train, parts, test, NETWORK, rounds=2, training=FAST, evaluate_at=(1, 2))
+        module = importlib.import_module("fedcondense.flower.strategies.averaging")
+        monkeypatch.setattr(module, "train_locally", failing)
+        logged = list[str]()
+        grid = importlib.import_module("fedcondense.flower.checked_grid")
+        monkeypatch.setattr(grid._LOG, "warning", logged.append)  # `fedavg` keeps Flower's lines down
+        rows = fedavg(replace(bench, partition=[held[0][:20], held[1], held[2][:20]]), 2, FAST, evaluate_at=(1, 2))
         assert [row.failed for row in rows.values()] == [1, 2]
-        assert "round 1: 1 clients failed, 2 are left; SettingError: local training diverged" in caplog.text
+        assert logged == ["1 sites failed, 2 are left; partition 1: local training diverged"] * 2
 
-    def test_nothing_but_failures_is_an_error(self, train: Data, test: Data, held: Partition) -> None:
-        with pytest.raises(AggregationError, match=r"3 clients failed, 0 are left; .*diverged at lr"):
-            fedavg(train, held, test, NETWORK, rounds=1, training=replace(FAST, lr=1e9))
+    def test_nothing_but_failures_is_an_error(self, bench: Bench) -> None:
+        with pytest.raises(AggregationError, match=r"3 sites failed, 0 are left; .*diverged at lr"):
+            fedavg(bench, 1, replace(FAST, lr=1e9))
+
+    def test_a_client_without_data_is_left_out(self, bench: Bench, held: Partition) -> None:
+        rows = fedavg(replace(bench, partition=[*held, torch.empty(0, dtype=torch.int64)]), 1, FAST)
+        assert rows[1].accuracy > 0
+        assert rows[1].failed == 0
+
+    def test_a_class_of_few_records_is_left_out_by_every_client(self, bench: Bench, held: Partition) -> None:
+        with pytest.raises(AggregationError, match=r"3 sites failed.*\(min-records\)"):
+            fedavg(replace(bench, min_records=10**6), 1, FAST)
 
 
-def test_a_client_without_data_is_left_out(train: Data, test: Data, held: Partition) -> None:
-    rows = fedavg(train, [*held, torch.empty(0, dtype=torch.int64)], test, NETWORK, rounds=1, training=FAST)
-    assert rows[1].accuracy > 0
-    assert rows[1].failed == 0
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedmedian", "fedtrimmedavg", "krum", "qfedavg"])
+def test_networks_that_count_their_batches_are_averaged_over_rounds(bench: Bench, strategy: str) -> None:
+    """Their int64 buffers must come back from the average as they went."""
+    rows = fedavg(replace(bench, network="convnet1-w16-batch"), 2, FAST, strategy=strategy)
+    assert rows[2].failed == 0

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from fedcondense.data.images import Data
+from fedcondense.errors import SettingError
+from fedcondense.flower.site_data import load_partition
+
+
+def context(node: dict[str, Any], run: dict[str, Any] | None = None) -> Context:
+    return Context(1, 1, node, RecordDict(), run or {})
+
+
+class TestPublicData:
+    def test_nodes_divide_a_named_set(self, train: Data) -> None:
+        run = {"data": "digits", "alpha": 0.5, "partition-seed": 1}
+        parts = [load_partition(context({"partition-id": k, "num-partitions": 3}, run)) for k in range(3)]
+        assert sum(map(len, parts)) == len(train)
+
+    def test_a_run_says_how(self) -> None:
+        node = {"partition-id": 0, "num-partitions": 3}
+        sizes = {len(load_partition(context(node, {"partition-seed": seed}))) for seed in range(3)}
+        assert len(sizes) == 3
+
+    def test_a_run_cannot_name_a_path(self) -> None:
+        for name in ("folder:/home", "npz:/home/a.npz", "patients", "../patients"):
+            with pytest.raises(SettingError, match="node's config"):
+                load_partition(context({}, {"data": name}))
+
+    def test_a_run_cannot_say_where_data_are(self, train: Data, tmp_path: Path) -> None:
+        images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+        np.savez(tmp_path / "digits.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+        run = {"data": "digits", "data-root": str(tmp_path)}
+        assert len(load_partition(context({}, run))) == len(train)
+        assert len(load_partition(context({"data-root": str(tmp_path)}, run))) == 4
+
+    @pytest.mark.parametrize(
+        "run", [{"alpha": "0.5"}, {"alpha": -1.0}, {"partition-seed": -1}, {"min-partition-size": 1.5}, {"data": 3}]
+    )
+    def test_values_of_other_types_or_out_of_bounds_are_refused_by_name(self, run: dict[str, Any]) -> None:
+        (key,) = run
+        with pytest.raises(SettingError, match=f"the run's config: {key} = "):
+            load_partition(context({"partition-id": 0, "num-partitions": 3}, run))
+
+
+class TestOwnData:
+    def test_a_site_keeps_all_of_them(self, train: Data) -> None:
+        assert len(load_partition(context({"data": "digits", "partition-id": 5}))) == len(train)
+
+    @pytest.mark.parametrize(
+        "run", [{"alpha": 0.1}, {"partition-by": "iid"}, {"partition-seed": 7}, {"min-partition-size": 1}]
+    )
+    def test_no_run_divides_them(self, run: dict[str, Any]) -> None:
+        """A server that chose divisions could single records out."""
+        (key,) = run
+        node = {"data": "digits", "partition-id": 0, "num-partitions": 3}
+        with pytest.raises(
+            SettingError, match=f"the run's config sets {key}; this node's config names data of its own"
+        ):
+            load_partition(context(node, run))
+
+    def test_a_run_that_says_the_defaults_or_names_data_changes_nothing(self) -> None:
+        node = {"data": "digits", "partition-id": 0, "num-partitions": 3, "partition-seed": 7}
+        run = {"data": "cifar10", "partition-by": "dirichlet", "alpha": 0.5, "partition-seed": 42}
+        assert load_partition(context(node, run)).fingerprint == load_partition(context(node)).fingerprint
+
+    def test_their_own_config_divides_them(self, train: Data) -> None:
+        nodes = [{"data": "digits", "partition-id": k, "num-partitions": 3, "partition-by": "iid"} for k in range(3)]
+        sizes = [len(load_partition(context(node))) for node in nodes]
+        assert sum(sizes) == len(train)
+        assert max(sizes) - min(sizes) <= 10
+
+    def test_a_key_that_nobody_knows_is_refused(self) -> None:
+        with pytest.raises(SettingError, match="no setting is called 'dta'; did you mean 'data'"):
+            load_partition(context({"dta": "digits"}))
