@@ -74,7 +74,7 @@ class CondensedBuffer(ExemplarsBuffer):
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
         mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
             values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
-        std: What it divides by.
+        std: What it divides by then, one value per channel.
         seed: All that is random follows from it.
     """
 
@@ -173,7 +173,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """Change the budget to `new_size` decoded images; if it shrinks, stored images are condensed again.
 
         Raises:
-            SettingError: It is less than one stored image per class; the buffer is as it was.
+            SettingError: It is less than one stored image per class; the buffer is unchanged.
         """
         per_image = self.memory.make.per_image
         if new_size < per_image:

@@ -29,8 +29,8 @@ class Sampler:
     """Draws batches of a buffer's images without replacement until all were seen, then again.
 
     Args:
-        buffer: Not empty.
-        device: Where batches are wanted.
+        buffer: One that is not empty.
+        device: Of the batches.
         augment: Draw one augmentation per image, of those that the buffer names.
         seed: With the buffer's own, determines order and augmentation.
     """

@@ -17,7 +17,7 @@ __all__ = ["Experience", "Layout", "Range", "as_dataset", "group_name", "label_a
 
 
 class Range(NamedTuple):
-    """What 0 and 255 of a stored byte stand for in the stream, one value per channel."""
+    """The stream's values that the stored bytes 0 and 255 stand for, one per channel."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]

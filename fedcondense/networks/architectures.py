@@ -61,7 +61,7 @@ def alexnet(shape: Shape, classes: int) -> nn.Module:
 
 
 def vgg11(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
-    """Return VGG-11 (Simonyan and Zisserman, ICLR 2015) for small images: a norm a convolution, one linear layer."""
+    """Return VGG-11 (Simonyan and Zisserman, ICLR 2015) for small images: a norm per convolution, one linear layer."""
     _check("vgg11", shape, smallest=28)  # below, the last norm would see a single pixel per channel
     channels, height, width = shape
     padding = 3 if min(height, width) < 32 else 1  # 28 to 32

@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Hallucinators:
-    r"""Store few images per class and a few small networks that all share: each network makes an image of each base.
+    r"""Store few images per class and a few shared small networks: each network makes one image of each base.
 
     .. math:: x_{ik} = \mathrm{conv}_k\big(\mathrm{enlarge}(a_k \odot \mathrm{conv}'_k(u_i) + b_k)\big)
 
