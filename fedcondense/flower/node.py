@@ -32,7 +32,7 @@ from fedcondense.flower.wire import CARRIED, NO_DATA, WIRE, About, own_version, 
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
-__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "answer", "ledger_of", "place_of"]
+__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "answer", "ledger_of", "ledger_path", "place_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 KEPT_BYTES = 1 << 30
@@ -254,16 +254,22 @@ def _check_bytes(nbytes: int, caps: Caps) -> None:
         )
 
 
-def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
-    """Return the ledger of a node's life; None where whoever asks is this process, or the data are public."""
+def ledger_path(placed: Placed, desk: Desk) -> Path | None:
+    """Return where a node's life is counted; None where whoever asks is this process, or the data are public."""
     config = placed.config
     if not desk.is_counted or not (config.ledger or config.data):
         return None
     if config.ledger:
-        return Ledger.open(Path(config.ledger), placed.allowance)
+        return Path(config.ledger)
     named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return Ledger.open(Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl", placed.allowance)
+    return Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl"
+
+
+def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
+    """Return the ledger of a node's life, which is begun where there is none; None where nothing is counted."""
+    path = ledger_path(placed, desk)
+    return None if path is None else Ledger.open(path, placed.allowance)
 
 
 def _key(task: Question, server_round: int, place: int, data: Data) -> str:
