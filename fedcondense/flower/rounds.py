@@ -172,7 +172,7 @@ class Rounds(Strategy):
             AggregationError: There are fewer than `Asking.min_replies`, or what they were combined to is not finite.
         """
         answers, refused = mailbox.sorted()
-        if self.screen is not None:
+        if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             answers, refused = self._screened(server_round, answers, refused)
         self.answers, self.refused = tuple(answers), tuple(refused)
         for site, reason in refused:
