@@ -233,7 +233,7 @@ class TestClassOrder:
         assert row["per_class"][int("0")] > 50
         evaluation = SyntheticSet.load(tmp_path / "run" / "joined.safetensors").evaluation
         assert evaluation is not None
-        assert row["accuracy"] == pytest.approx(sum(evaluation["accuracies"]) / 3)
+        assert row["accuracy"] == pytest.approx(sum(evaluation["accuracies"]) / 3, abs=1e-3)
         assert right(network, test) == pytest.approx(
             evaluation["accuracies"][0], abs=1e-3
         )  # the one that is handed out
