@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import Message
@@ -84,10 +84,16 @@ class Mailbox:
     Args:
         sent: The questions; sending gives them their message ids.
         limits: What a reply may hold.
+        examine: Raises UntrustedSetError for an answer that a strategy cannot take; by default it takes all.
     """
 
-    def __init__(self, sent: Sequence[Sent], limits: ReplyLimits) -> None:
-        self.sent, self.limits = tuple(sent), limits
+    def __init__(
+        self,
+        sent: Sequence[Sent],
+        limits: ReplyLimits,
+        examine: Callable[[Answer[Any]], None] = lambda answer: None,
+    ) -> None:
+        self.sent, self.limits, self.examine = tuple(sent), limits, examine
         self.answers: dict[int, Answer[Payload]] = {}  # by node, under the names that sites are registered by
         self.claims: dict[int, str] = {}
         self.refused: dict[int, str] = {}
@@ -111,11 +117,13 @@ class Mailbox:
             payload = received.payload
             if isinstance(payload, SyntheticSet):
                 payload = self._checked(payload)
+            nbytes = message_bytes(message)
+            answer = Answer(site, payload, received.num_examples, received.seconds, nbytes)
+            self.examine(answer)
         except UntrustedSetError as broken:
             self.refused[site.node] = safe_text(str(broken))
             return False
-        nbytes = message_bytes(message)
-        self.answers[site.node] = Answer(site, payload, received.num_examples, received.seconds, nbytes)
+        self.answers[site.node] = answer
         return True
 
     def silent(self) -> list[Site]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -73,6 +74,12 @@ class Rounds(Strategy):
     @abstractmethod
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
         """Return what is kept once a stage's usable answers, by name of their sites, are there."""
+
+    def examine(self, stage: str, answer: Answer[Any]) -> None:
+        """Raise UntrustedSetError for an answer that `combine` cannot take: its site is left out, the round goes on.
+
+        Sets are held to `limits` before; sums and numbers of shapes that only the method knows are examined here.
+        """
 
     def summary(self) -> None:
         """Log the settings."""
@@ -163,7 +170,7 @@ class Rounds(Strategy):
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             sent.append(Sent(message, site, task.payload))
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        return Mailbox(sent, self.limits)
+        return Mailbox(sent, self.limits, partial(self.examine, stage))
 
     def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
         """Screen and combine the usable answers of a stage.
@@ -172,7 +179,7 @@ class Rounds(Strategy):
             AggregationError: There are fewer than `Asking.min_replies`, or what they were combined to is not finite.
         """
         answers, refused = mailbox.sorted()
-        if self.screen is not None:
+        if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             answers, refused = self._screened(server_round, answers, refused)
         self.answers, self.refused = tuple(answers), tuple(refused)
         for site, reason in refused:

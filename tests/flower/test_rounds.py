@@ -1,272 +1,270 @@
+"""Rounds of a small strategy whose task fails in a round of its choice; sets are in `strategies/test_one_shot`."""
+
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from fedcondense.flower.message import CONDENSE, Expected, pack
-from fedcondense.flower.strategy import AggregationError, OneShot, collect, train_network
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
-from torch import nn
 
+from fedcondense.contract import Holder
 from fedcondense.data.images import Data
-from fedcondense.data.partitions import Partition
+from fedcondense.errors import SettingError
+from fedcondense.flower.caps import Caps, Cost
+from fedcondense.flower.client import make_client_app
+from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
-from fedcondense.sets.selection import select
-from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.training.fit import Fit
-
-Answer = Callable[[int, Message], Message]
-
-
-def client_that(answers: Answer) -> ClientApp:
-    app = ClientApp()
-
-    @app.query(CONDENSE.partition(".")[2])
-    def answer(message: Message, context: Context) -> Message:
-        return answers(int(context.node_config["partition-id"]), message)
-
-    return app
+from fedcondense.flower.payloads import Metrics, Sums, Weights
+from fedcondense.flower.rounds import AggregationError, Rounds
+from fedcondense.flower.settings import number
+from fedcondense.flower.state_file import dump_state, load_state
 
 
-class LateGrid(InProcessGrid):
-    """Keeps the replies of some nodes back for good, and gives the others one pull after another."""
+@dataclass(frozen=True)
+class Count(Task[Sums]):
+    """Count the records of a class; fails in a round of its choice."""
 
-    silent: tuple[int, ...] = ()
+    round: int = number(1, 1)
+    fails_in: int = number(0, 0)
+    label: int = number(0, 0, 9)
+    factor: int = 1
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        wanted = [i for i in message_ids if i in self._replies]
-        ready = [i for i in wanted if self._replies[i].metadata.src_node_id not in self.silent]
-        return super().pull_messages(ready[:1])
+    name: ClassVar[str] = "count"
+    payload: ClassVar[type[Sums]] = Sums
+
+    def prepare(self, holder: Holder, node: Node) -> Job[Sums]:
+        if self.round == self.fails_in:
+            raise SettingError("not today")
+        found = self.factor * int(holder.counts[self.label])
+        return Job(Cost(), lambda: Sums({"n": torch.tensor([found])}))
+
+
+@dataclass(frozen=True)
+class Check(Task[Metrics]):
+    """Say how far a number is from this node's own place."""
+
+    value: int = 0
+
+    name: ClassVar[str] = "check"
+    payload: ClassVar[type[Metrics]] = Metrics
+
+    def prepare(self, holder: Holder, node: Node) -> Job[Metrics]:
+        return Job(Cost(), lambda: Metrics({"off": float(self.value - node.place)}))
+
+
+class Counting(Rounds):
+    """Each round counts another class; its weights are the counts so far."""
+
+    rounds = 3
+
+    def __init__(self, task: Count = Count(), **asked: Any) -> None:
+        super().__init__(**asked)
+        self.task: Count = task
+
+    def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Question:
+        return replace(self.task, round=server_round, label=server_round)
+
+    def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
+        total = sum(int(answer.payload.tensors["n"]) for answer in answers)
+        before = torch.zeros(0) if state.weights is None else state.weights.tensors["counts"]
+        counts = torch.cat([before, torch.tensor([float(total)])])
+        return state.but(weights=Weights({"counts": counts}), numbers={**state.numbers, "total": total})
+
+
+class Staged(Rounds):
+    """Two stages in a round: count, then ask each site something of its own."""
+
+    stages = ("count", "check")
+
+    def ask(
+        self, server_round: int, stage: str, state: State, sites: Sequence[Site]
+    ) -> Question | Mapping[Site, Question]:
+        if stage == "count":
+            return Count(label=3)
+        return {site: Check(10 + place) for place, site in enumerate(sites) if site.name != "client-1"}
+
+    def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
+        found = {f"{stage} {a.site.name}": float(next(iter(vars(a.payload).values())).get("off", 0)) for a in answers}
+        return state.but(numbers={**state.numbers, **found})
 
 
 @pytest.fixture(scope="module")
-def sets(train: Data, held: Partition) -> list[SyntheticSet]:
-    return [select(train.subset(index), 1, "random", seed=0) for index in held]
+def client(train: Data) -> ClientApp:
+    """Three nodes with 300, 600 and 900 records."""
+    parts = [train.subset(torch.arange(300 * k, 300 * k + 300 * (k > 0) + 300)) for k in range(3)]
+
+    def load(context: Any) -> Data:
+        return parts[int(context.node_config["partition-id"])]
+
+    return make_client_app(load, tasks=[Count, Check], caps=Caps.none(), is_counted=False)
 
 
-@pytest.fixture
-def honest(sets: list[SyntheticSet]) -> Answer:
-    def answer(k: int, message: Message) -> Message:
-        return Message(pack(sets[k % len(sets)], partition=k, num_examples=10 * (k + 1), seconds=1.0), reply_to=message)
-
-    return answer
-
-
-def trained(joined: SyntheticSet) -> nn.Module:
-    return train_network(joined, recipe=Fit(steps=2))
-
-
-def run(
-    strategy: OneShot, client: ClientApp, nodes: int, grid: type[InProcessGrid] = InProcessGrid, **start: Any
-) -> Result:
+def run(strategy: Rounds, client: ClientApp, **start: Any) -> Result:
     with task_identity():
-        return strategy.start(grid(client, nodes), **start)
+        result: Result = strategy.start(InProcessGrid(client, 3), **start)
+    return result
 
 
-class TestOneShot:
-    def test_it_returns_the_trained_weights_and_keeps_the_joined_set(
-        self, honest: Answer, sets: list[SyntheticSet], train: Data
-    ) -> None:
-        strategy = OneShot(trained, Expected.of(train.spec))
-        rounds: list[int] = []
+def counts(state: State) -> list[float]:
+    assert state.weights is not None
+    found: list[float] = state.weights.tensors["counts"].tolist()
+    return found
 
-        def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            rounds.append(server_round)
-            return MetricRecord({"arrays": len(arrays)})
 
-        result = run(strategy, client_that(honest), 3, evaluate_fn=evaluated)
-        assert strategy.joined is not None
-        assert strategy.joined.to_bytes() == SyntheticSet.join(sets).to_bytes()
-        for name, weight in trained(strategy.joined).state_dict().items():
-            torch.testing.assert_close(result.arrays.to_torch_state_dict()[name], weight, rtol=0, atol=0)
-        assert rounds == [1]
-        metrics = result.train_metrics_clientapp[1]
-        assert metrics["clients"] == 3
-        assert metrics["num-examples"] == 60
-        assert metrics["bytes-up"] == sum(s.nbytes for s in sets)
+class TestRounds:
+    def test_each_round_stands_on_the_state_before_it(self, client: ClientApp) -> None:
+        strategy, kept = Counting(), list[State]()
+        strategy.keep = lambda strategy: kept.append(strategy.state)
+        result = run(strategy, client)
+        assert [state.round for state in kept] == [1, 2, 3]
+        assert [len(counts(state)) for state in kept] == [1, 2, 3]
+        assert counts(kept[2])[:2] == counts(kept[1])
+        assert sorted(result.train_metrics_clientapp) == [1, 2, 3]
+        assert result.arrays.to_torch_state_dict()["counts"].tolist() == counts(strategy.state)
 
-    def test_joining_does_not_depend_on_the_order_of_arrival(self, sets: list[SyntheticSet]) -> None:
-        def backwards(k: int, message: Message) -> Message:
-            content = pack(sets[2 - k], partition=2 - k, num_examples=1, seconds=0.0)
-            return Message(content, reply_to=message)
-
-        strategy = OneShot(trained)
-        run(strategy, client_that(backwards), 3)
-        assert strategy.joined is not None
-        assert strategy.joined.to_bytes() == SyntheticSet.join(sets).to_bytes()
-
-    def test_errors_and_duplicates_are_named_and_the_round_goes_on(
-        self, honest: Answer, sets: list[SyntheticSet], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        def mixed(k: int, message: Message) -> Message:
-            if k == 1:
-                return Message(Error(2, "\x1b[31m<b>has no data</b>"), reply_to=message)
-            return honest(0 if k == 3 else k, message)
-
-        logging.getLogger("flwr").propagate = True
-        strategy = OneShot(trained)
-        with caplog.at_level(logging.WARNING, "flwr"):
-            run(strategy, client_that(mixed), 4)
-        assert [reply.partition for reply in strategy.accepted] == [0, 2]
-        assert [(r.node, r.reason) for r in strategy.refused] == [
-            (101, "(b)has no data(/b)"),
-            (103, "partition 0 has answered already"),
-        ]
-        assert "node 101 is left out: (b)has no data(/b)" in caplog.text
-
-    def test_a_set_of_another_shape_than_most_is_refused(self, honest: Answer, sets: list[SyntheticSet]) -> None:
-        """It comes first: the first must not decide for the others."""
-        part = sets[0].parts[0]
-        codes = {"images": part.codes["images"].repeat(1, 3, 1, 1)}
-        record = replace(part.record, shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-        colour = SyntheticSet([replace(part, codes=codes, record=record)])
-
-        def answers(k: int, message: Message) -> Message:
-            if k == 0:
-                return Message(pack(colour, partition=0, num_examples=1, seconds=0.0), reply_to=message)
-            return honest(k, message)
-
-        strategy = OneShot(trained)
-        run(strategy, client_that(answers), 3)
-        assert [reply.partition for reply in strategy.accepted] == [1, 2]
-        assert "those of most others" in strategy.refused[0].reason
-
-    def test_silence_is_a_refusal_after_the_grace_period(self, honest: Answer) -> None:
-        class Grid(LateGrid):
-            silent = (101,)
-
-        strategy = OneShot(trained, min_replies=2, grace=0.1)
-        run(strategy, client_that(honest), 3, Grid, timeout=60.0)
-        assert [reply.partition for reply in strategy.accepted] == [0, 2]
-        assert strategy.refused[0][:2] == (101, "no reply within the deadline")
-
-    def test_a_broken_reply_does_not_start_the_grace_period(self, honest: Answer) -> None:
-        """It comes alone and first; the usable ones come after the grace period would have ended."""
-
-        class Grid(LateGrid):
-            begun = 0.0
-
-            def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-                type(self).begun = self.begun or time.monotonic()
-                if time.monotonic() - self.begun < 0.5:
-                    message_ids = [i for i in message_ids if self._replies[i].metadata.src_node_id == 100]
-                return InProcessGrid.pull_messages(self, message_ids)
-
-        def answers(k: int, message: Message) -> Message:
-            if k == 0:
-                return Message(RecordDict({"junk": ConfigRecord()}), reply_to=message)
-            return honest(k, message)
-
-        strategy = OneShot(trained, min_replies=1, grace=0.05)
-        run(strategy, client_that(answers), 3, Grid, timeout=60.0)
-        assert [reply.partition for reply in strategy.accepted] == [1, 2]
-        assert strategy.refused[0].node == 100
-
-    def test_weights_that_are_not_finite_are_an_error(self, honest: Answer) -> None:
-        def broken(joined: SyntheticSet) -> nn.Module:
-            network = trained(joined)
-            next(iter(network.parameters())).data.fill_(float("nan"))
-            return network
-
-        with pytest.raises(AggregationError, match="weights that are not finite"):
-            run(OneShot(broken), client_that(honest), 3)
-
-    def test_no_usable_set_is_an_error_that_says_why(self) -> None:
-        def none(k: int, message: Message) -> Message:
-            return Message(Error(2, f"partition {k}: has no data"), reply_to=message)
-
-        strategy = OneShot(trained)
-        with pytest.raises(AggregationError, match=r"0 usable sets of 3, 1 needed; node 100: partition 0: has no data"):
-            run(strategy, client_that(none), 3)
+    def test_a_failure_in_a_round_leaves_the_rounds_before_it(self, client: ClientApp) -> None:
+        whole, strategy, kept = Counting(), Counting(Count(fails_in=2)), list[State]()
+        strategy.keep = lambda strategy: kept.append(strategy.state)
+        run(whole, client, num_rounds=1)
+        with pytest.raises(AggregationError, match=r"round 2: 0 usable answers of 3.*client-0: partition 0: not today"):
+            run(strategy, client)
+        assert dump_state(strategy.state) == dump_state(kept[0])
+        assert counts(strategy.state) == counts(whole.state)
         assert len(strategy.refused) == 3
 
-    def test_fewer_sets_than_needed_is_an_error(self, honest: Answer) -> None:
-        class Grid(LateGrid):
-            silent = (101,)
+    def test_a_run_that_is_rebuilt_from_its_state_ends_as_one_that_was_not_cut(self, client: ClientApp) -> None:
+        whole, first, second = Counting(), Counting(), Counting()
+        run(whole, client)
+        run(first, client, num_rounds=2)
+        second.state = load_state(dump_state(first.state), "here")
+        run(second, client)
+        assert counts(second.state) == counts(whole.state)
+        assert second.state.round == 3
+        assert second.spent["bytes-up"] == pytest.approx(whole.spent["bytes-up"], rel=0.01)
+        assert second.spent["bytes-down"] == pytest.approx(whole.spent["bytes-down"], rel=0.01)
 
-        with pytest.raises(AggregationError, match="2 usable sets of 3, 3 needed; node 101: no reply"):
-            run(OneShot(trained, min_replies=3), client_that(honest), 3, Grid, timeout=1.0)
+    def test_a_run_that_is_done_asks_nobody(self, client: ClientApp) -> None:
+        strategy = Counting()
+        run(strategy, client)
+        assert run(strategy, client).train_metrics_clientapp == {}
 
-    def test_too_few_nodes_end_the_wait_at_its_deadline(self, honest: Answer) -> None:
-        with pytest.raises(TimeoutError, match=r"1 of 2 nodes connected within 0 s; start the others"):
-            run(OneShot(trained, wait=0.0), client_that(honest), 1)
-
-    def test_classes_that_nobody_sent_are_named(
-        self, train: Data, held: Partition, caplog: pytest.LogCaptureFixture
+    def test_the_server_is_asked_for_its_measure_after_each_round_and_of_initial_weights_before(
+        self, client: ClientApp
     ) -> None:
-        few = select(train.subset(torch.where(train.labels < 8)[0]), 1, "random")
+        seen: list[tuple[int, int]] = []
 
-        def answers(k: int, message: Message) -> Message:
-            return Message(pack(few, partition=k, num_examples=1, seconds=0.0), reply_to=message)
+        def measured(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            seen.append((server_round, len(arrays["counts"].numpy())))
+            return MetricRecord({"n": len(seen)})
 
-        strategy = OneShot(trained, Expected.of(train.spec))
-        with caplog.at_level(logging.WARNING, "flwr"):
-            run(strategy, client_that(answers), 2)
-        assert strategy.missing == ("8", "9")
-        assert "no set holds images of 2 classes: '8', '9'" in caplog.text
+        start = ArrayRecord({"counts": torch.zeros(5)})
+        result = run(Counting(), client, initial_arrays=start, evaluate_fn=measured, num_rounds=2)
+        assert seen == [(0, 5), (1, 6), (2, 7)]
+        assert sorted(result.evaluate_metrics_serverapp) == [0, 1, 2]
 
-    def test_a_fraction_of_the_nodes_is_drawn_by_the_seed(self, honest: Answer) -> None:
-        asked = []
-        for seed in (0, 0, 1, 2, 3):
-            strategy = OneShot(trained, fraction_train=0.4, min_train_nodes=1, seed=seed)
-            run(strategy, client_that(honest), 5)
-            asked.append(tuple(reply.partition for reply in strategy.accepted))
-        assert {len(partitions) for partitions in asked} == {2}
-        assert asked[0] == asked[1]
-        assert len(set(asked)) > 1
+    def test_weights_that_are_not_finite_end_the_round_and_stay_out_of_the_state(self, client: ClientApp) -> None:
+        class Broken(Counting):
+            def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
+                found = super().combine(server_round, stage, state, answers)
+                return (
+                    found.but(weights=Weights({"counts": torch.tensor([float("nan")])})) if server_round > 1 else found
+                )
 
-    def test_more_than_one_round_is_refused(self, honest: Answer) -> None:
-        with pytest.raises(ValueError, match="one round"):
-            run(OneShot(trained), client_that(honest), 3, num_rounds=2)
+        strategy = Broken()
+        with pytest.raises(AggregationError, match="round 2: training on the answers of 3 nodes ended in weights"):
+            run(strategy, client)
+        assert strategy.state.round == 1
 
-    def test_classes_that_only_some_clients_know_are_united(self, sets: list[SyntheticSet]) -> None:
-        names = [("a", "b"), ("b", "c")]
+    @pytest.mark.parametrize("rounds", [0, -1])
+    def test_rounds_are_one_or_more(self, rounds: int, client: ClientApp) -> None:
+        with pytest.raises(SettingError, match=f"num_rounds {rounds}; needed: 1 or more"):
+            run(Counting(), client, num_rounds=rounds)
 
-        def answers(k: int, message: Message) -> Message:
-            two = sets[0].parts[0]
-            record = replace(two.record, classes=names[k], counts=(5, 5))
-            codes = {"images": two.codes["images"][:2]}
-            part = replace(two, codes=codes, targets=torch.tensor([0, 1], dtype=torch.uint8), record=record)
-            return Message(pack(SyntheticSet([part]), partition=k, num_examples=2, seconds=0.0), reply_to=message)
+    def test_what_sites_are_asked_may_be_changed_at_the_start(self, client: ClientApp) -> None:
+        plain, doubled = Counting(), Counting()
+        run(plain, client)
+        run(doubled, client, train_config=ConfigRecord({"factor": 2}))
+        assert counts(doubled.state) == [2 * n for n in counts(plain.state)]
+        with pytest.raises(SettingError, match="train_config: no setting is called 'factr'; did you mean 'factor'"):
+            run(Counting(), client, train_config=ConfigRecord({"factr": 2}))
 
-        strategy = OneShot(trained)
-        result = run(strategy, client_that(answers), 2)
-        assert strategy.joined is not None
-        assert strategy.joined.classes == ("a", "b", "c")
-        assert strategy.joined.counts().tolist() == [1, 2, 1]
-        assert result.arrays.to_torch_state_dict()["classifier.weight"].shape[0] == 3
+    @pytest.mark.parametrize(
+        "wrong", [{"min_replies": 0}, {"fraction_train": 2.0}, {"grace": -1.0}, {"wait": float("nan")}]
+    )
+    def test_numbers_that_cannot_work_are_refused_when_it_is_made(self, wrong: dict[str, Any]) -> None:
+        (key,) = wrong
+        with pytest.raises(SettingError, match=f"Counting: {key.replace('_', '-')} = "):
+            Counting(**wrong)
 
-        few = OneShot(trained, Expected(limits=replace(Expected().limits, classes=2)))
-        run(few, client_that(answers), 2)
-        assert [reply.partition for reply in few.accepted] == [0]
-        assert few.refused[0].reason == "with it the sets name more than 2 classes"
+    def test_another_argument_is_no_keyword(self) -> None:
+        with pytest.raises(TypeError, match="min_nodes"):
+            Counting(min_nodes=3)
+
+    def test_bytes_and_seconds_add_up_over_rounds_for_each_site_that_is_asked(self, client: ClientApp) -> None:
+        strategy, grid = Counting(), InProcessGrid(client, 3)
+        with task_identity():
+            strategy.start(grid, num_rounds=2)
+        up, down = (sum(getattr(t, way) for t in grid.traffic.values()) / 3 for way in ("up", "down"))
+        assert strategy.spent["bytes-up"] == pytest.approx(up, rel=0.02)
+        assert strategy.spent["bytes-down"] == pytest.approx(down, rel=0.05)
+
+    def test_flowers_two_halves_do_what_a_round_of_start_does(self, client: ClientApp) -> None:
+        """Whoever drives a strategy by `configure_train` and `aggregate_train`."""
+        whole, halves = Counting(), Counting()
+        run(whole, client, num_rounds=1)
+        with task_identity():
+            grid = InProcessGrid(client, 3)
+            messages = list(halves.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
+            arrays, metrics = halves.aggregate_train(1, grid.send_and_receive(messages))
+        assert arrays is not None
+        assert metrics is not None
+        assert arrays["counts"].numpy().tolist() == counts(whole.state)
+        assert metrics["clients"] == 3
+        assert halves.state.round == 1
 
 
-def test_replies_that_count_as_one_do_not_start_the_grace_period(honest: Answer) -> None:
-    class Grid(LateGrid):
-        silent = (100,)
+class TestStages:
+    def test_each_stage_sees_what_the_one_before_left_and_may_ask_each_site_its_own(self, client: ClientApp) -> None:
+        strategy = Staged()
+        run(strategy, client)
+        found = {name: value for name, value in strategy.state.numbers.items() if name.startswith(("count", "check"))}
+        assert found == {"count client-0": 0, "count client-1": 0, "count client-2": 0} | {
+            "check client-0": 10,  # 10 + 0 - 0
+            "check client-2": 10,  # 10 + 2 - 2
+        }
+        assert [answer.site.name for answer in strategy.answers] == ["client-0", "client-2"]
 
+    def test_a_stage_that_fails_leaves_the_state_of_the_round_before(self, client: ClientApp) -> None:
+        class Late(Staged):
+            def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Any:
+                if server_round == 2 and stage == "check":
+                    return Count(fails_in=1)
+                return super().ask(server_round, stage, state, sites)
+
+        strategy = Late()
+        run(strategy, client)
+        before = strategy.state
+        with pytest.raises(AggregationError, match="round 2: 0 usable answers"):
+            run(strategy, client, num_rounds=2)
+        assert strategy.state is before
+
+
+def test_a_task_that_nodes_do_not_know_is_named_with_what_to_install(train: Data) -> None:
+    client = make_client_app(lambda context: train, caps=Caps.none())
+    with pytest.raises(AggregationError, match=r"'count'.*it does not know this task; install fedcondense"):
+        run(Counting(), client)
+
+
+def test_questions_carry_flowers_round_and_the_tasks_name(client: ClientApp) -> None:
     with task_identity():
-        grid = Grid(client_that(honest), 3)
-        asked = [Message(RecordDict({"config": ConfigRecord()}), node, CONDENSE) for node in (100, 101, 102)]
-        began = time.monotonic()
-        collect(grid, asked, timeout=1.0, need=2, grace=0.0, usable=lambda reply: 7)
-    assert time.monotonic() - began >= 1.0
-
-
-def test_collect_returns_what_is_there_at_the_deadline(honest: Answer) -> None:
-    class Grid(LateGrid):
-        silent = (100, 101)
-
-    with task_identity():
-        grid = Grid(client_that(honest), 3)
-        content = RecordDict({"config": ConfigRecord()})
-        replies = collect(grid, [Message(content, node, CONDENSE) for node in (100, 101, 102)], timeout=0.5)
-    assert [reply.metadata.src_node_id for reply in replies] == [102]
+        messages: list[Message] = list(
+            Counting().configure_train(2, ArrayRecord(), ConfigRecord(), InProcessGrid(client, 3))
+        )
+    assert {m.metadata.message_type for m in messages} == {"query.count"}
+    assert {m.metadata.group_id for m in messages} == {"2"}
+    assert [m.metadata.dst_node_id for m in messages] == [100, 101, 102]

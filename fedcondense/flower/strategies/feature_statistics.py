@@ -25,7 +25,7 @@ from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
-from fedcondense.flower.strategies.features import labelled_by, random_features
+from fedcondense.flower.strategies.features import feature_dims, labelled_by, random_features
 from fedcondense.networks import default_network
 from fedcondense.randomness import stream
 
@@ -104,6 +104,22 @@ class FeatureStatistics(Rounds):
         """Ask everybody the same."""
         return self.task
 
+    def examine(self, stage: str, answer: Answer[Sums]) -> None:
+        """Refuse moments of other names, shapes or dtypes than `Moments` gives, and numbers that no records have."""
+        sent, shape = answer.payload.tensors, self.limits.shape
+        held = len(sent["labels"]) if "labels" in sent and sent["labels"].ndim else 1
+        if shape is not None:
+            d = feature_dims(self.task.network or default_network(shape), shape, self.task.seed)
+        else:  # whatever the moments say, as long as both say the same
+            d = sent["means"].shape[-1] if "means" in sent and sent["means"].ndim else 1
+        whole, half = torch.empty(held, dtype=torch.int64), torch.empty(held, d, dtype=torch.float16)
+        answer.payload.matching({"labels": whole, "counts": whole, "means": half, "variances": half}, "this network")
+        labels, counts = sent["labels"], sent["counts"]
+        if not held or len(labels.unique()) < held or not _within(labels, 0, len(self.task.classes) - 1):
+            raise UntrustedSetError(f"labels that are not each one of the {len(self.task.classes)} classes, once")
+        if not _within(counts, 1, self.limits.records) or bool((sent["variances"] < 0).any()):
+            raise UntrustedSetError(f"counts from 1 to {self.limits.records} and variances from 0 are needed")
+
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
         """Draw features and fit the head; a site's Gaussians count by its records."""
         generator = stream(self.task.seed, "feature-statistics")
@@ -112,8 +128,6 @@ class FeatureStatistics(Rounds):
         for answer in answers:
             sent = answer.payload.tensors
             means, variances = sent["means"].float(), sent["variances"].float()
-            if bool((sent["labels"] < 0).any()) or bool((sent["labels"] >= len(self.task.classes)).any()):
-                raise UntrustedSetError(f"{answer.site.name} sent labels beyond the {len(self.task.classes)} classes")
             for i, (label, count) in enumerate(zip(sent["labels"].tolist(), sent["counts"].tolist(), strict=True)):
                 draws = max(1, round(count * min(1.0, _SAMPLES / total)))
                 noise = torch.randn(draws, means.shape[1], generator=generator)
@@ -128,6 +142,10 @@ class FeatureStatistics(Rounds):
         network = self.task.network or default_network(data.spec.shape)
         features = (random_features(data, network, self.task.seed).cpu() - kept["mean"]) / kept["std"]
         return features @ kept["classifier"][:-1] + kept["classifier"][-1]
+
+
+def _within(numbers: Tensor, least: int, most: int) -> bool:
+    return bool(((numbers >= least) & (numbers <= most)).all())
 
 
 def _head(features: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fedcondense.contract import Holder, Network
-from fedcondense.data import Data
+from fedcondense.data import Data, Spec
 from fedcondense.deadline import check_time
 from fedcondense.errors import SettingError
 from fedcondense.flower.contract import Node
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 
-__all__ = ["labelled_by", "random_features"]
+__all__ = ["feature_dims", "labelled_by", "random_features"]
 
 _AT_ONCE = 500  # images in a forward pass
 
@@ -43,6 +43,13 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
             projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
             features = features @ projection.to(features.device)
     return features
+
+
+def feature_dims(network: str, shape: tuple[int, int, int], seed: int, dims: int = 0) -> int:
+    """Return how many features `random_features` gives of images of a shape."""
+    blank = torch.zeros(1, *shape, dtype=torch.uint8)
+    spec = Spec("blank", shape, ("any",), (0.5,) * shape[0], (0.5,) * shape[0])
+    return random_features(Data(blank, torch.zeros(1, dtype=torch.int64), spec), network, seed, dims).shape[1]
 
 
 def labelled_by(holder: Holder, classes: Sequence[str], node: Node) -> Data:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import nn
 
-from fedcondense.condensing import estimate, prepare, run
+from fedcondense.condensing import STARTS, estimate, images_per_class, prepare, run
 from fedcondense.contract import Holder
 from fedcondense.data import Data, Spec
 from fedcondense.errors import look_up
@@ -65,6 +65,7 @@ class Condense(Task[SyntheticSet]):
         node.caps.check_ipc(self.ipc)
         objective = look_up("objective", self.objective, OBJECTIVES)
         look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
+        look_up("start", self.start, STARTS)  # an empty one would be the recipe's own, real records of some
         steps = self.steps or objective.recipe.steps
         node.caps.check_steps(steps)
         network = self.network or default_network(holder.spec.shape)
@@ -80,7 +81,9 @@ class Condense(Task[SyntheticSet]):
             start=self.start,
             limit=node.caps.share,
         )
-        return condensing(loop, node, self.start == "real")
+        if warning := images_per_class(holder, self.ipc, SHARE_OF_RECORDS).warning:
+            _LOG.info("%s: %s", node.name, warning)
+        return condensing(loop, node, loop.recipe.start == "real")
 
 
 def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:

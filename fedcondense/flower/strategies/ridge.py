@@ -24,7 +24,7 @@ from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
-from fedcondense.flower.strategies.features import labelled_by, random_features
+from fedcondense.flower.strategies.features import feature_dims, labelled_by, random_features
 from fedcondense.networks import default_network
 
 __all__ = ["RIDGE", "Products", "Ridge", "ridge_dims"]
@@ -109,6 +109,17 @@ class Ridge(Rounds):
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Question:
         """Ask everybody the same."""
         return self.task
+
+    def examine(self, stage: str, answer: Answer[Sums]) -> None:
+        """Refuse sums of other names, shapes or dtypes than `Products` gives of this server's images."""
+        network, shape = self.task.network, self.limits.shape
+        if shape is not None:
+            size = 1 + feature_dims(network or default_network(shape), shape, self.task.seed, self.task.dims)
+        else:  # whatever the sums say, as long as both say the same
+            size = len(answer.payload.tensors.get("products", ()))
+        classes, triangle = len(self.task.classes), size * (size + 1) // 2
+        like = {"gram": torch.empty(triangle, device="meta"), "products": torch.empty(size, classes, device="meta")}
+        answer.payload.matching(like, "this network")
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
         """Add the sums up in float64 and solve."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -14,14 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from fedcondense.flower.baselines import feature_statistics, random_features, ridge, ridge_dims
-from fedcondense.flower.fedavg import LocalTraining
-from fedcondense.flower.federation import federate
-from fedcondense.flower.federation_result import ROWS, FederationProgress, FederationResult
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition, partition
-from fedcondense.errors import DataError, OutputError, ResumeError, SettingError
+from fedcondense.errors import OutputError, ResumeError, SettingError
+from fedcondense.flower.comparison.federate import Measured, Output, federate
+from fedcondense.flower.comparison.result import FederationProgress, FederationResult
+from fedcondense.flower.comparison.rows import ROWS
+from fedcondense.flower.rounds import AggregationError
+from fedcondense.flower.strategies.averaging import LocalTraining
+from fedcondense.flower.strategies.one_shot import Condense
+from fedcondense.networks.saved import load_network
 from fedcondense.report.page import read_rows
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate_as_recorded
@@ -29,14 +31,17 @@ from fedcondense.training.fit import Fit
 
 NETWORK = "convnet2-w32"
 ALL = (*(row for row in ROWS if row != "fedavg-20"), "fedavg-2")
+ASKED = Condense(1, "dm", steps=3)
+GRID = (LocalTraining(0.05), LocalTraining(0.1))
 QUICK: dict[str, Any] = {
-    "ipc": 1,
-    "objective": "dm",
-    "steps": 3,
-    "recipe": Fit(steps=5),
-    "evaluation_seeds": (0, 1),
-    "fedavg_grid": (LocalTraining(0.05), LocalTraining(0.1)),
+    "asked": ASKED,
+    "measured": Measured(Fit(steps=5), (0, 1), GRID),
+    "min_records": 1,
 }
+
+
+def into(path: Path, **options: Any) -> dict[str, Any]:
+    return {"output": Output(path, **options)}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(train: Data, test: Data, held: Partition, folder: Path) -> FederationResult:
-    return federate(train, test, held, rows=ALL, output=folder, **QUICK)
+    return federate(train, test, held, rows=ALL, **into(folder), **QUICK)
 
 
 class TestFederate:
@@ -65,9 +70,26 @@ class TestFederate:
         assert {result.rows[name]["lr"] for name in ("fedavg-1", "fedavg-5")} <= {0.05, 0.1}
         assert result.rows["fedavg-5"]["bytes_up"] == pytest.approx(5 * result.rows["fedavg-1"]["bytes_up"], rel=0.01)
 
+    def test_every_row_says_what_it_is(self, result: FederationResult) -> None:
+        for name, row in result.rows.items():
+            assert set(row["about"]) == {"label", "travels", "seen", "rounds"}, name
+        assert result.rows["fedavg-5"]["about"]["label"] == "FedAvg, 5 rounds"
+        assert result.rows["ridge-equal-bytes"]["about"]["label"] == "ridge, equal bytes"
+
+    def test_the_network_in_the_folder_has_the_classes_of_the_result(
+        self, result: FederationResult, folder: Path, test: Data
+    ) -> None:
+        network = load_network(folder)
+        assert list(network.classes) == result.classes == list(test.spec.classes)
+        percent = 100 * float((network.predict(test.images) == test.labels).float().mean())
+        assert result.joined is not None
+        assert result.joined.evaluation is not None
+        assert percent == pytest.approx(result.joined.evaluation["accuracies"][0], abs=1e-3)
+
     def test_the_folder_holds_every_set_as_it_travelled(self, result: FederationResult, folder: Path) -> None:
-        sets = [SyntheticSet.load(path) for path in sorted((folder / "clients").glob("*.safetensors"))]
-        assert len(sets) == 3
+        assert result.sites == ["client-0", "client-1", "client-2"]
+        sets = [SyntheticSet.load(folder / "clients" / f"{name}.safetensors") for name in result.sites]
+        assert len(list((folder / "clients").iterdir())) == 3
         joined = SyntheticSet.load(folder / "joined.safetensors")
         torch.testing.assert_close(joined.decode().images, SyntheticSet.join(sets).decode().images, rtol=0, atol=0)
         assert sum(s.nbytes for s in sets) / 3 == result.rows["one-shot"]["set_bytes"]
@@ -96,7 +118,7 @@ class TestResume:
         self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
     ) -> None:
         told: list[FederationProgress] = []
-        again = federate(train, test, held, rows=ALL, output=folder, resume=True, progress=told.append, **QUICK)
+        again = federate(train, test, held, rows=ALL, **into(folder, resume=True), progress=told.append, **QUICK)
         assert told == []
         assert again.to_dict() == result.to_dict()
 
@@ -106,7 +128,7 @@ class TestResume:
         own = shutil.copytree(folder, tmp_path / "run")  # the other tests read the folder
         told: list[FederationProgress] = []
         again = federate(
-            train, test, held, rows=("one-shot", "k-means"), output=own, resume=True, progress=told.append, **QUICK
+            train, test, held, rows=("one-shot", "k-means"), **into(own, resume=True), progress=told.append, **QUICK
         )
         assert {now.row for now in told} == {"k-means"}
         assert again.rows["one-shot"] == result.rows["one-shot"]
@@ -117,21 +139,28 @@ class TestResume:
         self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition, tmp_path: Path
     ) -> None:
         own = shutil.copytree(folder, tmp_path / "run")
-        again = federate(train, test, held, rows=("fedavg-6",), output=own, resume=True, **QUICK)
+        again = federate(train, test, held, rows=("fedavg-6",), **into(own, resume=True), **QUICK)
         assert again.rows["fedavg-6"]["bytes_up"] == 3 * result.rows["fedavg-2"]["bytes_up"]
 
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
             ({"rows": ("fedavg-x",)}, "no row is called"),
-            ({"objective": "dx"}, "no objective is called"),
-            ({"parametrization": "pixel"}, "no parametrization is called"),
-            ({"start": "reel"}, "no start is called"),
-            ({"network": "convnet4-w16", "parametrization": "multi-formation-4"}, "smaller depth"),
-            ({"ipc": 0}, "ipc 0; needed"),
-            ({"ipc": -1}, "ipc is -1; needed"),
-            ({"steps": 0}, "0 steps; give 1 or more"),
-            ({"seed": -1}, "seed is -1; needed"),
+            ({"rows": ("fedavg-0",)}, "no row is called 'fedavg-0'"),
+            ({"rows": ("one-shot-3",)}, "no row is called 'one-shot-3'"),
+            ({"rows": ()}, "no rows; name some of"),
+            ({"min_records": 0}, "min_records 0; needed: a whole number, 1 or more"),
+            ({"min_records": True}, "min_records True; needed"),
+            ({"asked": replace(ASKED, objective="dx")}, "no objective is called"),
+            ({"asked": replace(ASKED, parametrization="pixel")}, "no parametrization is called"),
+            ({"asked": replace(ASKED, start="reel")}, "no start is called"),
+            ({"asked": replace(ASKED, network="convnet4-w16", parametrization="multi-formation-4")}, "smaller depth"),
+            ({"asked": replace(ASKED, network="mlp+lenet")}, "share one: name one"),
+            ({"asked": replace(ASKED, ipc=0)}, "ipc = 0; needed: a whole number from 1"),
+            ({"asked": replace(ASKED, ipc=-1)}, "ipc = -1; needed"),
+            ({"asked": replace(ASKED, steps=-1)}, "steps = -1; needed"),
+            ({"asked": replace(ASKED, seed=-1)}, "seed = -1; needed"),
+            ({"asked": replace(ASKED, seed=1.5)}, "seed = 1.5; needed"),  # type: ignore[arg-type]
         ],
     )
     def test_a_wrong_argument_deletes_nothing(
@@ -145,7 +174,7 @@ class TestResume:
         held: Partition,
     ) -> None:
         with pytest.raises(SettingError, match=message):
-            federate(train, test, held, output=folder, overwrite=True, **{**QUICK, **wrong})
+            federate(train, test, held, **into(folder, overwrite=True), **{**QUICK, **wrong})
         assert json.loads((folder / "result.json").read_text())["rows"].keys() == result.rows.keys()
 
     def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(
@@ -155,7 +184,7 @@ class TestResume:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("mine")
         for _ in range(2):
-            federate(train, test, held, rows=("one-shot",), output=tmp_path, overwrite=True, **QUICK)
+            federate(train, test, held, rows=("one-shot",), **into(tmp_path, overwrite=True), **QUICK)
         left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
         assert {"work/thesis.txt", "work/more/thesis.txt", "clients/list.safetensors"} <= left
         assert "clients/07.safetensors" not in left  # of a run before, whose client this one does not have
@@ -164,7 +193,7 @@ class TestResume:
         self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
     ) -> None:
         again: Callable[..., FederationResult] = partial(
-            federate, rows=("one-shot",), output=folder, resume=True, **QUICK
+            federate, rows=("one-shot",), **into(folder, resume=True), **QUICK
         )
         turned = replace(held, indices=tuple(index.flip(0) for index in held.indices))
         assert turned.hash == held.hash
@@ -179,33 +208,38 @@ class TestResume:
         self, result: FederationResult, folder: Path, train: Data, test: Data, held: Partition
     ) -> None:
         with pytest.raises(ResumeError, match="ipc differ"):
-            federate(train, test, held, rows=ALL, output=folder, resume=True, **{**QUICK, "ipc": 2})
+            federate(
+                train, test, held, rows=ALL, **into(folder, resume=True), **{**QUICK, "asked": replace(ASKED, ipc=2)}
+            )
         with pytest.raises(OutputError, match="exists"):
-            federate(train, test, held, rows=ALL, output=folder, **QUICK)
+            federate(train, test, held, rows=ALL, **into(folder), **QUICK)
 
+    @pytest.mark.slow
     def test_a_run_that_was_killed_ends_bit_equal(self, tmp_path: Path) -> None:
         """SIGKILL after the first client's set; the second run goes on from it and ends as an unbroken one."""
         program = (
             "import sys, torch; torch.set_num_threads(1)\n"
+            "from pathlib import Path\n"
             "from fedcondense.data.loading import load_data\n"
             "from fedcondense.data.partitions import partition\n"
-            "from fedcondense.flower import federate\n"
+            "from fedcondense.flower import Condense, Measured, Output, federate\n"
             "from fedcondense.training.fit import Fit\n"
             "train, test = load_data('digits')\n"
             "held = partition(train, 3, 'iid', seed=1)\n"
-            "federate(train, test, held, rows=('one-shot',), ipc=1, objective='dm', steps=60, recipe=Fit(steps=5),\n"
-            "         evaluation_seeds=(0,), output=sys.argv[1], resume=len(sys.argv) > 2)\n"
+            "output = Output(Path(sys.argv[1]), resume=len(sys.argv) > 2)\n"
+            "federate(train, test, held, rows=('one-shot',), asked=Condense(1, 'dm', steps=60),\n"
+            "         measured=Measured(Fit(steps=5), (0,)), min_records=1, output=output)\n"
         )
         command = [sys.executable, "-c", program]
-        subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=120)
+        subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=600)
         cut = subprocess.Popen([*command, str(tmp_path / "cut")])
-        end = time.monotonic() + 100
-        while not list((tmp_path / "cut" / "work").glob("[0-9a-f]*.safetensors")) and time.monotonic() < end:
+        end = time.monotonic() + 600
+        while not list((tmp_path / "cut" / "work").glob("[0-9a-f]*.kept")) and time.monotonic() < end:
             time.sleep(0.01)
         cut.kill()
         cut.wait()
         assert not (tmp_path / "cut" / "joined.safetensors").exists()
-        subprocess.run([*command, str(tmp_path / "cut"), "resume"], check=True, timeout=120)
+        subprocess.run([*command, str(tmp_path / "cut"), "resume"], check=True, timeout=600)
         one, other = (SyntheticSet.load(tmp_path / name / "joined.safetensors").decode() for name in ("whole", "cut"))
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
 
@@ -219,7 +253,8 @@ class TestOddFederations:
         counts = [[20] * 10, [0] * 10, [30] * 10]
         held = partition(train, 3, "counts", counts=counts, seed=0)
         result = federate(train, test, held, rows=("one-shot", "ridge", "fedavg-1"), **QUICK)
-        assert result.refused == [{"client": 1, "reason": "partition 1: has no data", "row": "one-shot"}]
+        refused = {"client": "client-1", "node": "101", "reason": "partition 1: has no data"}
+        assert result.refused == [{**refused, "row": row} for row in ("one-shot", "ridge")]
         assert result.rows["one-shot"]["clients"] == 2
 
     def test_without_a_folder_nothing_is_written(
@@ -230,58 +265,18 @@ class TestOddFederations:
         assert result.paths == []
         assert list(tmp_path.iterdir()) == []
 
+    def test_classes_of_few_records_are_left_out_in_every_row(self, train: Data, test: Data) -> None:
+        counts = [[20] * 10, [20] * 9 + [5], [20] * 10]
+        held = partition(train, 3, "counts", counts=counts, seed=0)
+        given = {**QUICK, "min_records": 6}
+        result = federate(train, test, held, rows=("one-shot",), **given)
+        assert result.coverage == {str(k): 3 - (k == 9) for k in range(10)}
+        with pytest.raises(AggregationError, match=r"3 sites failed.*\(min-records\)"):
+            federate(train, test, held, rows=("fedavg-1",), **{**QUICK, "min_records": 21})
 
-class TestStatistics:
-    def test_ridge_does_not_depend_on_the_partition(self, train: Data, test: Data, held: Partition) -> None:
-        """Sums over all clients are sums over all data: one client gives the same classifier."""
-        skewed = ridge(train, held, test, NETWORK)
-        together = ridge(train, [torch.arange(len(train))], test, NETWORK)
-        assert skewed.accuracy == pytest.approx(together.accuracy, abs=0.3)
-        assert skewed.accuracy > 90
-
-    def test_they_are_sums_of_full_precision_under_a_callers_autocast(
-        self, train: Data, test: Data, held: Partition
-    ) -> None:
-        plain = ridge(train, held, test, NETWORK), feature_statistics(train, held, test, NETWORK)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            mixed = ridge(train, held, test, NETWORK), feature_statistics(train, held, test, NETWORK)
-        for one, other in zip(plain, mixed, strict=True):
-            assert one.bytes_up == other.bytes_up
-            assert one.accuracy == pytest.approx(other.accuracy, abs=2)
-
-    def test_sums_without_a_client_that_has_data_are_refused(
-        self, train: Data, test: Data, held: Partition, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def failing(data: Data, *settings: Any) -> torch.Tensor:
-            if len(data) == 20:
-                raise RuntimeError("out of memory")
-            return random_features(data, *settings)
-
-        assert ridge(train, [*held, held[0][:0]], test, NETWORK).accuracy > 80  # who has no data is left out
-        monkeypatch.setattr(importlib.import_module("fedcondense.flower.baselines"), "random_features", failing)
-        with pytest.raises(DataError, match="a client failed to send statistics: RuntimeError: out of memory"):
-            ridge(train, [*held, held[0][:20]], test, NETWORK)
-
-    def test_ridge_is_least_squares(self, train: Data, test: Data) -> None:
-        """On seven features, the closed form must do as `torch.linalg.lstsq` on the stacked rows does."""
-        row = ridge(train, [torch.arange(len(train))], test, NETWORK, dims=7, strength=0.0)
-        features, tested = (random_features(data, NETWORK, 0, 7) for data in (train, test))
-        rows = torch.cat([features, torch.ones(len(features), 1)], 1).double()
-        targets = torch.nn.functional.one_hot(train.labels, 10).double()
-        weights = torch.linalg.lstsq(rows, targets).solution
-        logits = torch.cat([tested, torch.ones(len(tested), 1)], 1).double() @ weights
-        assert row.accuracy == pytest.approx(100 * float((logits.argmax(1) == test.labels).double().mean()), abs=0.3)
-
-    @pytest.mark.parametrize("nbytes", [200, 1000, 37_500])
-    def test_the_dimensions_fill_the_bytes(self, nbytes: int) -> None:
-        def size(dims: int) -> int:
-            return 4 * ((dims + 1) * (dims + 2) // 2 + (dims + 1) * 10)
-
-        dims = ridge_dims(nbytes, 10)
-        assert size(dims) <= nbytes < size(dims + 1)
-
-    def test_gaussians_of_features_classify(self, train: Data, test: Data, held: Partition) -> None:
-        row = feature_statistics(train, held, test, NETWORK)
-        assert row.accuracy > 80
-        per_class = 2 * 2 * 128 + 16  # means and variances in half precision, a label and a count
-        assert row.bytes_up < 10 * per_class + 3000
+    def test_any_strategy_by_name_is_a_row(self, train: Data, test: Data, held: Partition) -> None:
+        rows = ("iterative-2", "fedprox-1", "herding")
+        result = federate(train, test, held, rows=rows, **{**QUICK, "asked": replace(ASKED, network="convnet1-w16")})
+        assert list(result.rows) == list(rows)
+        assert [row["about"]["rounds"] for row in result.rows.values()] == [2, 1, 1]
+        assert [entry["round"] for entry in result.rows["iterative-2"]["history"]] == [1, 2]
