@@ -187,7 +187,7 @@ class _Comparison:
         set_bytes = int(self.result.rows.get(self.main, {}).get("set_bytes", 0))
         ran = Runner(self.bench, self.asked, set_bytes).run(row)
         if isinstance(ran.strategy, Rounds):
-            self.result.refused += refusals(ran.strategy.refused, row.name)
+            self.result.refused += refusals(ran.strategy.left_out, row.name)
             if row.name == self.main:
                 self._keep(row, ran, ran.strategy)
         return ran.row

@@ -44,7 +44,7 @@ class Condense(Task[SyntheticSet]):
         objective: A name in the node's `OBJECTIVES`.
         parametrization: A name in its `PARAMETRIZATIONS`.
         steps: Optimisation steps; 0: the objective's recipe says.
-        seed: The root seed; each node draws from a child of it.
+        seed: The root seed; each node draws from a child of it, in every round the same: change it with the round.
         network: A name in `NETWORKS`; empty: the one for the images' size.
         start: A name in `STARTS`; ``"real"`` publishes records.
     """
@@ -81,7 +81,7 @@ class Condense(Task[SyntheticSet]):
             start=self.start,
             limit=node.caps.share,
         )
-        if warning := images_per_class(holder, self.ipc, SHARE_OF_RECORDS).warning:
+        if warning := images_per_class(holder, self.ipc, node.caps.share).warning:
             _LOG.info("%s: %s", node.name, warning)
         return condensing(loop, node, loop.recipe.start == "real")
 
