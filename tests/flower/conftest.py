@@ -65,12 +65,14 @@ def ask() -> Ask:
         **options: Any,
     ) -> Message:
         client = make_client_app(lambda context: data, caps=caps, **options)
-        if not isinstance(question, RecordDict):
-            about = About(WIRE, "test", task, server_round).record()
-            question = RecordDict({"about": about, "config": ConfigRecord(dict(question))})
+        if isinstance(question, RecordDict):
+            content = question
+        else:
+            about, config = About(WIRE, "test", task, server_round).record(), dict[str, Any](question)
+            content = RecordDict({"about": about, "config": ConfigRecord(config)})
         with task_identity():
             grid = InProcessGrid(client, 1, node_config={"num-partitions": 0, **(node or {})})
-            return next(iter(grid.send_and_receive([Message(question, 100, f"query.{task}")])))
+            return next(iter(grid.send_and_receive([Message(content, 100, f"query.{task}")])))
 
     return ask_one
 

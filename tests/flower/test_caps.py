@@ -32,7 +32,7 @@ class TestCheck:
             replace(Caps(), **caps).check(Cost(**cost))
         (name,) = cost
         if name in ("steps", "seconds", "nbytes", "memory", "pixels"):
-            replace(Caps(), **caps).check(Cost(**{name: 5}))  # as much as is allowed
+            replace(Caps(), **caps).check(Cost().but(**{name: 5}))  # as much as is allowed
 
     def test_all_that_is_too_much_is_said_in_one_line(self) -> None:
         with pytest.raises(SettingError) as refused:

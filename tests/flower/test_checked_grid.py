@@ -139,7 +139,7 @@ def sound(k: int, **changes: Any) -> RecordDict:
 
 class TestCheckedGrid:
     def test_unsound_answers_are_left_out_counted_and_named(self, caplog: pytest.LogCaptureFixture) -> None:
-        bad = {
+        bad: dict[int, RecordDict | Error] = {
             1: RecordDict({**numbers(), "arrays": record(network(), classifier__bias=np.full(3, np.nan, np.float32))}),
             2: sound(2, num_examples=float("nan")),
             3: Error(2, "out of <b>memory</b>"),

@@ -156,7 +156,7 @@ class TestTensors:
         given_ = kind({"a": torch.ones(2), "b": torch.ones(2)})
         with pytest.raises(UntrustedSetError, match=needed):
             given_.matching(like, "mine")
-        assert given_.matching(dict(reversed(given_.tensors.items())), "mine") is given_
+        assert given_.matching(dict(reversed(list(given_.tensors.items()))), "mine") is given_
 
 
 class TestWeights:

@@ -73,7 +73,7 @@ def pack(synthetic: SyntheticSet, *, site: int = 0, num_examples: int = 100, sec
     return pack_answer(synthetic, About(WIRE), (f"client-{site}", site), num_examples, seconds)
 
 
-def content_of(blob: bytes, about: dict[str, Any] | None = None, **metrics: Any) -> RecordDict:
+def content_of(blob: bytes, about: Any = None, **metrics: Any) -> RecordDict:
     file = ArrayRecord({"file": Array(np.frombuffer(blob, np.uint8))})
     numbers = {"num-examples": 100, "seconds": 1.0, "bytes": len(blob)} | metrics
     if "partition-id" in metrics:  # wire 1

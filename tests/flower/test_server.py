@@ -196,7 +196,7 @@ class TestServerApp:
 
 def right(network: Any, test: Data) -> float:
     """Return percent right by the names of the network's classes and of the test data's."""
-    predicted = [network.classes[k] for k in network.predict(test.images).tolist()]
+    predicted: list[str] = [network.classes[k] for k in network.predict(test.images).tolist()]
     wanted = [test.spec.classes[k] for k in test.labels.tolist()]
     return 100 * sum(one == other for one, other in zip(predicted, wanted, strict=True)) / len(wanted)
 

@@ -43,7 +43,7 @@ def run(strategy: Rounds, train: Data, held: Partition, cache: Path, rounds: int
     def load(context: Context) -> Data:
         return train.subset(held[int(context.node_config["partition-id"])])
 
-    tasks = [Publish, Masked, Anchored, AnchoredOn, Add, Judge]
+    tasks: list[type[Question]] = [Publish, Masked, Anchored, AnchoredOn, Add, Judge]
     client = make_client_app(load, tasks=tasks, caps=Caps.none(), cache=cache, is_counted=False)
     with task_identity():
         grid = InProcessGrid(client, 3)

@@ -118,7 +118,7 @@ class TestEveryTask:
         self, name: str, ask: Ask, few: Data
     ) -> None:
         def answered(seed: int) -> bytes:
-            task = replace(usual(TASKS[name], few), seed=seed)  # type: ignore[type-var, call-arg]
+            task = replace(usual(TASKS[name], few), seed=seed)  # type: ignore[type-var]
             reply = ask(few, pack_question(task, 1), task=name, caps=Caps.none())
             payload = read_answer(reply.content, task.payload, ReplyLimits().limits).payload
             if hasattr(payload, "pixels"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from flwr.app import Context
@@ -62,7 +64,7 @@ def test_they_are_of_full_precision_under_a_callers_autocast(train: Data) -> Non
 
 
 class TestHostileMoments:
-    def combined(self, train: Data, limits: ReplyLimits | None = None, **changes: torch.Tensor) -> State:
+    def combined(self, train: Data, limits: Any = None, **changes: torch.Tensor) -> State:
         task = Moments(train.spec.classes, NETWORK)
         sound = task.prepare(Own(train), NODE).run()
         strategy = FeatureStatistics(task, limits=limits or ReplyLimits.of(train.spec))
