@@ -121,7 +121,8 @@ class TestClear:
 
 def test_refusals_and_verdicts_are_plain_values() -> None:
     site = Site("a", "00", 2**63)
-    assert refusals([Refusal(site, "late")], "x") == [{"client": "a", "node": str(2**63), "reason": "late", "row": "x"}]
+    said = {"client": "a", "node": str(2**63), "reason": "late", "row": "x", "round": 3}
+    assert refusals([(3, Refusal(site, "late"))], "x") == [said]
     verdicts = {(site, "cat"): Verdict(0.33333), (site, "dog"): Verdict(1), (site, "cow"): Verdict(1, "alone")}
     assert judged(verdicts) == [
         {"client": "a", "class": "cat", "weight": 0.333, "why": ""},
