@@ -32,7 +32,17 @@ from fedcondense.flower.wire import CARRIED, NO_DATA, WIRE, About, own_version, 
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
-__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "answer", "ledger_of", "ledger_path", "place_of"]
+__all__ = [
+    "KEPT_BYTES",
+    "Desk",
+    "NodeConfig",
+    "Placed",
+    "answer",
+    "check_carried",
+    "ledger_of",
+    "ledger_path",
+    "place_of",
+]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 KEPT_BYTES = 1 << 30
@@ -192,8 +202,7 @@ def answer(
             f"the server speaks wire {about.wire} (fedcondense {about.version}), this node wire {WIRE} (fedcondense "
             f"{own_version()}); update fedcondense here"
         )
-    if Weights in get_type_hints(kind).values() and not caps.allow_weights:
-        raise SettingError(f"task {kind.name!r} carries weights; this node's config has no allow-weights = true")
+    check_carried(kind, caps)
     task = read_question(content, kind, Limits(nbytes=caps.max_memory))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -218,6 +227,12 @@ def answer(
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     return pack_answer(payload, about, (name, place), len(data), seconds)
+
+
+def check_carried(kind: type[Question], caps: Caps) -> None:
+    """Refuse a task that carries weights, unless the node's config allows them."""
+    if Weights in get_type_hints(kind).values() and not caps.allow_weights:
+        raise SettingError(f"task {kind.name!r} carries weights; this node's config has no allow-weights = true")
 
 
 def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, about: About) -> Payload:

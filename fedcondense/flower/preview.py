@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shlex
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
 from fedcondense.flower.ledger import Charge, Ledger
-from fedcondense.flower.node import Desk, Placed, ledger_path, place_of
+from fedcondense.flower.node import Desk, Placed, check_carried, ledger_path, place_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.settings import read
 from fedcondense.flower.site_data import load_partition
@@ -28,6 +28,7 @@ from fedcondense.flower.strategies import TASKS
 __all__ = ["Checked", "Preview", "check_node", "preview", "read_config"]
 
 _SILENT = ("cache", "ledger")  # keys that would leave traces
+_PAIR = re.compile(r"""([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them: quotes keep spaces
 
 
 class Checked(NamedTuple):
@@ -58,8 +59,9 @@ def read_config(text: str) -> dict[str, Any]:
     try:
         if path.is_file():
             return tomllib.loads(path.read_text(encoding="utf-8"))
-        pairs = [piece.partition("=") for piece in shlex.split(text, posix=False)]
-        return tomllib.loads("\n".join(f"{key} = {value}" for key, _, value in pairs))
+        if _PAIR.sub("", text).strip():
+            raise ValueError("some of it is no key=value")
+        return tomllib.loads("\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text)))
     except (OSError, ValueError) as broken:
         raise SettingError(
             f"{text!r:.100} is no node's config ({broken}); give a TOML file, or 'data=\"folder:DIR\" max-ipc=10'"
@@ -98,7 +100,9 @@ def preview(
     """
     context = _context({key: value for key, value in config.items() if key not in _SILENT})
     placed = place_of(context, Desk(is_stock=True))
-    asked = read(look_up("task", task, TASKS), fields, f"task {task}")
+    kind = look_up("task", task, TASKS)
+    check_carried(kind, placed.caps)
+    asked = read(kind, fields, f"task {task}")
     data = placed.enough(load_partition(context))
     node = Node(placed.name(context), placed.caps, place=placed.place(context), progress=progress)
     job = asked.prepare(Own(data), node)
@@ -122,7 +126,8 @@ def _nearest(payload: Any, data: Data) -> dict[str, float]:
 
 
 def _smallest(mine: Tensor, records: Tensor) -> float:
-    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")  # zero for a copy
+    # By differences: products of images lose the digits that tell a copy from what is close to one.
+    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")
     return float(distances.min() / math.sqrt(mine.shape[1]))
 
 
