@@ -161,7 +161,7 @@ def test_a_script_that_is_killed_and_run_again_prints_the_same(tmp_path: Path) -
 
     def start(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ | more, timeout=300)
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | more, timeout=600)
 
     whole = start()
     assert whole.returncode == 0, whole.stderr

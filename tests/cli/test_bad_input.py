@@ -58,7 +58,7 @@ class TestBadInput:
         ended = subprocess.run(
             [*script, "condense", f"npz:{tmp_path / 'few.npz'}", "--ipc", "9", "--method", "random", "--no-evaluate",
              "--output", str(tmp_path / "set.safetensors"), "--format", "json"],
-            capture_output=True, text=True, timeout=120, check=True,
+            capture_output=True, text=True, timeout=600, check=True,
         )  # fmt: skip
         assert json.loads(ended.stdout)["images"] == 4
         assert "they get what is there" in ended.stderr

@@ -41,13 +41,13 @@ class TestInterruption:
 
     def test_killed_and_resumed_is_bit_equal_to_uninterrupted(self, cli: Any, tmp_path: Path) -> None:
         whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-        self.start(whole).communicate(timeout=120)
+        self.start(whole).communicate(timeout=600)
         process = self.start(parts)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert not parts.exists()
         assert "pass --resume" in cli.refused("condense", "digits", "--output", parts)
-        self.start(parts, "--resume").communicate(timeout=120)
+        self.start(parts, "--resume").communicate(timeout=600)
         first, second = (SyntheticSet.load(path).with_record(seconds=0.0).to_bytes() for path in (whole, parts))
         assert first == second
 
@@ -55,14 +55,14 @@ class TestInterruption:
         output = tmp_path / "set.safetensors"
         process = self.start(output)
         process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=60)
+        printed, said = process.communicate(timeout=600)
         assert process.returncode == 130
         assert printed == ""
         assert said.startswith("interrupted; ")
         assert said.rstrip().endswith("--resume")
         assert len(said.splitlines()) == 1
         typed = shlex.split(said[said.index("go on with: ") + len("go on with: ") :])
-        assert subprocess.run([*self.script, *typed[1:]], timeout=120, check=False).returncode == 0
+        assert subprocess.run([*self.script, *typed[1:]], timeout=600, check=False).returncode == 0
         assert output.exists()
 
     @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ class TestInterruption:
         output = tmp_path / "set.safetensors"
         process = self.start(output)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         said = cli.refused("condense", "digits", "--ipc", 2, "--steps", 120, "--output", output, "--resume")
         assert "ipc was 1, is 2" in said
         assert output.with_name(f"{output.name}.checkpoint").exists()

@@ -269,7 +269,7 @@ class TestInterruption:
     def test_killed_and_resumed_gives_the_same_table(self, cli: Any, whole: Path, tmp_path: Path) -> None:
         process = self.start(tmp_path)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         before = state(tmp_path)
         assert not (tmp_path / "table.md").exists()
         cli.done(*TABLE, "--output", tmp_path, "--so-far")
@@ -282,7 +282,7 @@ class TestInterruption:
     def test_ctrl_c_keeps_the_cells_and_says_how_to_go_on(self, tmp_path: Path) -> None:
         process = self.start(tmp_path)
         process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=60)
+        printed, said = process.communicate(timeout=600)
         assert (process.returncode, printed) == (130, "")
         assert said.startswith(f"interrupted; {tmp_path} keeps the cells that are done; go on with: fedcondense sweep")
         assert len(said.splitlines()) == 1

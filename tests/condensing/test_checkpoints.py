@@ -357,7 +357,7 @@ for run in range(10):
 @pytest.mark.parametrize(("objective", "steps"), [("dm-ridge", 24), ("dsa", 12)])
 def test_killed_at_ten_random_moments_and_resumed_it_ends_bit_equal(objective: str, steps: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLS, str(tmp_path), objective, str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(runs) == 10

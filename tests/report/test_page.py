@@ -192,7 +192,7 @@ def test_a_browser_shows_the_whole_page_and_runs_nothing(tmp_path: Path) -> None
 
     def browse(*more: str) -> str:
         asked = [str(CHROMIUM), *flags, *more, report.as_uri()]
-        return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=600).stdout
 
     browse(f"--screenshot={picture}")
     with Image.open(picture) as shown:

@@ -217,7 +217,7 @@ for path in sys.argv[1:]:
             paths.append(str(made.with_evaluation(result.to_dict()).save(tmp_path / name)))
             expected.append(list(result.accuracies))
         command = [sys.executable, "-c", self.NEW_PROCESS, *paths]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         assert [json.loads(line) for line in done.stdout.splitlines()] == expected
 
