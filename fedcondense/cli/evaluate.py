@@ -55,7 +55,7 @@ def evaluate(
 
     Without --network and --seeds it repeats the evaluation that the set's record holds, if there is one.
 
-    JSON keys: `accuracy` (percent, mean), `accuracy_std`, `accuracies`, `per_class` (percent a class, by name; null
+    JSON keys: `accuracy` (percent, mean), `accuracy_std`, `accuracies`, `per_class` (percent per class, by name; null
     where the test data have none), `network`, `seeds`, `recipe`, `weighted`, `test`, `seconds`, `nbytes`, `data`,
     `file`.
     """

@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 def show(
     file: SetFile,
     output: Annotated[Path, typer.Option(help="Where the PNG is written.")],
-    columns: Annotated[int | None, typer.Option(help="Images a row; default: all of a class, at most 20.")] = None,
+    columns: Annotated[int | None, typer.Option(help="Images per row; default: all of a class, at most 20.")] = None,
     scale: Annotated[int | None, typer.Option(help="Screen pixels a pixel; default: images 64 high.")] = None,
     overwrite: Overwrite = False,
     plugin: Plugin = None,

@@ -25,7 +25,7 @@ from fedcondense.cli.sweep_run import finish_sweep, with_steps
 from fedcondense.cli.terminal import command, set_up, warn_of_slow
 from fedcondense.errors import SettingError
 
-_EACH = """DIR gets `table.md`, `table.csv`, `figure.png`, a file a cell (`cells/`) and each set (`sets/`). A sweep
+_EACH = """DIR gets `table.md`, `table.csv`, `figure.png`, a file per cell (`cells/`) and each set (`sets/`). A sweep
 that was killed goes on when the same command is given again. Exit code 1: some cells failed, and their rows say why.
 
 JSON keys: `rows`, each with `objective`, `parametrization`, `data`, `network`, `test_network`, `ipc` (null: all real

@@ -54,7 +54,7 @@ class Sweeping:
     """The options that all sweeps have."""
 
     output: Annotated[Path, typer.Option(help="The folder of the sweep; what it holds already is not done again.")]
-    sets: Annotated[int, typer.Option(help="Sets a row, from seed 0 on.")] = 3
+    sets: Annotated[int, typer.Option(help="Sets per row, from seed 0 on.")] = 3
     networks: Annotated[int, typer.Option(help="Networks that are trained on each set.")] = 2
     network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None
     controls: Annotated[
@@ -67,7 +67,7 @@ class Sweeping:
         ),
     ] = RecipeName.tuned
     steps: Annotated[int | None, typer.Option(help="Optimisation steps of each set; default: the recipe's.")] = None
-    budget: Annotated[float | None, typer.Option(help="CPU seconds a set, instead of steps: a few are timed.")] = None
+    budget: Annotated[float | None, typer.Option(help="CPU seconds per set, instead of steps: a few are timed.")] = None
     evaluation_steps: Annotated[int | None, typer.Option(help="Training steps of a network; default: 400.")] = None
     scores: Annotated[bool, typer.Option("--scores", help="Add LRS and ARS: trains three times as much.")] = False
     workers: Annotated[int, typer.Option(help="Cells side by side, in processes of one thread.")] = 1

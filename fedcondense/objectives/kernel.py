@@ -95,7 +95,7 @@ class FeatureRegression(FeatureObjective):
         layer: Which features: ``"embedding"``, as published, or ``"logits"``.
         per_class: Real images of a class that a step sees; 1024 of all classes as published.
         penalty: The ridge, as a share of the kernel's mean diagonal; 1e-6 as published. Measured together with
-            `siamese` on Fashion-MNIST at 10 images a class, 400 steps, one seed: 81.3 percent, 78.3 as published.
+            `siamese` on Fashion-MNIST at 10 images per class, 400 steps, one seed: 81.3 percent, 78.3 as published.
         siamese: Augment each class, real and synthetic images alike; as published at most mirrored.
         learn_labels: Learn the targets, too, as published; 82.1 in the same measurement.
     """

@@ -104,7 +104,7 @@ def means_and_ridge(
         per_class: Real images of a class that a draw sees.
         ridge: The regression's weight.
         penalty: The regression's ridge.
-        learn_labels: Learn the targets, too: two bytes a class and image more, which are counted.
+        learn_labels: Learn the targets, too: two bytes per class and image more, which are counted.
     """
     means = DistributionMatching(per_class=per_class, relative=True)
     return MeansAndRidge((means, RidgeRegression(per_class=per_class, penalty=penalty)), (1.0, ridge), learn_labels)

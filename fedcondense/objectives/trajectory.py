@@ -51,7 +51,7 @@ class TrajectoryMatching(Objective):
 
     Args:
         window: Steps on synthetic images, N.
-        batch: Synthetic images a step, drawn without replacement until all were seen.
+        batch: Synthetic images per step, drawn without replacement until all were seen.
         rate: Where the step size a starts.
         gradient: ``"unroll"``, ``"recompute"`` or ``"direct"``.
         siamese: Augment; the name is that of all objectives, but real images are not seen here.

@@ -47,7 +47,7 @@ class UnrolledTraining(Objective):
     Args:
         per_class: Real images of a class that a step sees.
         window: Steps that are unrolled, T.
-        batch: Synthetic images a step of them, drawn without replacement until all were seen.
+        batch: Synthetic images per step of them, drawn without replacement until all were seen.
         rate: Where the step sizes start.
         siamese: Augment each class in one way throughout a window, synthetic and real images alike.
         learn_labels: Learn the targets, too.

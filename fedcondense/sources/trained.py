@@ -137,7 +137,7 @@ def train_on(
 
 
 def published_loops(ipc: int) -> tuple[int, int]:
-    """Return (steps a network, epochs between them) of the DC and DSA papers; between their values, interpolated.
+    """Return (steps per network, epochs between them) of the DC and DSA papers; between their values, interpolated.
 
     >>> published_loops(1), published_loops(10), published_loops(30)
     ((1, 1), (10, 50), (30, 20))
