@@ -95,7 +95,7 @@ def name_of(data: str, ipc: int, name: str, seed: int) -> str:
 def table() -> str:
     results = read(PATH)
     lines = [
-        "| data | images per class | row | accuracy | CPU s a set | steps | sets |",
+        "| data | images per class | row | accuracy | CPU s per set | steps | sets |",
         "|---|---|---|---|---|---|---|",
     ]
     for data in DATA:

@@ -111,7 +111,7 @@ def name_of(data: str, ipc: int, method: str, storage: str, seed: int, trained: 
 def table(path: Path, trained: int = TRAINED) -> str:
     results = read(path)
     lines = [
-        "| data | images per class | bytes | row | accuracy | CPU s a set | sets |",
+        "| data | images per class | bytes | row | accuracy | CPU s per set | sets |",
         "|---|---|---|---|---|---|---|",
     ]
     for data in DATA:

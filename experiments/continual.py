@@ -174,7 +174,7 @@ def cells(name: str, float32: bool = False) -> dict[str, Callable[[], dict[str, 
 
 def table(name: str) -> str:
     results = read(PATH)
-    lines = ["| learner | memory | image bytes | all bytes | images | accuracy | most CPU s an experience | seeds |"]
+    lines = ["| learner | memory | image bytes | all bytes | images | accuracy | most CPU s per experience | seeds |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     rows = dict.fromkeys(key.rsplit(" | ", 1)[0] for key in cells(name))
     for row in rows:

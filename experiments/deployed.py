@@ -65,7 +65,7 @@ def table() -> str:
     results = read(PATH)
     size = results["weights"]["bytes"]
     lines = [
-        "| row | kB up a client | ResNet-18 accuracy | its weights, once, are so many times larger |",
+        "| row | kB up per client | ResNet-18 accuracy | its weights, once, are so many times larger |",
         "|---|---|---|---|",
     ]
     for name, cell in results.items():

@@ -145,7 +145,7 @@ def fedavg_rows(alpha: float, epochs: int = 1) -> dict[int, dict[str, float]]:
 
 def table() -> str:
     results = read(PATH)
-    lines = ["| Dirichlet | row | images per class | kB up a client | kB down | accuracy | s a client | seeds |"]
+    lines = ["| Dirichlet | row | images per class | kB up per client | kB down | accuracy | s per client | seeds |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for key in sorted(keys()):
         cell = summary(results, key)
@@ -186,7 +186,7 @@ def curve(axes: Any) -> None:
     for name, marker in zip(STATISTICS, "^v*", strict=True):
         cell = summary(results, (0.1, 10, name, ""))
         _line(axes, [cell] if cell else [], name, color="C4", marker=marker, linestyle="")
-    axes.set(xscale="log", xlabel="kB up a client (log)", ylabel="accuracy, %")
+    axes.set(xscale="log", xlabel="kB up per client (log)", ylabel="accuracy, %")
     axes.set_title("Fashion-MNIST, 10 clients, Dirichlet 0.1: one round (FedAvg: more)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

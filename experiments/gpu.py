@@ -186,7 +186,7 @@ def variants(data: Data) -> dict[str, Callable[[], Any]]:
 def table() -> str:
     results = read(PATH)
     lines = [
-        "| row | bytes | images | steps | s a set | accuracy | with CutMix | sets |",
+        "| row | bytes | images | steps | s per set | accuracy | with CutMix | sets |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:

@@ -50,7 +50,7 @@ def name_of(data: str, labels: str, seed: int) -> str:
 def table() -> str:
     results = read(PATH)
     lines = [
-        "| data | labels | images per class | bytes | accuracy | CPU s a set | sets |",
+        "| data | labels | images per class | bytes | accuracy | CPU s per set | sets |",
         "|---|---|---|---|---|---|---|",
     ]
     for data in DATA:

@@ -30,7 +30,7 @@ __all__ = [
     "Parametrization",
     "Recipe",
     "Synthetic",
-    "class_rows",
+    "index_by_class",
 ]
 
 Codes = dict[str, Tensor]
@@ -42,11 +42,11 @@ class Synthetic(NamedTuple):
     images: Tensor  # (N, C, H, W), normalised, requires a gradient
     targets: Tensor  # (N, K) probabilities; requires a gradient only where labels are learned
     extras: Mapping[str, Tensor] = {}  # what else an objective learns, by the names that `Objective.extras` gave
-    rows: Mapping[int, Tensor] | None = None  # what `by_class` returns, where labels stay as they are
+    of_class: Mapping[int, Tensor] | None = None  # what `by_class` returns, where labels stay as they are
 
     def by_class(self) -> Mapping[int, Tensor]:
-        """Return which images are of which class, in their order; unless `rows` knows, this waits for the device."""
-        return class_rows(self.targets) if self.rows is None else self.rows
+        """Return the indices of each class's images, ascending; without `of_class`, this waits for the device."""
+        return index_by_class(self.targets) if self.of_class is None else self.of_class
 
 
 class Network(Protocol):
@@ -79,6 +79,8 @@ class Draw(NamedTuple):
 
 class NetworkSource(ABC):
     """Where a step's network comes from: fresh, trained on the synthetic set, frozen into a pool."""
+
+    trains_in_place: ClassVar[bool] = False  # between steps, so that `state_dict` does not bring a draw back
 
     @abstractmethod
     def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
@@ -199,8 +201,8 @@ class Objective(ABC):
 
 
 @torch.no_grad()
-def class_rows(targets: Tensor) -> dict[int, Tensor]:
-    """Return which rows of hard targets (N, K) are of which class: int64 on their device, by ascending class."""
+def index_by_class(targets: Tensor) -> dict[int, Tensor]:
+    """Return the indices of each class's hard targets (N, K), int64 on their device, by ascending class."""
     labels = targets.argmax(1)
     found, sizes = labels.unique(return_counts=True)
     return dict(zip(found.tolist(), labels.argsort(stable=True).split(sizes.tolist()), strict=True))
@@ -222,7 +224,7 @@ def _by_class(synthetic: Synthetic, at_once: int) -> list[Synthetic]:
 def _only(synthetic: Synthetic, group: Mapping[int, Tensor]) -> Synthetic:
     """Return the images of some classes alone."""
     index = torch.cat(list(group.values()))
-    places = torch.arange(len(index), device=index.device).split([len(rows) for rows in group.values()])
+    places = torch.arange(len(index), device=index.device).split([len(images) for images in group.values()])
     images, targets = (leaf.index_select(0, index) for leaf in synthetic[:2])
     return Synthetic(images, targets, synthetic.extras, dict(zip(group, places, strict=True)))
 

@@ -17,8 +17,8 @@ from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.data.images import Data
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.features import is_of_rows
-from fedcondense.objectives.gradient import is_of_samples
+from fedcondense.objectives.features import capturable_on_features
+from fedcondense.objectives.gradient import capturable_on_samples
 from fedcondense.sources import Pool
 from fedcondense.training.graphs import captured
 
@@ -62,8 +62,8 @@ def test_every_parametrization_condenses_and_serves(name: str, data: Data) -> No
     assert found.accuracy > 20
 
 
-OF_ROWS = [name for name, objective in fc.OBJECTIVES.items() if is_of_rows(objective)]
-OF_SAMPLES = [name for name, objective in fc.OBJECTIVES.items() if is_of_samples(objective)]
+OF_ROWS = [name for name, objective in fc.OBJECTIVES.items() if capturable_on_features(objective)]
+OF_SAMPLES = [name for name, objective in fc.OBJECTIVES.items() if capturable_on_samples(objective)]
 
 
 @pytest.mark.parametrize("name", [*OF_ROWS, *OF_SAMPLES])

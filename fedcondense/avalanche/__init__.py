@@ -1,6 +1,6 @@
 """Avalanche as the host: condensed sets as the memory of replay strategies in continual learning.
 
-Importing this room costs nothing and needs nothing; the first name taken out of it imports avalanche (ten seconds).
+Importing this package is free and needs no Avalanche; the first use of a name in it imports avalanche (ten seconds).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module that a public name lives in, when it is first asked for."""
+    """Import the module of a public name when the name is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -13,11 +13,12 @@ __all__ = ["WeightAveragingPlugin"]
 
 
 class WeightAveragingPlugin(SupervisedPlugin):
-    """Ends an experience with the mean of the weights that its last updates went through.
+    """Ends an experience with the mean of the weights of its last updates.
 
     With a constant step size, which most continual learners use, the last weights are a noisy sample around that mean.
-    Running statistics of batch norm are averaged too. Costs one more copy of the model in the last part of an
-    experience. For any Avalanche strategy; the condensed ones have it. Measured: `experiments/memories.md`.
+    Running statistics of batch norm are averaged too. The plugin keeps one more copy of the model in the last part of
+    an experience. It works with any Avalanche strategy; the condensed strategies have it. Measured:
+    `experiments/memories.md`.
 
     Args:
         last: The share of an experience's updates that count, above 0 and up to 1.
@@ -45,7 +46,7 @@ class WeightAveragingPlugin(SupervisedPlugin):
             self._mean.update_parameters(strategy.model)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Take the mean for the model."""
+        """Give the model the mean."""
         if self._mean is not None:
             strategy.model.load_state_dict(self._mean.module.state_dict())
         self._mean = None

@@ -1,4 +1,4 @@
-"""Our data as Avalanche's streams, where a benchmark that downloads is not what one wants."""
+"""Our data as Avalanche's streams, without the downloads of its own benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NormalisedImages(Dataset[tuple[Tensor, int]]):
     """Images of a `Data` as Avalanche reads a data set: normalised float32 (C, H, W) and an int, with `targets`.
 
     Args:
-        data: Held in memory once more, as floating point: 4 bytes a value.
+        data: Held in memory once more, as floating point: 4 bytes per value.
     """
 
     def __init__(self, data: Data) -> None:
@@ -44,9 +44,9 @@ def split_benchmark(
         train: Becomes the train stream.
         test: Becomes the test stream, in the same order.
         n_experiences: It must divide the number of classes.
-        seed: Of the order.
-        task_labels: Whether each experience is a task of its own, with its label; the classes keep theirs.
+        seed: Of the order of classes.
+        task_labels: Whether each experience is a task of its own, with a task label; class labels stay.
     """
     order = torch.randperm(len(train.spec.classes), generator=torch.Generator().manual_seed(seed)).tolist()
-    told = {"task_labels": task_labels, "fixed_class_order": order}
-    return nc_benchmark(NormalisedImages(train), NormalisedImages(test), n_experiences, **told)
+    datasets = NormalisedImages(train), NormalisedImages(test)
+    return nc_benchmark(*datasets, n_experiences, task_labels=task_labels, fixed_class_order=order)

@@ -26,12 +26,12 @@ __all__ = ["CondensedBuffer", "Decoded"]
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT = Condenser()
-_OUTSIDE = 1e-3  # of the values of an experience may be clipped without a word
+_OUTSIDE = 1e-3  # share of an experience's values that may be clipped silently
 _KEEPS_LABELS = tuple(name for name in OPERATIONS if name != "flip")  # a mirrored digit is none
 
 
 class Decoded(NamedTuple):
-    """What a buffer replays, as tensors."""
+    """The images that a buffer replays, as tensors."""
 
     images: Tensor  # (N, C, H, W), float32, in the stream's values
     targets: Tensor  # (N, K) probabilities over `labels`
@@ -50,9 +50,9 @@ class Group(NamedTuple):
 class CondensedBuffer(ExemplarsBuffer):
     """Holds condensed sets of all classes seen, in the place of `ClassBalancedBuffer`.
 
-    It works inside Avalanche's `ReplayPlugin`, and inside `GDumbPlugin`, `ER_ACE` and `MIRPlugin` once assigned to
-    their `storage_policy`; samples look as the stream's do, with or without task labels. The model is never read.
-    Images are stored as bytes; a class takes an equal share, at equal bytes whatever the parametrization.
+    It works in Avalanche's `ReplayPlugin`, and in `GDumbPlugin`, `ER_ACE` and `MIRPlugin` once assigned to their
+    `storage_policy`; samples have the stream's form, with or without task labels. The buffer never reads the model.
+    Images are stored as bytes; each class takes an equal share of the bytes, whatever the parametrization.
 
     >>> from fedcondense.avalanche import CondensedBuffer  # doctest: +SKIP
     >>> buffer = CondensedBuffer(400)  # doctest: +SKIP
@@ -60,21 +60,21 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Args:
         max_size: Decoded images; with multi-formation of factor 2, the default, four of them take the bytes of one.
-        max_bytes: Bytes of stored images instead; `shape` says how large one is.
+        max_bytes: Bytes of stored images instead; `shape` gives the size of one.
         shape: (C, H, W) of the stream's images, needed with `max_bytes`.
-        condenser: What makes the sets: a `Condenser` with any objective and parametrization by name, or a `Selector`
+        condenser: Makes the sets: a `Condenser` with any objective and parametrization by name, or a `Selector`
             of real images, the control.
-        adaptive_size: Share the budget among the classes seen so far; False: among `total_num_groups`.
+        adaptive_size: Share the budget among the classes seen so far; False: share it among `total_num_groups`.
         total_num_groups: How many classes there will be, if the size is not adaptive.
-        update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: as suits the condenser.
+        update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: the one that suits the condenser.
         real_fraction: Share of the budget for real images.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
             kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows. They take
             no more than the budget again: beyond it, the class with the most is condensed.
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
-        mean: What the stream's transform subtracts, a value a channel; None: the range of the first experience's values
-            becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
-        std: What it divides by.
+        mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
+            values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
+        std: What it divides by then, one value per channel.
         seed: All that is random follows from it.
     """
 
@@ -139,7 +139,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.post_adapt(strategy, strategy.experience)
 
     def update_from_dataset(self, dataset: AvalancheDataset, device: torch.device | str = "cpu") -> None:
-        """Take in the samples of a data set, condensing on a device; after an error the buffer is as it was.
+        """Take in the samples of a data set, condensing on a device; after an error the buffer is unchanged.
 
         Raises:
             DataError: Its images have another shape than before, or are no images.
@@ -170,10 +170,10 @@ class CondensedBuffer(ExemplarsBuffer):
         self.memory.note = {**span._asdict(), "tasks": found.layout.tasks, "tensors": found.layout.tensors}
 
     def resize(self, strategy: Any, new_size: int) -> None:
-        """Change the budget to `new_size` decoded images; a smaller one condenses what is stored again.
+        """Change the budget to `new_size` decoded images; if it shrinks, stored images are condensed again.
 
         Raises:
-            SettingError: It is less than one stored image a class; the buffer is as it was.
+            SettingError: It is less than one stored image per class; the buffer is unchanged.
         """
         per_image = self.memory.make.per_image
         if new_size < per_image:
@@ -183,7 +183,7 @@ class CondensedBuffer(ExemplarsBuffer):
 
     @property
     def buffer(self) -> AvalancheDataset:
-        """All samples; hard labels, the largest entry where they are soft."""
+        """All samples with hard labels; of a soft label its largest entry."""
         return self._cached("buffer", lambda: self._dataset(slice(None)))
 
     @buffer.setter
@@ -206,23 +206,23 @@ class CondensedBuffer(ExemplarsBuffer):
 
     @property
     def seen_classes(self) -> set[int]:
-        """The labels that the buffer holds something of."""
+        """The labels of which the buffer holds images."""
         return {label_and_task(name)[0] for name in self.memory.names}
 
     @property
     def decoded(self) -> Decoded | None:
-        """What is replayed, as tensors in the stream's values; None before the first experience."""
+        """The replayed images, as tensors in the stream's values; None before the first experience."""
         decoded: Decoded | None = self._cached("decoded", self._decode)
         return decoded
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all that persists: images, labels, record, and real images that still wait."""
+        """The bytes of everything that persists: images, labels, record, and real images that still wait."""
         return self.memory.nbytes
 
     @property
     def seconds(self) -> list[float]:
-        """What each update took, condensing included."""
+        """The seconds of each update, condensing included."""
         return self.memory.seconds
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -230,11 +230,11 @@ class CondensedBuffer(ExemplarsBuffer):
         return self.memory.save(path, overwrite)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over what a buffer of the same settings saved.
+        """Load what a buffer of the same settings saved.
 
         Raises:
             UntrustedSetError: The file is damaged, or no memory.
-            ResumeError: It was saved with other settings, or of a stream of other images.
+            ResumeError: It was saved with other settings, or for a stream of other images.
         """
         fresh = copy.copy(self.memory)
         fresh.load(path)

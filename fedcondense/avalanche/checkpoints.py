@@ -30,7 +30,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[s
         exclude: Attributes to leave out.
 
     Raises:
-        SettingError: Something in it cannot be pickled, as the `replay_loader` of a stock `MIRPlugin`.
+        SettingError: A part of it cannot be pickled, such as the `replay_loader` of a stock `MIRPlugin`.
         OutputError: The path cannot be written.
     """
     _reattach_optimizers()
@@ -49,7 +49,7 @@ def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_locat
 
     As `avalanche.checkpointing.maybe_load_checkpoint`: model, optimizer, plugins and buffer are the file's from then
     on, so reach them through the strategy; names given to them before mean the old ones. The file is pickled: load only
-    what you wrote. Of what others give you, load the buffer's own file (`CondensedBuffer.load`), which runs nothing.
+    what you wrote. From others, take only the buffer's own file (`CondensedBuffer.load`), which runs no code.
 
     Raises:
         ResumeError: The file is damaged, or made by other versions.

@@ -22,9 +22,9 @@ _AT_ONCE = 512  # images in a forward pass
 
 
 class CondensedBufferWithLogits(CondensedBuffer):
-    """Holds the model's logits of each image beside it, as half-precision numbers: 2 bytes an output and image.
+    """Holds the model's logits of each image beside it, as half-precision numbers: 2 bytes per output and image.
 
-    They are taken when an image enters, after an experience, and stay as long as the image does. Assign it to the
+    Logits are taken when an image enters, after an experience, and stay as long as the image. Assign it to the
     `storage_policy` of `avalanche.training.DER`, or use `CondensedDER`. `nbytes` counts the logits; `save` leaves them
     out, and `save_checkpoint` keeps them.
     """
@@ -40,10 +40,10 @@ class CondensedBufferWithLogits(CondensedBuffer):
         self._take(agent, known)
 
     def resize(self, strategy: Any, new_size: int) -> None:
-        """Change the budget, in decoded images; the strategy's model gives the logits of what is condensed again.
+        """Change the budget, in decoded images; images that are condensed again get logits from the strategy's model.
 
         Raises:
-            SettingError: There is no strategy, or the size is too small; the buffer is as it was.
+            SettingError: There is no strategy, or the size is too small; the buffer is unchanged.
         """
         if strategy is None:
             raise SettingError("a resize without a strategy; give the one whose model tells the logits of new images")
@@ -52,7 +52,7 @@ class CondensedBufferWithLogits(CondensedBuffer):
         self._take(strategy, known)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over what `save` wrote, which is without logits: `take_logits` gets them from a model."""
+        """Load what `save` wrote, which has no logits: `take_logits` gets them from a model."""
         super().load(path)
         self.logits = None
 
@@ -62,7 +62,7 @@ class CondensedBufferWithLogits(CondensedBuffer):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all that persists, logits included."""
+        """The bytes of everything that persists, logits included."""
         return super().nbytes + (0 if self.logits is None else 2 * self.logits.numel())
 
     def _known(self) -> dict[tuple[int, int, bytes], Tensor]:

@@ -1,4 +1,4 @@
-"""What a condensed buffer costs and looks like, as Avalanche metrics."""
+"""Bytes, seconds and images of a condensed buffer, as Avalanche metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def buffer_metrics(*, nbytes: bool = True, seconds: bool = True, images: bool = 
     """Return metrics of the strategy's condensed buffer, logged after each training experience.
 
     Args:
-        nbytes: ``Buffer_Bytes``: all that persists, labels and record included.
-        seconds: ``Condensing_Seconds``: what the last update took.
-        images: ``Buffer_Images``: a grid, a class a row, for loggers that take images (`TensorboardLogger`).
+        nbytes: ``Buffer_Bytes``: everything that persists, labels and record included.
+        seconds: ``Condensing_Seconds``: the seconds of the last update.
+        images: ``Buffer_Images``: a grid, one row per class, for loggers that take images (`TensorboardLogger`).
     """
     chosen = ((nbytes, BufferBytes), (seconds, CondensingSeconds), (images, BufferImages))
     return [metric() for wanted, metric in chosen if wanted]
@@ -61,7 +61,7 @@ class _BufferMetric(PluginMetric):
 
 
 class BufferBytes(_BufferMetric):
-    """The bytes of all that a buffer keeps."""
+    """The bytes of everything that a buffer keeps."""
 
     name = "Buffer_Bytes"
 
@@ -79,7 +79,7 @@ class CondensingSeconds(_BufferMetric):
 
 
 class BufferImages(_BufferMetric):
-    """The first images of each class, as a grid with a class a row."""
+    """The first images of each class, as a grid with one row per class."""
 
     name = "Buffer_Images"
 

@@ -23,8 +23,9 @@ class CondensedReplayPlugin(SupervisedPlugin):
 
     Unlike the stock `ReplayPlugin` it leaves the stream's loader alone; it augments the memory's batch, which holds few
     images that are seen often, and takes probabilities as targets. Synthetic images do not look like real ones, so a
-    network that sees old classes in the memory alone learns that what looks real is new. Hence the loss is asymmetric:
-    real images choose among the experience's own classes, and the memory, which is updated first, teaches all of them.
+    network that sees old classes in the memory alone learns that real-looking images belong to new classes. Hence the
+    loss is asymmetric: real images choose among the experience's own classes, and the memory, which is updated first,
+    teaches all of them.
 
     Args:
         mem_size: Decoded images of the default buffer; left out where a `storage_policy` is given.
@@ -57,7 +58,7 @@ class CondensedReplayPlugin(SupervisedPlugin):
         self._classes = torch.empty(0, dtype=torch.int64)  # of the experience
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Condense the experience if the loss is asymmetric, and take the buffer as it stands."""
+        """Condense the experience if the loss is asymmetric, and read the buffer."""
         if self.asymmetric:
             self.storage_policy.post_adapt(strategy, strategy.experience)
         if self.storage_policy.decoded is None:
@@ -82,7 +83,7 @@ class CondensedReplayPlugin(SupervisedPlugin):
         strategy.loss = (theirs * strategy.loss + mine * loss) / (mine + theirs)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Condense the experience, if that was not done before, and let go of the tensors."""
+        """Condense the experience, unless that is done already, and release the tensors."""
         self._sampler = None
         if not self.asymmetric:
             self.storage_policy.post_adapt(strategy, strategy.experience)
@@ -129,7 +130,7 @@ class CondensedGDumbPlugin(GDumbPlugin):
             strategy.loss = F.cross_entropy(strategy.mb_output, targets)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Let go of the loader, which a checkpoint need not hold."""
+        """Release the loader, which a checkpoint need not hold."""
         self._loader = None
 
 

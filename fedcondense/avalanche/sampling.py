@@ -29,9 +29,9 @@ class Sampler:
     """Draws batches of a buffer's images without replacement until all were seen, then again.
 
     Args:
-        buffer: Not empty.
-        device: Where batches are wanted.
-        augment: Draw one augmentation an image, of those that the buffer names.
+        buffer: One that is not empty.
+        device: Of the batches.
+        augment: Draw one augmentation per image, of those that the buffer names.
         seed: With the buffer's own, determines order and augmentation.
     """
 
@@ -69,10 +69,10 @@ class Sampler:
         return Replayed(batch, targets[index], labels[column], tasks[column])
 
     def check(self, outputs: int) -> None:
-        """Refuse a head of so many outputs if the buffer holds a label that it has none for.
+        """Refuse a head that has no output for a label of the buffer.
 
         Raises:
-            SettingError: It does.
+            SettingError: It has none.
         """
         if self.largest >= outputs:
             raise SettingError(
@@ -90,7 +90,7 @@ class EpochLoader:
 
     Args:
         sampler: Of the buffer.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         tasks: Whether the stream's batches have task labels.
     """
 

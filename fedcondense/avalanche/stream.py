@@ -17,7 +17,7 @@ __all__ = ["Experience", "Layout", "Range", "as_dataset", "group_name", "label_a
 
 
 class Range(NamedTuple):
-    """What 0 and 255 of a stored byte stand for in the stream, a value a channel."""
+    """The stream's values that the stored bytes 0 and 255 stand for, one per channel."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -56,7 +56,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a sample of the stream looks like, and so a sample of the memory: they are collated into one batch.
+    """The form of the stream's samples, which the memory's share: both are collated into one batch.
 
     Args:
         tasks: Whether the task label comes third.
@@ -68,7 +68,7 @@ class Layout:
 
 
 class Experience(NamedTuple):
-    """What an experience's data set holds."""
+    """The contents of an experience's data set."""
 
     images: Tensor  # (N, C, H, W), float32, as the stream's evaluation transform gives them
     labels: Tensor  # (N,), int64
@@ -108,7 +108,7 @@ def group_name(label: int, task: int) -> str:
 
 
 def label_and_task(name: str) -> tuple[int, int]:
-    """Return what `group_name` was given; what follows ``#`` is the memory's own.
+    """Return the arguments of `group_name`; the text after ``#`` belongs to the memory.
 
     >>> label_and_task("7"), label_and_task("7@2#5")
     ((7, 0), (7, 2))
@@ -118,7 +118,7 @@ def label_and_task(name: str) -> tuple[int, int]:
 
 
 class _Samples(Dataset[tuple[Tensor, Any]]):
-    """Images in memory, each with its label as the stream gives labels."""
+    """Images in memory, each with its label in the stream's form."""
 
     def __init__(self, images: Tensor, labels: Tensor, layout: Layout) -> None:
         self.images = images
@@ -134,7 +134,7 @@ class _Samples(Dataset[tuple[Tensor, Any]]):
 def as_dataset(
     images: Tensor, labels: Tensor, tasks: Tensor, layout: Layout, extra: Sequence[DataAttribute] = ()
 ) -> AvalancheDataset:
-    """Return samples like the stream's: what stock plugins can mix with it, on benchmarks with and without tasks."""
+    """Return samples in the stream's form, which stock plugins mix with it, on benchmarks with and without tasks."""
     samples = _Samples(images, labels, layout)
     attributes = [DataAttribute(labels.tolist(), "targets")]
     if not layout.tasks:

@@ -130,8 +130,8 @@ def condense(
                     update(now.step / now.steps, f"loss {now.loss:.4g}")
 
                 synthetic = condense_data(train, ipc, seed=seed, checkpoint=checkpoint, progress=follow, **options)
-        told = typed(data=name, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
-        synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, told)
+        same = typed(data=name, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+        synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, same)
     checkpoint.remove()
     emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)
     finish([output], ["show", output, "--output", output.with_suffix(".png")])

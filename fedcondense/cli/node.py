@@ -40,7 +40,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     """Read CONFIG and the data that it names, as the node would at its first message.
 
     JSON keys: `name`, `classes` (records per class), `left_out` (classes of fewer records than `min-records`),
-    `caps`, `allowance`, and `spent` over the node's life (null: nothing is counted).
+    `caps`, `allowance`, and `spent` over the node's life (null: nothing was counted yet).
     """
     from dataclasses import asdict
 

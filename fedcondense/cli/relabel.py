@@ -97,7 +97,7 @@ def relabel(
             progress=follow,
             **chosen,
         )
-    told = typed(data=data, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
-    synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, told)
+    same = typed(data=data, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+    synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, same)
     emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)
     finish([output], ["show", output, "--output", output.with_suffix(".png")])

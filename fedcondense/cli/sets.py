@@ -55,18 +55,18 @@ def named_data(synthetic: SyntheticSet, data: str | None) -> str:
 
 
 def save_measured(
-    synthetic: SyntheticSet, output: Path, test: Data | None, seeds: int, network: str | None, told: Sequence[str]
+    synthetic: SyntheticSet, output: Path, test: Data | None, seeds: int, network: str | None, options: Sequence[str]
 ) -> SyntheticSet:
     """Write a set, measure it if there is something to test on, and return it with what was measured, written too.
 
-    `told`: the options with which `fedcondense evaluate` measures the same, for whoever interrupts it.
+    `options`: those with which `fedcondense evaluate` measures the same, for whoever interrupts it.
     """
     synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
     if test is not None:
         try:
             measured = measure(synthetic, test, seeds, network)
         except KeyboardInterrupt:
-            same = shlex.join(["fedcondense", "evaluate", str(output), *told])
+            same = shlex.join(["fedcondense", "evaluate", str(output), *options])
             raise KeyboardInterrupt(f"{output} is written, but was not measured; do so with: {same}") from None
         synthetic = synthetic.with_evaluation(measured.to_dict())
         synthetic.save(output, overwrite=True)

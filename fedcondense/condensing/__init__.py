@@ -1,7 +1,7 @@
 """Condensing: the loop for every objective and parametrization, what it starts from, costs, and resumes from."""
 
 from fedcondense.condensing.checkpoints import Checkpoint
-from fedcondense.condensing.holders import Own
+from fedcondense.condensing.holders import FixedSums, Own, Summed, add_up, sums
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.planning import Plan, estimate, plan
 from fedcondense.condensing.preparing import precision_of, prepare
@@ -12,11 +12,14 @@ from fedcondense.data.shares import images_per_class
 __all__ = [
     "STARTS",
     "Checkpoint",
+    "FixedSums",
     "Loop",
     "Own",
     "Plan",
     "Progress",
     "Start",
+    "Summed",
+    "add_up",
     "condense",
     "estimate",
     "images_per_class",
@@ -24,4 +27,5 @@ __all__ = [
     "precision_of",
     "prepare",
     "run",
+    "sums",
 ]

@@ -18,7 +18,7 @@ from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, 
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, check_time, is_timed
 from fedcondense.networks import NetworkMaker
-from fedcondense.objectives.gradient import is_of_samples
+from fedcondense.objectives.gradient import capturable_on_samples
 from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
 from fedcondense.training.graphs import StepGraph
 
@@ -44,7 +44,7 @@ class Loop:
     source: NetworkSource
     draws: torch.Generator
     places: Tensor | None = None  # (N,) on the CPU, of decoded images in their class, where prefixes are to serve
-    rows: Mapping[int, Tensor] | None = None  # of each class, where an objective may go class by class
+    of_class: Mapping[int, Tensor] | None = None  # images of each class, where an objective may go class by class
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     observations: dict[Hashable, Any] = field(default_factory=dict)
@@ -59,13 +59,13 @@ class Loop:
         Raises:
             OutOfTime: The moment of a `stop_at` has come; the loop is as before the step.
         """
-        if not is_timed():
-            return self._step()
         check_time()
+        if not is_timed() or self.source.trains_in_place:  # such a source hands out no keys, and nothing stops within
+            return self._step()
         draws, source = self.draws.get_state(), self.source.state_dict()
         try:
             return self._step()
-        except OutOfTime:  # raised by none but sources whose state is numbers: nothing was trained in place
+        except OutOfTime:
             self.draws.set_state(draws)
             self.source.load_state_dict(source)
             raise
@@ -76,7 +76,7 @@ class Loop:
             decoded = self.parametrization.decode(self.codes, self.targets)
         images = spec.normalise(decoded.images.detach()).requires_grad_()
         targets = decoded.targets.detach().requires_grad_(self.objective.learn_labels)
-        leaves = Synthetic(images, targets, self.extras, self.rows)
+        leaves = Synthetic(images, targets, self.extras, self.of_class)
         draw = self.source.draw(self.draws, leaves, self.holder.data)
         self.optimizer.zero_grad(set_to_none=True)
         if self.places is not None and self.done % 2:
@@ -194,7 +194,7 @@ class Loop:
 
     def _seen(self, draw: Draw, data: Data) -> Any:
         """Return what a graph is given of the real data: images, where it can make the observation of them itself."""
-        if draw.key is None and is_of_samples(self.objective):
+        if draw.key is None and capturable_on_samples(self.objective):
             return dict(self.objective.sample(draw, data))
         return self._observe(draw)
 
@@ -216,8 +216,9 @@ def step_graph(objective: Objective) -> StepGraph:
     """Return what replays `backward`, and `answer` before it where real images were seen (`Loop._seen`)."""
 
     def run(draw: Draw, seen: Any, leaves: Synthetic) -> Tensor:
-        observed = objective.answer(draw, seen.items()) if draw.key is None and is_of_samples(objective) else seen
-        return objective.backward(draw, observed, leaves, _AT_ONCE)
+        if draw.key is None and capturable_on_samples(objective):
+            seen = objective.answer(draw, seen.items())
+        return objective.backward(draw, seen, leaves, _AT_ONCE)
 
     return StepGraph(run)
 

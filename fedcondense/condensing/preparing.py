@@ -13,14 +13,14 @@ from torch import Tensor
 from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
 from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
-from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, class_rows
+from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, index_by_class
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError, look_up
 from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
 from fedcondense.objectives import OBJECTIVES, recorded
-from fedcondense.objectives.features import is_of_rows
-from fedcondense.objectives.gradient import is_of_samples
+from fedcondense.objectives.features import capturable_on_features
+from fedcondense.objectives.gradient import capturable_on_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import Record
@@ -112,7 +112,7 @@ def prepare(
         source,
         draws,
         _places(decoded, ipc) if prefixes else None,
-        class_rows(decoded) if objective.separable else None,
+        index_by_class(decoded) if objective.separable else None,
         graph=graph,
         network=network,
         warning=shares.warning,
@@ -168,9 +168,9 @@ def _start(
 
 def _is_steady(objective: Objective, source: NetworkSource, holder: Holder) -> bool:
     """Say whether a graph serves all steps: the objective reads what a graph copies, and the real images fit twice."""
-    if isinstance(source, Pool) and is_of_rows(objective):
+    if isinstance(source, Pool) and capturable_on_features(objective):
         return True
-    if not (is_of_samples(objective) and isinstance(source, Fresh | TrainedOnSynthetic | Pool)):
+    if not (capturable_on_samples(objective) and isinstance(source, Fresh | TrainedOnSynthetic | Pool)):
         return False
     return 4 * math.prod(holder.spec.shape) * int(holder.counts.clamp_max(objective.per_class).sum()) <= _GRAPH_BYTES
 

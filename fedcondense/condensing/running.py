@@ -69,7 +69,7 @@ def condense(
 
     Args:
         data: The real images, or who answers for them; classes may be absent or of any size.
-        ipc: Images per class whose bytes the codes of a class may take.
+        ipc: Byte budget per class, counted in uncompressed images.
         objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.
         parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization.
         network: Whose features or gradients are compared: a name in `NETWORKS`, names joined by ``+`` for networks of
@@ -81,8 +81,8 @@ def condense(
             records. ``"real"`` shows some.
         recipe: Optimizer, step size, schedule; None: the objective's own.
         source: Where networks come from; None: the recipe's.
-        limit: The largest share of a class's records whose bytes its images may take, but at least one; 0.5 in
-            federated code.
+        limit: For small classes: at most `limit` x (records of the class) images' bytes, never less than one image.
+            Clients use 0.5.
         prefixes: Let every prefix of a class's images serve by itself, for memories that shrink
             (`SyntheticSet.restrict`): every other step matches the first images of each class alone, of a number drawn
             by chance. It costs accuracy of the whole set.

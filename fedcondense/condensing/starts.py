@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["STARTS", "WITHOUT_RECORDS", "Start", "gaussian", "grey", "noise", "real", "stored_or"]
+__all__ = ["STARTS", "WITHOUT_RECORDS", "Start", "from_memory_or", "gaussian", "grey", "noise", "real"]
 
 Start = Callable[["Data", "list[int]", torch.Generator], Tensor]
 """Takes the data, how many images of each class, and a generator; returns (N, C, H, W) in [0, 1], class by class."""
@@ -70,7 +70,7 @@ def real(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
     return data.images[torch.cat(pieces).to(data.device)].float() / 255
 
 
-def stored_or(start: Start, stored: Tensor) -> Start:
+def from_memory_or(start: Start, stored: Tensor) -> Start:
     """Return a start from images that a memory holds already, and from `start` for classes that it has none of.
 
     Args:
@@ -78,7 +78,7 @@ def stored_or(start: Start, stored: Tensor) -> Start:
         stored: (N,) bool, which of the data are the memory's own; each class takes its first, again if they are few.
     """
 
-    def stored_or_new(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
+    def from_memory_or_new(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
         pieces = list(start(data, counts, generator).split(counts))
         for c, count in enumerate(counts):
             own = (stored.to(data.device) & (data.labels == c)).nonzero().squeeze(1)
@@ -86,7 +86,7 @@ def stored_or(start: Start, stored: Tensor) -> Start:
                 pieces[c] = data.images[own.repeat(-(-count // len(own)))[:count]].float() / 255
         return torch.cat(pieces)
 
-    return stored_or_new
+    return from_memory_or_new
 
 
 def _grey(data: Data, count: int, generator: torch.Generator) -> Tensor:

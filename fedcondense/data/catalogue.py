@@ -35,7 +35,7 @@ class Entry:
         shape: (C, H, W) of an image.
         sizes: Images in the train and the test split, as published.
         classes: The class names, by label, or what reads them from a root that holds the files.
-        mean: As nearly all condensation code has it, a value a channel in [0, 1] space; empty: computed from train.
+        mean: One value per channel in [0, 1] space, as in nearly all condensation code; empty: computed from train.
         std: As `mean`.
         files: What a data root must hold, relative to it; empty: nothing.
         read: Reads a split from a root; `download` says whether to fetch what is missing.

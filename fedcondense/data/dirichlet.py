@@ -41,13 +41,13 @@ def partition_dirichlet(
     """Spread each class over the clients by a draw of Dir(alpha), as `DirichletPartitioner` does.
 
     Yurochkin et al., ICML 2019, https://arxiv.org/abs/1905.12022; NIID-Bench's split with `self_balancing`. Sizes are
-    unequal, and at a small `alpha` most clients lack most classes. All is drawn anew until the smallest client has
-    enough.
+    unequal, and at a small `alpha` most clients lack most classes. Everything is drawn again until the smallest client
+    has enough.
 
     Args:
         data: What is split, or its labels, (N,) of integers.
         num_partitions: How many clients there are.
-        alpha: Concentration, above 0, or one a client; towards 0, each class goes to one client.
+        alpha: Concentration, above 0, or one per client; towards 0, each class goes to one client.
         seed: Equal seeds, equal splits.
         min_partition_size: Examples that each client gets at least; 0 allows clients without data.
         self_balancing: Give nothing more to a client that already holds more than the average.
@@ -61,7 +61,7 @@ def partition_dirichlet(
         )
     members = index_by_class(labels)
     for _ in range(_TRIES):
-        parts: list[list[Integers]] = [[] for _ in range(num_partitions)]
+        held: list[list[Integers]] = [[] for _ in range(num_partitions)]
         sizes = np.zeros(num_partitions, dtype=np.int64)
         for index in members:
             shares = rng.dirichlet(concentration)
@@ -69,9 +69,9 @@ def partition_dirichlet(
                 shares[sizes > len(labels) / num_partitions] = 0
                 shares /= sum(shares.tolist())  # added one by one, as flwr-datasets does: the last bit moves a border
             borders = (shares.cumsum() * len(index)).astype(np.int64)[:-1]
-            for part, piece in zip(parts, np.split(index, borders), strict=True):
+            for part, piece in zip(held, np.split(index, borders), strict=True):
                 part.append(piece)
-            sizes = np.array([sum(map(len, part)) for part in parts])
+            sizes = np.array([sum(map(len, part)) for part in held])
         if sizes.min() >= min_partition_size:
             break
     else:
@@ -86,7 +86,7 @@ def partition_dirichlet(
         "self_balancing": self_balancing,
     }
     return to_partition(
-        data, labels, shuffle_each([np.concatenate(part) for part in parts], rng), "dirichlet", **settings
+        data, labels, shuffle_each([np.concatenate(part) for part in held], rng), "dirichlet", **settings
     )
 
 
@@ -110,7 +110,7 @@ def partition_client_dirichlet(
     left = np.array([len(index) for index in members])
     shares = rng.dirichlet(_concentration(alpha, len(members), "class"), size=num_partitions)
     room = [len(labels) // num_partitions + (i < len(labels) % num_partitions) for i in range(num_partitions)]
-    parts = [np.empty(size, dtype=np.int64) for size in room]
+    held = [np.empty(size, dtype=np.int64) for size in room]
     waiting = list(range(num_partitions))
     unplaced = len(labels)
     while unplaced:
@@ -129,8 +129,8 @@ def partition_client_dirichlet(
             shares[shares.sum(1) == 0] = left > 0  # a client whose classes have all run out takes what there is
             shares /= shares.sum(1, keepdims=True)
         left[label] -= 1
-        parts[client][room[client]] = members[label][left[label]]
-    return to_partition(data, labels, shuffle_each(parts, rng), "client-dirichlet", alpha=alpha, seed=seed)
+        held[client][room[client]] = members[label][left[label]]
+    return to_partition(data, labels, shuffle_each(held, rng), "client-dirichlet", alpha=alpha, seed=seed)
 
 
 def _concentration(

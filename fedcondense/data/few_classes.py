@@ -35,7 +35,7 @@ def partition_shards(
     Args:
         data: What is split, or its labels, (N,) of integers.
         num_partitions: How many clients there are.
-        num_shards_per_partition: Shards a client; 2, as published, mostly means two classes a client.
+        num_shards_per_partition: Shards per client; 2, as published, mostly means two classes per client.
         seed: Equal seeds, equal splits.
     """
     labels, rng = checked_labels(data, num_partitions), checked_generator(seed)
@@ -47,9 +47,9 @@ def partition_shards(
     size = len(labels) // used
     order = labels.argsort(kind="stable")
     dealt = rng.permutation(len(labels) // size)[:used].reshape(num_partitions, -1)
-    parts = [np.concatenate([order[s * size : (s + 1) * size] for s in mine]) for mine in dealt]
+    held = [np.concatenate([order[s * size : (s + 1) * size] for s in mine]) for mine in dealt]
     settings = {"num_shards_per_partition": num_shards_per_partition, "seed": seed}
-    return to_partition(data, labels, shuffle_each(parts, rng), "shards", **settings)
+    return to_partition(data, labels, shuffle_each(held, rng), "shards", **settings)
 
 
 def partition_classes(
@@ -60,12 +60,12 @@ def partition_classes(
     class_assignment_mode: str = "random",
     seed: int = 42,
 ) -> Partition:
-    """Give each client some classes and split a class evenly among its holders, as `PathologicalPartitioner` does.
+    """Give each client some classes and split each class evenly among its holders, as `PathologicalPartitioner` does.
 
     Args:
         data: What is split, or its labels, (N,) of integers.
         num_partitions: How many clients there are.
-        num_classes_per_partition: Classes a client, at most as many as occur.
+        num_classes_per_partition: Classes per client, at most as many as occur.
         class_assignment_mode: ``"random"``: each client draws; classes that nobody draws are left out, and named in the
             log. ``"deterministic"``: client i takes classes i, i+1, ... modulo their number (FedD3).
             ``"first-deterministic"``: client i takes class i and draws the others (NIID-Bench).
@@ -79,7 +79,7 @@ def partition_classes(
             f"{take} classes a client, but {k} classes occur in the data; lower num_classes_per_partition"
         )
     holdings = [_assign(client, k, take, class_assignment_mode, rng) for client in range(num_partitions)]
-    parts: list[list[Integers]] = [[] for _ in range(num_partitions)]
+    held: list[list[Integers]] = [[] for _ in range(num_partitions)]
     for label, index in enumerate(members):
         holders = [client for client, mine in enumerate(holdings) if label in mine]
         if len(holders) > len(index):
@@ -90,11 +90,9 @@ def partition_classes(
         if not holders:
             _LOG.warning("class %d is at no client; its %d examples are left out", labels[index[0]], len(index))
         for client, piece in zip(holders, np.array_split(index, max(len(holders), 1)), strict=False):
-            parts[client].append(piece)
+            held[client].append(piece)
     settings = {"num_classes_per_partition": take, "class_assignment_mode": class_assignment_mode, "seed": seed}
-    return to_partition(
-        data, labels, shuffle_each([np.concatenate(part) for part in parts], rng), "classes", **settings
-    )
+    return to_partition(data, labels, shuffle_each([np.concatenate(part) for part in held], rng), "classes", **settings)
 
 
 def _assign(client: int, classes: int, take: int, mode: str, rng: np.random.Generator) -> list[int]:

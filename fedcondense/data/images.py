@@ -30,8 +30,8 @@ class Spec:
         name: The name it was loaded by.
         shape: (C, H, W) of an image; C is 1 or 3.
         classes: The class names, by label.
-        mean: A value a channel, in [0, 1] space.
-        std: A value a channel, in [0, 1] space.
+        mean: One value per channel, in [0, 1] space.
+        std: One value per channel, in [0, 1] space.
         operations: The augmentations that keep a label true here; digits are not mirrored.
     """
 

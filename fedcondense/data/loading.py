@@ -33,9 +33,9 @@ def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
     """Load a train and a test split.
 
     Args:
-        name: A name in `CATALOGUE`; ``folder:<dir>``, one folder a class, under train/ and test/ or split here by a
-            fixed seed; ``npz:<file>`` with x_train, y_train, x_test, y_test and, if there are any, the names `classes`;
-            the NAME of a ``NAME.npz`` in the root; or a map-style torch Dataset, or a pair (train, test) of them.
+        name: A name in `CATALOGUE`; ``folder:<dir>``, one folder per class, under train/ and test/ or split here by
+            a fixed seed; ``npz:<file>`` with x_train, y_train, x_test, y_test and, if there are any, the names
+            `classes`; the NAME of a ``NAME.npz`` in the root; or a map-style torch Dataset, or a pair (train, test).
         root: Where data lie, in torchvision's layout or as ``NAME.npz``, which is looked for first; else the variable
             FEDCONDENSE_DATA, else ``~/.cache/fedcondense``. What is missing is downloaded where torchvision can.
 

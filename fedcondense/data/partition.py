@@ -1,4 +1,4 @@
-"""Who holds what after a split: the indices of each client, the count matrix, its hash and its picture."""
+"""A split among clients: the indices of each, the count matrix, its hash and its picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Partition(Sequence[Tensor]):
     """A split of one data set: item i holds the indices of client i, (n_i,) int64.
 
     Args:
-        indices: One tensor a client; no index occurs twice, and some may be left out, as the rule says.
+        indices: One tensor per client. No index occurs twice; some may be left out, depending on the rule.
         counts: Examples of each class at each client, (num_partitions, K) int64.
         name: The data set's name.
         classes: The class names, by label.
@@ -70,7 +70,7 @@ class Partition(Sequence[Tensor]):
 
 
 def draw_partition(partition: Partition, path: str | Path) -> Path:
-    """Draw the count matrix, a row a client and a column a class, with numbers where they fit.
+    """Draw the count matrix, one row per client and one column per class, with numbers where they fit.
 
     Args:
         partition: What to draw.

@@ -83,8 +83,8 @@ def partition(
 def partition_iid(data: Labelled, num_partitions: int = 10, *, seed: int = 42) -> Partition:
     """Shuffle and deal out: sizes differ by one at most. No client is left without data."""
     labels, rng = checked_labels(data, num_partitions), checked_generator(seed)
-    parts = np.array_split(rng.permutation(len(labels)), num_partitions)
-    return to_partition(data, labels, parts, "iid", seed=seed)
+    held = np.array_split(rng.permutation(len(labels)), num_partitions)
+    return to_partition(data, labels, held, "iid", seed=seed)
 
 
 def partition_from_counts(
@@ -116,12 +116,12 @@ def partition_from_counts(
     if len(short):
         first = ", ".join(f"{classes[c]}: {asked[:, c].sum()} asked, {there[c]} there" for c in short[:3])
         raise DataError(f"counts ask for more than there is in {len(short)} classes ({first}); lower those columns")
-    parts: list[list[Integers]] = [[np.empty(0, dtype=np.int64)] for _ in asked]
+    held: list[list[Integers]] = [[np.empty(0, dtype=np.int64)] for _ in asked]
     for label in range(len(classes)):
         index = rng.permutation(np.flatnonzero(labels == label))
-        for part, piece in zip(parts, np.split(index, asked[:, label].cumsum()), strict=False):
+        for part, piece in zip(held, np.split(index, asked[:, label].cumsum()), strict=False):
             part.append(piece)
-    return to_partition(data, labels, shuffle_each([np.concatenate(part) for part in parts], rng), "counts", seed=seed)
+    return to_partition(data, labels, shuffle_each([np.concatenate(part) for part in held], rng), "counts", seed=seed)
 
 
 PARTITIONS: dict[str, Callable[..., Partition]] = {

@@ -67,17 +67,17 @@ def checked_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def shuffle_each(parts: list[Integers], rng: np.random.Generator) -> list[Integers]:
+def shuffle_each(held: list[Integers], rng: np.random.Generator) -> list[Integers]:
     """Shuffle each client's indices in place, in order of clients."""
-    for part in parts:
+    for part in held:
         rng.shuffle(part)
-    return parts
+    return held
 
 
-def to_partition(data: Labelled, labels: Integers, parts: list[Integers], by: str, **settings: Any) -> Partition:
+def to_partition(data: Labelled, labels: Integers, held: list[Integers], by: str, **settings: Any) -> Partition:
     """Return the indices of all clients as a `Partition`; `settings` are what its rule was given."""
     classes = class_names(data, labels)
-    counts = np.stack([np.bincount(labels[part], minlength=len(classes)) for part in parts])
+    counts = np.stack([np.bincount(labels[part], minlength=len(classes)) for part in held])
     name = data.spec.name if isinstance(data, Data) else "labels"
-    indices = tuple(torch.from_numpy(part) for part in parts)
+    indices = tuple(torch.from_numpy(part) for part in held)
     return Partition(indices, torch.from_numpy(counts), name, classes, by, settings)

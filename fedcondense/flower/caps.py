@@ -65,7 +65,8 @@ class Caps:
         allow_real: Whether sets may hold real images or start from them, which publishes records.
         allow_weights: Whether a question may carry weights. Weights that a server chooses can be crafted so that what
             comes back shows a single record; take them from a server that you trust with records.
-        min_records: Classes of fewer records are left out: images of a class of a few are close to its records,
+        min_records: How many records a stored image stands for at least: classes of fewer are left out, and a class of
+            n records sends at most n / min_records images. Images of few records each are close to single records,
             whatever they start from (measured in experiments/records.md).
     """
 
@@ -78,7 +79,12 @@ class Caps:
     networks: str = ""
     allow_real: bool = False
     allow_weights: bool = False
-    min_records: int = number(20, 1)
+    min_records: int = number(10, 1)
+
+    @property
+    def share(self) -> float:
+        """The largest share of a class's records that its stored images may number; never more than half."""
+        return min(SHARE_OF_RECORDS, 1 / self.min_records)
 
     def check_ipc(self, ipc: int) -> None:
         """Refuse more images per class than this node condenses to, before anything is made of their number."""

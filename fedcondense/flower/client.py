@@ -16,8 +16,9 @@ from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
+from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import Desk, answer, ledger_of, place_of
+from fedcondense.flower.node import KEPT_BYTES, Desk, answer, ledger_of, place_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
@@ -59,7 +60,8 @@ def make_client_app(
         progress: Called with the node's number and how far condensing is.
         is_counted: Whether a ledger counts what a node with data of its own gives away over its life.
     """
-    desk = Desk(caps=caps, is_counted=is_counted, cache=cache, progress=progress)
+    memory = Kept(None, KEPT_BYTES)  # of this app alone
+    desk = Desk(caps=caps, is_counted=is_counted, cache=cache, memory=memory, progress=progress)
     return _app(load_partition, desk, {**TASKS, **{kind.name: kind for kind in tasks}})
 
 
@@ -112,4 +114,4 @@ def _whose(context: Context) -> str:
     return f"partition {number}" if isinstance(number, int) else f"node {context.node_id}"
 
 
-app = _app(load_partition, Desk(is_stock=True), TASKS)
+app = _app(load_partition, Desk(memory=Kept(None, KEPT_BYTES), is_stock=True), TASKS)

@@ -3,7 +3,7 @@
 A strategy is two halves of a paper in one file. The client's half is a `Task`: a frozen dataclass whose fields are the
 message, with `prepare`. The server's half is a `Rounds` (`fedcondense.flower.rounds`) with `ask` and `combine`.
 Sampling, deadlines, limits, screens, logs and files are written once, elsewhere. Any other Flower `Strategy` works as
-well: an `Entry` names what a node must answer for it.
+well: an `Entry` (`fedcondense.flower.strategies`) names what a node must answer for it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Site:
     """Who answers: one node of a run.
 
     Args:
-        name: For people and files: the name it is registered by, else what it calls itself; unique in a run.
+        name: For people and files: the name it is registered by, else what it calls itself; unique in a run. Empty in
+            `Rounds.ask` for a site that is not registered by a name and has not answered yet: match sites by `key`.
         key: Its public key in hexadecimal where nodes authenticate, else its node id: what a server may rely on.
         node: Flower's node id, of this run alone.
     """
@@ -85,7 +86,10 @@ class Node(NamedTuple):
     checkpoint: Any = None  # a `fedcondense.Checkpoint` of this very question, or None
 
     def seed(self, root: int, *purpose: str | int) -> int:
-        """Return this node's own seed for a purpose: nodes that start alike would send the same images."""
+        """Return this node's own seed for a purpose: nodes that start alike would send the same images.
+
+        The same root in two rounds gives the same seed twice: let a task's seed change with the round.
+        """
         return child_seed(root, "client", self.place, *purpose)
 
 
@@ -93,7 +97,8 @@ class Task(Protocol[P]):
     """What a server asks of a node; derive a frozen dataclass, whose fields travel as they are.
 
     Fields are numbers, texts, booleans, tuples of those, `Weights` or a `SyntheticSet`; bounds are declared by
-    `settings.number`. A node looks `name` up in its own `TASKS` and never imports anything that a message names.
+    `fedcondense.flower.settings.number`, as ``ipc: int = number(10, 1)``, and are checked at both ends. A node looks
+    `name` up in its own `TASKS` and never imports anything that a message names.
     """
 
     name: ClassVar[str]  # an identifier; the message type is query.NAME
@@ -103,8 +108,13 @@ class Task(Protocol[P]):
     def prepare(self, holder: Holder, node: Node) -> Job[P]:
         """Return the work, ready to run: nothing of the records has been sent, and the cost is known.
 
+        Args:
+            holder: The node's records, without classes that have too few; ``holder.data`` are the tensors, or None
+                where records may not be seen. `Data` is accepted where a holder is, such as a subset of these.
+            node: Caps, time, what the node kept, and its seeds.
+
         Raises:
-            SettingError: The task cannot be done here; the message travels to the server.
+            SettingError: The task cannot be done here (`fedcondense.errors`); the message travels to the server.
         """
 
 
@@ -151,14 +161,18 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """All that a strategy keeps between rounds; a folder holds it after each, and a run goes on from it.
+    """All that a strategy keeps between rounds; a run's folder holds it after each.
+
+    A strategy goes on from it: ``strategy.state = RunFolder(path).read_state()`` before `Rounds.start`. The library
+    fills in `round`, `sites` and what was spent; `combine` returns the others.
 
     Args:
         round: The last round that is finished.
         weights: Of the global network.
         sets: By names of the strategy's own.
         tensors: Likewise.
-        numbers: Numbers and texts.
+        numbers: Numbers and texts; names that begin with ``spent/`` are the library's.
+        sites: Everybody who was asked so far: names by `Site.key`, empty where a site has not said its own yet.
     """
 
     round: int = 0
@@ -166,6 +180,7 @@ class State:
     sets: Mapping[str, SyntheticSet] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+    sites: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def joined(self) -> SyntheticSet | None:

@@ -57,6 +57,10 @@ class Kept:
             except OSError as error:
                 raise OutputError(f"{folder}: {error.strerror}; choose a folder of the node's own") from error
 
+    def __reduce__(self) -> tuple[type[Kept], tuple[Path | None, int]]:
+        """Travel to another process as the folder and the bound: what is in memory stays here."""
+        return Kept, (self.folder, self.limit_bytes)
+
     def get(self, name: str) -> bytes | None:
         """Return an entry, or None where there is none or it is damaged."""
         path = self._path(name)

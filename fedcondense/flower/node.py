@@ -32,7 +32,17 @@ from fedcondense.flower.wire import CARRIED, NO_DATA, WIRE, About, own_version, 
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.format import Limits
 
-__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "answer", "check_carried", "ledger_of", "place_of"]
+__all__ = [
+    "KEPT_BYTES",
+    "Desk",
+    "NodeConfig",
+    "Placed",
+    "answer",
+    "check_carried",
+    "ledger_of",
+    "ledger_path",
+    "place_of",
+]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 KEPT_BYTES = 1 << 30
@@ -133,6 +143,7 @@ class Desk(NamedTuple):
     allowance: Allowance = Allowance()
     is_counted: bool = True  # by a ledger; not where whoever asks is this process
     cache: Path | None = None
+    memory: Kept = Kept(None, KEPT_BYTES)  # of nodes without a folder; shared by all desks that name none
     progress: Callable[[int, Progress], None] | None = None
     is_stock: bool = False  # the installed app: it knows all keys of a node's config, and data are public unless named
 
@@ -194,16 +205,18 @@ def answer(
     if config.threads:
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
-    kept = Kept(desk.cache or (Path(config.cache) if config.cache else None), KEPT_BYTES)
+    folder = desk.cache or (Path(config.cache) if config.cache else None)
+    kept = desk.memory if folder is None else Kept(folder, KEPT_BYTES)
     key = _key(task, about.round, place, data)
-    blob = kept.get(key)
+    blob = None if folder is None else kept.get(key)
     if blob is None:
         checkpoint = None if kept.folder is None else Checkpoint(kept.folder / f"{key}.checkpoint", resume=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
         node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
-        kept.put(key, payload.to_bytes())
+        if folder is not None:
+            kept.put(key, payload.to_bytes())
         if checkpoint is not None:
             checkpoint.remove()
     else:
@@ -228,15 +241,8 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         cost = job.cost
         charge = Charge(images=cost.images, decoded=cost.decoded, nbytes=cost.nbytes, epsilon=cost.epsilon)
         ledger.charge(f"{task.name}, round {about.round}, asked by fedcondense {about.version}", charge)
-    _LOG.info(
-        "%s is asked for %s (round %d, fedcondense %s): about %.0f s, %d bytes",
-        node.name,
-        task.name,
-        about.round,
-        about.version,
-        job.cost.seconds,
-        job.cost.nbytes,
-    )
+    asked = f"{node.name} is asked for {task.name} (round {about.round}, fedcondense {about.version})"
+    _LOG.info("%s: about %.0f s, %d bytes", asked, job.cost.seconds, job.cost.nbytes)
     try:
         with stop_at(node.until):
             payload = job.run()
@@ -254,16 +260,22 @@ def _check_bytes(nbytes: int, caps: Caps) -> None:
         )
 
 
-def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
-    """Return the ledger of a node's life; None where whoever asks is this process, or the data are public."""
+def ledger_path(placed: Placed, desk: Desk) -> Path | None:
+    """Return where a node's life is counted; None where whoever asks is this process, or the data are public."""
     config = placed.config
     if not desk.is_counted or not (config.ledger or config.data):
         return None
     if config.ledger:
-        return Ledger.open(Path(config.ledger), placed.allowance)
+        return Path(config.ledger)
     named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return Ledger.open(Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl", placed.allowance)
+    return Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl"
+
+
+def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
+    """Return the ledger of a node's life, which is begun where there is none; None where nothing is counted."""
+    path = ledger_path(placed, desk)
+    return None if path is None else Ledger.open(path, placed.allowance)
 
 
 def _key(task: Question, server_round: int, place: int, data: Data) -> str:
@@ -273,9 +285,7 @@ def _key(task: Question, server_round: int, place: int, data: Data) -> str:
         for item in fields(task)  # type: ignore[arg-type]
         for value in [getattr(task, item.name)]
     }
-    method = repr(
-        OBJECTIVES.get(str(getattr(task, "objective", "")))
-    )  # a recipe of the same name may have been changed
+    method = repr(OBJECTIVES.get(str(getattr(task, "objective", ""))))  # one of the same name may have been changed
     told = [task.name, carried, method, place, data.fingerprint, repr(data.spec), own_version()]
     text = json.dumps([*told, server_round], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -18,8 +18,8 @@ from fedcondense.data import Data
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
-from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import Desk, Placed, check_carried, ledger_of, place_of
+from fedcondense.flower.ledger import Charge, Ledger
+from fedcondense.flower.node import Desk, Placed, check_carried, ledger_path, place_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.settings import read
 from fedcondense.flower.site_data import load_partition
@@ -38,7 +38,7 @@ class Checked(NamedTuple):
     name: str
     classes: dict[str, int]  # records per class
     left_out: dict[str, int]  # those of fewer records than the node asks for
-    spent: Charge | None  # over its life; None: nothing is counted
+    spent: Charge | None  # over its life; None: nothing was counted yet
 
 
 class Preview(NamedTuple):
@@ -79,8 +79,9 @@ def check_node(config: Mapping[str, Any]) -> Checked:
     data = load_partition(context)
     counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
     few = {name: n for name, n in counts.items() if 0 < n < placed.caps.min_records}
-    ledger = ledger_of(placed, Desk())
-    return Checked(placed, placed.name(context), counts, few, None if ledger is None else ledger.spent())
+    path = ledger_path(placed, Desk())
+    spent = Ledger.open(path, placed.allowance).spent() if path is not None and path.exists() else None
+    return Checked(placed, placed.name(context), counts, few, spent)
 
 
 def preview(
@@ -125,8 +126,7 @@ def _nearest(payload: Any, data: Data) -> dict[str, float]:
 
 
 def _smallest(mine: Tensor, records: Tensor) -> float:
-    # By differences: products of images lose the digits that tell a copy from what is close to one.
-    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")  # zero for a copy
     return float(distances.min() / math.sqrt(mine.shape[1]))
 
 

@@ -189,9 +189,10 @@ def check_set(synthetic: SyntheticSet, limits: ReplyLimits) -> None:
 
 def _explained(reason: str) -> str:
     """Return an error's last line; where a node does not know a task, what its people can do."""
-    if "No query function registered" in reason or "function registered with name" in reason:
+    if "function registered with name" in reason:
         said = safe_text(reason)
-        return f"{said[:120]}: it does not know this task; install fedcondense {own_version()} there, or its app"
+        known = f"install fedcondense {own_version()} there, or name the task: make_client_app(..., tasks=[...])"
+        return f"{said[:120]}: this node does not know the task; {known}"
     return safe_text(reason)
 
 

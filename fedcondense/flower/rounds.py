@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
@@ -28,6 +29,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["AggregationError", "Rounds"]
 
+_SPENT = ("bytes-up", "bytes-down", "client-seconds")
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
@@ -61,6 +63,7 @@ class Rounds(Strategy):
         self.state = State()
         self.answers: tuple[Answer[Any], ...] = ()
         self.refused: tuple[Refusal, ...] = ()
+        self.left_out: list[tuple[int, Refusal]] = []  # of all rounds so far, with the round
         self.verdicts: Mapping[tuple[Site, str], Verdict] = {}
         self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
         self._mailbox = Mailbox([], limits)
@@ -69,7 +72,10 @@ class Rounds(Strategy):
     def ask(
         self, server_round: int, stage: str, state: State, sites: Sequence[Site]
     ) -> Question | Mapping[Site, Question]:
-        """Return what all sites are asked in a stage, or what each is."""
+        """Return what all sites are asked in a stage, or what each is; sites that a mapping lacks are not asked.
+
+        An empty mapping ends the run: what the rounds before have left is its result.
+        """
 
     @abstractmethod
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
@@ -126,42 +132,54 @@ class Rounds(Strategy):
         result = Result()
         if initial_arrays and not self.state.round:
             self.state = self.state.but(weights=Weights(dict(initial_arrays.to_torch_state_dict())))
-            if evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)) is not None:
-                result.evaluate_metrics_serverapp[0] = metrics
+            if evaluate_fn and (evaluated := evaluate_fn(0, initial_arrays)) is not None:
+                result.evaluate_metrics_serverapp[0] = evaluated
         for server_round in range(self.state.round + 1, number_of_rounds + 1):
             _LOG.info("[ROUND %d/%d]", server_round, number_of_rounds)
-            result.train_metrics_clientapp[server_round] = self._round(server_round, grid, timeout)
+            metrics = self._round(server_round, grid, timeout)
+            if metrics is None:
+                _LOG.info("round %d: nobody is to be asked; the run ends here", server_round)
+                break
+            result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
             if evaluate_fn and result.arrays:
-                metrics = evaluate_fn(server_round, result.arrays)
-                if metrics is not None:
-                    result.evaluate_metrics_serverapp[server_round] = metrics
+                evaluated = evaluate_fn(server_round, result.arrays)
+                if evaluated is not None:
+                    result.evaluate_metrics_serverapp[server_round] = evaluated
             self.keep(self)
         return result
 
-    def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord:
-        state, metrics, spent = self.state, MetricRecord(), dict(self.spent)
+    def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
+        """Go through the stages of a round; None: nobody is to be asked."""
+        state, metrics, sites = self.state, MetricRecord(), dict(self.state.sites)
+        spent = {name: float(state.numbers.get(f"spent/{name}", 0)) for name in _SPENT}
         for stage in self.stages:
-            mailbox = self._questions(server_round, stage, state, grid)
+            mailbox = self._questions(server_round, stage, state.but(sites=sites), grid)
+            if not mailbox.sent:
+                return None
             collect(grid, mailbox, timeout, self.asking)
-            state, metrics = self._read(server_round, stage, state, mailbox)
-            asked = max(1, len(mailbox.sent))
-            spent["bytes-up"] += sum(answer.nbytes for answer in self.answers) / asked
-            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.sent) / asked
-            spent["client-seconds"] += sum(answer.seconds for answer in self.answers) / max(1, len(self.answers))
-        self.state = state.but(round=server_round, numbers={**state.numbers, **spent})
+            state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
+            sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
+            sites |= {answer.site.key: answer.site.name for answer in self.answers}
+            spent["bytes-up"] += sum(answer.nbytes for answer in self.answers)
+            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.sent)
+            spent["client-seconds"] += sum(answer.seconds for answer in self.answers)
+        numbers = {f"spent/{name}": value for name, value in spent.items()}
+        self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **numbers})
         return metrics
 
     @property
     def spent(self) -> dict[str, float]:
-        """What the rounds so far took per site that was asked: ``bytes-up``, ``bytes-down``, ``client-seconds``."""
-        return {name: float(self.state.numbers.get(name, 0.0)) for name in ("bytes-up", "bytes-down", "client-seconds")}
+        """What the rounds so far took per site that was ever asked: bytes up and down, and the site's seconds."""
+        everyone = max(1, len(self.state.sites))
+        return {name: float(self.state.numbers.get(f"spent/{name}", 0)) / everyone for name in _SPENT}
 
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking)
         infos = {info.node_id: info for info in grid.get_nodes()}
-        sites = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
+        found = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
+        sites = [site if site.name else replace(site, name=state.sites.get(site.key, "")) for site in found]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
         sent = []
@@ -182,6 +200,7 @@ class Rounds(Strategy):
         if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             answers, refused = self._screened(server_round, answers, refused)
         self.answers, self.refused = tuple(answers), tuple(refused)
+        self.left_out += [(server_round, refusal) for refusal in refused]
         for site, reason in refused:
             _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
         needed = max(self.asking.min_replies, 1)
@@ -189,7 +208,7 @@ class Rounds(Strategy):
             first = "; ".join(f"{refusal.site.name}: {refusal.reason}" for refusal in refused[:3])
             raise AggregationError(
                 f"round {server_round}: {len(answers)} usable answers of {len(mailbox.sent)}, {needed} needed; "
-                f"{first or 'no node was asked'}"
+                f"{first or 'all that were asked have answered: ask more, or lower min_replies'}"
             )
         state = self.combine(server_round, stage, state, answers)
         weights = {} if state.weights is None else state.weights.tensors

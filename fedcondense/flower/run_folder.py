@@ -69,12 +69,12 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def check_free(self) -> None:
-        """Refuse a folder that holds a run.
+        """Refuse a folder that holds a run, unless that failed before it left anything.
 
         Raises:
             OutputError: It does.
         """
-        if self.holds_run():
+        if self.holds_run() and not self._is_empty():
             raise OutputError(f"{self.path} holds a result; give another output")
 
     def write_result(self, record: Mapping[str, Any]) -> Path:
@@ -124,6 +124,14 @@ class RunFolder:
         found = sorted((self.path / "rounds").glob("*.state"))
         return load_state(found[-1].read_bytes(), str(found[-1])) if found else State()
 
+    def _is_empty(self) -> bool:
+        """Say whether the run here failed, and neither a row nor a round of it is there."""
+        try:
+            record = self.read_result()
+        except ResumeError:
+            return False
+        return bool(record.get("error")) and not record.get("rows") and not self.read_state().round
+
     def _sets(self) -> list[Path]:
         """Return the paths of the sets that the run in this folder names as its own."""
         try:
@@ -138,9 +146,12 @@ class RunFolder:
         return self.path / "rounds" / f"{server_round:04d}.state"
 
 
-def refusals(refused: Sequence[Refusal], row: str) -> list[dict[str, Any]]:
-    """Return who was left out of a row, as ``result.json`` says it."""
-    return [{"client": site.name, "node": str(site.node), "reason": reason, "row": row} for site, reason in refused]
+def refusals(left_out: Sequence[tuple[int, Refusal]], row: str) -> list[dict[str, Any]]:
+    """Return who was left out of a row's rounds, as ``result.json`` says it."""
+    return [
+        {"client": site.name, "node": str(site.node), "reason": reason, "row": row, "round": server_round}
+        for server_round, (site, reason) in left_out
+    ]
 
 
 def judged(verdicts: Mapping[Any, Verdict]) -> list[dict[str, Any]]:

@@ -214,7 +214,7 @@ class _Run:
             "rows": {self.name: row} if "bytes_up" in row or "accuracy" in row else {},
             "rounds": self.history,
             "settings": dict(self.asked),
-            "refused": refusals(self.strategy.refused, self.name) if isinstance(self.strategy, Rounds) else [],
+            "refused": refusals(self.strategy.left_out, self.name) if isinstance(self.strategy, Rounds) else [],
             "screened": judged(self.strategy.verdicts) if isinstance(self.strategy, Rounds) else [],
             "classes": list(self.classes or (() if joined is None else joined.classes)),
             "coverage": _coverage(joined),
@@ -256,7 +256,7 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed)
+    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed, test)
 
 
 def _values(side: ServerSide) -> dict[str, Any]:

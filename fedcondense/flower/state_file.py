@@ -32,6 +32,7 @@ def dump_state(state: State) -> bytes:
         "format": _FORMAT,
         "round": state.round,
         "numbers": dict(state.numbers),
+        "sites": dict(state.sites),
         "sets": list(state.sets),
         "has_weights": state.weights is not None,
     }
@@ -62,6 +63,7 @@ def load_state(blob: bytes, where: str) -> State:
             {name: SyntheticSet.from_bytes(part["sets"][name].numpy().tobytes()) for name in about["sets"]},
             part["tensors"],
             about["numbers"],
+            about["sites"],
         )
     except (ValueError, KeyError, TypeError, SafetensorError) as broken:
         if isinstance(broken, ResumeError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.condensing import Progress, prepare, run
-from fedcondense.condensing.starts import STARTS, stored_or
+from fedcondense.condensing.starts import STARTS, from_memory_or
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError, look_up
@@ -36,7 +36,7 @@ class Maker(Protocol):
 
         Args:
             data: New real images, and what a memory holds of the same classes.
-            ipc: Images per class whose bytes a class may take.
+            ipc: Byte budget per class, counted in uncompressed images.
             seed: All that is random follows from it.
             stored: (N,) bool, which of the data the memory holds.
         """
@@ -103,7 +103,7 @@ class Condenser:
                 network=self.network,
                 seed=seed,
                 steps=self.steps,
-                start=stored_or(look_up("start", start, STARTS), stored),
+                start=from_memory_or(look_up("start", start, STARTS), stored),
                 recipe=self.recipe,
                 prefixes=self.prefixes,
                 device=device,

@@ -49,7 +49,7 @@ class Memory:
     groups leaves the remainder unused.
 
     Args:
-        images: Plain images whose bytes all groups together may take.
+        images: Byte budget of all groups together, counted in uncompressed images.
         make: Makes the sets: a `Condenser`, a `Selector`, or anything called like them. Sets whose codes are shared
             (`Parametrization.shared`) cannot be left in part: they need ``"recondense"``, or a given number of groups.
         groups: How many groups there will be; None: the budget is shared among those seen so far.
@@ -93,7 +93,7 @@ class Memory:
         self.images, self.make, self.groups, self.update = images, make, groups, update
         self.real_fraction, self.minimum, self.seed = real_fraction, minimum, seed
         self.spec: Spec | None = None
-        self.sets: list[SyntheticSet] = []  # condensed, one a call of the maker
+        self.sets: list[SyntheticSet] = []  # condensed, one per call of the maker
         self.real: SyntheticSet | None = None
         self.waiting: dict[str, Tensor] = {}  # uint8 images of groups that wait for `minimum`
         self.seen: dict[str, int] = {}  # real images that the sets of a group stand for

@@ -2,7 +2,7 @@
 
 Sizes and layers of the first four follow DC (Zhao, Mopuri and Bilen, ICLR 2021), where the first layer pads 28 pixels
 to 32. ResNet, MobileNet and ViT are torchvision's, with a stem for small images. All can be differentiated twice, as
-gradient matching and unrolled training ask.
+gradient matching and unrolled training need.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def alexnet(shape: Shape, classes: int) -> nn.Module:
 
 
 def vgg11(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
-    """Return VGG-11 (Simonyan and Zisserman, ICLR 2015) for small images: a norm a convolution, one linear layer."""
-    _check("vgg11", shape, smallest=28)  # below, the last norm would see a single pixel a channel
+    """Return VGG-11 (Simonyan and Zisserman, ICLR 2015) for small images: a norm per convolution, one linear layer."""
+    _check("vgg11", shape, smallest=28)  # below, the last norm would see a single pixel per channel
     channels, height, width = shape
     padding = 3 if min(height, width) < 32 else 1  # 28 to 32
     height, width = ((side + 2 * padding - 2) // 32 for side in (height, width))
@@ -80,7 +80,7 @@ def resnet18(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
     """Return torchvision's ResNet-18 with the small-image stem (3x3, stride 1, no pooling)."""
     from torchvision.models import resnet
 
-    _check("resnet18", shape, smallest=9)  # below, the last norm would see a single pixel a channel
+    _check("resnet18", shape, smallest=9)  # below, the last norm would see a single pixel per channel
 
     def norm_layer(c: int) -> nn.Module:
         return NORMS[norm](c, 0, 0)
@@ -94,12 +94,13 @@ def resnet18(shape: Shape, classes: int, norm: str = "instance") -> nn.Module:
 def mobilenet_v3_small(shape: Shape, classes: int) -> nn.Module:
     """Return torchvision's MobileNetV3-Small (Howard et al., ICCV 2019), which shrinks images by 8 instead of 32.
 
-    Its batch norms remember the last ten steps or so, not the last hundred: a set is trained on for a few hundred.
+    Its batch norms average over about the last ten steps instead of a hundred, since training on a set takes a few
+    hundred.
     """
     from torchvision.models import mobilenet_v3_small as make
     from torchvision.ops import SqueezeExcitation
 
-    _check("mobilenet-v3-small", shape, smallest=9)  # below, the last norm would see a single pixel a channel
+    _check("mobilenet-v3-small", shape, smallest=9)  # below, the last norm would see a single pixel per channel
     module = make(num_classes=classes, dropout=0.0, norm_layer=nn.BatchNorm2d)
     stem = module.features[0]
     stem[0] = nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)  # stride 1 instead of 2
@@ -123,7 +124,8 @@ class HardSigmoid(nn.Module):
 def vit_small(shape: Shape, classes: int) -> nn.Module:
     """Return torchvision's vision transformer (Dosovitskiy et al., ICLR 2021): patches of 4, width 128, 6 layers.
 
-    Its head starts as linear layers do, not from zero: logits and gradients say something before it is trained.
+    Its head starts as linear layers do, not from zero: an untrained one has logits and gradients that carry
+    information.
     """
     from torchvision.models import VisionTransformer
 

@@ -12,7 +12,7 @@ __all__ = ["Headed"]
 
 
 class Headed(nn.Module):
-    """Any classifier as a network of ours: its features are what its last linear layer is fed.
+    """Any classifier as a network of ours: its features are the input of its last linear layer.
 
     Args:
         module: Maps (N, C, H, W) to logits (N, K) and has at least one `nn.Linear`.
@@ -31,10 +31,10 @@ class Headed(nn.Module):
         self._kept = inputs[0]
 
     def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
-        """Return what the classifier is fed, (N, D), or logits (N, K).
+        """Return the classifier's input, (N, D), or logits (N, K).
 
         Raises:
-            SettingError: The module returns something else than logits.
+            SettingError: The module does not return logits.
         """
         logits = self.module(images)
         if not (isinstance(logits, Tensor) and logits.ndim == 2):

@@ -1,4 +1,4 @@
-"""The networks that have a name, and building them from it."""
+"""Networks by name."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ NETWORKS: dict[str, NetworkMaker] = CONVNETS | OTHERS
 """Networks by name: each builds an untrained module for images of a shape and a number of classes.
 
 A ConvNet is called by its depth, its width and, unless it is the published instance norm, its norm: ``convnet3-w32``,
-``convnet4-w128-batch``. None has dropout: what a network says of an image is a function of its weights.
+``convnet4-w128-batch``. None has dropout: a network's output is a function of its weights and the image.
 """
 
 
 def default_network(shape: Shape) -> str:
-    """Return the network that is used unless one is named: width 32, as deep as the images are large."""
+    """Return the default network's name: width 32, with a depth that follows from the images' size."""
     side = min(shape[1:])
     return "convnet2-w32" if side < 16 else "convnet3-w32" if side < 48 else "convnet4-w32"
 
@@ -69,7 +69,7 @@ def default_network(shape: Shape) -> str:
 def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Build a network on the CPU; equal seeds give equal weights, and the global random state is left alone.
 
-    Of names joined by ``+`` the seed takes one, each as likely as the others: a pool of such networks is of all kinds.
+    From names joined by ``+`` the seed picks one, all equally likely, so a pool holds every kind.
 
     Raises:
         SettingError: No network has this name, or it cannot take images of this size.
@@ -84,7 +84,7 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
 
 
 def network_kinds(network: str | NetworkMaker) -> list[NetworkMaker]:
-    """Return the networks that a name such as ``"convnet3-w32+convnet3-w32-none"`` joins; often it is one.
+    """Return the networks that a name such as ``"convnet3-w32+convnet3-w32-none"`` joins, often just one.
 
     Raises:
         SettingError: No network has one of the names.
@@ -96,7 +96,7 @@ def named(name: str) -> NetworkMaker:
     """Return the network of a name.
 
     Raises:
-        SettingError: There is none; the message says the ConvNets by their scheme, since they are many.
+        SettingError: There is none; the message gives the scheme of the ConvNets' names, of which there are many.
     """
     if name in NETWORKS:
         return NETWORKS[name]

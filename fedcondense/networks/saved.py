@@ -1,4 +1,4 @@
-"""A trained network as one file that says all that is needed to use it: classes, image shape, normalisation, network.
+"""A trained network in one file with all that its use needs: classes, image shape, normalisation, architecture.
 
 The file is a safetensors file of the weights. Its metadata hold, under ``fedcondense-network``, the `NetworkCard` as
 JSON beside a format number. Any safetensors reader opens it.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,20 +18,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fedcondense.errors import FedcondenseError, SettingError
+from fedcondense.errors import SettingError
 from fedcondense.files import write_file
 from fedcondense.networks import NETWORKS, NetworkMaker, build, named
+from fedcondense.networks.card import NetworkCard, UntrustedNetworkError
 from fedcondense.networks.headed import Headed
 
 __all__ = ["FILE", "NetworkCard", "SavedNetwork", "UntrustedNetworkError", "load_network", "save_network"]
 
 FILE = "weights.safetensors"
-"""What a network's file is called in a run's folder."""
+"""The name of a network's file in a run's folder."""
 
 _FORMAT = 1
 _KEY = "fedcondense-network"
 _HEADER = 8 << 20  # bytes
-_CLASSES, _SIDE, _TEXT = 10_000, 4096, 200
 _LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
 _AT_ONCE = 512  # images
 _DTYPES = {
@@ -45,62 +44,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-class UntrustedNetworkError(FedcondenseError, ValueError):
-    """A network's file that breaks the format, a limit, or does not fit its network."""
-
-
-@dataclass(frozen=True)
-class NetworkCard:
-    """What the weights of a network do not say of themselves.
-
-    Args:
-        network: A name in `NETWORKS`, or what a network of one's own is called.
-        classes: The class names, in the order of the outputs.
-        shape: (C, H, W) of an image.
-        mean: What images are normalised by, a value per channel, in [0, 1] space.
-        std: Likewise.
-        strategy: How it was trained, ``one-shot`` say.
-        version: Of fedcondense; `save_network` fills it in.
-
-    Raises:
-        SettingError: A value cannot be; the message lists all that cannot.
-    """
-
-    network: str
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    strategy: str = ""
-    version: str = ""
-
-    def __post_init__(self) -> None:
-        names, shape = self.classes, self.shape
-        wrong = [
-            f"{name} is {value!r:.100}; needed: a printable text of at most {_TEXT} characters"
-            for name, value in (("network", self.network), ("strategy", self.strategy), ("version", self.version))
-            if not _is_text(value)
-        ]
-        if self.network == "":
-            wrong.append("network is empty; needed: a name")
-        if not (isinstance(names, tuple) and 1 <= len(names) <= _CLASSES and all(n and _is_text(n) for n in names)):
-            wrong.append(f"classes are {names!r:.100}; needed: 1 to {_CLASSES} printable texts in Unicode's form NFC")
-        elif len(set(names)) != len(names):
-            wrong.append("class names repeat; needed: each once")
-        if not (
-            isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and 1 <= n <= _SIDE for n in shape)
-        ):
-            wrong.append(f"shape is {shape!r:.100}; needed: (C, H, W), each from 1 to {_SIDE}")
-        else:
-            for name, value in (("mean", self.mean), ("std", self.std)):
-                if not (isinstance(value, tuple) and len(value) == shape[0] and all(map(_is_number, value))):
-                    wrong.append(f"{name} is {value!r:.100}; needed: {shape[0]} finite numbers, one per channel")
-                elif name == "std" and min(value) < 1e-6:
-                    wrong.append(f"std is {value!r:.100}; needed: above zero")
-        if wrong:
-            raise SettingError("; ".join(wrong))
 
 
 class SavedNetwork(nn.Module):
@@ -217,7 +160,7 @@ def load_network(
         limit_bytes: How large the file may be.
 
     Raises:
-        UntrustedNetworkError: The file is missing, damaged, too large, says not what it is, or does not fit.
+        UntrustedNetworkError: The file is missing, damaged, too large, without a card, or does not fit.
         SettingError: The network of its name is not known here.
     """
     path = _file_of(path)
@@ -259,7 +202,7 @@ def _file_of(path: str | os.PathLike[str]) -> Path:
 
 
 def _card(metadata: Mapping[str, str]) -> NetworkCard:
-    """Read the card, or say what is wrong with it."""
+    """Read the card, or raise with what is wrong."""
     if _KEY not in metadata:
         what = (
             "a synthetic set" if "fedcondense" in metadata else "weights that do not say of which network and classes"
@@ -293,7 +236,7 @@ def _outline(make: NetworkMaker, card: NetworkCard) -> nn.Module:
 
 
 def _own(network: nn.Module | NetworkMaker, card: NetworkCard) -> list[nn.Module]:
-    """Return a network of one's own as it is, and as the toolkit wraps one whose features it reads."""
+    """Return a network of one's own, unchanged and wrapped with readable features (`Headed`)."""
     with torch.random.fork_rng(devices=[]):
         module = network if isinstance(network, nn.Module) else network(card.shape, len(card.classes))
     return [module, *([Headed(module)] if any(isinstance(m, nn.Linear) for m in module.modules()) else [])]
@@ -327,19 +270,6 @@ def _slice(part: Any) -> _Outline:
 def _check_finite(name: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         _refuse(f"{name} has values that are not finite; train again or get the file again")
-
-
-def _is_text(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and len(value) <= _TEXT
-        and value.isprintable()
-        and unicodedata.is_normalized("NFC", value)
-    )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= _LARGEST  # type: ignore[arg-type]  # NaN is not
 
 
 def _printable(error: Exception) -> str:

@@ -8,7 +8,8 @@ from fedcondense.objectives.characteristic import CharacteristicFunction
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMatching
 from fedcondense.objectives.kernel import FeatureRegression, KernelRegression
-from fedcondense.objectives.mmd import KernelMeans, KernelMeansAndRidge
+from fedcondense.objectives.mmd import KernelMeans
+from fedcondense.objectives.mmd_ridge import KernelMeansAndRidge
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.objectives.unrolled import UnrolledTraining
@@ -43,11 +44,11 @@ def with_learned_labels(objective: Objective) -> Objective:
     """Return an objective that learns targets with the images.
 
     Raises:
-        SettingError: It is taken class by class, and so has hard labels alone.
+        SettingError: It is taken class by class, which takes hard labels.
     """
     if not _can_learn_labels(objective):
         able = ", ".join(name for name, one in OBJECTIVES.items() if _can_learn_labels(one))
-        raise SettingError(f"{recorded(objective)} has hard labels alone; objectives that can learn them: {able}")
+        raise SettingError(f"{recorded(objective)} cannot learn soft labels; objectives that can: {able}")
     return replace(objective, learn_labels=True)  # type: ignore[type-var]
 
 

@@ -18,7 +18,7 @@ from fedcondense.randomness import stream
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["ClassSums", "FeatureObjective", "Sum", "SumObjective", "is_of_rows"]
+__all__ = ["ClassSums", "FeatureObjective", "FeatureRows", "Sum", "SumObjective", "capturable_on_features"]
 
 _REAL_AT_ONCE = 512  # real images that are augmented and summarised at once: they stay in the cache, at any class size
 
@@ -94,6 +94,13 @@ class FeatureObjective(Objective):
         return loss.detach()
 
 
+class FeatureRows(NamedTuple):
+    """Real feature rows, as they are."""
+
+    rows: Tensor  # (M, D), float16: a pool keeps many of these
+    targets: Tensor  # (M, K)
+
+
 class ClassSums(NamedTuple):
     """Sums of feature rows by class: all that first-moment matching needs of real data; they add up over clients."""
 
@@ -120,7 +127,7 @@ class SumObjective(FeatureObjective):
         """Return what `merge` would, from sums of `added_by` over all rows of each class."""
 
 
-def is_of_rows(objective: Objective) -> bool:
+def capturable_on_features(objective: Objective) -> bool:
     """Say whether a step of the objective reads nothing of its draw but the network and the augmentation."""
     kind = type(objective)
     return issubclass(kind, FeatureObjective) and all(

@@ -28,7 +28,7 @@ __all__ = [
     "AbsoluteGradientMatching",
     "GradientMatching",
     "absolute_distance",
-    "is_of_samples",
+    "capturable_on_samples",
     "row_cosine_distance",
 ]
 
@@ -153,7 +153,7 @@ class AbsoluteGradientMatching(GradientMatching):
         return torch.stack([absolute_distance(a, b, self.power) for a, b in zip(real, synthetic, strict=True)]).sum()
 
 
-def is_of_samples(objective: Objective) -> TypeGuard[GradientMatching]:
+def capturable_on_samples(objective: Objective) -> TypeGuard[GradientMatching]:
     """Say whether a step reads nothing of its draw but the network and the augmentation, once real images are drawn."""
     names = ("sample", "answer", "observe", "loss", "backward")
     return isinstance(objective, GradientMatching) and all(

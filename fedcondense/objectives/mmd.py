@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedcondense.contract import Recipe
-from fedcondense.objectives.features import FeatureObjective
-from fedcondense.objectives.ridge import FeatureRows, MeansAndRidge, RidgeRegression
+from fedcondense.objectives.features import FeatureObjective, FeatureRows
 from fedcondense.sources import Pool
 
-__all__ = ["KernelMeans", "KernelMeansAndRidge", "KernelRows", "gaussian_mixture", "squared_spread"]
+__all__ = ["KernelMeans", "KernelRows", "gaussian_mixture", "squared_spread"]
 
 
 class KernelRows(NamedTuple):
@@ -35,9 +34,9 @@ class KernelMeans(FeatureObjective):
         k(a, b) = \tfrac1J \sum_j e^{-\lVert a - b \rVert^2 / (b_j d)}
 
     over real rows r and synthetic rows s of class c (a row meets itself, too), with the mean squared distance d of two
-    real rows of any class. It is zero for equal distributions only, at most two a class, and does not see the scale
-    of the features. Alike synthetic images repel each other, which means alone do not ask for; of a single image a
-    class, it seeks where the real ones are dense.
+    real rows of any class. The loss is zero only for equal distributions, at most 2 per class, and invariant to the
+    features' scale. Unlike class means it pushes similar images apart; a single image moves to where real ones are
+    dense.
 
     Besides the passes over the synthetic images a step takes N x M kernel values, for N synthetic and M real rows.
     M3D matches on networks that were trained for some steps, and enlarges its codes; here the networks are random
@@ -59,9 +58,9 @@ class KernelMeans(FeatureObjective):
         """Keep the rows."""
         return FeatureRows(rows.half(), targets)
 
-    def merge(self, pieces: Sequence[FeatureRows]) -> KernelRows:
-        """Put the rows together, and compare them with each other."""
-        rows, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
+    def merge(self, pieces: Sequence[FeatureRows | KernelRows]) -> KernelRows:
+        """Put the rows together, those of merged pieces as well, and compare them with each other."""
+        rows, targets = (torch.cat(column) for column in zip(*(piece[:2] for piece in pieces), strict=True))
         full, shares = rows.float(), class_shares(targets)
         spread = squared_spread(full)
         return KernelRows(rows, targets, spread, self._means(full, shares, full, shares, spread))
@@ -79,32 +78,6 @@ class KernelMeans(FeatureObjective):
         """Return the mean kernel value of each class, (K,), of rows (N, D) and (M, D) with shares (N, K) and (M, K)."""
         kernel = gaussian_mixture(a, b, [width * spread for width in self.bandwidths])
         return (a_shares * (kernel @ b_shares)).sum(0)
-
-
-@dataclass(frozen=True)
-class KernelMeansAndRidge(MeansAndRidge):
-    """Kernel means and a ridge regression at three times their weight, on the same rows: the toolkit's default.
-
-    The kernel says where a class lies, the regression what tells it from the others; below ten decoded images of a
-    class the kernel steps back, as means do. Measured in `experiments/`: at 10 images per class ahead of `dm-ridge` on
-    Fashion-MNIST in `MultiFormation` and on CIFAR-10 in pixels, level with it elsewhere. A step costs little more than
-    that of either term, since both share the passes over the synthetic images.
-
-    Args:
-        terms: A `KernelMeans` and a `RidgeRegression`; give both the same real images of a class.
-        weights: Of the two; on one Fashion-MNIST set 3 : 1 and 1 : 1 were worse.
-        learn_labels: As in `Sum`.
-    """
-
-    terms: tuple[FeatureObjective, ...] = (KernelMeans(), RidgeRegression())
-    weights: tuple[float, ...] = (1.0, 3.0)
-
-    recipe: ClassVar[Recipe] = Recipe(steps=720, lr=0.04, source=partial(Pool, size=128))
-
-    def merge(self, pieces: Sequence[tuple[Any, ...]]) -> tuple[KernelRows, FeatureRows]:
-        """Put the rows together once: both terms read the same, and a pool keeps half as much."""
-        kernel = self.terms[0].merge([piece[0] for piece in pieces])
-        return kernel, FeatureRows(kernel.rows, kernel.targets)
 
 
 def gaussian_mixture(a: Tensor, b: Tensor, bandwidths: Sequence[Tensor]) -> Tensor:

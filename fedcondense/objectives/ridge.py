@@ -9,26 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fedcondense.contract import Recipe
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.features import FeatureObjective, Sum
+from fedcondense.objectives.features import FeatureObjective, FeatureRows, Sum
 from fedcondense.sources import Pool
 
-__all__ = ["FeatureRows", "MeansAndRidge", "RidgeRegression", "means_and_ridge"]
+__all__ = ["MeansAndRidge", "RidgeRegression", "means_and_ridge"]
 
 _ENOUGH = 10  # decoded images of a class with which its mean is matched at full weight
-
-
-class FeatureRows(NamedTuple):
-    """Real feature rows as the regression needs them."""
-
-    rows: Tensor  # (M, D), float16: a pool keeps many of these
-    targets: Tensor  # (M, K)
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,10 @@ class RidgeRegression(FeatureObjective):
 
     .. math:: \tfrac12 \lVert \Phi_r \Phi_s^\top (\Phi_s \Phi_s^\top + \lambda_N \bar d\, I)^{-1} Y_s - Y_r \rVert^2 / M
 
-    with features :math:`\Phi`, centred targets :math:`Y` and the mean diagonal :math:`\bar d` of the kernel. It sees
-    what tells classes apart, which means alone do not; alone it fits the pool, and one class teaches it nothing.
-    Besides the passes over the synthetic images a step solves an N x N system: cheap up to some thousand images.
+    with features :math:`\Phi`, centred targets :math:`Y` and the mean diagonal :math:`\bar d` of the kernel. Regression
+    learns what separates classes, which class means ignore. On its own it overfits the pool, and with one class it has
+    no signal. Besides the passes over the synthetic images a step solves an N x N system: cheap up to some thousand
+    images.
 
     Args:
         layer: Which features: ``"embedding"`` or ``"logits"``.

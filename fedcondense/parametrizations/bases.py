@@ -22,12 +22,12 @@ _SMALLEST = 0.05  # root mean square of a basis: one that the start does not nee
 
 @dataclass(frozen=True)
 class Bases:
-    r"""Store small images that all classes share, and for each synthetic image how much of each it takes.
+    r"""Store small images that all classes share, and per synthetic image its coefficient of each.
 
     .. math:: x_i = \mathrm{enlarge}\big(\sum_b c_{ib} B_b\big)
 
     with the bases B and coefficients c in half precision. At equal bytes a class gets `per_image` times as many images
-    as with pixels; what they leave is spent on bases, of which there are
+    as with pixels, and bases take the bytes that the coefficients leave. Their number is
 
     .. math:: n_b = \Big\lfloor \frac{\mathrm{bytes}}{2 C h w + 2 N} \Big\rfloor
 
@@ -37,7 +37,7 @@ class Bases:
     one seed): 77.2 percent at 1 image per class and 83.4 at 10; pixels have 71.4 and 82.7, at 10 in 1/6 of the time.
 
     Args:
-        per_image: Images in the bytes of a plain one.
+        per_image: Images per plain image, in its bytes.
         downsample: Pixels of the image along a side of a basis's pixel; 2 as published.
     """
 
@@ -92,7 +92,7 @@ class Bases:
         return Batch(into_unit_range(images), targets)
 
     def project(self, codes: Codes) -> None:
-        """Keep what half precision can hold; images are in their range by decoding."""
+        """Clamp to the range of half precision; decoding keeps images in theirs."""
         for code in codes.values():
             code.clamp_(-LARGEST, LARGEST)
 

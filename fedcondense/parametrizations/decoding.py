@@ -1,4 +1,4 @@
-"""What decoders with weights share: images that end in [0, 1] with gradients that survive, and bounded memory."""
+"""Shared by decoders with weights: images in [0, 1] with gradients that survive, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _AT_ONCE = 1 << 24  # numbers in the widest maps: 64 MB
 def into_unit_range(images: Tensor) -> Tensor:
     """Clamp to [0, 1], and pass the gradient of a pixel outside if descending it leads back.
 
-    A plain clamp has no gradient there, so that a pixel which once left would stay; a sigmoid has one, but reaches
-    black and white, which most images have, only at infinity, and bends what is a sum of bases.
+    A plain clamp has no gradient there, so a pixel that has left the range would stay outside; a sigmoid has one, but
+    reaches black and white, which most images have, only at infinity, and distorts a sum of bases.
     """
     clamped: Tensor = _UnitRange.apply(images)
     return clamped
@@ -47,8 +47,8 @@ def in_pieces(decode: Callable[[Tensor], Tensor], codes: Tensor, widest: int) ->
     If that makes several pieces, each is computed again for its gradient, so that the maps of one are kept at a time.
 
     Args:
-        decode: Decodes some of the codes; its results are put together.
-        codes: What is cut by rows.
+        decode: Decodes some of the codes; its results are concatenated.
+        codes: The codes, which are cut along their first dimension.
         widest: Numbers in the largest maps of one code.
     """
     pieces = codes.split(max(1, _AT_ONCE // widest))

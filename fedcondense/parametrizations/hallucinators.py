@@ -24,7 +24,7 @@ _DEVIATION = 0.1  # of the start from the identity: alike, all hallucinators wou
 
 
 class Size(NamedTuple):
-    """How large a hallucinator is."""
+    """The size of a hallucinator."""
 
     channels: int
     side: tuple[int, int]  # of its scale and shift, before they are enlarged to the bases
@@ -32,21 +32,21 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Hallucinators:
-    r"""Store few images a class and a few small networks that all share: each network makes an image of each base.
+    r"""Store few images per class and a few shared small networks: each network makes one image of each base.
 
     .. math:: x_{ik} = \mathrm{conv}_k\big(\mathrm{enlarge}(a_k \odot \mathrm{conv}'_k(u_i) + b_k)\big)
 
     for bases u in bytes and hallucinators of two 3x3 convolutions with a scale a and a shift b for each place, in half
-    precision. All pairs are decoded, base by base. What the bases leave of the bytes is what hallucinators may take:
-    first channels, up to `channels`, then finer scales and shifts, up to a value for each pixel of a base; more is not
-    spent. Published are bases of full size, five hallucinators of three channels on top of the bytes, one of them drawn
-    for each batch, and a loss that pushes two of them apart; here they start apart, each near the identity.
-    Measured on Fashion-MNIST (`dm-ridge`, width 32, one seed): 79.2 percent at 1 image per class after 300 steps, and
-    82.2 at 10 after 100, where pixels have 71.4 and 80.9, at a sixth of the time at 10.
+    precision. All pairs are decoded, base by base. Hallucinators take the bytes that the bases leave: first for
+    channels, up to `channels`, then for finer scales and shifts, up to one value per pixel of a base. Published are
+    bases of full size, five hallucinators of three channels on top of the bytes, one of them drawn for each batch, and
+    a loss that pushes two of them apart; here they start apart, each near the identity. Measured on Fashion-MNIST
+    (`dm-ridge`, width 32, one seed): 79.2 percent at 1 image per class after 300 steps, and 82.2 at 10 after 100, where
+    pixels have 71.4 and 80.9, at a sixth of the time at 10.
 
     Args:
         count: Hallucinators; 5 as published.
-        bases: Bases in the bytes of a plain image.
+        bases: Bases per plain image, in its bytes.
         downsample: Pixels of the image along a side of a base's pixel, 2 or more; 1 as published, on top of the bytes.
         channels: Most channels of a hallucinator.
     """
@@ -94,7 +94,7 @@ class Hallucinators:
         return {"bases": (number, *small), "hallucinators": (self.count, fitting[-1])}
 
     def encode(self, images: Tensor, targets: Tensor) -> tuple[Codes, Tensor]:
-        """Shrink the first of each `count` start images (N, C, H, W) to a base; hallucinators leave it nearly alone."""
+        """Shrink the first of each `count` start images (N, C, H, W) to a base; hallucinators start near identity."""
         count, *shape = images.shape
         sizes = self.shapes(count, (shape[0], shape[1], shape[2]))
         bases = F.interpolate(images[:: self.count], size=sizes["bases"][2:], mode="area")
@@ -126,7 +126,7 @@ class Hallucinators:
         return Batch(in_pieces(decode, bases, widest), targets.repeat_interleave(self.count, dim=0))
 
     def project(self, codes: Codes) -> None:
-        """Clamp bases to [0, 1]; keep of weights what half precision can hold."""
+        """Clamp bases to [0, 1], and weights to the range of half precision."""
         codes["bases"].clamp_(0, 1)
         codes["hallucinators"].clamp_(-LARGEST, LARGEST)
 

@@ -39,12 +39,13 @@ class Latents:
     enlargement by two: it follows a bilinear one, but the last computes the four pixels of each place. Latents take a
     quarter of the bytes, d = C H W / 8 / `per_image`, and the generator the rest, up to 32 channels; both are in half
     precision. The generator is fitted to the start images together with their latents, which begin as their principal
-    components: seconds before the first step. Published are generators that were trained on all of the data, or on
-    others, and whose weights are not counted. Measured on Fashion-MNIST (`dm-ridge`, width 32, one seed): 77.0 percent
-    at 1 image per class after 300 steps, where pixels have 71.4, but 78.1 at 10 after 100, where pixels have 80.9.
+    components: this takes seconds before the first step. Published are generators that were trained on all of the data,
+    or on others, and whose weights are not counted. Measured on Fashion-MNIST (`dm-ridge`, width 32, one seed): 77.0
+    percent at 1 image per class after 300 steps, where pixels have 71.4, but 78.1 at 10 after 100, where pixels have
+    80.9.
 
     Args:
-        per_image: Images in the bytes of a plain one.
+        per_image: Images per plain image, in its bytes.
         upsamplings: How often maps are enlarged by two.
         frozen: Learn only the latents after the fit, as in IT-GAN.
     """
@@ -91,7 +92,7 @@ class Latents:
         return {"latents": (count, length), "stem": (length + 1, width, *grid), "convolutions": convolutions}
 
     def encode(self, images: Tensor, targets: Tensor) -> tuple[Codes, Tensor]:
-        """Fit a generator and a latent an image to start images (N, C, H, W), on the CPU, the same each time."""
+        """Fit a generator and one latent per image to start images (N, C, H, W), on the CPU, repeatably."""
         count, *shape = images.shape
         sizes = self.shapes(count, (shape[0], shape[1], shape[2]))
         generator = stream(0, "latents")
@@ -112,7 +113,7 @@ class Latents:
         return Batch(in_pieces(lambda latents: self._generate(latents, stem, flat), codes["latents"], widest), targets)
 
     def project(self, codes: Codes) -> None:
-        """Keep what half precision can hold; images are in their range by decoding."""
+        """Clamp to the range of half precision; decoding keeps images in theirs."""
         for code in codes.values():
             code.clamp_(-LARGEST, LARGEST)
 

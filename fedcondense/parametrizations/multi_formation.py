@@ -20,11 +20,11 @@ __all__ = ["MultiFormation"]
 class MultiFormation:
     """Store factor x factor small images in the place of one, and enlarge them when they are used.
 
-    At equal bytes a class gets factor**2 times as many images, at 1 / factor of the resolution: that pays where pixels
-    are redundant (photographs), and costs where an image is a small shape (measured in `experiments/`).
+    At equal bytes a class gets factor**2 times as many images, at 1 / factor of the resolution. This gains accuracy
+    where pixels are redundant (photographs) and loses it where an image is a small shape (measured in `experiments/`).
 
     Args:
-        factor: How many tiles a side; it must divide height and width.
+        factor: Tiles per side; it must divide height and width.
     """
 
     factor: int = 2
@@ -39,7 +39,7 @@ class MultiFormation:
             )
 
     def start_count(self, ipc: int) -> int:
-        """Return `ipc` times factor**2: so many small images fit."""
+        """Return `ipc` times factor**2, the number of small images that fit."""
         return ipc * self.factor**2
 
     def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:

@@ -16,13 +16,13 @@ __all__ = ["Pixels"]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Store each image as it is, one byte a value."""
+    """Store each image as it is, one byte per value."""
 
     storage: ClassVar[Mapping[str, torch.dtype]] = {"images": torch.uint8}
     shared: ClassVar[bool] = False
 
     def start_count(self, ipc: int) -> int:
-        """Return `ipc`: an image costs an image."""
+        """Return `ipc`: each image takes its own bytes."""
         return ipc
 
     def shapes(self, count: int, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedcondense.errors import DataError
 from fedcondense.report.units import human_bytes
+from fedcondense.sets.selection import SELECTIONS
 
 __all__ = [
     "ReportRow",
@@ -118,13 +119,15 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
 
 
 def _about(name: str, about: Any) -> dict[str, Any]:
-    """Return what a row says of itself; rows of before 0.2 say nothing, and their names tell the most of it."""
+    """Return what a row says of itself; rows of format 1 say nothing, and their names tell the most of it."""
     told = mapping_of(about)
     head, _, number = name.rpartition("-")
     averaging = head == "fedavg" and number.isdecimal()
     rounds = number_of(told.get("rounds", int(number) if averaging else 1))
-    guess = "weights, every round" if averaging else "synthetic images" if name == "one-shot" else ""
-    label = f"FedAvg, {number} round{'s' if number != '1' else ''}" if averaging else name
+    real = name.removesuffix("-real") in SELECTIONS
+    guess = "weights, every round" if averaging else "synthetic images" if name == "one-shot" else "real images" * real
+    plain = name if name == "one-shot" else name.replace("-", " ")
+    label = f"FedAvg, {number} round{'s' if number != '1' else ''}" if averaging else plain
     return {
         "label": str(told.get("label", label)),
         "travels": str(told.get("travels", guess)),

@@ -83,8 +83,8 @@ def import_tensors(
     parametrization = Pixels()
     codes, kept = to_storage({"images": pixels}, targets, parametrization)
     most = int(torch.bincount(targets.argmax(1)).max())
-    told = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, most)
-    return SyntheticSet([Part(codes, kept, parametrization, Record(*told, augmentation=spec.operations))])
+    fields = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, most)
+    return SyntheticSet([Part(codes, kept, parametrization, Record(*fields, augmentation=spec.operations))])
 
 
 def spec_of(name: str, root: str | Path | None = None) -> Spec:
@@ -173,17 +173,19 @@ def _targets(given: Any, count: int, classes: int, path: str | os.PathLike[str])
     needed = f"({count},) whole numbers from 0 to {classes - 1}, or ({count}, {classes}) probabilities"
     if not isinstance(given, Stored):
         _refuse(path, f"labels are a {type(given).__name__}; needed: a tensor of {needed}")
-    told = f"labels are {given.dtype} ({_sizes(given.shape)})"
+    given_labels = f"labels are {given.dtype} ({_sizes(given.shape)})"
     if given.shape == (count,) and not given.dtype.is_floating_point and given.dtype != torch.bool:
         labels = given.load().long()
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             _refuse(path, f"labels go from {int(labels.min())} to {int(labels.max())}; needed: {needed}")
         return F.one_hot(labels, classes).float()
     if given.shape != (count, classes) or not given.dtype.is_floating_point:
-        _refuse(path, f"{told}; needed: {needed}")
+        _refuse(path, f"{given_labels}; needed: {needed}")
     targets = given.load().float()
     if not bool((targets >= 0).all() and ((targets.sum(1) - 1).abs() <= _SUM).all()):  # NaN is not >= 0
-        _refuse(path, f"{told} that are no probabilities; if they are logits, save their softmax; needed: {needed}")
+        _refuse(
+            path, f"{given_labels} that are no probabilities; if they are logits, save their softmax; needed: {needed}"
+        )
     return targets
 
 
@@ -241,9 +243,14 @@ def _files(splits: dict[str, tuple[Tensor, Tensor]], folders: list[str]) -> Iter
 def _described(synthetic: SyntheticSet) -> bytes:
     """Return where the images come from, as JSON: it stays beside them, and marks a folder that may be replaced."""
     record = synthetic.record
-    told = {"data": record.data, "method": record.method, "ipc": record.ipc, "images": len(synthetic)}
-    told |= {"classes": list(synthetic.classes), "mean": list(record.mean), "std": list(record.std)}
-    return json.dumps(told | {"evaluation": synthetic.evaluation}, indent=1).encode()
+    content: dict[str, Any] = {
+        "data": record.data,
+        "method": record.method,
+        "ipc": record.ipc,
+        "images": len(synthetic),
+    }
+    content |= {"classes": list(synthetic.classes), "mean": list(record.mean), "std": list(record.std)}
+    return json.dumps(content | {"evaluation": synthetic.evaluation}, indent=1).encode()
 
 
 def _write_folder(path: Path, files: Iterator[tuple[Path, bytes]], note: bytes, overwrite: bool) -> Path:

@@ -53,7 +53,7 @@ def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **b
 
 
 def read_beside(blob: bytes, name: str) -> Any:
-    """Return the value that `dump` was told to put beside a set, or None; of bytes that `parse` accepted."""
+    """Return a value that `dump` put beside a set, or None. The bytes must be ones that `parse` accepted."""
     length = int.from_bytes(blob[:8], "little")
     return json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["fedcondense"]).get(name)
 

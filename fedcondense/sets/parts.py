@@ -29,8 +29,8 @@ class Record:
         classes: Class names, by label.
         mean: What decoding subtracts, a value per channel, in [0, 1] space.
         std: What decoding divides by, a value per channel.
-        method: The objective that made it, by name if the toolkit ships it, else its repr; or the selection.
-        ipc: Images per class whose bytes the codes take.
+        method: The objective that made it, by name if the toolkit ships it, else by its repr; or the selection.
+        ipc: Byte budget per class, counted in uncompressed images.
         seed: The root seed.
         network: The network family that features came from; empty for selections.
         augmentation: Operations that condensing drew from, and training on the set should.
@@ -38,7 +38,7 @@ class Record:
         steps: Optimisation steps.
         counts: How many records of each class the set stands for, (K,).
         seconds: What condensing took, pools included.
-        privacy: The mechanism and its numbers; None: nothing is promised.
+        privacy: The mechanism and its numbers; None: no guarantee is given.
     """
 
     data: str
@@ -59,7 +59,7 @@ class Record:
 
     @classmethod
     def of(cls, data: Data, method: str, ipc: int, seed: int) -> Record:
-        """Return the record of a set made from `data`; what else there is to say is for `dataclasses.replace`.
+        """Return the record of a set made from `data`; `dataclasses.replace` fills in the other fields.
 
         Raises:
             SettingError: The seed is none that a file can hold.
@@ -68,8 +68,8 @@ class Record:
             raise SettingError(f"seed {seed}; needed: a whole number from 0, below 2**63")
         spec = data.spec
         counts = tuple(data.counts.tolist())
-        told = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
-        return cls(*told, augmentation=spec.operations, counts=counts)
+        fields = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
+        return cls(*fields, augmentation=spec.operations, counts=counts)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Im
 
     Args:
         images: (N, C, H, W), floating point in [0, 1]; C is 1 or 3. Values outside are clipped, NaN is drawn black.
-        columns: Images a row, at least 1.
-        scale: Screen pixels a pixel; nearest neighbour, so that what is stored is what is seen.
+        columns: Images per row, at least 1.
+        scale: Screen pixels per stored pixel, nearest neighbour: the picture shows the stored values.
         gap: Screen pixels between two images.
 
     Returns:
@@ -62,8 +62,8 @@ def show_set(synthetic: SyntheticSet, path: str | Path, columns: int | None = No
     Args:
         synthetic: The set; what it decodes to is drawn.
         path: Where to write; an existing file is replaced.
-        columns: Images a row; a class with more goes on below. Default: all of a class, at most 20.
-        scale: Screen pixels a pixel. Default: the longer side of an image takes about 64 screen pixels.
+        columns: Images per row; a class with more goes on below. Default: all of a class, at most 20.
+        scale: Screen pixels per stored pixel. Default: the longer side of an image takes about 64 screen pixels.
 
     Returns:
         The path.

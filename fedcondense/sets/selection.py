@@ -104,7 +104,7 @@ def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, lim
 
     Args:
         data: The real images; classes may be absent or of any size.
-        ipc: Images per class whose bytes a class may take.
+        ipc: Byte budget per class, counted in uncompressed images.
         method: A name in `SELECTIONS`.
         seed: All that is random follows from it.
         limit: The largest share of a class's records whose bytes its images may take.

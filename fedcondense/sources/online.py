@@ -33,6 +33,8 @@ class OnlineTrained(NetworkSource):
         batch: The most synthetic images that a training step takes.
     """
 
+    trains_in_place = True
+
     def __init__(
         self,
         build: NetworkFactory,

@@ -32,6 +32,8 @@ class TrainedOnSynthetic(NetworkSource):
         epochs: Passes over the set between two of them; None: as published.
     """
 
+    trains_in_place = True
+
     def __init__(
         self,
         build: NetworkFactory,

@@ -82,7 +82,7 @@ def _time_steps(making: SetRecipe, site: Site) -> dict[str, float | None] | None
     try:
         with autocast_of(making, site):
             timed = _trial(making, site, budget)
-            if timed.trial < max(_WARM_UP_S, budget / 2):  # what torch does once a process is no cost of a cell
+            if timed.trial < max(_WARM_UP_S, budget / 2):  # torch's start-up, once per process, is no cost of a cell
                 timed = _trial(making, site, budget)
     except FedcondenseError:
         return None
@@ -116,7 +116,7 @@ def pool_for(budget: float, *, start: float, new: float, pool: int) -> int:
     """Return how many draws a pool should have: `pool`, or as many as half of what is left of the budget buys.
 
     Args:
-        budget: Seconds a set.
+        budget: Seconds per set.
         start: Seconds before the first step.
         new: Seconds of a step on a draw that is met for the first time.
         pool: How many different draws the recipe has; 0: each is new.
@@ -131,7 +131,7 @@ def steps_for(budget: float, *, start: float, new: float, seen: float, pool: int
     """Return how many steps fit into a budget of seconds, at least one.
 
     Args:
-        budget: Seconds a set.
+        budget: Seconds per set.
         start: Seconds before the first step.
         new: Seconds of a step on a draw that is met for the first time.
         seen: Seconds of a step on a draw that came before.

@@ -181,5 +181,5 @@ def _all_real(train: Data, test: Data, measuring: EvaluationPlan) -> Outcome:
             on_test.append(round(accuracy(module, test)[0], 3))
         measured[network] = {"accuracies": on_test}
     cpu = (time.process_time() - began) / (len(measuring.test_networks) * measuring.networks)
-    size = train.images.numel() + len(train)  # a byte a label
+    size = train.images.numel() + len(train)  # one byte per label
     return {"nbytes": size, "images": len(train), "steps": steps, "cpu_seconds": round(cpu, 2), "measured": measured}

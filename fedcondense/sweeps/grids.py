@@ -35,6 +35,13 @@ __all__ = [
 ALL_REAL = "all-real"
 """The method of cells whose networks are trained on all real data."""
 
+_KEPT_AS = {
+    "OnlineTrained": "Online",
+    "TrainedOnReal": "RealTrained",
+    "TrainedOnSynthetic": "Trained",
+    "TrainedPool": "AgedPool",
+}
+"""Sources by the names that hashes of kept cells hold: folders from before they were renamed stay valid."""
 _TIMES = (0.25, 0.5, 1, 2, 4)  # by which a sensitivity sweep multiplies a factor
 
 
@@ -47,7 +54,7 @@ class Tuning:
         lr: Step size; None: the recipe's.
         settings: Fields of the objective and their values.
         recipe: ``"tuned"``, or ``"published"`` for objectives that have such a recipe.
-        budget: CPU seconds a set that `steps` and `pool` were chosen for by `with_budget`; None: nobody asked.
+        budget: CPU seconds per set for which `with_budget` chose `steps` and `pool`; None: no budget.
         pool: Draws of the recipe's pool; None: the recipe's.
     """
 
@@ -66,7 +73,7 @@ class SetRecipe:
     Args:
         data: A name that `load_data` knows.
         method: A name in `OBJECTIVES` or `SELECTIONS`, or `ALL_REAL`.
-        ipc: Images per class whose bytes the set may take.
+        ipc: Byte budget per class, counted in uncompressed images.
         seed: The set's root seed.
         parametrization: A name in `PARAMETRIZATIONS`; empty for a selection, which brings its own.
         network: The name in `NETWORKS` that condenses; empty for a selection.
@@ -271,5 +278,6 @@ def recipe_text(recipe: Recipe) -> str:
     """Return a recipe as text that is the same in every process: functions by their names."""
     source = recipe.source
     name = getattr(source.func if isinstance(source, partial) else source, "__name__", "")
+    name = _KEPT_AS.get(name, name)
     settings = dict(source.keywords) if isinstance(source, partial) else {}
     return repr(replace(recipe, source=(name, settings)))  # type: ignore[arg-type]

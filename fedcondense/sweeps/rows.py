@@ -1,4 +1,4 @@
-"""Rows: what cells measured, a line at a time, with the scores, and with what looks wrong and what to try."""
+"""Rows: the measurements of each line's cells, with scores and with warnings that say what to try."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Row:
         network: What condensed; empty for real images.
         test_network: What was trained on the set.
         ipc: Images per class whose bytes the set may take; None for all real data.
-        nbytes: The set's file, its seconds taken as 0, the mean over sets; of all real data a byte a value and a label.
+        nbytes: The set's file with seconds 0, mean over sets; for all real data one byte per value and per label.
         accuracy: Mean over sets and networks, last step, all test images.
         accuracy_std: Standard deviation over sets and networks together; None for a single one.
         sets: How many were measured.
         networks: How many were trained on each.
         steps: Optimisation steps of a set; of all real data, of training.
-        cpu_seconds: What making a set took, pools included, the mean over sets.
+        cpu_seconds: Of making a set, pools included, mean over sets.
         train_accuracy: On the images of the set itself.
         hard_accuracy: With each image's most likely label alone, where scores were asked for.
         plain_accuracy: Without augmentation, where scores were asked for.
@@ -55,7 +55,7 @@ class Row:
         value: Its value.
         warnings: What looks wrong, and what to try.
         error: Why there is no accuracy.
-        budget: CPU seconds a set that were asked for.
+        budget: CPU seconds per set that were asked for.
         failed: How many sets were not made.
     """
 

@@ -145,7 +145,7 @@ def made_with(row: Row) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return a header and a line a row, by the names in `KEYS`; nothing for None, warnings joined by semicolons."""
+    """Return a header and one line per row, by the names in `KEYS`; nothing for None, warnings joined by semicolons."""
     text = io.StringIO()
     writer = csv.DictWriter(text, KEYS, lineterminator="\n")
     writer.writeheader()

@@ -1,7 +1,7 @@
 """Where cells are computed: in this process, in several processes side by side, or as tasks on a Ray cluster.
 
 A worker is given a function that can be imported and its arguments, and hands back a value: it writes no file, so that
-a cluster needs no shared disk, and whoever kills one loses what was in hand and nothing that had ended.
+a cluster needs no shared disk. A killed worker loses only its current cell.
 """
 
 from __future__ import annotations

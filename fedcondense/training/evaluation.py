@@ -84,7 +84,7 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Train a network a seed on the set, and test each after its last step.
+    """Train one network per seed on the set, and test each after its last step.
 
     About 11 s of one CPU core a network at width 32, 28x28 and 10,000 test images. Nothing is selected on `test`.
 

@@ -43,7 +43,7 @@ def relabel(
 ) -> SyntheticSet:
     """Mix into the label of each decoded image what networks trained on the real data say of it.
 
-    A label then takes two bytes a class and decoded image instead of one a stored image: compare at equal bytes. A
+    A label then takes two bytes per class and decoded image instead of one per stored image: compare at equal bytes. A
     teacher takes about a minute of one CPU core at width 32.
 
     Args:

@@ -46,12 +46,13 @@ until curl --silent --fail --cacert ca.crt "https://127.0.0.1:$port/health" > /d
     sleep 1
 done
 
-# 4. Register the nodes' public keys, then start the nodes. What a node allows stands in its own config.
+# 4. Register the nodes' public keys under the sites' names, then start the nodes. What a node allows stands in its own config.
 for node in 0 1; do
-    flwr supernode register "node$node.pub" tls
+    flwr supernode register "node$node.pub" tls --name "site$node"
     flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
         --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
-        --node-config "partition-id=$node num-partitions=2 data='digits' max-ipc=10 max-seconds=600.0" \
+        --node-config "partition-id=$node num-partitions=2 data='digits' max-ipc=10 max-seconds=600.0 \
+            ledger='$here/node$node-ledger.jsonl'" \
         > "node$node.log" 2>&1 &
     started="$started $!"
 done

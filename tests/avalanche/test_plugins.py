@@ -20,9 +20,8 @@ from fedcondense.avalanche import (
     CondensedGDumbPlugin,
     CondensedReplay,
     CondensedReplayPlugin,
-    WeightAveragingPlugin,
 )
-from fedcondense.avalanche.sampling import EpochLoader, Sampler
+from fedcondense.avalanche.sampling import Sampler
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.memory import Condenser, Selector
@@ -81,22 +80,6 @@ class TestReplay:
             strategy.train(experience)
         assert accuracy(strategy, streams.test) > 0.7
         assert len(buffer.buffer) == 100
-
-    def test_the_strategy_of_its_name_is_the_plugin_with_averaged_weights(self, few: Any, setting: Any) -> None:
-        bench = few.with_tasks(2)
-        weights = []
-        for make in (
-            lambda told, buffer: CondensedReplay(storage_policy=buffer, batch_size_mem=8, **told()),
-            lambda told, buffer: Naive(
-                **told(plugins=[CondensedReplayPlugin(None, buffer, 8), WeightAveragingPlugin()])
-            ),
-        ):
-            strategy = make(setting(classes=4), CondensedBuffer(20, condenser=RANDOM))
-            torch.manual_seed(0)
-            for experience in bench.train_stream:
-                strategy.train(experience)
-            weights.append(torch.cat([p.detach().flatten() for p in strategy.model.parameters()]))
-        assert torch.equal(*weights)
 
     @pytest.mark.parametrize("asymmetric", [True, False])
     def test_domains_that_follow_each_other_are_remembered(
@@ -206,61 +189,6 @@ class TestLoss:
             strategy.train(few.with_tasks(2).train_stream[0])
             weights.append(torch.cat([p.detach().flatten() for p in strategy.model.parameters()]))
         assert torch.equal(*weights)
-
-
-class TestSampling:
-    def test_all_images_are_seen_before_one_is_seen_again(self, few: Any) -> None:
-        sampler = Sampler(filled(few.with_tasks(2)), CPU, False, 0)
-        batches = [sampler.draw(8) for _ in range(5)]
-        seen = torch.cat([batch.images for batch in batches]).flatten(1)
-        assert len(seen) == 40
-        assert len(seen[:20].unique(dim=0)) == len(seen.unique(dim=0))
-        assert all(torch.equal(batch.labels, batch.targets.argmax(1)) for batch in batches)
-
-    def test_a_batch_is_at_most_the_whole(self, few: Any) -> None:
-        assert len(Sampler(filled(few.with_tasks(2)), CPU, False, 0).draw(500).images) == 20
-
-    def test_without_augmentation_images_are_the_buffer_s(self, few: Any) -> None:
-        buffer = filled(few.with_tasks(2))
-        stored = {sample[0].numpy().tobytes() for sample in buffer.buffer}
-        assert {image.numpy().tobytes() for image in Sampler(buffer, CPU, False, 0).draw(20).images} == stored
-
-    def test_augmentation_follows_from_the_seed(self, few: Any) -> None:
-        buffer, other = (
-            filled(few.with_tasks(2)),
-            filled(few.with_tasks(2), CondensedBuffer(20, condenser=RANDOM, seed=1)),
-        )
-        draws = [Sampler(buffer, CPU, True, 3).draw(20).images for _ in range(2)]
-        assert torch.equal(*draws)
-        assert not torch.equal(draws[0], Sampler(buffer, CPU, True, 4).draw(20).images)
-        assert not torch.equal(draws[0], Sampler(other, CPU, True, 3).draw(20).images)
-
-    def test_augmentation_keeps_labels_and_fills_with_the_mean(self, few: Any) -> None:
-        """Of black images on a stream whose mean is grey, a cut-out is grey."""
-        images = torch.cat([torch.zeros(8, 1, 8, 8), torch.ones(8, 1, 8, 8)])
-        buffer = CondensedBuffer(16, condenser=RANDOM, operations=("cutout",))
-        buffer.update_from_dataset(few.plain(images, [0] * 8 + [1] * 8))
-        batch = Sampler(buffer, CPU, True, 0).draw(16)
-        values = batch.images.round(decimals=4).unique().tolist()
-        assert values == pytest.approx([0, 0.5, 1], abs=1e-3)
-        assert torch.equal(batch.labels, (batch.images.amax((1, 2, 3)) > 0.9).long())
-
-    def test_no_operations_change_nothing(self, few: Any) -> None:
-        buffer = filled(few.with_tasks(2), CondensedBuffer(20, condenser=RANDOM, operations=()))
-        pair = [Sampler(buffer, CPU, augment, 0).draw(20).images for augment in (True, False)]
-        assert torch.equal(*pair)
-
-    def test_an_epoch_is_every_image_once_in_batches_like_the_stream_s(self, few: Any) -> None:
-        for stream in ("with_tasks", "without_tasks"):
-            bench = getattr(few, stream)(2)
-            sampler = Sampler(filled(bench), CPU, False, 0)
-            loader = EpochLoader(sampler, 6, tasks=stream == "with_tasks")
-            batches = list(loader)
-            assert len(batches) == len(loader) == 4
-            assert [len(batch[0]) for batch in batches] == [6, 6, 6, 2]
-            assert {len(batch) for batch in batches} == {len(bench.train_stream[0].dataset[0])}
-            whole = torch.cat([batch[0] for batch in batches]).flatten(1)
-            assert len(whole.unique(dim=0)) == len(sampler.decoded.images.flatten(1).unique(dim=0))
 
 
 class TestGDumb:

@@ -18,7 +18,7 @@ from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
-from fedcondense.objectives.mmd import KernelMeansAndRidge
+from fedcondense.objectives.mmd_ridge import KernelMeansAndRidge
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Fresh, Pool
 from fedcondense.sources.trajectories import Trajectories

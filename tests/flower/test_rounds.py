@@ -256,7 +256,7 @@ class TestStages:
 
 def test_a_task_that_nodes_do_not_know_is_named_with_what_to_install(train: Data) -> None:
     client = make_client_app(lambda context: train, caps=Caps.none())
-    with pytest.raises(AggregationError, match=r"'count'.*it does not know this task; install fedcondense"):
+    with pytest.raises(AggregationError, match=r"'count'.*this node does not know the task; install fedcondense"):
         run(Counting(), client)
 
 

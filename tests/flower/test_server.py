@@ -198,7 +198,7 @@ def right(network: Any, test: Data) -> float:
     """Return percent right by the names of the network's classes and of the test data's."""
     predicted: list[str] = [network.classes[k] for k in network.predict(test.images).tolist()]
     wanted = [test.spec.classes[k] for k in test.labels.tolist()]
-    same = [one == other for one, other in zip(predicted, wanted, strict=True)]
+    same: list[bool] = [one == other for one, other in zip(predicted, wanted, strict=True)]
     return 100.0 * sum(same) / len(same)
 
 

@@ -35,6 +35,14 @@ def backward(name: str, step: Step, at_once: int = 512) -> tuple[torch.Tensor, t
     return loss, leaf.grad
 
 
+def tensors(value: object) -> list[torch.Tensor]:
+    """Return the tensors in nested tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in inner for tensor in tensors(item)]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 class TestEveryObjective:
     def test_gradients_reach_the_leaves_and_nothing_else(self, name: str, step: MakeStep) -> None:
@@ -50,15 +58,17 @@ class TestEveryObjective:
         assert all(torch.equal(p, w) for p, w in zip(draw.network.parameters(), weights, strict=True))
         assert torch.equal(data.images, images)
 
+    def test_it_keeps_as_much_of_more_records_unless_it_says_so(self, name: str, step: MakeStep) -> None:
+        """Sums, gradients and nothing are of one size; rows and records become more. So a holder can trust `keeps`."""
+        draw, data, _ = step()
+        twice = data.subset(torch.arange(len(data)).repeat(2))
+        once, more = (Own(d).observe(OBJECTIVES[name], draw) for d in (data, twice))
+        grows = [a.shape != b.shape for a, b in zip(tensors(once), tensors(more), strict=True)]
+        assert any(grows) == (OBJECTIVES[name].keeps in ("rows", "records"))
+        assert (not grows) == (OBJECTIVES[name].keeps == "nothing")
+
     def test_nothing_that_is_observed_carries_a_graph(self, name: str, step: MakeStep) -> None:
         draw, data, _ = step()
-
-        def tensors(value: object) -> list[torch.Tensor]:
-            if isinstance(value, torch.Tensor):
-                return [value]
-            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-            return [tensor for item in inner for tensor in tensors(item)]
-
         observed = Own(data).observe(OBJECTIVES[name], draw)
         found = tensors(observed)
         assert found or observed is None
@@ -119,7 +129,7 @@ class TestEveryObjective:
     def test_it_learns_labels_or_says_which_ones_can(self, name: str, step: MakeStep) -> None:
         _, data, _ = step(real=(7, 3, 0, 12, 1))
         if OBJECTIVES[name].separable:
-            with pytest.raises(SettingError, match=rf"{name} has hard labels alone; .* dm-ridge,.* frepo"):
+            with pytest.raises(SettingError, match=rf"{name} cannot learn soft labels; .* dm-ridge,.* frepo"):
                 with_learned_labels(OBJECTIVES[name])
             return
         made = condense(data, 2, with_learned_labels(OBJECTIVES[name]), network=TINY, steps=2)

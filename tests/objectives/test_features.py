@@ -12,8 +12,8 @@ from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.objectives import features
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.features import FeatureObjective, Sum
-from fedcondense.objectives.ridge import FeatureRows, RidgeRegression, means_and_ridge
+from fedcondense.objectives.features import FeatureObjective, FeatureRows, Sum
+from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]

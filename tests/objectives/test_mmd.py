@@ -14,13 +14,11 @@ from fedcondense.data.images import Data
 from fedcondense.objectives.features import FeatureObjective
 from fedcondense.objectives.mmd import (
     KernelMeans,
-    KernelMeansAndRidge,
     KernelRows,
     class_shares,
     gaussian_mixture,
     squared_spread,
 )
-from fedcondense.objectives.ridge import RidgeRegression
 from fedcondense.randomness import stream
 
 Step = tuple[Draw, Data, Synthetic]
@@ -75,27 +73,6 @@ def test_loss_and_gradient_equal_the_loop_over_pairs(
     assert loss > 0
     torch.testing.assert_close(loss, expected.detach().float(), rtol=1e-5, atol=0)
     assert (gradient - expected_gradient).abs().max() <= 1e-5 * expected_gradient.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("counts", "share"), [((2, 1, 3, 0, 1), 0.01), ((5, 5, 0, 5, 5), 1 / 16), ((10, 9, 0, 12, 9), 1)]
-)
-def test_with_the_regression_it_is_the_weighted_sum_of_both(
-    step: MakeStep, counts: tuple[int, ...], share: float
-) -> None:
-    """The kernel weighs less where a class has few images."""
-    toy = step(synthetic=counts)
-    means, ridge, both = (fast(o, *toy) for o in (KernelMeans(), RidgeRegression(), KernelMeansAndRidge()))
-    for a, b, c in zip(means, ridge, both, strict=True):
-        assert b.abs().max() > 0
-        torch.testing.assert_close(share * a + 3 * b, c, rtol=1e-4, atol=1e-4 * float(c.abs().max()))
-
-
-def test_with_the_regression_a_pool_keeps_the_rows_once(step: MakeStep) -> None:
-    draw, data, _ = step()
-    kernel, regression = Own(data).observe(KernelMeansAndRidge(), draw)
-    assert len(kernel.rows) == len(data)
-    assert kernel.rows.data_ptr() == regression.rows.data_ptr()
 
 
 def test_per_class_draws_so_many_real_images(step: MakeStep) -> None:
@@ -187,3 +164,12 @@ def test_the_spread_of_one_row_is_its_square() -> None:
 def test_shares_sum_to_one_for_each_class_at_hand() -> None:
     shares = class_shares(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]))
     torch.testing.assert_close(shares, torch.tensor([[2 / 3, 0.0, 0.0], [1 / 3, 1.0, 0.0]]))
+
+
+def test_what_was_kept_of_parts_merges_to_what_is_kept_of_all() -> None:
+    """Of parts that were merged themselves, as those of several holders are."""
+    generator = torch.Generator().manual_seed(0)
+    rows, targets = torch.randn(9, 4, generator=generator), torch.eye(3).repeat(3, 1)
+    parts = [kept(KernelMeans(), rows[k : k + 3], targets[k : k + 3]) for k in (0, 3, 6)]
+    for a, b in zip(KernelMeans().merge(parts), kept(KernelMeans(), rows, targets), strict=True):
+        assert torch.equal(a, b)

@@ -10,8 +10,8 @@ from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.features import FeatureObjective
-from fedcondense.objectives.ridge import FeatureRows, RidgeRegression, means_and_ridge
+from fedcondense.objectives.features import FeatureObjective, FeatureRows
+from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 
 Step = tuple[Draw, Data, Synthetic]
 MakeStep = Callable[..., Step]

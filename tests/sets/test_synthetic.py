@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
-from fedcondense.files import write_file
 from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.sets.format import Limits
 from fedcondense.sets.parts import Part, Record
@@ -257,14 +256,6 @@ class TestFile:
         monkeypatch.undo()
         assert [entry.name for entry in tmp_path.iterdir()] == ["set.safetensors"]
         assert path.read_bytes() == before
-
-    def test_places_that_cannot_be_written_are_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("in the way")
-        (tmp_path / "folder").mkdir()
-        for path in (tmp_path / "file" / "set", tmp_path / "file" / "deeper" / "set", tmp_path / "folder"):
-            with pytest.raises(OutputError, match="free the disk or choose a folder that can be written"):
-                write_file(path, b"bytes", overwrite=True)
-        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
     def test_a_missing_file_a_folder_and_noise_are_refused_by_their_path(self, tmp_path: Path) -> None:
         (tmp_path / "noise").write_bytes(b"not a set at all")

@@ -19,12 +19,12 @@ from fedcondense.data.loading import load_data
 from fedcondense.networks import NETWORKS, ConvNet, Headed, build
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
 from fedcondense.objectives.distribution import DistributionMatching
-from fedcondense.objectives.features import is_of_rows
-from fedcondense.objectives.gradient import GradientMatching, is_of_samples
+from fedcondense.objectives.features import capturable_on_features
+from fedcondense.objectives.gradient import GradientMatching, capturable_on_samples
 from fedcondense.sources import Fresh, Pool, TrainedOnReal, TrainedOnSynthetic
 from fedcondense.training.graphs import is_plain
 
-OF_ROWS = [name for name, objective in OBJECTIVES.items() if is_of_rows(objective)]
+OF_ROWS = [name for name, objective in OBJECTIVES.items() if capturable_on_features(objective)]
 TINY = partial(ConvNet, width=8, depth=2)
 SMALL_POOL = partial(Pool, size=3)
 
@@ -71,7 +71,7 @@ def test_steps_on_its_own_tensors_are_those_on_the_given_ones(name: str, data: D
 )
 @pytest.mark.parametrize("name", ["dc", "dsa", "idc"])
 def test_gradients_of_real_images_are_taken_in_the_same_step(name: str, source: Any, data: Data) -> None:
-    assert is_of_samples(OBJECTIVES[name])
+    assert capturable_on_samples(OBJECTIVES[name])
     same_steps(replace(OBJECTIVES[name], per_class=4), data, source=source)  # type: ignore[type-var]
 
 
@@ -164,13 +164,13 @@ def test_a_module_of_a_user_is_not(data: Data) -> None:
 def test_an_objective_that_sees_more_of_the_draw_is_not_served(change: str) -> None:
     method: Callable[..., Any] = getattr(DistributionMatching, change)
     kind = type("Seeing", (DistributionMatching,), {change: lambda self, *given: method(self, *given)})
-    assert is_of_rows(DistributionMatching())
-    assert not is_of_rows(kind())
+    assert capturable_on_features(DistributionMatching())
+    assert not capturable_on_features(kind())
 
 
 @pytest.mark.parametrize("change", ["sample", "answer", "observe", "loss", "backward"])
 def test_gradient_matching_that_sees_more_of_the_draw_is_not_served(change: str) -> None:
     method: Callable[..., Any] = getattr(GradientMatching, change)
     kind = type("Seeing", (GradientMatching,), {change: lambda self, *given: method(self, *given)})
-    assert is_of_samples(GradientMatching())
-    assert not is_of_samples(kind())
+    assert capturable_on_samples(GradientMatching())
+    assert not capturable_on_samples(kind())

@@ -12,7 +12,7 @@ from fedcondense.condensing import precision_of, prepare
 from fedcondense.data import Data
 from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError
-from fedcondense.flower.caps import SHARE_OF_RECORDS, Caps
+from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
 from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.comparison.result import FederationProgress, FederationResult
@@ -79,7 +79,7 @@ def federate(
 ) -> FederationResult:
     """Run a federation in one process, over Flower's real serialisation, and the rows it has to be compared with.
 
-    Every client condenses with a seed of its own, to the bytes of at most half of the records it has of a class; the
+    Every client condenses with a seed of its own, to at most one image for each `min_records` records of a class; the
     server trains on the union. The bytes are those of Flower's messages.
 
     Args:
@@ -89,7 +89,8 @@ def federate(
         asked: What clients are asked for; its network also evaluates, and its seed is everybody's root.
         rows: Which rows to run, as in `ROWS`.
         measured: How they are measured.
-        min_records: Classes of fewer records are left out by every client, in every row.
+        min_records: How many records a stored image stands for at least (`Caps`), in every row; classes of fewer are
+            left out by every client.
         output: Where the result is written; None keeps nothing.
         progress: Told where it is, a few times per second at most.
 
@@ -109,7 +110,7 @@ def federate(
         network=asked.network,
         steps=asked.steps or None,
         start=asked.start,
-        limit=SHARE_OF_RECORDS,
+        limit=Caps.none(min_records).share,
     )
     folder = None if output is None else RunFolder(output.path)
     if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
@@ -186,7 +187,7 @@ class _Comparison:
         set_bytes = int(self.result.rows.get(self.main, {}).get("set_bytes", 0))
         ran = Runner(self.bench, self.asked, set_bytes).run(row)
         if isinstance(ran.strategy, Rounds):
-            self.result.refused += refusals(ran.strategy.refused, row.name)
+            self.result.refused += refusals(ran.strategy.left_out, row.name)
             if row.name == self.main:
                 self._keep(row, ran, ran.strategy)
         return ran.row

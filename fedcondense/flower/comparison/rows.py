@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedcondense.errors import SettingError, unknown
-from fedcondense.flower.caps import SHARE_OF_RECORDS
+from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.bench import Bench, traffic
 from fedcondense.flower.comparison.result import FederationProgress
 from fedcondense.flower.hosts.inprocess import log_from, run_in_process
@@ -239,8 +239,8 @@ class Runner:
     def _short(self) -> int:
         """Return how many pairs of a client and a class had too few records for `ipc` images."""
         counts = torch.stack([torch.as_tensor(self._counts(k)) for k in range(self.bench.everyone)])
-        held = counts >= max(1, self.bench.min_records)
-        return int((held & ((counts * SHARE_OF_RECORDS).floor().clamp(min=1) < self.asked.ipc)).sum())
+        held, share = counts >= max(1, self.bench.min_records), Caps.none(self.bench.min_records).share
+        return int((held & ((counts * share).floor().clamp(min=1) < self.asked.ipc)).sum())
 
     def _counts(self, client: int) -> torch.Tensor:
         labels = self.bench.train.labels[torch.as_tensor(self.bench.partition[client])].cpu()
@@ -249,7 +249,8 @@ class Runner:
     def _pixels(self) -> int:
         """Return the mean bytes of a client's images where no set was made."""
         counts = torch.stack([self._counts(k) for k in range(self.bench.everyone)])
-        images = (counts / 2).ceil().clamp(max=self.asked.ipc).sum() / self.bench.everyone
+        share = Caps.none(self.bench.min_records).share
+        images = (counts * share).ceil().clamp(max=self.asked.ipc).sum() / self.bench.everyone
         return int(images * math.prod(self.bench.train.spec.shape))
 
 

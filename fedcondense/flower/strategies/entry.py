@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedcondense.data import Spec
+from fedcondense.data import Data, Spec
 from fedcondense.flower.asking import Asked
 from fedcondense.flower.contract import Question
 from fedcondense.flower.replies import ReplyLimits
@@ -20,15 +20,20 @@ __all__ = ["Entry", "ServerSide"]
 
 
 class ServerSide(NamedTuple):
-    """What a server hands to an entry's `make`."""
+    """What a server hands to an entry's `make`.
+
+    A `make` is ``lambda side: Mine(side.settings, fit=side.fit, limits=side.limits, **side.asked)``; `asked` holds a
+    ``seed``, that of the choice of nodes.
+    """
 
     settings: Any  # the entry's own, with what the run's config says
-    fit: Callable[[SyntheticSet], nn.Module]  # trains the network of the run from scratch on a set
-    asked: Asked  # who is asked, and how long the server waits
+    fit: Callable[[SyntheticSet], nn.Module]  # trains the run's network from scratch; outputs: classes of `spec` if any
+    asked: Asked  # who is asked, and how long the server waits, as keyword arguments of a `Rounds`
     limits: ReplyLimits = ReplyLimits()
     spec: Spec | None = None  # of the data that the server tests on; None: it has none
     network: str = ""  # a name in NETWORKS; empty: the one for the images' size
     seed: int = 0
+    test: Data | None = None  # what the server tests on
     recipe: Fit = Fit()
 
 

@@ -16,7 +16,6 @@ from fedcondense.contract import Batch, Draw, Holder, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.asking import Asked
-from fedcondense.flower.caps import SHARE_OF_RECORDS
 from fedcondense.flower.contract import Answer, Job, Node, Question, Screen, Site, State, Store, Task
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
@@ -57,7 +56,7 @@ class MatchNear(Task[SyntheticSet]):
     Args:
         weights: Of the global network. They can be crafted: a node asks for ``allow-weights = true``.
         classes: The names of its outputs, in order.
-        ipc: Byte budget per class, counted in uncompressed images; never more than half of a class's records.
+        ipc: Byte budget per class, counted in uncompressed images; at most one image for each ``min-records`` records.
         radius: L2, of the ball that networks are drawn from; 5 as published.
         networks: How many are drawn; a guess.
         steps: Optimisation steps; a guess, 1000 in the paper.
@@ -106,7 +105,7 @@ class MatchNear(Task[SyntheticSet]):
             seed=node.seed(self.seed),
             recipe=recipe,
             start=_continued(node, "match_near"),
-            limit=SHARE_OF_RECORDS,
+            limit=node.caps.share,
         )
         job = condensing(loop, node)
 

@@ -15,7 +15,7 @@ from fedcondense.contract import Holder
 from fedcondense.data import Data, Spec
 from fedcondense.errors import look_up
 from fedcondense.flower.asking import Asked
-from fedcondense.flower.caps import SHARE_OF_RECORDS, Cost
+from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Answer, Job, Node, Question, Screen, Site, State, Task
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits, by_name
@@ -39,11 +39,12 @@ class Condense(Task[SyntheticSet]):
     """Condense the records of a site.
 
     Args:
-        ipc: Byte budget per class, counted in uncompressed images; never more than half of a class's records.
+        ipc: Byte budget per class, counted in uncompressed images; a node sends at most one image for each
+            ``min-records`` records of the class.
         objective: A name in the node's `OBJECTIVES`.
         parametrization: A name in its `PARAMETRIZATIONS`.
         steps: Optimisation steps; 0: the objective's recipe says.
-        seed: The root seed; each node draws from a child of it.
+        seed: The root seed; each node draws from a child of it, in every round the same: change it with the round.
         network: A name in `NETWORKS`; empty: the one for the images' size.
         start: A name in `STARTS`; ``"real"`` publishes records.
     """
@@ -78,16 +79,17 @@ class Condense(Task[SyntheticSet]):
             seed=node.seed(self.seed),
             steps=steps,
             start=self.start,
-            limit=SHARE_OF_RECORDS,
+            limit=node.caps.share,
         )
-        if warning := images_per_class(holder, self.ipc, SHARE_OF_RECORDS).warning:
+        if warning := images_per_class(holder, self.ipc, node.caps.share).warning:
             _LOG.info("%s: %s", node.name, warning)
         return condensing(loop, node, loop.recipe.start == "real")
 
 
 def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:
     """Return the job of running a prepared loop: what it costs, and the run within the node's time."""
-    plan = estimate(loop) if node.caps.max_seconds < float("inf") else None  # an estimate takes some seconds itself
+    timed = node.caps.max_seconds < float("inf")
+    plan = estimate(loop, until=node.until) if timed else None  # it takes some seconds itself
     cost = cost_of(loop.finished(), steps=loop.recipe.steps, is_real=is_real)
     if plan is not None:
         cost = cost.but(seconds=plan.seconds, memory=plan.memory)

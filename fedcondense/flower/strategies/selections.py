@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from fedcondense.contract import Holder
 from fedcondense.errors import SettingError, look_up
-from fedcondense.flower.caps import SHARE_OF_RECORDS
 from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
@@ -23,7 +22,7 @@ class Select(Task[SyntheticSet]):
     """Select records of a site, which publishes them: a node refuses unless its config has ``allow-real = true``.
 
     Args:
-        ipc: Images per class whose bytes a class's images take; never more than half of its records.
+        ipc: Images per class whose bytes a class's images take; at most one for each ``min-records`` of its records.
         method: A name in the node's `SELECTIONS`.
         seed: The root seed; each node draws from a child of it.
     """
@@ -45,7 +44,7 @@ class Select(Task[SyntheticSet]):
             )
         if holder.data is None:
             raise SettingError(f"method {self.method!r} takes records, which this node's holder does not hand out")
-        chosen = select(holder.data, self.ipc, self.method, seed=node.seed(self.seed), limit=SHARE_OF_RECORDS)
+        chosen = select(holder.data, self.ipc, self.method, seed=node.seed(self.seed), limit=node.caps.share)
         return Job(cost_of(chosen, is_real=True), lambda: chosen)
 
 

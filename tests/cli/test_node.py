@@ -1,0 +1,78 @@
+"""`fedcondense node check | preview`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+class TestCheck:
+    def test_it_says_what_the_node_holds_and_allows_in_both_spellings(self, cli: Any, home: Path) -> None:
+        file = home / "node.toml"
+        file.write_text('data = "digits"\nmax-ipc = 5\nmin-records = 142\n')
+        found = [
+            json.loads(cli.run("node", "check", config, "--format", "json").stdout)
+            for config in (str(file), 'data="digits" max-ipc=5 min-records=142')
+        ]
+        assert found[0] == found[1]
+        assert found[0]["caps"]["max_ipc"] == 5
+        assert sum(found[0]["classes"].values()) == 1433
+        assert found[0]["left_out"] == {"2": 141, "8": 139}
+
+    @pytest.mark.parametrize(
+        ("config", "said"),
+        [
+            ('data="digits" max-ipx=5', "did you mean 'max-ipc'?"),
+            ('data="digits" max-seconds=nan', "max-seconds = nan; needed: a number from 0"),
+            ('data="digits" min-records=2.7', "min-records = 2.7; needed: a whole number from 1"),
+            ('data="digits" partition-id=-1', "partition-id = -1 in this node's config; needed: 0 or more"),
+            ("max-ipc", "is no node's config"),
+        ],
+    )
+    def test_what_cannot_work_is_one_line(self, cli: Any, home: Path, config: str, said: str) -> None:
+        assert said in cli.refused("node", "check", config)
+
+
+class TestPreview:
+    def test_it_draws_the_reply_and_charges_nothing(self, cli: Any, home: Path) -> None:
+        ledger, picture = home / "ledger.jsonl", home / "sent.png"
+        config = f'data="digits" ledger="{ledger}" cache="{home / "cache"}"'
+        asked = ("--set", "ipc=1", "--set", "steps=2", "--set", "objective=dm")
+        ended = cli.run("node", "preview", config, *asked, "--output", picture, "--format", "json")
+        found = json.loads(ended.stdout)
+        assert set(found["images"].values()) == {1}
+        assert len(found["images"]) == len(found["nearest"]) == 10
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert not ledger.exists()
+        assert not (home / "cache").exists()
+
+    def test_the_node_refuses_here_as_it_would_a_server(self, cli: Any, home: Path) -> None:
+        said = cli.refused("node", "preview", 'data="digits" max-ipc=5', "--set", "ipc=6")
+        assert "ipc 6 asked for; this node condenses to 1 to 5 images per class" in said
+
+    def test_real_records_show_a_distance_of_zero(self, cli: Any, home: Path) -> None:
+        ended = cli.run(
+            "node", "preview", 'data="digits" allow-real=true', "--task", "select", "--set", "ipc=1", "--format", "json"
+        )
+        assert set(json.loads(ended.stdout)["nearest"].values()) == {0.0}
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--task", "condens"), "did you mean 'condense'?"),
+            (("--set", "ipc"), "--set ipc; needed: NAME=VALUE"),
+            (("--set", "ipc=1.5"), "ipc = 1.5; needed: a whole number from 1"),
+            (("--set", "ipx=1"), "did you mean 'ipc'?"),
+        ],
+    )
+    def test_a_wrong_question_is_one_line(self, cli: Any, home: Path, arguments: tuple[str, ...], said: str) -> None:
+        assert said in cli.refused("node", "preview", 'data="digits"', *arguments)

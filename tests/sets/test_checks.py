@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fedcondense.errors import UntrustedSetError
+from fedcondense.sets.checks import Limits, check_evaluation, read_record, shorten
+from fedcondense.sets.parts import Record
+
+GIVEN: Mapping[str, Any] = {
+    "data": "toy",
+    "shape": [1, 8, 8],
+    "classes": ["a", "b"],
+    "mean": [0.5],
+    "std": [0.25],
+    "counts": [3, 0],
+    "augmentation": ["flip"],
+}
+
+
+def test_lists_of_json_become_the_record_s_tuples() -> None:
+    record = read_record(GIVEN, Limits())
+    assert record == Record("toy", (1, 8, 8), ("a", "b"), (0.5,), (0.25,), counts=(3, 0), augmentation=("flip",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"colour": "red"}, r"record fields \['colour'\] are not known"),
+        ({"shape": [8, 8]}, r"images of shape \(8, 8\)"),
+        ({"shape": [1, 0, 8]}, "images of shape"),
+        ({"shape": "1x8x8"}, "have to be lists"),
+        ({"data": "x" * 2001}, "a record text that is no text, or too long"),
+        ({"classes": ["a", "a"]}, "class names that repeat"),
+        ({"classes": []}, "class names"),
+        ({"mean": [float("nan")]}, "finite numbers, std above zero"),
+        ({"std": [0.0]}, "finite numbers, std above zero"),
+        ({"std": [0.2, 0.2]}, "needed: 1 finite numbers"),
+        ({"counts": [1]}, "ipc, seed, steps or counts"),
+        ({"seed": -1}, "ipc, seed, steps or counts"),
+        ({"steps": True}, "ipc, seed, steps or counts"),
+        ({"seconds": -0.5}, "seconds -0.5"),
+        ({"augmentation": ["blur"]}, "known: "),
+        ({"privacy": {"epsilon": [1]}}, "privacy is no object of plain values"),
+    ],
+)
+def test_each_lie_of_a_record_is_refused_with_its_reason(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UntrustedSetError, match=says):
+        read_record({**GIVEN, **changes}, Limits())
+
+
+def test_the_limit_on_class_names_is_the_callers() -> None:
+    read_record(GIVEN, Limits(classes=2))
+    with pytest.raises(UntrustedSetError, match="needed: 1 to 1 short texts"):
+        read_record(GIVEN, Limits(classes=1))
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        [],
+        {"accuracy": "high"},
+        {"seeds": 0},
+        {"recipe": {"steps": [1]}},
+        {"accuracy": 2.0**64},
+        {"later": {"deep": {"er": 1}}},
+    ],
+)
+def test_an_evaluation_that_could_not_be_shown_is_refused(evaluation: Any) -> None:
+    with pytest.raises(UntrustedSetError, match="evaluation"):
+        check_evaluation(evaluation)
+
+
+def test_plain_fields_of_later_versions_pass() -> None:
+    check_evaluation({"accuracy": 81, "seeds": [0, 1], "recipe": {"steps": 400, "note": None}, "later": [True, "text"]})
+
+
+def test_what_a_stranger_wrote_is_short_and_printable_in_a_message() -> None:
+    assert shorten("a\x1b[31m\nb") == "a?[31m?b"
+    assert len(shorten(["x" * 1000])) == 203
+    assert shorten(ValueError("no")) == "no"
