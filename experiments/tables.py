@@ -22,6 +22,7 @@ import continual_protocols
 import deployed
 import federated
 import gpu
+import iterative
 import labels
 from cells import RESULTS, read
 
@@ -212,6 +213,7 @@ def architectures() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "iterative": iterative.table,
     "federated": federated.table,
     "federated six": federated_six,
     "central": lambda: central.table(RESULTS / "central.json"),

@@ -185,4 +185,5 @@ def _text(result: Mapping[str, Any]) -> str:
     from fedcondense.report.page import headline, read_rows, table
 
     rows = read_rows(result)
-    return "\n".join([columns(table(rows)), "", *headline(rows)])
+    failed = [f"This run failed: {result['error']}"] if result.get("error") else []
+    return "\n".join([columns(table(rows)), "", *failed, *headline(rows)])

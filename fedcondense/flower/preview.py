@@ -126,7 +126,8 @@ def _nearest(payload: Any, data: Data) -> dict[str, float]:
 
 
 def _smallest(mine: Tensor, records: Tensor) -> float:
-    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")  # zero for a copy
+    # By differences: products of images lose the digits that tell a copy from what is close to one.
+    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")
     return float(distances.min() / math.sqrt(mine.shape[1]))
 
 

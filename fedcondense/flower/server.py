@@ -256,7 +256,7 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed, test)
+    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed, test=test)
 
 
 def _values(side: ServerSide) -> dict[str, Any]:

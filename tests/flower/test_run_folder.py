@@ -36,16 +36,6 @@ class TestResult:
         with pytest.raises(OutputError, match="holds a result; give another output"):
             folder.check_free()
 
-    def test_a_run_that_failed_before_it_left_anything_may_be_begun_again(self, folder: RunFolder) -> None:
-        folder.write_result({"rows": {}, "error": "no strategy is called 'x'"})
-        folder.check_free()
-        folder.write_state(State(1))
-        with pytest.raises(OutputError, match="holds a result"):
-            folder.check_free()
-        folder.result.write_text("{")
-        with pytest.raises(OutputError, match="holds a result"):
-            folder.check_free()
-
     @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "x"}', "\ud800"])
     def test_a_damaged_file_is_refused(self, folder: RunFolder, text: str) -> None:
         folder.path.mkdir()
@@ -131,9 +121,8 @@ class TestClear:
 
 def test_refusals_and_verdicts_are_plain_values() -> None:
     site = Site("a", "00", 2**63)
-    assert refusals([(2, Refusal(site, "late"))], "x") == [
-        {"client": "a", "node": str(2**63), "reason": "late", "row": "x", "round": 2}
-    ]
+    said = {"client": "a", "node": str(2**63), "reason": "late", "row": "x", "round": 3}
+    assert refusals([(3, Refusal(site, "late"))], "x") == [said]
     verdicts = {(site, "cat"): Verdict(0.33333), (site, "dog"): Verdict(1), (site, "cow"): Verdict(1, "alone")}
     assert judged(verdicts) == [
         {"client": "a", "class": "cat", "weight": 0.333, "why": ""},

@@ -126,7 +126,15 @@ class Runner:
             given["dims"] = ridge_dims(self.set_bytes or self._pixels(), len(bench.train.spec.classes))
         spec = bench.test.spec
         return ServerSide(
-            replace(own, **given), _unused, bench.asked, bench.limits, spec, bench.network, seed, bench.recipe
+            replace(own, **given),
+            _unused,
+            bench.asked,
+            bench.limits,
+            spec,
+            bench.network,
+            seed,
+            bench.recipe,
+            bench.test,
         )
 
     def _start(

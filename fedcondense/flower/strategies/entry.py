@@ -33,8 +33,8 @@ class ServerSide(NamedTuple):
     spec: Spec | None = None  # of the data that the server tests on; None: it has none
     network: str = ""  # a name in NETWORKS; empty: the one for the images' size
     seed: int = 0
-    test: Data | None = None  # what the server tests on
     recipe: Fit = Fit()
+    test: Data | None = None  # what the server tests on
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, cost_of
-from fedcondense.sets.selection import SELECTIONS, select
+from fedcondense.sets.selection import SELECTIONS, select_quietly
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Select", "selection"]
@@ -44,7 +44,7 @@ class Select(Task[SyntheticSet]):
             )
         if holder.data is None:
             raise SettingError(f"method {self.method!r} takes records, which this node's holder does not hand out")
-        chosen = select(holder.data, self.ipc, self.method, seed=node.seed(self.seed), limit=node.caps.share)
+        chosen = select_quietly(holder.data, self.ipc, self.method, seed=node.seed(self.seed), limit=node.caps.share)
         return Job(cost_of(chosen, is_real=True), lambda: chosen)
 
 

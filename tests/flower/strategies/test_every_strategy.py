@@ -152,7 +152,7 @@ class TestEveryStrategy:
     def made(name: str, test: Data) -> Rounds:
         settings, own, entry = read_settings({**config(name), "min-available-nodes": 4})
         limits = ReplyLimits.of(test.spec)
-        side = ServerSide(own, train_network, settings.asked, limits, test.spec, NETWORK, settings.seed, test)
+        side = ServerSide(own, train_network, settings.asked, limits, test.spec, NETWORK, settings.seed, test=test)
         strategy = entry.make(side)
         assert isinstance(strategy, Rounds)
         return strategy
