@@ -18,7 +18,8 @@ from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import KEPT_BYTES, Desk, answer, ledger_of, place_of
+from fedcondense.flower.node import answer
+from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round

@@ -19,7 +19,8 @@ from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
 from fedcondense.flower.ledger import Charge, Ledger
-from fedcondense.flower.node import Desk, Placed, check_carried, ledger_path, place_of
+from fedcondense.flower.node import check_carried
+from fedcondense.flower.node_config import Desk, Placed, ledger_path, place_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.settings import read
 from fedcondense.flower.site_data import load_partition

@@ -15,7 +15,7 @@ from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.partitions import partition
 from fedcondense.errors import SettingError, unknown
 from fedcondense.flower.kept import Kept, keep_data, kept_data
-from fedcondense.flower.node import KEPT_BYTES, Desk, NodeConfig, place_of
+from fedcondense.flower.node_config import KEPT_BYTES, Desk, NodeConfig, place_of
 from fedcondense.flower.settings import keys_of, number, read
 
 __all__ = ["load_partition"]

@@ -18,7 +18,7 @@ from fedcondense.flower.caps import Caps, Cost
 from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.ledger import Allowance, Ledger
-from fedcondense.flower.node import Desk, NodeConfig, place_of
+from fedcondense.flower.node_config import Desk, NodeConfig, place_of
 from fedcondense.flower.payloads import Metrics, Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.settings import keys_of, number

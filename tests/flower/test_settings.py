@@ -13,7 +13,7 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asking
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.ledger import Allowance
-from fedcondense.flower.node import NodeConfig
+from fedcondense.flower.node_config import NodeConfig
 from fedcondense.flower.server import ServerSettings
 from fedcondense.flower.settings import check, keys_of, number, read, read_all
 from fedcondense.flower.strategies import STRATEGIES, TASKS

@@ -1,0 +1,162 @@
+"""A node's own config: what it is, what it allows, where it keeps things; read before anything else is done."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from flwr.app import Context
+
+from fedcondense.condensing import Progress
+from fedcondense.data import Data
+from fedcondense.errors import SettingError
+from fedcondense.flower.caps import Caps
+from fedcondense.flower.kept import Kept
+from fedcondense.flower.ledger import Allowance, Ledger
+from fedcondense.flower.settings import keys_of, number, read_all
+from fedcondense.flower.sites import is_name
+from fedcondense.flower.wire import NO_DATA
+
+__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "place_of"]
+
+KEPT_BYTES = 1 << 30
+"""What a node keeps between messages, all in all."""
+_LIKE_OURS = ("max-", "min-", "allow-", "life-", "share-")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What a node's own config says besides `Caps` and `Allowance`, by these names in kebab-case; a server cannot.
+
+    Args:
+        name: What the site is called, unless it is registered by a name: letters, digits, ``-_.``.
+        partition_id: The node's number: its part where a data set is divided, and the root of its seeds.
+        num_partitions: How many parts `data` is divided into; 0: it is the node's own as a whole.
+        data: What the node holds, as `load_data` takes it; empty: a public data set that the run names.
+        data_root: Where that lies; empty: the variable FEDCONDENSE_DATA.
+        partition_by: How the node's own `data` are divided.
+        alpha: As `partition_by`.
+        partition_seed: As `partition_by`.
+        min_partition_size: As `partition_by`.
+        device: Where it computes; empty: a GPU if there is one.
+        threads: Of torch; 0: as many as torch takes.
+        cache: A folder that keeps answers, checkpoints and decoded data; empty: nothing is kept.
+        ledger: The file of what was answered over the node's life; empty: one in the home folder for a node with data
+            of its own, none for public data.
+    """
+
+    name: str = ""
+    partition_id: int = -1
+    num_partitions: int = number(0, 0)
+    data: str = ""
+    data_root: str = ""
+    partition_by: str = "dirichlet"
+    alpha: float = number(0.5, 0)
+    partition_seed: int = number(42, 0)
+    min_partition_size: int = number(10, 0)
+    device: str = ""
+    threads: int = number(0, 0)
+    cache: str = ""
+    ledger: str = ""
+
+
+class Placed(NamedTuple):
+    """A node's config, read."""
+
+    config: NodeConfig
+    caps: Caps
+    allowance: Allowance
+
+    def place(self, context: Context) -> int:
+        """Return the node's own number, from which its seeds follow."""
+        return self.config.partition_id if self.config.partition_id >= 0 else context.node_id % 2**62
+
+    def name(self, context: Context) -> str:
+        """Return what the node calls itself."""
+        if self.config.name:
+            return self.config.name
+        return f"client-{self.place(context)}" if self.config.partition_id >= 0 else f"node-{context.node_id}"
+
+    def enough(self, data: Data) -> Data:
+        """Return a node's data where it computes, without the classes of fewer records than it asks for.
+
+        Raises:
+            SettingError: Nothing is left.
+        """
+        if not len(data):
+            raise SettingError(NO_DATA)
+        few = data.counts < self.caps.min_records
+        left = data.subset(~few.to(data.device)[data.labels]) if bool(few[data.counts > 0].any()) else data
+        if not len(left):
+            most = int(data.counts.max())
+            needed = f"no class has {self.caps.min_records} records, of which this node asks (min-records)"
+            raise SettingError(f"{needed}; its largest has {most}")
+        return left.to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+class Desk(NamedTuple):
+    """What the maker of a client app settles for all its nodes."""
+
+    caps: Caps = Caps()
+    allowance: Allowance = Allowance()
+    is_counted: bool = True  # by a ledger; not where whoever asks is this process
+    cache: Path | None = None
+    memory: Kept = Kept(
+        None, KEPT_BYTES
+    )  # shared by all desks that name none: what nodes keep where there is no folder, while their process lives
+    progress: Callable[[int, Progress], None] | None = None
+    is_stock: bool = False  # the installed app: it knows all keys of a node's config, and data are public unless named
+
+
+def place_of(context: Context, desk: Desk) -> Placed:
+    """Read a node's config before anything else is done.
+
+    Keys that are not ours pass where a loader of one's own may read them, unless they look like one of ours. A node of
+    the installed app that names no data holds a public data set: its records and what is learned of them are nobody's.
+
+    Raises:
+        SettingError: A key that is misspelt or a value that cannot work: all of them in one line.
+    """
+    bases = (NodeConfig(), desk.caps, desk.allowance)
+    known = {key for base in bases for key in keys_of(type(base))}
+    given = dict(context.node_config)
+    if not desk.is_stock:
+        given = {k: v for k, v in given.items() if k in known or k.startswith(_LIKE_OURS) or _is_close(k, known)}
+    config, caps, allowance = read_all(bases, given, "this node's config")
+    if desk.is_stock and not config.data:  # a public data set is nobody's
+        caps = replace(caps, allow_real=True, allow_weights=True)
+    if config.name and not is_name(config.name):
+        raise SettingError(f"name = {config.name!r} in this node's config; needed: letters, digits, -_. (64 at most)")
+    if "partition-id" in given and config.partition_id < 0:
+        raise SettingError(f"partition-id = {config.partition_id} in this node's config; needed: 0 or more")
+    if config.num_partitions and config.partition_id >= config.num_partitions:
+        most = config.num_partitions - 1
+        raise SettingError(f"partition-id = {config.partition_id} in this node's config; needed: 0 to {most}")
+    return Placed(config, caps, allowance)
+
+
+def ledger_path(placed: Placed, desk: Desk) -> Path | None:
+    """Return where a node's life is counted; None where whoever asks is this process, or the data are public."""
+    config = placed.config
+    if not desk.is_counted or not (config.ledger or config.data):
+        return None
+    if config.ledger:
+        return Path(config.ledger)
+    named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
+    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
+    return Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl"
+
+
+def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
+    """Return the ledger of a node's life, which is begun where there is none; None where nothing is counted."""
+    path = ledger_path(placed, desk)
+    return None if path is None else Ledger.open(path, placed.allowance)
+
+
+def _is_close(key: str, known: set[str]) -> bool:
+    return bool(difflib.get_close_matches(key, known, n=1, cutoff=0.85))
