@@ -1,0 +1,92 @@
+"""A node's own config, which is read before anything else is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from fedcondense.data.images import Data
+from fedcondense.errors import SettingError
+from fedcondense.flower.caps import Caps
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.ledger import Allowance
+from fedcondense.flower.node_config import Desk, NodeConfig, place_of
+from fedcondense.flower.settings import keys_of
+from fedcondense.flower.strategies.one_shot import Condense
+from fedcondense.flower.wire import pack_question
+
+ReasonOf = Callable[[Message], str]
+
+
+def placed(config: dict[str, Any], **desk: Any) -> Any:
+    return place_of(Context(1, 77, config, RecordDict(), {}), Desk(**desk))
+
+
+class TestConfig:
+    def test_the_nodes_own_config_goes_before_the_apps_caps(self) -> None:
+        caps = placed({"max-ipc": 3, "allow-real": True}, caps=Caps(max_ipc=9, max_steps=7)).caps
+        assert caps == Caps(max_ipc=3, max_steps=7, allow_real=True)
+        assert placed({"life-images": 5}).allowance == Allowance(life_images=5)
+
+    @pytest.mark.parametrize("key", [*keys_of(Caps), *keys_of(Allowance), *keys_of(NodeConfig)])
+    def test_a_key_that_looks_like_one_of_ours_is_refused_whoever_loads_the_data(self, key: str) -> None:
+        if len(key) > 4:
+            with pytest.raises(SettingError, match=f"no setting is called '{key}s'; did you mean '{key}'"):
+                placed({f"{key}s": 1})
+
+    @pytest.mark.parametrize("key", ["max-epochs", "allow-everything", "min-age", "life-of-pi"])
+    def test_what_begins_like_a_cap_is_refused(self, key: str) -> None:
+        with pytest.raises(SettingError, match=f"no setting is called '{key}'"):
+            placed({key: 1})
+
+    def test_keys_of_a_loader_of_ones_own_pass_unless_the_app_is_stock(self) -> None:
+        placed({"hospital": "st-marys"})
+        with pytest.raises(SettingError, match="no setting is called 'hospital'"):
+            placed({"hospital": "st-marys"}, is_stock=True)
+
+    def test_all_that_is_wrong_is_said_at_once(self) -> None:
+        with pytest.raises(SettingError) as refused:
+            placed({"max-ipc": 0, "allow-real": "yes", "max-bites": 3, "life-epsilon": float("nan")})
+        for needed in ("max-ipc = 0", "allow-real = 'yes'; needed: true or false", "'max-bites'", "life-epsilon = nan"):
+            assert needed in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("config", "needed"),
+        [
+            ({"partition-id": -1}, "partition-id = -1 in this node's config; needed: 0 or more"),
+            ({"partition-id": 3, "num-partitions": 3}, "partition-id = 3 in this node's config; needed: 0 to 2"),
+            ({"name": "../x"}, "name = '../x' in this node's config; needed: letters, digits"),
+            ({"threads": -1}, "threads = -1; needed: a whole number from 0"),
+        ],
+    )
+    def test_numbers_and_names_that_cannot_be_are_refused(self, config: dict[str, Any], needed: str) -> None:
+        with pytest.raises(SettingError, match=needed):
+            placed(config)
+
+    @pytest.mark.parametrize(
+        ("config", "name", "place"),
+        [
+            ({"name": "st-marys", "partition-id": 3}, "st-marys", 3),
+            ({"partition-id": 3}, "client-3", 3),
+            ({"name": "st-marys"}, "st-marys", 77),
+            ({}, "node-77", 77),
+        ],
+    )
+    def test_what_it_calls_itself_and_its_own_number(self, config: dict[str, Any], name: str, place: int) -> None:
+        context = Context(1, 77, config, RecordDict(), {})
+        found = placed(config)
+        assert (found.name(context), found.place(context)) == (name, place)
+
+    def test_the_data_are_not_loaded_before_the_config_is_read(self, train: Data, reason_of: ReasonOf) -> None:
+        from fedcondense.flower.client import make_client_app
+
+        def load(context: Context) -> Data:
+            raise AssertionError("loaded")
+
+        with task_identity():
+            grid = InProcessGrid(make_client_app(load), 1, node_config={"max-ipcs": 3})
+            message = Message(pack_question(Condense(), 1), 100, "query.condense")
+            assert "did you mean 'max-ipc'" in reason_of(next(iter(grid.send_and_receive([message]))))
