@@ -64,4 +64,8 @@ class TestCheck:
 
     def test_by_default_nothing_that_shows_records_is_allowed(self) -> None:
         assert not any(getattr(Caps(), item.name) for item in fields(Caps) if item.name.startswith("allow"))
-        assert Caps().min_records == 20
+        assert Caps().min_records == 10
+
+    @pytest.mark.parametrize(("least", "share"), [(1, 0.5), (2, 0.5), (3, 1 / 3), (10, 0.1)])
+    def test_an_image_stands_for_so_many_records_and_a_class_sends_at_most_half(self, least: int, share: float) -> None:
+        assert Caps(min_records=least).share == share

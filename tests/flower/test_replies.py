@@ -373,7 +373,7 @@ class TestMailbox:
         mailbox.take(reply(asked, Error(2, "ValueError: No query function registered with name 'walk'")))
         ((_, reason),) = mailbox.sorted()[1]
         assert "No query function registered with name 'walk'" in reason
-        assert "it does not know this task; install fedcondense" in reason
+        assert "this node does not know the task; install fedcondense" in reason
 
     def test_answers_come_by_name_in_natural_order_and_the_silent_are_refused(self, honest: SyntheticSet) -> None:
         asked = [question(node) for node in (1, 2, 3, 4)]

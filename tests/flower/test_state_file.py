@@ -22,12 +22,13 @@ def state(train: Data) -> State:
     sets = {"client-9": select(train, 1, "random", seed=1), "client-10": select(train, 1, "half-resolution", seed=0)}
     weights = Weights({"w": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)})
     tensors = {"head/0": torch.ones(2, dtype=torch.float16), "codes": torch.tensor([-1], dtype=torch.int8)}
-    return State(3, weights, sets, tensors, {"bytes-up": 1.5, "keys": 3, "said": "ü"})
+    return State(3, weights, sets, tensors, {"bytes-up": 1.5, "keys": 3, "said": "ü"}, {"00ff": "client-9", "7": ""})
 
 
 def test_a_state_comes_back_with_its_names_in_their_order(state: State) -> None:
     again = load_state(dump_state(state), "here")
     assert (again.round, again.numbers, list(again.sets)) == (3, state.numbers, ["client-9", "client-10"])
+    assert again.sites == state.sites
     assert {name: type(value) for name, value in again.numbers.items()} == {"bytes-up": float, "keys": int, "said": str}
     for name, synthetic in state.sets.items():
         assert again.sets[name].to_bytes() == synthetic.to_bytes()

@@ -253,7 +253,7 @@ class TestOddFederations:
         counts = [[20] * 10, [0] * 10, [30] * 10]
         held = partition(train, 3, "counts", counts=counts, seed=0)
         result = federate(train, test, held, rows=("one-shot", "ridge", "fedavg-1"), **QUICK)
-        refused = {"client": "client-1", "node": "101", "reason": "partition 1: has no data"}
+        refused = {"client": "client-1", "node": "101", "reason": "partition 1: has no data", "round": 1}
         assert result.refused == [{**refused, "row": row} for row in ("one-shot", "ridge")]
         assert result.rows["one-shot"]["clients"] == 2
 

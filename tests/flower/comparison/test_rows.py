@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition
 from fedcondense.errors import SettingError
-from fedcondense.flower.comparison.rows import ROWS, row_of
-from fedcondense.flower.strategies import STRATEGIES
+from fedcondense.flower.comparison.bench import Bench
+from fedcondense.flower.comparison.rows import ROWS, Runner, row_of
+from fedcondense.flower.strategies import STRATEGIES, ServerSide
+from fedcondense.flower.strategies.one_shot import Condense, OneShot
+from fedcondense.training.fit import Fit
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, *ROWS])
@@ -37,3 +44,24 @@ def test_other_names_are_refused_with_what_there_is(name: str) -> None:
 def test_two_rows_of_ridge_differ_in_what_they_say() -> None:
     assert row_of("ridge").about["label"] == "ridge"
     assert row_of("ridge-equal-bytes").about["label"] == "ridge, equal bytes"
+
+
+def test_a_strategy_is_made_with_what_the_bench_says(
+    train: Data, test: Data, held: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[ServerSide] = []
+
+    def make(side: ServerSide) -> OneShot:
+        sides.append(side)
+        return OneShot(side.fit, side.limits, task=side.settings, **side.asked)
+
+    monkeypatch.setitem(STRATEGIES, "noted", replace(STRATEGIES["one-shot"], make=make))
+    bench = Bench(train, test, held, "convnet1-w16", 5, (5,), Fit(steps=3))
+    ran = Runner(bench, Condense(1, "dm", steps=1, seed=9)).run(row_of("noted"))
+    assert ran.joined is not None
+    for side in sides:
+        assert side.settings == Condense(1, "dm", steps=1, seed=5, network="convnet1-w16")
+        assert (side.recipe, side.spec, side.network, side.seed) == (Fit(steps=3), test.spec, "convnet1-w16", 5)
+        assert side.test is test
+        assert side.limits.classes == train.spec.classes
+        assert side.asked == {"min_train_nodes": 3, "min_available_nodes": 3}

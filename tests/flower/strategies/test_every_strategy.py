@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -46,9 +45,8 @@ class Ran(NamedTuple):
     returned: Result
 
 
-@pytest.fixture(scope="module")
-def client(train: Data) -> ClientApp:
-    """Four nodes of 160 records."""
+def four_nodes(train: Data) -> ClientApp:
+    """Return four nodes of 160 records, who remember nothing of another run."""
     few = train.subset(torch.arange(640))
     parts = [few.subset(index) for index in partition(few, 4, "iid", seed=0)]
 
@@ -69,7 +67,7 @@ def rounds_of(name: str) -> int:
 
 
 @pytest.fixture(scope="module", params=list(STRATEGIES))
-def ran(request: pytest.FixtureRequest, client: ClientApp, test: Data, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(request: pytest.FixtureRequest, train: Data, test: Data, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     name: str = request.param
     folder = tmp_path_factory.mktemp(name) / "run"
     kept: list[Any] = []
@@ -78,7 +76,7 @@ def ran(request: pytest.FixtureRequest, client: ClientApp, test: Data, tmp_path_
     with pytest.MonkeyPatch.context() as patch:  # few steps, as no setting can say
         for function in ("evaluate", "train_on"):
             patch.setattr(server, function, partial(getattr(server, function), recipe=Fit(steps=20)))
-        run_in_process(app, client, 4, run_config=given)
+        run_in_process(app, four_nodes(train), 4, run_config=given)
     result = RunFolder(folder).read_result()
     return Ran(RunFolder(folder), result["rows"][name], result, *kept)
 
@@ -132,10 +130,8 @@ class TestEveryStrategy:
         assert files == set(sets) == set(ran.result["sites"])
         assert sum(ran.result["coverage"].values()) == sum(len(one) for one in sets.values())
 
-    def test_rebuilt_from_its_state_after_a_round_it_ends_equal(
-        self, ran: Ran, client: ClientApp, test: Data, tmp_path: Path
-    ) -> None:
-        name = name_of(ran)
+    def test_rebuilt_from_its_state_after_a_round_it_ends_equal(self, ran: Ran, train: Data, test: Data) -> None:
+        name, client = name_of(ran), four_nodes(train)
         if not isinstance(ran.strategy, Rounds) or rounds_of(name) == 1:
             return
         first, second = (self.made(name, test) for _ in range(2))
@@ -156,7 +152,7 @@ class TestEveryStrategy:
     def made(name: str, test: Data) -> Rounds:
         settings, own, entry = read_settings({**config(name), "min-available-nodes": 4})
         limits = ReplyLimits.of(test.spec)
-        side = ServerSide(own, train_network, settings.asked, limits, test.spec, NETWORK, settings.seed, Fit())
+        side = ServerSide(own, train_network, settings.asked, limits, test.spec, NETWORK, settings.seed, test=test)
         strategy = entry.make(side)
         assert isinstance(strategy, Rounds)
         return strategy

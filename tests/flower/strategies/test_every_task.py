@@ -139,7 +139,7 @@ class TestEveryTask:
                 mailbox.take(reply)
         ((_, reason),) = mailbox.sorted()[1]
         assert name in reason
-        assert f"it does not know this task; install fedcondense {own_version()}" in reason
+        assert f"this node does not know the task; install fedcondense {own_version()}" in reason
         assert "\n" not in reason
 
     def test_no_answer_starts_from_or_holds_records_unless_the_node_allows_it(
