@@ -126,7 +126,7 @@ def _client(path: Path) -> Client:
         more = f" (the first {_SHOWN_IMAGES} of {len(images)})" if len(images) > _SHOWN_IMAGES else ""
         text = f"{len(images)} synthetic image{'s' if len(images) > 1 else ''} of class {label}{more}"
         rows.append((label, text, _data_uri("image/png", png(picture)), picture.width * scale))
-    records = sum(sum(part.record.counts) for part in synthetic.parts)
+    records = max(sum(part.record.counts) for part in synthetic.parts)  # parts of one site are of the same records
     summary = f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)}"
     return Client(name, f"{summary}, for {records} records" if records else summary, rows)
 
