@@ -155,6 +155,22 @@ class TestFedDM:
         run(strategy, client, 2, absent=1)
         assert list(strategy.state.sets) == ["client-0", "client-2"]
 
+    def test_half_of_the_sites_a_round_and_a_network_with_batch_norm(self, train: Data, client: ClientApp) -> None:
+        """Its state holds a count of batches, int64; one of three sites is asked in each round."""
+        task = replace(TINY, network=f"{NETWORK}-batch")
+        strategy = FedDM(train.spec, task, Fit(steps=3), fraction_train=0.5, min_train_nodes=1)
+        asked: list[set[str]] = []
+        for rounds in (1, 2, 3, 4):
+            run(strategy, client, rounds)
+            asked.append({answer.site.name for answer in strategy.answers})
+        assert {len(names) for names in asked} == {1}
+        assert set(strategy.state.sets) == set.union(*asked)
+        assert len(strategy.state.sets) > 1
+        assert strategy.state.weights is not None
+        counts = [v for n, v in strategy.state.weights.tensors.items() if n.endswith("num_batches_tracked")]
+        assert counts
+        assert all(count.dtype == torch.int64 and int(count) == 4 * 3 for count in counts)
+
     def test_the_global_network_stays_within_its_ball(self, train: Data, client: ClientApp) -> None:
         free, held = (run(FedDM(train.spec, TINY, Fit(steps=3), stay=stay), client, 1) for stay in (1e9, 0.01))
         start = Weights.of(build(NETWORK, train.spec.shape, 10, 0))
