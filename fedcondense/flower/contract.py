@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 from torch import Tensor
 
 from fedcondense.contract import Holder
-from fedcondense.data import Spec
 from fedcondense.flower.caps import Caps, Cost
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.randomness import child_seed
@@ -141,7 +140,7 @@ class Verdict(NamedTuple):
 class Known(NamedTuple):
     """What a server knows beside the answers."""
 
-    spec: Spec | None = None  # of the data it tests on
+    classes: tuple[str, ...] | None = None  # that may occur; None: any
     round: int = 1
     seed: int = 0
 

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
@@ -110,7 +111,8 @@ def check_carried(kind: type[Question], caps: Caps) -> None:
 
 def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, about: About) -> Payload:
     """Prepare, look at the cost, charge it, and do it."""
-    job: Job[Payload] = task.prepare(holder, node)
+    with _timed(task, node):
+        job: Job[Payload] = task.prepare(holder, node)
     node.caps.check(job.cost)
     if ledger is not None:
         cost = job.cost
@@ -125,14 +127,21 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         job.cost.seconds,
         job.cost.nbytes,
     )
+    with _timed(task, node):
+        payload = job.run()
+    _check_bytes(len(payload.to_bytes()), node.caps)
+    return payload
+
+
+@contextmanager
+def _timed(task: Question, node: Node) -> Iterator[None]:
+    """Refuse what is not done by the end of the node's time."""
     try:
         with stop_at(node.until):
-            payload = job.run()
+            yield
     except OutOfTime:
         limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
         raise SettingError(f"{task.name} was not done in time; {limit}: ask for less") from None
-    _check_bytes(len(payload.to_bytes()), node.caps)
-    return payload
 
 
 def _check_bytes(nbytes: int, caps: Caps) -> None:

@@ -232,7 +232,7 @@ class Rounds(Strategy):
         """Leave out, per site and class, what the screen does not want."""
         assert self.screen is not None
         sets = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
-        self.verdicts = self.screen(sets, Known(round=server_round, seed=self.asking.seed))
+        self.verdicts = self.screen(sets, Known(self.limits.classes, server_round, self.asking.seed))
         kept = [answer for answer in answers if not isinstance(answer.payload, SyntheticSet)]
         for answer in sets:
             judged = {name: v for (site, name), v in self.verdicts.items() if site == answer.site and v.weight < 1}

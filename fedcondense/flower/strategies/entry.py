@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flwr.serverapp.strategy import Strategy
@@ -51,7 +51,6 @@ class Entry:
         handlers: Flower's own message types that nodes must answer: ``"train"``, ``"evaluate"``.
         rounds: Unless a run says otherwise.
         starts: Whether it needs the weights of a network before its first round, and so a server that knows the data.
-        config: What goes to nodes with each of Flower's own messages, besides settings, network and classes.
     """
 
     make: Callable[[ServerSide], Strategy]
@@ -63,7 +62,6 @@ class Entry:
     handlers: tuple[str, ...] = ()
     rounds: int = 1
     starts: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
 
     def about(self, rounds: int) -> dict[str, Any]:
         """Return what a row says of itself in ``result.json``."""

@@ -60,7 +60,8 @@ class MatchNear(Task[SyntheticSet]):
         radius: L2, of the ball that networks are drawn from; 5 as published.
         networks: How many are drawn; a guess.
         steps: Optimisation steps; a guess, 1000 in the paper.
-        seed: The root seed; each node and round draws from a child of it.
+        seed: The root seed of the run plus the rounds before this one; each node draws from a child of it.
+        round: Of the run; from the second on a node starts from the images that it made in the one before.
         network: A name in `NETWORKS`; empty: the one for the images' size.
     """
 
@@ -71,6 +72,7 @@ class MatchNear(Task[SyntheticSet]):
     networks: int = number(16, 1, 1000)
     steps: int = number(200, 1)
     seed: int = number(0, 0)
+    round: int = number(1, 1)
     network: str = ""
 
     name: ClassVar[str] = "match_near"
@@ -96,6 +98,7 @@ class MatchNear(Task[SyntheticSet]):
             steps=self.steps,
             source=partial(Near, weights=self.weights.tensors, radius=self.radius, size=self.networks),
         )
+        kept = f"match_near.{self.seed - self.round + 1}"  # of this run: another has another root, or begins anew
         loop = prepare(
             holder,
             self.ipc,
@@ -104,7 +107,7 @@ class MatchNear(Task[SyntheticSet]):
             network=_with_outputs(network, len(self.classes)),
             seed=node.seed(self.seed),
             recipe=recipe,
-            start=_continued(node, "match_near"),
+            start=_continued(None if self.round == 1 or node.kept is None else node.kept.get(kept)),
             limit=node.caps.share,
         )
         job = condensing(loop, node)
@@ -112,7 +115,7 @@ class MatchNear(Task[SyntheticSet]):
         def run() -> SyntheticSet:
             made = job.run()
             if node.kept is not None:
-                node.kept.put("match_near", made.to_bytes())
+                node.kept.put(kept, made.to_bytes())
             return made
 
         return Job(job.cost, run)
@@ -128,9 +131,8 @@ def _with_outputs(network: str, outputs: int) -> Callable[[tuple[int, int, int],
     return make
 
 
-def _continued(node: Node, name: str) -> Callable[..., Tensor]:
-    """Return a start: the images of the last round where they fit, else class Gaussians."""
-    blob = None if node.kept is None else node.kept.get(name)
+def _continued(blob: bytes | None) -> Callable[..., Tensor]:
+    """Return a start: the images of a set where they fit, else class Gaussians."""
 
     def last_round(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
         fresh: Tensor = STARTS["gaussian"](data, counts, generator)
@@ -187,7 +189,8 @@ class FedDM(Rounds):
 
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Question:
         """Send the global network; before the first round an untrained one."""
-        return replace(self.task, weights=self._weights(state), seed=self.task.seed + server_round - 1)
+        seed = self.task.seed + server_round - 1
+        return replace(self.task, weights=self._weights(state), seed=seed, round=server_round)
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[SyntheticSet]]) -> State:
         """Train on the union of the sets that the store keeps, from the global network on."""

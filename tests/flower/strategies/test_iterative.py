@@ -84,12 +84,19 @@ class TestMatchNear:
     def test_the_next_round_starts_from_this_nodes_last_images(self, ask: Ask, train: Data, tmp_path: Path) -> None:
         """In no steps' time a set that starts from the last one is closer to it than one that starts anew."""
         first = self.set_of(self.ask(ask, train, near(train, steps=1), cache=tmp_path))
-        content = pack_question(near(train, steps=1, seed=1), 2)
+        content = pack_question(near(train, steps=1, seed=1, round=2), 2)
         options: dict[str, Any] = {"task": "match_near", "caps": Caps.none()}
         anew = self.set_of(ask(train, content, **options))
         on = self.set_of(ask(train, content, cache=tmp_path, **options))
         was = first.pixels().images
         assert float((on.pixels().images - was).abs().mean()) < 0.25 * float((anew.pixels().images - was).abs().mean())
+
+    @pytest.mark.parametrize("changes", [{"seed": 1}, {"seed": 7, "round": 2}])
+    def test_another_run_starts_anew(self, changes: dict[str, int], ask: Ask, train: Data, tmp_path: Path) -> None:
+        self.ask(ask, train, near(train, steps=1), cache=tmp_path)
+        question = near(train, steps=1, **changes)
+        kept = self.set_of(self.ask(ask, train, question, cache=tmp_path))
+        assert torch.equal(kept.pixels().images, self.set_of(self.ask(ask, train, question)).pixels().images)
 
     @pytest.mark.parametrize(
         ("changes", "needed"),
