@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.payloads import Weights
+from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
 
 __all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
@@ -91,6 +92,13 @@ class CheckedGrid(Grid):
 
     def __init__(self, grid: Grid, network: nn.Module, failed: int = 0) -> None:
         self.grid, self.network, self.failed = grid, network, failed
+        self.up, self.down, self.nodes = 0, 0, set[int]()  # bytes of messages, all rounds, and who was asked
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What the rounds so far took per site that was ever asked: bytes up and down."""
+        everyone = max(1, len(self.nodes))
+        return {"bytes-up": self.up / everyone, "bytes-down": self.down / everyone}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Ask, and return the replies that are sound, errors included.
@@ -99,7 +107,9 @@ class CheckedGrid(Grid):
             AggregationError: Everybody with data failed.
         """
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
-        for reply in self.grid.send_and_receive(map(self._settled, messages), timeout=timeout):
+        asked = [self._settled(message) for message in messages]
+        for reply in self.grid.send_and_receive(asked, timeout=timeout):
+            self.up += message_bytes(reply)
             reason = self._fault(reply)
             if reason == NO_DATA:
                 continue
@@ -109,6 +119,8 @@ class CheckedGrid(Grid):
                 names[numbers_in(reply.content)] += 1
                 reply.content["arrays"] = averageable(reply.content.array_records["arrays"].to_torch_state_dict())
                 sound.append(reply)
+        self.down += sum(message_bytes(message) for message in asked)
+        self.nodes.update(message.metadata.dst_node_id for message in asked)
         if len(names) > 1:  # Flower would take none of them
             usual = names.most_common(1)[0][0]
             odd = [reply for reply in sound if numbers_in(reply.content) != usual]

@@ -21,7 +21,7 @@ from fedcondense.flower.strategies.averaging import LocalTraining, training_conf
 from fedcondense.networks import build, default_network
 from fedcondense.training.fit import accuracy
 
-__all__ = ["accuracy_of_scores", "accuracy_of_weights", "run_strategy", "scores_of"]
+__all__ = ["accuracy_of_scores", "accuracy_of_weights", "checked_grid", "run_strategy", "scores_of"]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -38,24 +38,32 @@ def run_strategy(
     """Run a strategy for some rounds, as it wants to be started.
 
     A `Rounds` asks by its own task. Other Flower strategies get the weights of an untrained network, if their entry
-    says that they start from some, and with each message the entry's settings.
+    says that they start from some, over a `CheckedGrid`, and with each message the entry's settings.
     """
     if isinstance(strategy, Rounds):
         return strategy.start(grid, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluate_fn)
     config = ConfigRecord({name.replace("_", "-"): value for name, value in asdict(side.settings).items()})
     if not entry.starts:
         return strategy.start(grid, ArrayRecord(), rounds, timeout, config, evaluate_fn=evaluate_fn)
+    checked = grid if isinstance(grid, CheckedGrid) else checked_grid(entry, side, grid)
+    if isinstance(side.settings, LocalTraining):
+        config = training_config(side.settings, side)
+    arrays = averageable(checked.network.state_dict())
+    return strategy.start(checked, arrays, rounds, timeout, config, evaluate_fn=evaluate_fn)
+
+
+def checked_grid(entry: Entry, side: ServerSide, grid: Grid) -> CheckedGrid:
+    """Return a grid that checks weights against the untrained network that a strategy starts from.
+
+    Raises:
+        SettingError: The server does not know the classes of the network's outputs.
+    """
     if side.spec is None:
         raise SettingError(
             f"{entry.label} needs a server that knows the data, whose classes the network has: data = ..."
         )
-    network = build(
-        side.network or default_network(side.spec.shape), side.spec.shape, len(side.spec.classes), side.seed
-    )
-    if isinstance(side.settings, LocalTraining):
-        config = training_config(side.settings, side)
-    arrays = averageable(network.state_dict())
-    return strategy.start(CheckedGrid(grid, network), arrays, rounds, timeout, config, evaluate_fn=evaluate_fn)
+    shape, classes = side.spec.shape, len(side.spec.classes)
+    return CheckedGrid(grid, build(side.network or default_network(shape), shape, classes, side.seed))
 
 
 def accuracy_of_weights(arrays: ArrayRecord, side: ServerSide, test: Data) -> tuple[float, Tensor]:

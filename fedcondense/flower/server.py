@@ -15,11 +15,13 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.data import Data, load_data
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.asking import Asked
-from fedcondense.flower.checked_grid import settled
+from fedcondense.flower.checked_grid import CheckedGrid, settled
+from fedcondense.flower.contract import State
+from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, run_strategy, scores_of
+from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
 from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
@@ -158,6 +160,7 @@ class _Run:
         self.name, self.row, self.history = str(asked.get("strategy", "one-shot")), dict[str, Any](), list[Any]()
         self.classes: tuple[str, ...] = ()
         self.strategy: Strategy | None = None
+        self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
 
     def __call__(self, grid: Grid, test: Data | None) -> Result:
         settings, own, entry = read_settings(self.asked)
@@ -170,11 +173,18 @@ class _Run:
         self.classes = () if test is None else test.spec.classes
         if isinstance(self.strategy, Rounds):
             self.strategy.keep = self._keep
+        elif entry.starts:
+            grid = checked_grid(entry, side, grid)
 
-        def measured(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            return None if server_round == 0 or test is None else self._measure(server_round, arrays, side, test)
+        def after(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if not server_round:
+                return None
+            metrics = None if test is None else self._measure(server_round, arrays, side, test)
+            if isinstance(grid, CheckedGrid):
+                self._keep_weights(server_round, settled(arrays, grid.network), grid)
+            return metrics
 
-        result = run_strategy(entry, side, self.strategy, grid, rounds, settings.timeout, measured)
+        result = run_strategy(entry, side, self.strategy, grid, rounds, settings.timeout, after)
         if test is not None and (scores := scores_of(self.strategy, test)) is not None:
             percent, per_class = accuracy_of_scores(scores, test)
             self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
@@ -185,8 +195,9 @@ class _Run:
         """Measure a round: of one-shot sets what several networks make of them, else the weights."""
         if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
             found = evaluate(self.strategy.joined, test, network=side.network or None)
-            accuracies: dict[str, Any] = {"accuracy": found.accuracy, "accuracy_std": found.accuracy_std}
-            self.row |= {**accuracies, "per_class": plain(found.per_class), "evaluation": found.to_dict()}
+            self.evaluation = found.to_dict()
+            self.row |= {"accuracy": found.accuracy, "accuracy_std": found.accuracy_std}
+            self.row["per_class"] = plain(found.per_class)
         else:
             percent, per_class = accuracy_of_weights(arrays, side, test)
             self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
@@ -196,56 +207,58 @@ class _Run:
     def _keep(self, strategy: Rounds) -> None:
         """Leave a round in the folder before the next begins."""
         self.folder.write_state(strategy.state)
-        self._count(strategy)
-        self.folder.write_result(self.record())
-
-    def _count(self, strategy: Rounds) -> None:
-        spent = {name.replace("-", "_"): value for name, value in strategy.spent.items()}
-        self.row |= {**spent, "clients": len(strategy.answers), "seen_rounds": strategy.state.round}
+        self.row |= {name.replace("-", "_"): value for name, value in strategy.spent.items()}
+        self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
+        self.folder.write_result(self.record())
+
+    def _keep_weights(self, server_round: int, weights: Weights, grid: CheckedGrid) -> None:
+        """Leave a round of one of Flower's own strategies."""
+        self.folder.write_state(State(server_round, weights))
+        self.row |= {name.replace("-", "_"): value for name, value in grid.spent.items()}
+        self.row |= {"clients": len(grid.nodes), "failed": grid.failed, "seen_rounds": server_round}
+        self.folder.write_result(self.record())
 
     def record(self) -> dict[str, Any]:
         """Return what ``result.json`` says so far."""
-        row = {key: value for key, value in self.row.items() if key != "evaluation"}
-        rounds = isinstance(self.strategy, Rounds)
-        joined = self.strategy.state.joined if isinstance(self.strategy, Rounds) else None
+        rounds = self.strategy if isinstance(self.strategy, Rounds) else None
+        joined = None if rounds is None else rounds.state.joined
         return {
-            "rows": {self.name: row} if "bytes_up" in row or "accuracy" in row else {},
+            "rows": {self.name: self.row} if "bytes_up" in self.row or "accuracy" in self.row else {},
             "rounds": self.history,
             "settings": dict(self.asked),
-            "refused": refusals(self.strategy.left_out, self.name) if isinstance(self.strategy, Rounds) else [],
-            "screened": judged(self.strategy.verdicts) if isinstance(self.strategy, Rounds) else [],
+            "refused": [] if rounds is None else refusals(rounds.left_out, self.name),
+            "screened": [] if rounds is None else judged(rounds.verdicts),
             "classes": list(self.classes or (() if joined is None else joined.classes)),
             "coverage": _coverage(joined),
-            "sites": list(self.strategy.state.sets) if rounds and isinstance(self.strategy, Rounds) else [],
+            "sites": [] if rounds is None else list(rounds.state.sets),
         }
 
     def _write(self, settings: ServerSettings, side: ServerSide, result: Result) -> None:
         """Write the sets, the network and what was measured."""
-        joined: SyntheticSet | None = None
-        if isinstance(self.strategy, Rounds):
-            self._count(self.strategy)
-            joined = self.strategy.state.joined
-        if joined is not None and isinstance(self.strategy, Rounds):
-            evaluation = self.row.get("evaluation")
+        state = self.strategy.state if isinstance(self.strategy, Rounds) else State()
+        joined = state.joined
+        if joined is not None:
             self.folder.write_sets(
-                self.strategy.state.sets, joined if evaluation is None else joined.with_evaluation(evaluation)
+                state.sets, joined if self.evaluation is None else joined.with_evaluation(self.evaluation)
             )
         if result.arrays:
-            spec = side.spec
-            like = joined.record if joined is not None else spec
-            assert like is not None
-            classes = spec.classes if spec is not None else joined.classes if joined is not None else ()
-            name = side.network or default_network(like.shape)
-            card = NetworkCard(name, classes, like.shape, like.mean, like.std, self.name)
-            state = dict(result.arrays.to_torch_state_dict())
-            if not isinstance(self.strategy, Rounds):
-                state = dict(settled(result.arrays, build(name, like.shape, len(classes), 0)).tensors)
-            save_network(self.folder.path / "weights.safetensors", state, card, overwrite=True)
+            self._write_network(side, joined, result.arrays)
         named = settings.data or (joined.name if joined is not None else "")
         self.folder.write_result({**self.record(), "settings": {**asdict(settings), **_values(side), "data": named}})
         _LOG.info("wrote %s", self.folder.path)
+
+    def _write_network(self, side: ServerSide, joined: SyntheticSet | None, arrays: ArrayRecord) -> None:
+        """Write the weights with what they are of: the data that the server tests on, else the union of the sets."""
+        like = side.spec if side.spec is not None else None if joined is None else joined.record
+        assert like is not None  # weights come of sets, or of a network for data that the server knows
+        classes = joined.classes if side.spec is None and joined is not None else like.classes
+        name = side.network or default_network(like.shape)
+        mean, std = (like.mean, like.std) if joined is None else (joined.record.mean, joined.record.std)
+        card = NetworkCard(name, classes, like.shape, mean, std, self.name)
+        weights = settled(arrays, build(name, like.shape, len(classes), 0))
+        save_network(self.folder.path / "weights.safetensors", dict(weights.tensors), card, overwrite=True)
 
 
 def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
