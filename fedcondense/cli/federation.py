@@ -81,8 +81,8 @@ def federate(
     `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (per client, all rounds), `seconds`, `per_class`,
     `about` (what the row says of itself), and for FedAvg `lr`, `local_epochs` and `failed` (answers left out because a
     client failed);
-    `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes`, `settings`, `versions`, `command`,
-    `output`.
+    `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes` (in the order of the network's
+    outputs and of `per_class`), `sites`, `settings`, `versions`, `format`, `command`, `output`.
     """
     from fedcondense.flower import Condense, Measured, Output  # names the pip command if flwr is missing
     from fedcondense.flower import federate as run_federation

@@ -101,7 +101,7 @@ def test_labels_are_learned_where_the_objective_can(cli: Any, tmp_path: Path) ->
     cli.done("condense", "digits", *QUICK, "--learn-labels", "--output", path)
     assert SyntheticSet.load(path).parts[0].targets.ndim == 2
     told = ("condense", "digits", *QUICK, "--objective", "dm", "--learn-labels", "--overwrite")
-    assert "dm has hard labels alone" in cli.refused(*told, "--output", path)
+    assert "dm cannot learn soft labels" in cli.refused(*told, "--output", path)
 
 
 def test_prefixes_are_for_condensing_alone(cli: Any, tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ class TestFederate:
         for row in result["rows"].values():
             assert {"accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds"} <= set(row)
             assert row["bytes_up"] > 0
-        keys = {"rows", "partition", "refused", "coverage", "classes", "settings", "versions", "command", "output"}
-        assert set(result) == keys
+        keys = {"format", "rows", "partition", "refused", "coverage", "classes", "sites", "settings", "versions"}
+        assert set(result) == {*keys, "command", "output"}
 
     def test_writes_the_result_the_sets_and_the_report(self, folder: Path) -> None:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*.*") if "work" not in path.parts}
-        assert {"result.json", "report.html", "joined.safetensors", "clients/00.safetensors"} <= names
+        assert {"result.json", "report.html", "joined.safetensors", "clients/client-0.safetensors"} <= names
 
     def test_a_folder_that_holds_a_run_is_refused_before_work(self, cli: Any, folder: Path) -> None:
         assert "pass --resume" in cli.refused("federate", "digits", "--output", folder)
