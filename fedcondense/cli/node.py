@@ -51,7 +51,11 @@ def check(config: Config, form: Output = Format.text) -> None:
     spent = None if found.spent is None else asdict(found.spent)
     result = {"name": found.name, "classes": found.classes, "left_out": found.left_out}
     total, lost = sum(found.classes.values()), sum(found.left_out.values())
-    lines: list[tuple[object, ...]] = [("site", found.name), ("records", total)]
+    own = found.placed.config.data
+    named = (
+        own or "none of its own: a public set that the run names, here digits; it is nobody's, and weights may travel"
+    )
+    lines: list[tuple[object, ...]] = [("site", found.name), ("data", named), ("records", total)]
     lines += [("class", f"{name}: {n}{' (left out)' if name in found.left_out else ''}") for name, n in _some(found)]
     lines += [("left out", f"{len(found.left_out)} classes, {lost} records below min-records")] if lost else []
     lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]

@@ -28,6 +28,7 @@ __all__ = [
 _NUMBERS = ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")
 _JOINED = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
+_FORMAT = 2  # of result.json: what is newer may mean something else
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def read_result(directory: str | Path) -> dict[str, Any]:
         made = "fedcondense federate DATA --output DIR"
         raise DataError(f"{path} does not exist; a report needs the folder that `{made}` wrote") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}); run the federation again with --resume") from error
+        raise DataError(f"{path} is damaged ({error}); delete it, and give the command of the run again") from error
     if not isinstance(result, dict):
         raise DataError(f"{path} holds a {type(result).__name__}; needed: the object that `federate` writes")
+    if number_of(result.get("format", 1)) > _FORMAT:
+        raise DataError(f"{path} is of format {result['format']}; update fedcondense to read it")
     return result
 
 

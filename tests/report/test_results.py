@@ -33,7 +33,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "does not exist"), ("{", "cannot be read"), ("[]", "a list")])
+@pytest.mark.parametrize(("content", "says"), [(None, "does not exist"), ("{", "is damaged"), ("[]", "a list")])
 def test_a_folder_without_a_result_is_one_clear_error(content: str | None, says: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "result.json").write_text(content)

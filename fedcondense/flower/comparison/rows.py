@@ -78,7 +78,7 @@ def row_of(name: str) -> Row:
     head, _, rounds = name.rpartition("-")
     if head in STRATEGIES and STRATEGIES[head].starts and rounds.isdecimal() and int(rounds):
         return Row(name, STRATEGIES[head], head, int(rounds))
-    known = [*STRATEGIES, *ROWS]
+    known = {*STRATEGIES, *ROWS}
     raise SettingError(f"{unknown('row', name, known)}; NAME-N are N rounds of what starts from weights")
 
 

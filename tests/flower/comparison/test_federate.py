@@ -21,6 +21,7 @@ from fedcondense.flower.comparison.federate import Measured, Output, federate
 from fedcondense.flower.comparison.result import FederationProgress, FederationResult
 from fedcondense.flower.comparison.rows import ROWS
 from fedcondense.flower.rounds import AggregationError
+from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.networks.saved import load_network
@@ -280,3 +281,29 @@ class TestOddFederations:
         assert list(result.rows) == list(rows)
         assert [row["about"]["rounds"] for row in result.rows.values()] == [2, 1, 1]
         assert [entry["round"] for entry in result.rows["iterative-2"]["history"]] == [1, 2]
+
+
+class TestDamagedFolder:
+    @pytest.mark.parametrize("name", ["weights.safetensors", "joined.safetensors", "clients/client-0.safetensors"])
+    def test_what_was_cut_is_made_again(
+        self, name: str, train: Data, test: Data, held: Partition, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked, measured = Condense(ipc=1, objective="dm", steps=2), Measured(Fit(steps=2), (0,))
+
+        def run(**output: bool) -> FederationResult:
+            where = Output(tmp_path, **output)
+            return federate(train, test, held, asked=asked, rows=["one-shot"], measured=measured, output=where)
+
+        run()
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:-100])
+        assert run(resume=True).joined is not None
+        assert len((tmp_path / name).read_bytes()) == pytest.approx(len(whole), abs=8)  # a record holds its seconds
+        assert "its row is run again" in caplog.text
+
+    def test_a_run_of_a_flower_server_is_not_gone_on_with(
+        self, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        RunFolder(tmp_path).write_result({"rows": {}, "settings": {}, "refused": [], "coverage": {}})
+        with pytest.raises(ResumeError, match="a run that `federate` did not make"):
+            federate(train, test, held, rows=["one-shot"], output=Output(tmp_path, resume=True))
