@@ -101,18 +101,6 @@ def test_ray_gives_the_sets_that_one_process_gives(tmp_path: Path, monkeypatch: 
     assert images(ray) == images(in_process(tmp_path / "own", RUN))
 
 
-def test_the_python_examples_of_the_readme_run(tmp_path: Path) -> None:
-    """The first, in one process, as it stands but for folder and steps; the second is the contract test above."""
-    text = (APP / "README.md").read_text()
-    example = text.split("```python\n")[1].split("```")[0].replace("/tmp/one-shot-in-process", str(tmp_path / "run"))
-    example = example.replace('"steps": 200', '"steps": 50')
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # small images: more threads only wait for one another
-    subprocess.run([sys.executable, "-c", example], check=True, timeout=900, cwd=APP.parents[1], env=environment)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["rows"]["one-shot"]["clients"] == 10
-    assert result["rows"]["one-shot"]["accuracy"] > 90
-
-
 def test_flwr_run_works_as_the_readme_says(tmp_path: Path, environment: dict[str, str]) -> None:
     config = f'ipc=1 objective="dm" steps=5 output="{tmp_path / "run"}"'
     nodes = "num-supernodes=2 client-resources-num-cpus=1"
