@@ -14,13 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedcondense.errors import OutputError, ResumeError
+from fedcondense.errors import FedcondenseError, OutputError, ResumeError
 from fedcondense.files import write_file
 from fedcondense.flower.contract import State, Verdict
 from fedcondense.flower.replies import Refusal
 from fedcondense.flower.sites import is_name
 from fedcondense.flower.state_file import dump_state, load_state
 from fedcondense.flower.wire import own_version
+from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["FORMAT", "RunFolder", "judged", "plain", "refusals"]
@@ -106,6 +107,17 @@ class RunFolder:
             stale.unlink(missing_ok=True)
         written = [synthetic.save(path, overwrite=True) for path, synthetic in paths.items()]
         return [*written, joined.save(self.path / "joined.safetensors", overwrite=True)]
+
+    def fault(self, sites: Iterable[str]) -> str:
+        """Return why the union, the sets of these sites or the network cannot be read; nothing if all can."""
+        sets = [self.path / "clients" / f"{name}.safetensors" for name in sites]
+        try:
+            for path in (self.path / "joined.safetensors", *sets):
+                SyntheticSet.load(path)
+            load_network(self.path)
+        except FedcondenseError as damaged:
+            return str(damaged)
+        return ""
 
     def write_state(self, state: State) -> Path:
         """Write what a strategy keeps after a round; of earlier rounds the last stays."""

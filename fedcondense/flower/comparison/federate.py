@@ -12,7 +12,7 @@ from typing import Any
 from fedcondense.condensing import precision_of, prepare
 from fedcondense.data import Data
 from fedcondense.data.partition import Partition
-from fedcondense.errors import FedcondenseError, OutputError, ResumeError, SettingError
+from fedcondense.errors import OutputError, ResumeError, SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
 from fedcondense.flower.comparison.bench import Bench
@@ -25,7 +25,7 @@ from fedcondense.flower.strategies import STRATEGIES
 from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.networks import default_network, parts
-from fedcondense.networks.saved import NetworkCard, load_network, save_network
+from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
 
@@ -272,25 +272,13 @@ class _Comparison:
         self.result.rows, self.result.refused, self.result.coverage = rows, refused, coverage
         self.result.sites = list(before.get("sites", []))
         joined = self.folder.path / "joined.safetensors"
-        if self.main in rows and not self._is_whole():
-            del rows[self.main]  # it is run again, from the answers that are kept
+        if self.main in rows and (fault := self.folder.fault(self.result.sites)):
+            _LOG.warning("%s; its row is run again", fault)  # from the answers that are kept
+            del rows[self.main]
         if self.main in rows:
             self.result.joined = SyntheticSet.load(joined)
             sets = [self.folder.path / "clients" / f"{name}.safetensors" for name in self.result.sites]
             self.result.paths = [*sets, joined, self.folder.path / "weights.safetensors"]
-
-    def _is_whole(self) -> bool:
-        """Say whether the folder's union, sets and network can be read."""
-        assert self.folder is not None
-        sets = [self.folder.path / "clients" / f"{name}.safetensors" for name in self.result.sites]
-        try:
-            for path in (self.folder.path / "joined.safetensors", *sets):
-                SyntheticSet.load(path)
-            load_network(self.folder.path)
-        except FedcondenseError as damaged:
-            _LOG.warning("%s; its row is run again", damaged)
-            return False
-        return True
 
     def _write_result(self) -> None:
         if self.folder is not None:
