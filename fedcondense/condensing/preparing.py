@@ -17,7 +17,7 @@ from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parame
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError, look_up
-from fedcondense.networks import NetworkMaker, build, default_network, describe, parts
+from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
 from fedcondense.objectives import OBJECTIVES, recorded
 from fedcondense.objectives.features import capturable_on_features
 from fedcondense.objectives.gradient import capturable_on_samples
@@ -64,7 +64,7 @@ def prepare(
     network = network or default_network(spec.shape)
     shares = images_per_class(holder, ipc, limit)
     make = partial(_build, network, spec)
-    for k in range(len(parts(network))):
+    for k in range(len(network_kinds(network))):
         make(k)  # refuse a network that does not fit before anything is computed
     if objective.learn_labels and objective.separable:
         raise SettingError(
@@ -95,7 +95,7 @@ def prepare(
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(shares.images))
     draws = stream(seed, "draws")
-    alike = len(parts(network)) == 1 and _is_steady(objective, source, holder)
+    alike = len(network_kinds(network)) == 1 and _is_steady(objective, source, holder)
     graph = step_graph(objective) if alike and device.type == "cuda" else None
     decoded = _decoded_targets(parametrization, codes, targets)
     return Loop(

@@ -11,7 +11,6 @@ from fedcondense.networks.names import (
     named,
     network_kinds,
 )
-from fedcondense.networks.names import network_kinds as parts  # the name until callers have moved
 
 __all__ = [
     "NETWORKS",
@@ -24,6 +23,5 @@ __all__ = [
     "describe",
     "named",
     "network_kinds",
-    "parts",
     "pool2",
 ]

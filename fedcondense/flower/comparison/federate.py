@@ -21,10 +21,9 @@ from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import RunFolder, plain, refusals
 from fedcondense.flower.settings import check
-from fedcondense.flower.strategies import STRATEGIES
 from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.one_shot import Condense
-from fedcondense.networks import default_network, parts
+from fedcondense.networks import default_network, network_kinds
 from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
@@ -130,7 +129,7 @@ def federate(
 def _checked(asked: Condense, rows: Sequence[str], min_records: int) -> list[Row]:
     """Refuse what cannot work, before a run is deleted or begun."""
     check(asked, "federate")
-    if len(parts(asked.network)) > 1:
+    if len(network_kinds(asked.network)) > 1:
         raise SettingError(f"network {asked.network!r}; the clients and the server of a federation share one: name one")
     if not rows:
         raise SettingError(f"no rows; name some of {', '.join(ROWS)}")
@@ -149,7 +148,7 @@ class _Comparison:
         self.grid = measured.fedavg_grid
         self.result = FederationResult(classes=list(bench.test.spec.classes))
         self.averaged: dict[tuple[str, int], dict[int, FedAvgRow]] = {}  # by strategy and place in the grid
-        self.main = next((row.name for row in rows if row.strategy not in _NO_SETS), "")
+        self.main = next((row.name for row in rows if "image" in row.entry.travels), "")
 
     def all(self) -> FederationResult:
         """Run what is not done, row by row, and write the result after each."""
@@ -285,6 +284,3 @@ class _Comparison:
             path = self.folder.write_result(self.result.to_dict())
             if path not in self.result.paths:
                 self.result.paths.append(path)
-
-
-_NO_SETS = {name for name, entry in STRATEGIES.items() if "image" not in entry.travels}

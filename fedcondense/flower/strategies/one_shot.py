@@ -22,7 +22,7 @@ from fedcondense.flower.replies import ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
-from fedcondense.networks import default_network, parts
+from fedcondense.networks import default_network, network_kinds
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.sets.synthetic import SyntheticSet
@@ -69,7 +69,7 @@ class Condense(Task[SyntheticSet]):
         steps = self.steps or objective.recipe.steps
         node.caps.check_steps(steps)
         network = self.network or default_network(holder.spec.shape)
-        parts(network)
+        network_kinds(network)
         loop = prepare(
             holder,
             self.ipc,
