@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test trust lint clean
 
 help:
 	@echo "make install   install fedcondense with Flower into $(VENV)"
 	@echo "make demo      a federation on the digits data, with a report in runs/demo"
 	@echo "make test      linter, type checker and the whole suite (PYTEST_FLAGS=\"-m 'not slow'\" for the short one)"
+	@echo "make trust     hostile files, servers and nodes, kills and full disks: at most ten minutes, and a table"
 	@echo "make clean     remove $(VENV), caches and builds; runs/ stays"
 
 install: $(VENV)/.installed
@@ -37,6 +38,9 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+trust: $(VENV)/.installed-dev
+	cd experiments && ../$(BIN)/python -m trust
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
