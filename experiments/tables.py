@@ -20,6 +20,7 @@ import central
 import continual
 import continual_protocols
 import deployed
+import deployment
 import federated
 import gpu
 import iterative
@@ -27,7 +28,12 @@ import labels
 from cells import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*.md")), ROOT / "strategies/condensed-replay/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("experiments/*.md")),
+    ROOT / "strategies/condensed-replay/README.md",
+    ROOT / "strategies/one-shot/README.md",
+]
 
 
 def federated_six() -> str:
@@ -214,6 +220,7 @@ def architectures() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "iterative": iterative.table,
+    "deployment": deployment.table,
     "federated": federated.table,
     "federated six": federated_six,
     "central": lambda: central.table(RESULTS / "central.json"),

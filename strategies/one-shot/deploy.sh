@@ -25,9 +25,12 @@ for node in 0 1; do
     [ -f "node$node" ] || ssh-keygen -q -t ecdsa -b 384 -N "" -f "node$node"
 done
 
-# 3. The SuperLink.
+# 3. The SuperLink. Apps run under a SuperExec, which has to know a secret: without one, whoever reaches a port could take
+#    over their tasks. On real machines each has a secret of its own.
+[ -f superexec.secret ] || (umask 077 && openssl rand -hex 32 > superexec.secret)
 flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.pem --ssl-keyfile server.key --enable-supernode-auth \
-    --host 127.0.0.1 --port "$port" --disable-runtime-dependency-installation > superlink.log 2>&1 &
+    --host 127.0.0.1 --port "$port" --disable-runtime-dependency-installation \
+    --isolation process --superexec-auth-secret-file superexec.secret > superlink.log 2>&1 &
 started=$!
 # shellcheck disable=SC2086  # the list of process ids is meant to be split
 trap 'kill $started 2> /dev/null || true' EXIT INT TERM
@@ -46,14 +49,22 @@ until curl --silent --fail --cacert ca.crt "https://127.0.0.1:$port/health" > /d
     sleep 1
 done
 
+flower-superexec --runtime-api-address "127.0.0.1:$port" --root-certificates ca.crt \
+    --superexec-auth-secret-file superexec.secret > superlink-exec.log 2>&1 &
+started="$started $!"
+
 # 4. Register the nodes' public keys under the sites' names, then start the nodes. What a node allows stands in its own config.
 for node in 0 1; do
     flwr supernode register "node$node.pub" tls --name "site$node"
     flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
         --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
+        --isolation process --superexec-auth-secret-file superexec.secret \
         --node-config "partition-id=$node num-partitions=2 data='digits' max-ipc=10 max-seconds=600.0 \
             ledger='$here/node$node-ledger.jsonl'" \
         > "node$node.log" 2>&1 &
+    started="$started $!"
+    flower-superexec --insecure --runtime-api-address "127.0.0.1:$((port + 100 + node))" \
+        --superexec-auth-secret-file superexec.secret > "node$node-exec.log" 2>&1 &
     started="$started $!"
 done
 
