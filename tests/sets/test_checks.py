@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fedcondense.errors import SettingError, UntrustedSetError
-from fedcondense.sets.checks import Limits, plain_evaluation, read_evaluation, read_record, shorten
+from fedcondense.errors import UntrustedSetError
+from fedcondense.sets.checks import Limits, read_evaluation, read_record, shorten
 from fedcondense.sets.parts import Record
 
 GIVEN: Mapping[str, Any] = {
