@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Iterable, Mapping, Set
+from functools import lru_cache
 from typing import Any
 
 from fedcondense.errors import DataError
@@ -37,6 +38,13 @@ def class_names(given: Iterable[Any]) -> tuple[str, ...]:
     """
     if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         raise DataError(f"class names {given!r:.100}; needed: a sequence with a name for each label")
+    listed = tuple(given)
+    if set(map(type, listed)) == {str}:  # equal texts are one key of a cache; equal values of other types may differ
+        return _settled(listed)
+    return _named(listed)
+
+
+def _named(given: tuple[Any, ...]) -> tuple[str, ...]:
     names = tuple(_normal(name, label) for label, name in enumerate(given))
     if len(names) > MOST_CLASSES:
         raise DataError(f"{len(names)} class names; allowed: {MOST_CLASSES}")
@@ -46,6 +54,10 @@ def class_names(given: Iterable[Any]) -> tuple[str, ...]:
         again = names[first]
         raise DataError(f"class name {again!r} of labels {first} and {second}; needed: a name of its own for each")
     return names
+
+
+_settled = lru_cache(maxsize=4)(_named)
+"""The parts of a set, and its cuts, mostly have the names of the one before."""
 
 
 def check_class_names(given: Iterable[Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -95,8 +96,10 @@ def read_tensors(header: Header) -> dict[str, Tensor]:
     tensors, begin = {}, 0
     for name, (dtype, shape) in header.slots.items():
         end = begin + math.prod(shape) * dtype.itemsize
-        raw = torch.frombuffer(bytearray(header.data[begin:end]), dtype=dtype) if end > begin else torch.empty(0, device="cpu")
-        tensors[name] = raw.to(dtype).reshape(shape)
+        if end > begin:
+            tensors[name] = torch.frombuffer(bytearray(header.data[begin:end]), dtype=dtype).reshape(shape)
+        else:
+            tensors[name] = torch.empty(shape, dtype=dtype, device="cpu")
         begin = end
     return tensors
 
@@ -158,8 +161,8 @@ def _nesting(text: bytes) -> tuple[int, int]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        refuse(f"{shorten(next(name for name in names if names.count(name) > 1))} occurs twice in the header")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        refuse(f"{shorten(name)} occurs twice in the header")
     return found
 
 

@@ -143,7 +143,8 @@ class SyntheticSet:
             begins = (sizes.cumsum(0) - sizes)[targets[order]]
             rank = torch.empty_like(targets)
             rank[order] = 1 + torch.arange(len(targets)) - begins  # how many of its class so far, itself included
-            limits = torch.tensor([left.get(name, len(targets)) for name in record.classes])
+            everything = len(targets)
+            limits = torch.tensor([left.get(name, everything) for name in record.classes])
             rows = torch.isin(targets, torch.tensor(kept, dtype=torch.int64)) & (rank <= limits[targets])
             for c, n in enumerate(torch.bincount(targets[rows], minlength=len(record.classes)).tolist()):
                 if record.classes[c] in left:
