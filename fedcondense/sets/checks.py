@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -161,7 +161,7 @@ def describe_parametrization(parametrization: Parametrization) -> tuple[str, dic
         if settings[key] is None:
             raise SettingError(f"{name} with {key} None; needed: a text, a finite number or a truth value")
     try:
-        again = {**asdict(kind(**settings))}  # type: ignore[call-overload]
+        again = {**asdict(kind(**settings))}
     except TypeError as error:
         raise SettingError(f"{name} cannot be made again from its settings: {error}") from None
     if changed := [key for key in settings if again[key] != settings[key]]:
@@ -181,10 +181,11 @@ def read_parametrization(name: Any, settings: Any) -> Parametrization:
         refuse(shorten(error))
     if plain != settings or None in plain.values():
         refuse(f"settings of {name} that are no plain values")
-    return entry(**settings)
+    made: Parametrization = entry(**settings)
+    return made
 
 
-def check_parts(given: list[tuple[Parametrization, Record, Mapping[str, Slot]]], limits: Limits) -> None:
+def check_parts(given: Sequence[tuple[Parametrization, Record, Mapping[str, Slot]]], limits: Limits) -> None:
     """Refuse parts by what their tensors are and what they decode to, before a value is read.
 
     Args:
