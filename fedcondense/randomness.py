@@ -11,12 +11,14 @@ import hashlib
 import torch
 from torch import Tensor
 
+from fedcondense.plain import whole_number
+
 __all__ = ["batches", "child_seed", "draw_seed", "stream"]
 
 
 def child_seed(root: int, *purpose: str | int) -> int:
     """Return a seed in [0, 2**63) that `root` and the purpose determine on any machine."""
-    text = "/".join(map(str, (root, *purpose)))
+    text = "/".join(map(str, (whole_number(root, "seed", -(2**63)), *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

@@ -22,6 +22,7 @@ from fedcondense.objectives import OBJECTIVES, recorded
 from fedcondense.objectives.features import capturable_on_features
 from fedcondense.objectives.gradient import capturable_on_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.plain import whole_number
 from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import Record
 from fedcondense.sources import Fresh, Pool, TrainedOnSynthetic
@@ -51,6 +52,7 @@ def prepare(
 
     Nothing is logged: `Loop.warning` holds what there is to say of classes that are too small for `ipc`.
     """
+    seed = whole_number(seed, "seed")
     holder = held_by(holder, device)
     spec, device = holder.spec, holder.device
     objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedcondense.errors import DataError
+from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.class_names import class_names
+from fedcondense.errors import DataError, SettingError
+from fedcondense.plain import finite_number, listed, plain_text, whole_number
 
-__all__ = ["Batch", "Data", "DataSet", "Spec"]
+__all__ = ["Batch", "Data", "DataSet", "Spec", "settle_spec"]
+
+_SIDE = 4096  # most channels, rows or columns
+_LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
+_SMALLEST = 1e-6  # of a deviation
 
 
 class Batch(NamedTuple):
@@ -26,13 +33,19 @@ class Batch(NamedTuple):
 class Spec:
     """What a data set's images and labels are.
 
+    Values become plain Python when it is made: numpy's numbers, lists and names as bytes are taken.
+
     Args:
         name: The name it was loaded by.
         shape: (C, H, W) of an image; C is 1 or 3.
-        classes: The class names, by label.
+        classes: The class names, by label (`class_names`).
         mean: One value per channel, in [0, 1] space.
         std: One value per channel, in [0, 1] space.
         operations: The augmentations that keep a label true here; digits are not mirrored.
+
+    Raises:
+        DataError: Class names that nobody can read, or that repeat.
+        SettingError: Another value is none that a file could hold.
     """
 
     name: str
@@ -40,12 +53,45 @@ class Spec:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    operations: tuple[str, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+    operations: tuple[str, ...] = OPERATIONS
+
+    def __post_init__(self) -> None:
+        settle_spec(self, "name", "operations")
 
     def normalise(self, images: Tensor) -> Tensor:
         """Take images from [0, 1] to zero mean and unit deviation, (N, C, H, W)."""
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
+
+
+def settle_spec(of: Any, name: str, operations: str) -> None:
+    """Check what `Spec` and the record of a set both say, and make it plain; called while a frozen one is made.
+
+    Args:
+        of: Has `shape`, `classes`, `mean` and `std`.
+        name: The attribute that holds the data set's name.
+        operations: The attribute that holds the augmentations.
+    """
+    shape = listed(of.shape, "shape")
+    if len(shape) != 3:
+        raise SettingError(f"images of shape {shape!r:.100}; needed: (C, H, W)")
+    shape = tuple(whole_number(side, "images with a side of", 1, _SIDE + 1) for side in shape)
+    known = listed(getattr(of, operations), "augmentation")
+    if not all(isinstance(word, str) and word in OPERATIONS for word in known) or len(set(known)) < len(known):
+        raise SettingError(f"augmentation {known!r:.100}; needed: some of {', '.join(OPERATIONS)}, each once")
+    settled = {
+        name: plain_text(getattr(of, name), "data set's name"),
+        operations: tuple(map(str, known)),
+        "shape": shape,
+        "classes": class_names(of.classes),
+    }
+    for moment, least in (("mean", -_LARGEST), ("std", _SMALLEST)):
+        values = listed(getattr(of, moment), moment)
+        if len(values) != shape[0]:
+            raise SettingError(f"{moment} {values!r:.100}; needed: {shape[0]} numbers, one per channel")
+        settled[moment] = tuple(finite_number(value, moment, least, _LARGEST) for value in values)
+    for attribute, value in settled.items():
+        object.__setattr__(of, attribute, value)
 
 
 class DataSet(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.data.catalogue import Arrays, Entry
+from fedcondense.data.class_names import class_names
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.layouts import Uint8Images, batch_channels_last, to_uint8
 from fedcondense.errors import DataError
@@ -57,8 +58,10 @@ def to_data(
         )
     if not classes:
         classes = tuple(map(str, range(1 + max(int(labels.max()) for _, labels in splits))))
-    if len(set(classes)) < len(classes):
-        raise DataError(f"{name}: {len(classes)} class names, but {len(set(classes))} different ones; name each once")
+    try:
+        classes = class_names(classes)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     channels = images.shape[-1]
     if entry and len(entry.mean) == channels:
         mean, std = entry.mean, entry.std

@@ -56,7 +56,7 @@ class ReplyLimits:
     @classmethod
     def none(cls, spec: Spec) -> ReplyLimits:
         """Expect sets of any size, from nodes in the process of whoever asks."""
-        wide = Limits(nbytes=1 << 40, decoded=1 << 40, decoded_bytes=1 << 50, header=1 << 30)
+        wide = Limits(nbytes=1 << 40, decoded=1 << 40, decoded_bytes=1 << 50, header=1 << 30, names=1 << 40)
         return cls(wide, spec.shape, spec.classes, spec.mean, spec.std, 2**62)
 
 

@@ -3,7 +3,8 @@
 A question holds its numbers and texts in the ConfigRecord ``config``, weights and sets as one uint8 Array each, and
 says in ``about`` who speaks. An answer holds one uint8 Array ``payload/file``, the numbers ``metrics`` and ``about``.
 Wire 1, before fedcondense had tasks, knew ``query.condense`` alone: its questions have no ``about``, and its answers
-call the payload ``synthetic``. Both are read, and a wire-1 server is answered in kind.
+call the payload ``synthetic``. Both are read, and a wire-1 server is answered in kind,
+though with a set file of version 2, which a server of a release before it refuses by that version.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from fedcondense.sets.synthetic import SyntheticSet
 __all__ = ["REAL", "WAITING", "MemoryState", "dump_memory", "parse_memory", "read_memory"]
 
 REAL, WAITING = "real", "waiting"  # methods in the records of parts that hold real images
-_LIMITS = Limits(nbytes=1 << 32, decoded=1 << 24, decoded_bytes=1 << 36, header=1 << 28, parts=1 << 20)  # our own file
+# of our own file
+_LIMITS = Limits(nbytes=1 << 32, decoded=1 << 24, decoded_bytes=1 << 36, header=1 << 28, parts=1 << 20, names=1 << 26)
 
 
 class MemoryState(NamedTuple):

@@ -87,8 +87,8 @@ class Bases:
     def decode(self, codes: Codes, targets: Tensor) -> Batch:
         """Add up the bases and enlarge the sums bilinearly, into [0, 1]."""
         coefficients, bases = codes["coefficients"], codes["bases"]
-        small = torch.einsum("nb,bchw->nchw", coefficients, bases)
-        images = F.interpolate(small, scale_factor=self.downsample, mode="bilinear", align_corners=False)
+        images = torch.einsum("nb,bchw->nchw", coefficients, bases)
+        images = F.interpolate(images, scale_factor=self.downsample, mode="bilinear", align_corners=False)
         return Batch(into_unit_range(images), targets)
 
     def project(self, codes: Codes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedcondense.errors import SettingError
 
-__all__ = ["LARGEST", "in_pieces", "into_unit_range", "smaller"]
+__all__ = ["LARGEST", "check_widest", "in_pieces", "into_unit_range", "smaller"]
 
 LARGEST = 100.0  # of a code in half precision: far above what is learned, far below what half precision overflows at
 _AT_ONCE = 1 << 24  # numbers in the widest maps: 64 MB
@@ -55,8 +56,24 @@ def in_pieces(decode: Callable[[Tensor], Tensor], codes: Tensor, widest: int) ->
     if len(pieces) == 1:
         return decode(codes)
     if not torch.is_grad_enabled():
-        return torch.cat([decode(piece) for piece in pieces])
+        first, filled = decode(pieces[0]), 0
+        images = first.new_empty(len(first) // len(pieces[0]) * len(codes), *first.shape[1:])
+        for some in chain([first], map(decode, pieces[1:])):
+            images[filled : filled + len(some)] = some
+            filled += len(some)
+        return images
     return torch.cat([checkpoint(decode, piece, use_reentrant=False) for piece in pieces])
+
+
+def check_widest(widest: int, shape: tuple[int, int, int], advice: str) -> None:
+    """Refuse codes of which a single one, which nothing cuts, decodes by way of maps that fill the memory.
+
+    Raises:
+        SettingError: They take more than 64 MB.
+    """
+    if widest > _AT_ONCE:
+        sides = f"{shape[1]}x{shape[2]}"
+        raise SettingError(f"maps of {widest} numbers for images of {sides}; allowed: {_AT_ONCE}, {advice}")
 
 
 def smaller(shape: tuple[int, int, int], by: int) -> tuple[int, int, int]:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from fedcondense.contract import Batch, Codes
 from fedcondense.errors import SettingError
-from fedcondense.parametrizations.decoding import LARGEST, in_pieces, into_unit_range, smaller
+from fedcondense.parametrizations.decoding import LARGEST, check_widest, in_pieces, into_unit_range, smaller
 from fedcondense.randomness import stream
 
 __all__ = ["Hallucinators"]
 
-_WIDEST = 1 << 26  # numbers in the maps of a base: 256 MB
 _DEVIATION = 0.1  # of the start from the identity: alike, all hallucinators would learn the same
 
 
@@ -142,12 +141,7 @@ class Hallucinators:
 
     def _check_maps(self, shape: tuple[int, int, int]) -> None:
         """Refuse settings with which the maps of a single base, which nothing cuts, fill the memory."""
-        widest = self.count * self.channels * shape[1] * shape[2]
-        if widest > _WIDEST:
-            raise SettingError(
-                f"{self.count} hallucinators of {self.channels} channels take maps of {widest} numbers for images of "
-                f"{shape[1]}x{shape[2]}; allowed: {_WIDEST}, lower count or channels"
-            )
+        check_widest(self.count * self.channels * shape[1] * shape[2], shape, "lower count or channels")
 
     def _sizes(self, small: tuple[int, ...]) -> Iterator[Size]:
         """Yield the sizes that a hallucinator may have: each has more weights than the one before."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedcondense.contract import Batch, Codes
 from fedcondense.errors import SettingError
-from fedcondense.parametrizations.decoding import LARGEST, in_pieces, into_unit_range, smaller
+from fedcondense.parametrizations.decoding import LARGEST, check_widest, in_pieces, into_unit_range, smaller
 from fedcondense.randomness import batches, stream
 
 __all__ = ["Latents"]
@@ -88,6 +88,7 @@ class Latents:
                 f"latents of {length} numbers leave {2 * left} bytes for a generator that takes at least "
                 f"{2 * numbers(1)}; raise ipc or upsamplings, or lower per_image (it is {self.per_image})"
             )
+        check_widest(width * math.prod(shape[1:]) // 4, shape, "take smaller images")
         convolutions = (self._convolutions(width, channels),)
         return {"latents": (count, length), "stem": (length + 1, width, *grid), "convolutions": convolutions}
 
@@ -123,6 +124,7 @@ class Latents:
         channels, *grid = smaller(shape, 2**self.upsamplings)
         if len(latents) != 2 or len(stem) != 4 or not 1 <= stem[1] <= _WIDEST:
             raise ValueError(f"latents {latents}, stem {stem}; needed: (N, d), (d + 1, 1 to {_WIDEST}, h, w)")
+        check_widest(stem[1] * math.prod(shape[1:]) // 4, shape, "take smaller images")
         wanted = (latents[1] + 1, stem[1], *grid), (self._convolutions(stem[1], channels),)
         if (stem, convolutions) != wanted:
             raise ValueError(f"stem {stem}, convolutions {convolutions}; needed: {wanted[0]}, {wanted[1]}")

@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedcondense.contract import Batch, Codes, Parametrization
-from fedcondense.errors import SettingError
+from fedcondense.data.images import settle_spec
+from fedcondense.errors import DataError, SettingError
+from fedcondense.plain import finite_number, listed, plain_text, plain_values, whole_number
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
 __all__ = ["Part", "Record", "check_joinable", "to_storage"]
 
+_SECONDS = 1e12  # most that making a set may have taken
+
 
 @dataclass(frozen=True)
 class Record:
     """Where a set comes from and how its images are to be read.
+
+    Values become plain Python when it is made; what a file could not hold is refused then.
 
     Args:
         data: The data set's name.
@@ -39,6 +44,10 @@ class Record:
         counts: How many records of each class the set stands for, (K,).
         seconds: What condensing took, pools included.
         privacy: The mechanism and its numbers; None: no guarantee is given.
+
+    Raises:
+        DataError: Class names that nobody can read, or that repeat, or none.
+        SettingError: Another value is none that a file can hold.
     """
 
     data: str
@@ -57,15 +66,24 @@ class Record:
     seconds: float = 0.0
     privacy: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        settle_spec(self, "data", "augmentation")
+        if not self.classes:
+            raise DataError("no class names; needed: one for each label")
+        counts = listed(self.counts, "counts")
+        if len(counts) not in (0, len(self.classes)):
+            raise SettingError(f"{len(counts)} counts for {len(self.classes)} classes; needed: one for each, or none")
+        settled: dict[str, Any] = {"counts": tuple(whole_number(count, "counts with") for count in counts)}
+        settled |= {name: whole_number(getattr(self, name), name) for name in ("ipc", "seed", "steps")}
+        settled |= {name: plain_text(getattr(self, name), name) for name in ("method", "network", "start")}
+        settled["seconds"] = finite_number(self.seconds, "seconds", 0, _SECONDS)
+        settled["privacy"] = None if self.privacy is None else plain_values(self.privacy, "privacy")
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
     @classmethod
     def of(cls, data: Data, method: str, ipc: int, seed: int) -> Record:
-        """Return the record of a set made from `data`; `dataclasses.replace` fills in the other fields.
-
-        Raises:
-            SettingError: The seed is none that a file can hold.
-        """
-        if not 0 <= seed < 2**63:
-            raise SettingError(f"seed {seed}; needed: a whole number from 0, below 2**63")
+        """Return the record of a set made from `data`; `dataclasses.replace` fills in the other fields."""
         spec = data.spec
         counts = tuple(data.counts.tolist())
         fields = (spec.name, spec.shape, spec.classes, spec.mean, spec.std, method, ipc, seed)
@@ -91,12 +109,14 @@ class Part:
 
     def decode(self, device: torch.device | str = "cpu") -> Batch:
         """Return images in [0, 1], (N, C, H, W), and probabilities (N, K), both float32."""
+        targets, stored = self.targets.to(device), self.stored
+        if targets.ndim == 1:  # `one_hot` would take three times the bytes on the way
+            labels, size = targets.long().unsqueeze(1), (len(targets), len(self.record.classes))
+            targets = torch.zeros(size, dtype=torch.float32, device=targets.device).scatter_(1, labels, 1)
+        targets = targets.float()
         codes = {name: _from_storage(t.to(device)) for name, t in self.codes.items()}
-        targets = self.targets.to(device)
-        if targets.ndim == 1:
-            targets = F.one_hot(targets.long(), len(self.record.classes))
-        targets, stored = targets.float(), self.stored
-        with torch.autocast(targets.device.type, enabled=False):  # the same images at any precision of a network
+        # nothing is learned here, and images are the same at any precision of a network
+        with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
             batch = self.parametrization.decode(codes, targets[:stored])
         return batch if len(targets) == stored else batch._replace(targets=targets)
 
@@ -145,4 +165,4 @@ def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) 
 
 
 def _from_storage(code: Tensor) -> Tensor:
-    return code.float() / 255 if code.dtype == torch.uint8 else code.float()
+    return code.float().div_(255) if code.dtype == torch.uint8 else code.float()

@@ -16,6 +16,7 @@ from fedcondense.contract import Parametrization
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import look_up
 from fedcondense.parametrizations import MultiFormation, Pixels
+from fedcondense.plain import whole_number
 from fedcondense.randomness import child_seed, stream
 from fedcondense.sets.parts import Part, Record, to_storage
 from fedcondense.sets.synthetic import SyntheticSet
@@ -123,6 +124,7 @@ def select_quietly(data: Data, ipc: int, method: str, seed: int = 0, limit: floa
     choose, parametrization = look_up("selection", method, SELECTIONS)
     spec = data.spec
     images, labels = [], []
+    seed = whole_number(seed, "seed")
     by_class = data.per_class(None, stream(seed)).split(data.counts.tolist())
     for c, stored in enumerate(images_per_class(data, ipc, limit).images):
         if not stored:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.files import write_file
+from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
 
@@ -32,7 +32,7 @@ class SyntheticSet:
 
     def __init__(self, parts: Iterable[Part], evaluation: Mapping[str, Any] | None = None) -> None:
         self.parts = tuple(parts)
-        self.evaluation = evaluation
+        self.evaluation = None if evaluation is None else plain_evaluation(evaluation)
         check_joinable(self.parts)
 
     @classmethod
@@ -73,7 +73,8 @@ class SyntheticSet:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names of all parts, in order of appearance."""
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.record.classes))
+        tables = dict.fromkeys(part.record.classes for part in self.parts)  # most parts of a federation have the same
+        return tuple(dict.fromkeys(name for table in tables for name in table))
 
     def pixels(self, device: torch.device | str = "cpu") -> Batch:
         """Decode to images in [0, 1], (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
@@ -83,12 +84,13 @@ class SyntheticSet:
     def decode(self, device: torch.device | str = "cpu") -> Batch:
         """Decode to normalised images, (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
         images, targets = self.pixels(device)
-        pieces, begin = [], 0
+        normalised, begin = torch.empty_like(images), 0
         for part, size in zip(self.parts, self._sizes, strict=True):
             mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (part.record.mean, part.record.std))
-            pieces.append((images[begin : begin + size] - mean) / std)
+            rows = slice(begin, begin + size)
+            torch.sub(images[rows], mean, out=normalised[rows]).div_(std)
             begin += size
-        return Batch(torch.cat(pieces), targets)
+        return Batch(normalised, targets)
 
     def weights(self) -> Tensor:
         """Return how many records each decoded image stands for, (N,) float32 on the CPU; 1 where no part says."""
@@ -136,9 +138,13 @@ class SyntheticSet:
                 raise SettingError(f"{record.method}: shared codes or soft labels; condense again at the size wanted")
             kept = [c for c, name in enumerate(record.classes) if name in wanted]
             targets = part.targets.long()
-            rank = F.one_hot(targets, len(record.classes)).cumsum(0)  # how many of each class so far
-            rank = rank.gather(1, targets.unsqueeze(1)).squeeze(1)
-            limits = torch.tensor([left.get(name, len(targets)) for name in record.classes])
+            order = targets.argsort(stable=True)
+            sizes = torch.bincount(targets, minlength=len(record.classes))
+            begins = (sizes.cumsum(0) - sizes)[targets[order]]
+            rank = torch.empty_like(targets)
+            rank[order] = 1 + torch.arange(len(targets)) - begins  # how many of its class so far, itself included
+            everything = len(targets)
+            limits = torch.tensor([left.get(name, everything) for name in record.classes])
             rows = torch.isin(targets, torch.tensor(kept, dtype=torch.int64)) & (rank <= limits[targets])
             for c, n in enumerate(torch.bincount(targets[rows], minlength=len(record.classes)).tolist()):
                 if record.classes[c] in left:
@@ -178,13 +184,25 @@ class SyntheticSet:
         """
         return cls(*parse(blob, limits or Limits()))
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False, limits: Limits | None = None) -> Path:
         """Write one safetensors file, whole or not at all, and return its path.
+
+        Args:
+            path: Where.
+            overwrite: Replace what is there.
+            limits: What whoever loads it allows; the same argument of `load` has to allow it then.
 
         Raises:
             OutputError: The path exists and `overwrite` is false, or it cannot be written.
+            SettingError: The file would be refused when it is loaded.
         """
-        return write_file(path, self.to_bytes(), overwrite)
+        blob = self.to_bytes()
+        try:
+            parse(blob, limits or Limits())
+        except UntrustedSetError as error:
+            why = f"{path}: not written, since it could not be loaded: {error}"
+            raise SettingError(f"{why}; save less in a file, or give wider limits here and to `load`") from None
+        return write_file(path, blob, overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], limits: Limits | None = None) -> SyntheticSet:
@@ -192,7 +210,8 @@ class SyntheticSet:
         limits = limits or Limits()
         try:
             with open(path, "rb") as file:
-                blob = file.read(limits.nbytes + 1)
+                size = os.fstat(file.fileno()).st_size or limits.nbytes  # a pipe has none
+                blob = file.read(min(size, limits.nbytes) + 1)
         except OSError as error:
             raise UntrustedSetError(f"{path}: {error.strerror}; give the path of a set that `save` wrote") from None
         try:
@@ -202,14 +221,17 @@ class SyntheticSet:
 
     @cached_property
     def _pixels(self) -> Batch:
-        images, targets = [], []
-        for part in self.parts:
-            batch = part.decode()
-            full = batch.targets.new_zeros(len(batch.targets), len(self.classes))
-            full[:, self._columns(part)] = batch.targets
-            images.append(batch.images)
-            targets.append(full)
-        return Batch(torch.cat(images), torch.cat(targets))
+        if len(self.parts) == 1:
+            return self.parts[0].decode()
+        plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        images = torch.empty(len(self), *self.shape, **plain)
+        targets, begin = torch.zeros(len(self), len(self.classes), **plain), 0
+        for part, size in zip(self.parts, self._sizes, strict=True):
+            rows = slice(begin, begin + size)
+            images[rows], decoded = part.decode()
+            targets[rows, self._columns(part)] = decoded
+            begin += size
+        return Batch(images, targets)
 
     @cached_property
     def _sizes(self) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
+from fedcondense.plain import listed, whole_number
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
@@ -102,6 +103,7 @@ def evaluate(
     Raises:
         SettingError: No seeds, the shapes differ, or no class of the set is one of the test data.
     """
+    seeds = tuple(whole_number(seed, "seeds with") for seed in listed(seeds, "seeds"))
     if not seeds:
         raise SettingError("no seeds; give one a network")
     began = time.monotonic()
@@ -121,7 +123,7 @@ def evaluate(
         per_class=tuple(torch.stack(per_class).mean(0).tolist()),
         network=describe(network or default_network(synthetic.shape)),
         recipe=recipe,
-        seeds=tuple(seeds),
+        seeds=seeds,
         weighted=weighted,
         test=f"{test.spec.name}, {len(test)} images",
         seconds=time.monotonic() - began,

@@ -133,7 +133,7 @@ class TestNpz:
             ({"y_train": np.arange(12) - 1}, r"labels go from -1 to 10; needed: 0"),
             ({"y_train": np.arange(12) * 10**8}, r"labels go from 0 to 1100000000; .*below 10000"),
             ({"classes": np.array(["a", "b"])}, r"labels go from 0 to 2; needed: 0 to 1"),
-            ({"classes": np.array(["a", "b", "a"])}, r"3 class names, but 2 different ones"),
+            ({"classes": np.array(["a", "b", "a"])}, r"class name 'a' of labels 0 and 2"),
         ],
     )
     def test_bad_arrays_are_refused_by_what_is_wrong(

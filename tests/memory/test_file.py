@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -139,8 +140,8 @@ class TestFile:
         cases = {
             "missing": (None, "No such file"),
             "plain": (plain, "no memory; give a file that a memory's `save` wrote"),
-            "truncated": (whole[:-1], "truncated"),
-            "longer": (whole + b"x", "after the last tensor"),
+            "truncated": (whole[:-1], "damaged: the checksum is another; cut off"),
+            "longer": (whole + b"x", "damaged: the checksum is another"),
             "empty": (b"", "0 bytes"),
             "text": (b"hello, this is no memory", "header"),
         }
@@ -175,10 +176,13 @@ class TestFile:
         length = int.from_bytes(blob[:8], "little")
         header = json.loads(blob[8 : 8 + length])
         content = json.loads(header["__metadata__"]["fedcondense"])
-        content["memory"][field] = value
-        header["__metadata__"]["fedcondense"] = json.dumps(content)
-        text = json.dumps(header).encode()
+        content["beside"]["memory"][field] = value
+        header["__metadata__"]["fedcondense"] = json.dumps(content, separators=(",", ":"))
+        text = json.dumps(header, separators=(",", ":")).encode()
         changed = len(text).to_bytes(8, "little") + text + blob[8 + length :]
+        at = changed.index(content["crc32"].encode())
+        crc = zlib.crc32(changed[:at] + changed[at + 8 :])
+        changed = changed[:at] + f"{crc:08x}".encode() + changed[at + 8 :]
         with unchanged(memory), pytest.raises(UntrustedSetError, match=says):
             memory.from_bytes(changed)
 

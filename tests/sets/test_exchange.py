@@ -219,7 +219,7 @@ class TestExport:
             assert held["x_train"].shape == (2, 8, 8, 3)
 
     def test_class_names_stay_inside_the_folder_and_apart(self, tmp_path: Path) -> None:
-        names = ("../../etc", "T-shirt/top", "a", "A", ".", "..", "x" * 190, "a 3", "")
+        names = ("../../etc", "T-shirt/top", "a", "A", ".", "..", "x" * 190, "a 3", "/")
         codes = {"images": torch.zeros(9, 1, 8, 8, dtype=torch.uint8)}
         record = Record("toy", (1, 8, 8), names, (0.5,), (0.5,))
         synthetic = SyntheticSet([Part(codes, torch.arange(9, dtype=torch.uint8), Pixels(), record)])

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tracemalloc
+import unicodedata
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -22,6 +25,12 @@ from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.synthetic import SyntheticSet
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], None]
+
+NAMES = (
+    st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), max_size=20)
+    .map(lambda name: unicodedata.normalize("NFC", name).strip())
+    .filter(bool)
+)
 
 RECORD = Record(
     "toy",
@@ -61,14 +70,37 @@ BLOB = toy().to_bytes()
 HEADER = 8 + int.from_bytes(BLOB[:8], "little")
 
 
-def edited(edit: Edit) -> bytes:
-    """Return the file with its header and record changed, and a header length that is right again."""
-    header = json.loads(BLOB[8:HEADER])
+def edited(edit: Edit, blob: bytes = BLOB) -> bytes:
+    """Return the file with its header and record changed, and a header length and checksum that are right again."""
+    end = 8 + int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8:end])
     content = json.loads(header["__metadata__"]["fedcondense"])
     edit(header, content)
-    header["__metadata__"]["fedcondense"] = json.dumps(content)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + BLOB[HEADER:]
+    header["__metadata__"]["fedcondense"] = json.dumps(content, separators=(",", ":"))
+    return with_header(json.dumps(header, separators=(",", ":")).encode(), blob[end:])
+
+
+def with_header(text: bytes, data: bytes = BLOB[HEADER:]) -> bytes:
+    """Return a file of this header, with the checksum that the module's docstring describes."""
+    blob = len(text).to_bytes(8, "little") + text + data
+    place = re.search(rb'"crc32[\\]+":[\\]+"', blob)
+    if place is None:
+        return blob
+    head, tail = blob[: place.end()], blob[place.end() + 8 :]
+    return head + f"{zlib.crc32(head + tail):08x}".encode() + tail
+
+
+def version_1(header: dict[str, Any], content: dict[str, Any]) -> None:
+    """Write the header as version 1 did."""
+    classes = content.pop("classes")
+    content.pop("crc32")
+    content |= {"version": 1, **content.pop("beside", {})}
+    for part in content["parts"]:
+        part |= part.pop("settings", {})
+        part["record"]["classes"] = [classes[k] for k in part["record"].get("classes", range(len(classes)))]
+
+
+OLD = edited(version_1)
 
 
 def refused(blob: bytes, match: str = ".", limits: Limits | None = None) -> None:
@@ -107,8 +139,9 @@ class TestRoundTrip:
         content = json.loads(json.loads(BLOB[8:HEADER])["__metadata__"]["fedcondense"])
         assert content["version"] == VERSION
         assert content["parts"][1]["parametrization"] == "multi-formation"
-        assert content["parts"][1]["factor"] == 2
-        assert content["parts"][0]["record"]["classes"] == ["a", "b", "c"]
+        assert content["parts"][1]["settings"] == {"factor": 2}
+        assert content["classes"] == ["a", "b", "c"]
+        assert "classes" not in content["parts"][0]["record"]
 
     def test_what_is_empty_takes_no_bytes(self) -> None:
         bare = Record("toy", (1, 8, 8), ("a",), (0.5,), (0.25,))
@@ -132,7 +165,7 @@ class TestRoundTrip:
     @given(
         st.integers(0, 6),
         st.sampled_from([1, 3]),
-        st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=5, unique=True),
+        st.lists(NAMES, min_size=1, max_size=5, unique=True),
         st.integers(0, 2**62),
         st.booleans(),
     )
@@ -177,10 +210,25 @@ class TestDamage:
         refused(bytes(blob))
 
     @pytest.mark.parametrize("bit", range(8))
-    def test_any_bit_flipped_in_the_header_is_refused_or_gives_a_sound_set(self, bit: int) -> None:
-        """A flip may make another name or number of the record, which nothing can tell; shapes and ranges hold."""
-        for place in range(8, HEADER):
+    def test_any_bit_flipped_anywhere_is_refused(self, bit: int) -> None:
+        for place in range(len(BLOB)):
             blob = bytearray(BLOB)
+            blob[place] ^= 1 << bit
+            refused(bytes(blob))
+
+    def test_a_bit_flipped_in_a_large_file_is_refused_wherever_it_is(self) -> None:
+        blob = bytearray(large := SyntheticSet.join([toy()] * 300).to_bytes())
+        for place in range(0, len(blob), 5003):
+            blob[place] ^= 1 << place % 8
+            refused(bytes(blob))
+            blob[place] ^= 1 << place % 8
+        assert blob == large
+
+    @pytest.mark.parametrize("bit", range(8))
+    def test_any_bit_flipped_in_a_header_of_version_1_is_refused_or_gives_a_sound_set(self, bit: int) -> None:
+        """A flip may make another name or number of the record, which nothing can tell; shapes and ranges hold."""
+        for place in range(8, len(OLD) - len(BLOB) + HEADER):
+            blob = bytearray(OLD)
             blob[place] ^= 1 << bit
             self.refused_or_sound(bytes(blob))
 
@@ -251,6 +299,45 @@ def tensor(name: str, **changes: Any) -> Edit:
 IMAGES = 4 * 64  # bytes of 0.images
 
 EDITS: dict[str, tuple[Edit, str]] = {
+    "a name of settings": (
+        lambda h, c: c["parts"][1].update(parametrization="multi-formation-4"),
+        "no parametrization",
+    ),
+    "settings that are nested": (lambda h, c: c["parts"][1].update(settings={"factor": [2]}), "settings: factor"),
+    "a setting that is none": (lambda h, c: c["parts"][1].update(settings={"factor": None}), "no plain values"),
+    "a codec": (lambda h, c: c["parts"][1].update(codec="zip"), "part 1 is packed by zip, which needs a newer fedco"),
+    "no codec": (lambda h, c: c["parts"][1].update(codec=None), "part 1 is packed by None, which needs a newer fedco"),
+    "unknown key of a part": (lambda h, c: c["parts"][1].update(colour=1), r"part 1 holds \['colour'\]"),
+    "unknown key": (lambda h, c: c.update(colour=1), r"the header holds \['colour'\], which are not known"),
+    "nothing beside": (lambda h, c: c.update(beside=None), "what stands beside the set is no object"),
+    "more metadata": (lambda h, c: h["__metadata__"].update(more="a"), "format version 2 without a checksum"),
+    "version 1 with a checksum": (lambda h, c: c.update(version=1), "format version 1 with a checksum"),
+    "no checksum": (lambda h, c: c.pop("crc32"), "format version 2 without a checksum"),
+    "a class of no part": (
+        lambda h, c: (
+            c.update(classes=["a", "b", "c", "d"])
+            or record(classes=[0, 1, 2])(h, c)
+            or c["parts"][1]["record"].update(classes=[0, 1, 2])
+        ),
+        "1 class names that no part has",
+    ),
+    "classes in another order": (record(classes=[0, 2, 1]), "class 2 of part 0 comes before class 1"),
+    "all classes as places": (record(classes=[0, 1, 2]), "needed: places below 3, or none for all"),
+    "a place twice": (record(classes=[0, 1, 1]), "class name 'b' of labels 1 and 2"),
+    "a place beyond": (record(classes=[0, 1, 3]), "needed: places below 3"),
+    "a place from the end": (record(classes=[0, 1, -1]), "needed: places below 3"),
+    "a place that is a truth": (record(classes=[False, True, 2]), "needed: places below 3"),
+    "a name that is a number": (
+        lambda h, c: c.update(classes=["a", "b", 3]),
+        "class name 3 of label 2 is not in normal",
+    ),
+    "a name with a space": (lambda h, c: c.update(classes=["a", "b", "c "]), "class name 'c ' .*is not in normal form"),
+    "a name in pieces": (lambda h, c: c.update(classes=["a", "b", "e\u0301"]), "is not in normal form; needed: 'é'"),
+    "a name that ends": (lambda h, c: c.update(classes=["a", "b", "c\0"]), r"has U\+0000"),
+    "a name that turns": (lambda h, c: c.update(classes=["a", "b", "\u202ec"]), r"has U\+202E"),
+    "half a character": (lambda h, c: c.update(classes=["a", "b", "\ud800"]), "malformed|U.D800"),
+    "no class": (lambda h, c: c.update(classes=[]), "class names .*needed: 1 to 10000"),
+    "a text of two lines": (record(network="a\nb"), "network a.b of a record; it is written as a b"),
     "newer version": (
         lambda h, c: c.update(version=VERSION + 1),
         f"format version {VERSION + 1} is newer than this library's {VERSION}; upgrade fedcondense",
@@ -261,8 +348,8 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "gap": (tensor("1.images", data_offsets=[IMAGES + 5, IMAGES + 5 + 128]), "truncated or inconsistent"),
     "offsets beyond the file": (tensor("1.targets", data_offsets=[388, 10**6]), "truncated or inconsistent"),
     "offsets backwards": (tensor("0.images", data_offsets=[IMAGES, 0]), "truncated or inconsistent"),
-    "no offsets": (tensor("0.images", data_offsets=[]), "malformed"),
-    "one offset": (tensor("0.images", data_offsets=[0]), "malformed"),
+    "no offsets": (tensor("0.images", data_offsets=[]), "is of shape .* at"),
+    "one offset": (tensor("0.images", data_offsets=[0]), "is of shape .* at"),
     "shape larger than its bytes": (tensor("0.images", shape=[5, 1, 8, 8]), "truncated or inconsistent"),
     "shape of many dimensions": (tensor("0.images", shape=[1] * 9), "is of shape"),
     "negative shape": (tensor("0.images", shape=[-4, 1, 8, -8]), "is of shape"),
@@ -279,19 +366,19 @@ EDITS: dict[str, tuple[Edit, str]] = {
         "part 0 has 3 codes for 3 images but 68 targets",
     ),
     "images of another shape": (record(shape=[1, 4, 16]), "malformed: images of"),
-    "undescribed tensor": (lambda h, c: c["parts"].pop(), "missing or not described"),
+    "undescribed tensor": (lambda h, c: c["parts"].pop(), "are not described by a part"),
     "described twice": (lambda h, c: c["parts"].append(c["parts"][0]), "part 2 has no images"),
-    "mean that is no number": (record(mean=[math.nan]), "mean .*needed: 1 finite numbers"),
-    "mean beyond single precision": (record(mean=[1e300]), "mean .*needed: 1 finite numbers"),
-    "infinite deviation": (record(std=[math.inf]), "std"),
-    "zero deviation": (record(std=[0.0]), "std above zero"),
-    "repeated class": (record(classes=["a", "b", "a"]), "class names that repeat"),
-    "classes in one text": (record(classes="abc"), "classes, .* have to be lists"),
-    "negative count": (record(counts=[1, -1, 0]), "whole numbers from 0"),
-    "privacy that is nested": (record(privacy={"a": {"b": 1}}), "privacy is no object of plain values"),
+    "mean that is no number": (record(mean=[math.nan]), "NaN in the header; needed: finite numbers"),
+    "mean beyond single precision": (record(mean=[1e300]), "mean 1e.300; needed: a finite number"),
+    "infinite deviation": (record(std=[math.inf]), "Infinity in the header"),
+    "zero deviation": (record(std=[0.0]), "std 0.0; needed: a finite number from 1e-06"),
+    "repeated class": (lambda h, c: c.update(classes=["a", "b", "a"]), "class name 'a' of labels 0 and 2"),
+    "classes in one text": (lambda h, c: c.update(classes="abc"), "class names abc; needed: 1 to 10000 texts"),
+    "negative count": (record(counts=[1, -1, 0]), "counts with -1; needed: a whole number from 0"),
+    "privacy that is nested": (record(privacy={"a": {"b": 1}}), "privacy: a .*needed: a text, a finite number"),
     "accuracy in words": (
         lambda h, c: c.update(evaluation={"accuracy": "high"}),
-        "whose accuracy is high",
+        "whose accuracy is high; needed: int or float",
     ),
     "no accuracy": (lambda h, c: c.update(evaluation={"accuracy": None}), "an evaluation whose accuracy is None"),
     "one seed for a list": (lambda h, c: c.update(evaluation={"seeds": 3}), "an evaluation whose seeds is 3"),
@@ -302,8 +389,11 @@ EDITS: dict[str, tuple[Edit, str]] = {
         lambda h, c: c["parts"][0].update(parametrization="pixel"),
         "no parametrization is called 'pixel'; did you mean 'pixels'",
     ),
-    "factor that does not divide": (lambda h, c: c["parts"][1].update(factor=3), "factor 3 does not divide"),
-    "factor beyond reason": (lambda h, c: c["parts"][1].update(factor=10**6), "needed: a whole number from 2 to 8"),
+    "factor that does not divide": (
+        lambda h, c: c["parts"][1].update(settings={"factor": 3}),
+        "factor 3 does not divide",
+    ),
+    "factor beyond reason": (lambda h, c: c["parts"][1].update(settings={"factor": 10**6}), "from 2 to 8"),
 }
 
 
@@ -313,18 +403,18 @@ def test_probabilities_may_be_those_of_the_decoded_images_and_labels_may_not() -
     again = SyntheticSet.from_bytes(tiles.to_bytes())
     assert torch.equal(again.decode().targets, soft.float())
     for targets in (soft[:3], soft.argmax(1).to(torch.uint8)):
-        wrong = SyntheticSet([Part({"images": codes(2)}, targets, MultiFormation(2), RECORD)]).to_bytes()
-        with pytest.raises(UntrustedSetError, match=f"2 codes for 8 images but {len(targets)} targets"):
-            SyntheticSet.from_bytes(wrong)
+        wrong = SyntheticSet([Part({"images": codes(2)}, targets, MultiFormation(2), RECORD)])
+        with pytest.raises(SettingError, match=f"2 codes for 8 images but {len(targets)} targets"):
+            wrong.to_bytes()
 
 
 def test_labels_of_many_images_over_many_classes_are_refused_before_they_are_made() -> None:
     record = replace(RECORD, shape=(1, 1, 1), classes=tuple(map(str, range(500))), counts=())
     images = torch.zeros(100, 1, 1, 1, dtype=torch.uint8)
     blob = SyntheticSet([Part({"images": images}, torch.zeros(100, dtype=torch.int16), Pixels(), record)]).to_bytes()
-    assert len(SyntheticSet.from_bytes(blob, Limits(decoded_bytes=400_000))) == 100
+    assert len(SyntheticSet.from_bytes(blob, Limits(decoded_bytes=200_400))) == 100
     with pytest.raises(UntrustedSetError, match="labels of 100 images over 500 classes"):
-        SyntheticSet.from_bytes(blob, Limits(decoded_bytes=399_999))
+        SyntheticSet.from_bytes(blob, Limits(decoded_bytes=200_399))
 
 
 @pytest.mark.parametrize("kind", EDITS)
@@ -334,28 +424,38 @@ def test_each_lie_in_the_header_is_refused_with_its_reason(kind: str) -> None:
 
 
 def with_targets(targets: torch.Tensor) -> bytes:
-    part = toy().parts[1]
-    return SyntheticSet([Part(part.codes, targets, part.parametrization, part.record)]).to_bytes()
+    """Return the file with other soft targets, which lie first among the tensors."""
+    return with_header(BLOB[8:HEADER], targets.numpy().tobytes() + BLOB[HEADER + targets.nbytes :])
 
 
-@pytest.mark.parametrize(
-    "row",
-    [[0.5, 0.4, 0.4], [0.2, 0.2, 0.2], [-0.5, 1.0, 0.5], [math.nan, 0.5, 0.5], [math.inf, 0.0, 0.0], [0.0, 0.0, 0.0]],
-)
-def test_targets_that_are_no_probabilities_are_refused(row: list[float]) -> None:
-    refused(with_targets(torch.tensor([[1.0, 0.0, 0.0], row]).half()), "targets of part 0 are no probabilities")
+ROWS = [
+    *([0.5, 0.4, 0.4], [0.2, 0.2, 0.2], [-0.5, 1.0, 0.5]),
+    *([math.nan, 0.5, 0.5], [math.inf, 0.0, 0.0], [0.0, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_targets_that_are_no_probabilities_are_refused_when_written_and_when_read(row: list[float]) -> None:
+    targets, part = torch.tensor([[1.0, 0.0, 0.0], row]).half(), toy().parts[1]
+    refused(with_targets(targets), "targets of part 1 are no probabilities")
+    with pytest.raises(SettingError, match="targets of part 0 are no probabilities"):
+        SyntheticSet([replace(part, targets=targets)]).to_bytes()
 
 
 def test_half_precision_probabilities_of_many_classes_are_accepted() -> None:
     targets = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)).softmax(1).half()
-    assert SyntheticSet.from_bytes(with_targets(targets)).decode().targets.shape == (8, 3)
+    assert SyntheticSet.from_bytes(with_targets(targets)).decode().targets.shape == (12, 3)
 
 
 def test_labels_beyond_the_classes_are_refused() -> None:
     part = toy().parts[0]
     labels = torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
-    blob = SyntheticSet([Part(part.codes, labels, part.parametrization, part.record)]).to_bytes()
-    refused(blob, "labels of part 0 up to 3; needed: below 3")
+    place = BLOB.index(bytes(part.targets.tolist()), HEADER + 12 + IMAGES)
+    refused(
+        with_header(BLOB[8:HEADER], BLOB[HEADER:place] + bytes(labels.tolist()) + BLOB[place + 4 :]), "up to 3; need"
+    )
+    with pytest.raises(SettingError, match="labels of part 0 up to 3; needed: below 3"):
+        SyntheticSet([replace(part, targets=labels)]).to_bytes()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -365,9 +465,15 @@ def test_codes_that_are_not_finite_are_refused(value: float, monkeypatch: pytest
 
     monkeypatch.setitem(PARAMETRIZATIONS, "half", Half)
     images = torch.rand(1, 1, 8, 8).half()
+    sound = SyntheticSet([Part({"images": images}, torch.zeros(1, dtype=torch.uint8), Half(), RECORD)])
+    blob = sound.to_bytes()
     images[0, 0, 3, 3] = value
-    part = Part({"images": images}, torch.zeros(1, dtype=torch.uint8), Half(), RECORD)
-    refused(SyntheticSet([part]).to_bytes(), "images of part 0 has values that are not finite")
+    end = 8 + int.from_bytes(blob[:8], "little")
+    refused(
+        with_header(blob[8:end], images.numpy().tobytes() + b"\0"), "images of part 0 has values that are not finite"
+    )
+    with pytest.raises(SettingError, match="images of part 0 has values that are not finite"):
+        sound.to_bytes()
 
 
 class TestLimits:
@@ -378,7 +484,8 @@ class TestLimits:
             (Limits(header=100), "a header of .* bytes; allowed: 100"),
             (Limits(decoded=11), "decodes to 12 images"),
             (Limits(decoded_bytes=12 * 64 * 4 - 1), "decodes to 12 images of 3072 bytes; allowed"),
-            (Limits(classes=2), "needed: 1 to 2 short texts"),
+            (Limits(classes=2), "needed: 1 to 2 texts"),
+            (Limits(names=5), "parts that name more than 5 classes"),
             (Limits(parts=1), "no parts, or more than 1"),
         ],
     )
@@ -386,7 +493,7 @@ class TestLimits:
         refused(BLOB, reason, limits)
 
     def test_at_the_limits_a_set_is_accepted(self) -> None:
-        limits = Limits(len(BLOB), 12, 12 * 64 * 4, HEADER - 8, 3, 2)
+        limits = Limits(len(BLOB), 12, 12 * (64 + 3) * 4, HEADER - 8, 3, 2, 6)
         assert len(SyntheticSet.from_bytes(BLOB, limits)) == 12
 
     @pytest.mark.parametrize(
@@ -394,7 +501,7 @@ class TestLimits:
         [
             (2**63 - 1).to_bytes(8, "little") + BLOB[8:],
             edited(tensor("0.images", shape=[2**38, 1, 8, 8], data_offsets=[0, 2**44])),
-            edited(lambda h, c: c["parts"][1].update(factor=8)),
+            edited(lambda h, c: c["parts"][1].update(settings={"factor": 8})),
             edited(record(shape=[4096, 4096, 4096])),
             edited(lambda h, c: c.update(parts=c["parts"] * 10_000))[: 1 << 20],
         ],
