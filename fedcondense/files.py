@@ -164,21 +164,22 @@ def lock(file: int, path: Path, *, wait: bool) -> bool:
 
 
 @contextmanager
-def hold(output: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+def hold(output: str | os.PathLike[str], *, is_folder: bool = False, wait: bool = False) -> Iterator[None]:
     """Have an output for as long as a run lasts: a second run on it is refused, and loses nothing of the first.
 
     The lock is a file beside the output, or in it where it is a folder, with the process's number; the system ends it
     with the process, however that ends.
 
     Args:
-        output: A file, which need not be there, or a folder.
+        output: A file or folder, which need not be there.
+        is_folder: Whether it is a folder; it is made.
         wait: Wait for the other run instead of refusing.
 
     Raises:
         OutputError: Another run has it, or it cannot be written.
     """
     output = Path(output)
-    path = output / ".run.lock" if output.is_dir() else output.with_name(f".{output.name}.lock")
+    path = output / ".run.lock" if is_folder else output.with_name(f".{output.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(path, wait)

@@ -13,8 +13,8 @@ What is compared, by kind:
 - other objects, networks among them: class and attributes, such as weights. What `functools.cached_property` left,
   whether a network is in training mode, and the inside of the standard library's objects do not count.
 
-Bytecode is that of one version of Python: another one is another identity. A function that changes a global or a
-closure of its own is another function afterwards.
+Bytecode is that of one version of Python: another one is another identity. A list, dict or number that the code itself
+adds to or replaces, such as a cache or a count of calls, does not count; other attributes of objects do.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, re.Pattern)
 _ATTRIBUTES = {"training", "_is_protocol", "_is_runtime_protocol", "_abc_impl"}  # that say nothing of what is computed
 _CHANGING = (io.IOBase, logging.Logger, logging.Handler)  # by what others do with them
+_ADDING = {
+    "add",
+    "append",
+    "appendleft",
+    "clear",
+    "discard",
+    "extend",
+    "insert",
+    "pop",
+    "remove",
+    "setdefault",
+    "update",
+}
 _DEEPEST = 60  # objects in objects; below it, a class stands for its object
 
 
@@ -137,11 +150,13 @@ class _Reader:
         return self._object(value)
 
     def _function(self, value: types.FunctionType) -> str:
-        closed = [_content(cell) for cell in value.__closure__ or ()]
+        changed = _changed_by(value.__code__)
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        closed = [_content(cell) for name, cell in cells if name not in changed]
         if lies_with_installed(value.__code__.co_filename):
             name = f"{value.__globals__.get('__name__')}.{value.__qualname__}"
             return f"{name}[{_hash(*map(self.read, closed))}]" if closed else name
-        names = dict.fromkeys(_globals_of(value.__code__))
+        names = [name for name in dict.fromkeys(_globals_of(value.__code__)) if name not in changed]
         used = {name: value.__globals__[name] for name in names if name in value.__globals__}
         imported = {name: source_of(name) for name in _imports_of(value.__code__) if not is_installed(name)}
         parts = [self._bytecode(value.__code__, value.__doc__)]
@@ -158,8 +173,10 @@ class _Reader:
 
     def _class(self, value: type) -> str:
         told = [self.read(base) for base in value.__bases__]
+        functions = [one for member in vars(value).values() for one in _functions_of(member)]
+        changed = {name for one in functions if hasattr(one, "__code__") for name in _changed_by(one.__code__)}
         for name, member in sorted(vars(value).items()):
-            if name in _ATTRIBUTES or _is_generated(value, member):
+            if name in _ATTRIBUTES or name in changed or _is_generated(value, member):
                 continue
             code = list(_functions_of(member))
             if code or not name.startswith("__"):
@@ -234,6 +251,19 @@ def _imports_of(code: types.CodeType) -> Iterator[str]:
             yield step.argval
     for inner in _inner(code):
         yield from _imports_of(inner)
+
+
+def _changed_by(code: types.CodeType) -> set[str]:
+    """Return the names of what code adds to, puts items into or replaces, beyond its own local names."""
+    steps, changed = list(dis.get_instructions(code)), set[str]()
+    for k, step in enumerate(steps):
+        if step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _ADDING and k:
+            changed.add(str(steps[k - 1].argval))
+        elif step.opname == "STORE_SUBSCR" and k > 1:
+            changed.add(str(steps[k - 2].argval))
+        elif step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars):
+            changed.add(step.argval)
+    return changed.union(*map(_changed_by, _inner(code)))
 
 
 def _inner(code: types.CodeType) -> Iterable[types.CodeType]:

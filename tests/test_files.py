@@ -188,14 +188,12 @@ class TestHold:
         self, is_folder: bool, tmp_path: Path
     ) -> None:
         output = tmp_path / "output"
-        if is_folder:
-            output.mkdir()
         for _ in range(2):
-            with hold(output):
+            with hold(output, is_folder=is_folder):
                 said = (
                     rf"output is being written by another run, of process {os.getpid()} \(.*lock is locked\); wait for"
                 )
-                with pytest.raises(OutputError, match=said), hold(output):
+                with pytest.raises(OutputError, match=said), hold(output, is_folder=is_folder):
                     pytest.fail("two at once")
                 with hold(tmp_path / "another"):
                     pass

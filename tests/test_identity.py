@@ -138,6 +138,25 @@ def test_other_code_is_another(first: str, second: str) -> None:
     assert identity(compiled(first)) != identity(compiled(second))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seen = []\ndef made(x): seen.append(x)",
+        "seen = {}\ndef made(x): seen[x] = 1",
+        "seen = 0\ndef made(x):\n    global seen\n    seen += 1",
+        "def f():\n    seen = set()\n    return lambda x: seen.add(x)\nmade = f()",
+        "def f():\n    seen = 0\n    def g(x):\n        nonlocal seen\n        seen = x\n    return g\nmade = f()",
+        "class made:\n    seen = []\n    def __init__(self, x): made.seen.append(x)",
+        "class made:\n    seen = {}\n    def __init__(self, x): self.seen[x] = 1",
+    ],
+)
+def test_what_code_counts_or_caches_makes_it_no_other(text: str) -> None:
+    one = compiled(text)
+    before = identity(one)
+    one(3)
+    assert identity(one) == before
+
+
 @dataclass(frozen=True)
 class Told:
     """A dataclass of one's own."""
