@@ -87,7 +87,7 @@ class Checkpoint:
                 f"{self.path} is no checkpoint of this version, or is damaged ({error}); delete it and start again"
             ) from None
         differs = [
-            f"{name} was {before.get(name)!r}, is {configuration.get(name)!r}"
+            f"{name} was {before.get(name)!r:.200}, is {configuration.get(name)!r:.200}"
             for name in sorted({*before, *configuration})
             if before.get(name) != configuration.get(name)
         ]

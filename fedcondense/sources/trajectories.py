@@ -258,7 +258,7 @@ def _checked_length(path: Path, configuration: dict[str, Any]) -> int:
             f"{path} is no trajectory of this version, or is damaged ({error}); delete it and it is trained again"
         ) from None
     differs = [
-        f"{name} was {told.get(name)!r}, is {value!r}"
+        f"{name} was {told.get(name)!r:.200}, is {value!r:.200}"
         for name, value in configuration.items()
         if told.get(name) != value
     ]

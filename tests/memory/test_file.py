@@ -17,7 +17,8 @@ from fedcondense.contract import Objective
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import OutputError, ResumeError, SettingError, UntrustedSetError
 from fedcondense.memory import Condenser, Memory, Selector
-from fedcondense.networks import NetworkMaker
+from fedcondense.networks import NETWORKS, NetworkMaker
+from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -105,6 +106,31 @@ class TestFile:
         assert "0x" not in json.dumps(first.settings())
         first.add(piece(0, 1))
         second.from_bytes(first.to_bytes())
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"objective": "mine"},
+            {"network": "mine"},
+            {"network": lambda shape, classes: torch.nn.Linear(1, classes)},
+            {"recipe": OBJECTIVES["mmd"].recipe},
+        ],
+        ids=["a plugin's objective", "a plugin's network", "a function", "a recipe"],
+    )
+    def test_other_code_of_its_maker_is_other_settings(
+        self, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch, means: Objective, tiny: NetworkMaker
+    ) -> None:
+        monkeypatch.setitem(OBJECTIVES, "mine", means)
+        monkeypatch.setitem(NETWORKS, "mine", tiny)
+        first = Memory(4, Condenser(**change)).settings()
+        assert Memory(4, Condenser(**change)).settings() == first
+        monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["dm-ridge"])
+        monkeypatch.setitem(NETWORKS, "mine", NETWORKS["mlp"])
+        other = (
+            {"network": lambda shape, classes: torch.nn.Linear(2, classes)} if callable(change.get("network")) else {}
+        )
+        other |= {"recipe": OBJECTIVES["dm"].recipe} if "recipe" in change else {}
+        assert Memory(4, Condenser(**change | other)).settings() != first
 
     @pytest.mark.parametrize(
         ("changes", "says"),
