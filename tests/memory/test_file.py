@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class TestFile:
             {"objective": "mine"},
             {"network": "mine"},
             {"network": lambda shape, classes: torch.nn.Linear(1, classes)},
-            {"recipe": OBJECTIVES["mmd"].recipe},
+            {"recipe": replace(OBJECTIVES["dm"].recipe, lr=0.5)},
         ],
         ids=["a plugin's objective", "a plugin's network", "a function", "a recipe"],
     )
