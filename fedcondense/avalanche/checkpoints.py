@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -12,10 +13,13 @@ from typing import Any
 import torch
 from avalanche import checkpointing
 
+from fedcondense.checksums import DamagedError
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import write_file
 
 __all__ = ["maybe_load_checkpoint", "save_checkpoint"]
+
+_SIZE = 71  # bytes of a checksum
 
 
 def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[str] | None = None) -> Path:
@@ -23,6 +27,8 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[s
 
     The stock function fails on current torch for any strategy with an optimizer: torch deletes the modules of its
     optimizers from `torch.optim`, so that their classes cannot be found by name. They are put back first.
+
+    A checksum follows: a file that was damaged since is refused, and not unpickled.
 
     Args:
         strategy: After `train`, not within.
@@ -41,7 +47,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[s
         raise SettingError(
             f"{path}: the strategy holds what cannot be kept ({error}); clear it, or exclude it"
         ) from error
-    return write_file(path, blob.getvalue(), overwrite=True)
+    return write_file(path, blob.getvalue() + _digest(blob.getvalue()), overwrite=True)
 
 
 def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_location: Any = None) -> tuple[Any, int]:
@@ -52,14 +58,25 @@ def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_locat
     what you wrote. From others, take only the buffer's own file (`CondensedBuffer.load`), which runs no code.
 
     Raises:
-        ResumeError: The file is damaged, or made by other versions.
+        ResumeError: The file is damaged, or made by other versions. What is damaged is not unpickled.
     """
     _reattach_optimizers()
+    if not Path(path).exists():
+        return strategy, 0
     try:
-        loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, Path(path), map_location)
+        whole = Path(path).read_bytes()
+        blob = io.BytesIO(whole[:-_SIZE])
+        if _digest(blob.getbuffer()) != whole[-_SIZE:]:
+            raise DamagedError("its checksum is another, or it was written without one")
+        loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, blob, map_location)
     except Exception as error:  # unpickling may raise anything
         raise ResumeError(f"{path} is no checkpoint ({error}); delete it and start again") from error
     return loaded
+
+
+def _digest(blob: bytes | memoryview) -> bytes:
+    """Return what ends the file: readers of its archive pass over what follows that."""
+    return f"sha256:{hashlib.sha256(blob).hexdigest()}".encode()
 
 
 def _reattach_optimizers() -> None:

@@ -44,6 +44,7 @@ from fedcondense.cli.terminal import (
     typed,
 )
 from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
+from fedcondense.files import hold
 
 if TYPE_CHECKING:
     from fedcondense.condensing import Progress
@@ -120,7 +121,7 @@ def condense(
         raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
     device = pick_device(device)
     train, test = (split.to(device) for split in load_data(name, data_root))
-    with _kept(checkpoint, output):
+    with hold(output), _kept(checkpoint, output):
         if method is not None:
             synthetic = select(train, ipc, method, seed=seed)
         else:

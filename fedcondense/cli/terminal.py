@@ -19,6 +19,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from fedcondense.cli.signals import ended_by_signals
 from fedcondense.errors import FedcondenseError, OutputError, SettingError
 
 P = ParamSpec("P")
@@ -50,20 +51,22 @@ Plugin = Annotated[list[Path] | None, typer.Option(help="A Python file of yours 
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn what a user can mend into one line on stderr and an exit code: 2 for errors, 130 for Ctrl-C."""
+    """Turn what a user can mend into one line on stderr and an exit code: 2; 130 after Ctrl-C, 143 after SIGTERM."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            function(*args, **kwargs)
-        except FedcondenseError as error:
-            _stop(f"error: {error}", 2)
-        except KeyboardInterrupt as interrupt:
-            _stop(f"interrupted; {interrupt if interrupt.args else f'start again with: {invocation()}'}", 130)
-        except OSError as error:  # a full disk, a folder that vanished: what was complete is on the disk already
-            if error.filename is None:
-                raise
-            _stop(f"error: {error.filename}: {error.strerror}; nothing that was complete is lost", 2)
+        with ended_by_signals() as ending:
+            try:
+                function(*args, **kwargs)
+            except FedcondenseError as error:
+                _stop(f"error: {error}", 2)
+            except KeyboardInterrupt as interrupt:
+                again = interrupt if interrupt.args else f"start again with: {invocation()}"
+                _stop(f"interrupted; {again}", ending.code)
+            except OSError as error:  # a full disk, a folder that vanished: what was complete is on the disk already
+                if error.filename is None:
+                    raise
+                _stop(f"error: {error.filename}: {error.strerror}; nothing that was complete is lost", 2)
 
     return guarded
 

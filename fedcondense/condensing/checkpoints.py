@@ -1,31 +1,26 @@
-"""Checkpoints of a run: one safetensors file, replaced whole, refused for another configuration."""
+"""Checkpoints of a run: one safetensors file with a checksum, replaced whole, refused for another configuration."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import re
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from fedcondense.checksums import DamagedError, dump_tensors, load_tensors
 from fedcondense.errors import ResumeError
-from fedcondense.files import write_file
+from fedcondense.files import hold, write_file
 
 __all__ = ["Checkpoint"]
 
-_RENAMED = {
-    "AgedPool": "TrainedPool",
-    "Online": "OnlineTrained",
-    "RealTrained": "TrainedOnReal",
-    "Trained": "TrainedOnSynthetic",
-}
+_FORMAT = 2
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,26 +28,36 @@ class Checkpoint:
     """Where and how often a run keeps its state, and whether it goes on from one.
 
     Args:
-        path: The file; whoever saved the run's set removes it.
+        path: The file; whoever saved the run's set removes it. One run has it at a time.
         every_s: Seconds between two writes, at least.
         resume: Go on from the file if there is one.
+        anew: Start again, with a line in the log, where the file is damaged or of another run, instead of refusing:
+            for files that nobody looks after.
     """
 
     path: str | os.PathLike[str]
     every_s: float = 5.0
     resume: bool = False
+    anew: bool = False
     _written: float = field(default_factory=time.monotonic, repr=False)
 
     def is_due(self) -> bool:
         """Say whether `every_s` passed since the last write."""
         return time.monotonic() - self._written >= self.every_s
 
+    def held(self) -> AbstractContextManager[None]:
+        """Have the file for the length of a run.
+
+        Raises:
+            OutputError: Another run has it.
+        """
+        return hold(self.path)
+
     def write(self, configuration: dict[str, Any], state: dict[str, Any]) -> None:
         """Replace the file by `state`: nested dicts and lists of tensors, numbers and texts."""
         tensors: dict[str, Tensor] = {}
-        tree = _split(state, tensors)
-        text = json.dumps({"configuration": configuration, "state": tree})
-        write_file(self.path, safetensors.torch.save(tensors, metadata={"checkpoint": text}), overwrite=True)
+        record = {"format": _FORMAT, "configuration": configuration, "state": _split(state, tensors)}
+        write_file(self.path, dump_tensors(tensors, "checkpoint", record), overwrite=True)
         self._written = time.monotonic()
 
     def read(self, configuration: dict[str, Any]) -> dict[str, Any] | None:
@@ -64,14 +69,25 @@ class Checkpoint:
         if not self.resume or not Path(self.path).exists():
             return None
         try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                content = json.loads(file.metadata()["checkpoint"])
-                state = dict(_join(content["state"], {name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
-            before = _as_named_today(dict(content["configuration"]))
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise ResumeError(f"{self.path} is no checkpoint ({error}); delete it and start again") from None
+            return self._read(configuration)
+        except ResumeError as error:
+            if not self.anew:
+                raise
+            _LOG.warning("%s; the run starts again", error)
+            return None
+
+    def _read(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        try:
+            tensors, record = load_tensors(Path(self.path).read_bytes(), "checkpoint")
+            if (number := record["format"]) != _FORMAT:
+                raise DamagedError(f"it is of format {number!r}, this version reads {_FORMAT}")
+            before, state = dict(record["configuration"]), dict(_join(record["state"], tensors))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(
+                f"{self.path} is no checkpoint of this version, or is damaged ({error}); delete it and start again"
+            ) from None
         differs = [
-            f"{name} was {before.get(name)!r}, is {configuration.get(name)!r}"
+            f"{name} was {before.get(name)!r:.200}, is {configuration.get(name)!r:.200}"
             for name in sorted({*before, *configuration})
             if before.get(name) != configuration.get(name)
         ]
@@ -85,17 +101,6 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file: the run is done."""
         Path(self.path).unlink(missing_ok=True)
-
-
-def _as_named_today(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return an older configuration with today's names of sources, which were classes of one module."""
-    told = dict(configuration)
-    if "recipe" in told:
-        told["recipe"] = re.sub(r"source=<class '(?:\w+\.)*(\w+)'>", r"source='\1'", str(told["recipe"]))
-    for name, pattern in (("recipe", r"(?<=source=')\w+(?=')"), ("source", r"^\w+(?=\()")):
-        if name in told:
-            told[name] = re.sub(pattern, lambda found: _RENAMED.get(found[0], found[0]), str(told[name]))
-    return told
 
 
 def _split(value: Any, tensors: dict[str, Tensor]) -> Any:

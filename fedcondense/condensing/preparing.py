@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parame
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError, look_up
+from fedcondense.identity import identity
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
 from fedcondense.objectives import OBJECTIVES, recorded
 from fedcondense.objectives.features import capturable_on_features
@@ -65,7 +67,7 @@ def prepare(
         raise SettingError(f"{recipe.steps} steps; give a whole number, 0 or more")
     network = network or default_network(spec.shape)
     shares = images_per_class(holder, ipc, limit)
-    make = partial(_build, network, spec)
+    make = partial(build, network, spec.shape, len(spec.classes))
     for k in range(len(network_kinds(network))):
         make(k)  # refuse a network that does not fit before anything is computed
     if objective.learn_labels and objective.separable:
@@ -80,15 +82,18 @@ def prepare(
     extras = {name: value.to(device).requires_grad_() for name, value in objective.extras().items()}
     configuration = {
         "data": holder.fingerprint,
-        "ipc": ipc,
-        "limit": limit,
-        "prefixes": prefixes,
-        "objective": repr(objective),
-        "parametrization": repr(parametrization),
+        **{f"{item.name} of the data": identity(getattr(spec, item.name)) for item in fields(spec)},
+        "ipc": int(ipc),
+        "limit": float(limit),
+        "prefixes": bool(prefixes),
+        "objective": identity(objective),
+        "parametrization": identity(parametrization),
         "network": describe(network),
+        "code of the network": identity(network_kinds(network)),
+        "code of the start": identity(begin),
         "precision": precision_of(device.type),
         "seed": seed,
-        "recipe": repr(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
+        "recipe": identity(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
         "source": _settings(source),
     }
     counts = tuple(holder.counts.tolist())
@@ -127,13 +132,9 @@ def precision_of(device: str) -> str:
 
 
 def _settings(source: NetworkSource) -> str:
-    """Return the plain values that a source was built with: a pool of another size is another run."""
-    plain = {k: v for k, v in vars(source).items() if v is None or isinstance(v, (int, float, str, tuple))}
-    return f"{type(source).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
-
-
-def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:
-    return build(network, spec.shape, len(spec.classes), seed)
+    """Return what a source was built with: a pool of another size is another run, in another folder it is the same."""
+    told = {k: v for k, v in vars(source).items() if not k.startswith("_") and not isinstance(v, PurePath)}
+    return f"{identity(type(source))}({', '.join(f'{k}={identity(v)}' for k, v in told.items())})"
 
 
 def _begin(holder: Holder, start: str | Start | None, recipe: Recipe) -> Start:

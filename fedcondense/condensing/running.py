@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,8 @@ def condense(
     Raises:
         SettingError: A name or number that cannot work, or too little time.
         DataError: The data hold no images.
-        ResumeError: The checkpoint is of another configuration.
+        ResumeError: The checkpoint is of another configuration, or damaged.
+        OutputError: Another run has the checkpoint, or it cannot be written.
         DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
     """
     loop = prepare(
@@ -139,12 +141,20 @@ def run(
         until: When to stop, on the clock of `time.monotonic`, seconds; None: never.
 
     Raises:
-        ResumeError: The checkpoint is of another configuration.
+        ResumeError: The checkpoint is of another configuration, or damaged.
+        OutputError: Another run has the checkpoint, or it cannot be written.
         DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
         SettingError: The moment came before a tenth of the steps was taken.
     """
-    if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
-        loop.load_state_dict(state)
+    with nullcontext() if checkpoint is None else checkpoint.held():
+        if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
+            loop.load_state_dict(state)
+        return _run(loop, checkpoint, progress, until)
+
+
+def _run(
+    loop: Loop, checkpoint: Checkpoint | None, progress: Callable[[Progress], None] | None, until: float | None
+) -> SyntheticSet:
     first, steps, began, looked = loop.done, loop.recipe.steps, time.monotonic(), 0.0
     good, loss = loop.finished(), None
     with stop_at(until):

@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ class Kept:
                 _note_use(path)
                 return blob
             _LOG.warning("what was kept as %s is damaged; it is removed, and made again where that can be", name)
-            remove(path)
+            _remove_whatever(path)
             return None
 
     def put(self, name: str, blob: bytes) -> None:
@@ -102,6 +103,8 @@ class Kept:
                 self._memory[name] = bytes(blob)
                 return
             self._make_room(path, size)
+            if path.is_dir():
+                _remove_whatever(path)
             write_private(path, _digest(name, blob) + blob)
             _note_use(path)
 
@@ -150,6 +153,18 @@ def _digest(name: str, blob: bytes) -> bytes:
     digest = hashlib.sha256(name.encode() + b"\0")  # an entry that was renamed is not taken for another
     digest.update(blob)
     return digest.digest()
+
+
+def _remove_whatever(path: Path) -> None:
+    """Remove a file, or a folder in its place; one that holds something is put aside, so that nothing is blocked."""
+    if not path.is_dir() or path.is_symlink():
+        remove(path)
+        return
+    try:
+        path.rmdir()
+    except OSError:
+        with suppress(OSError):
+            path.rename(path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}"))
 
 
 def _note_use(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import time
@@ -17,10 +16,11 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedcondense.condensing import Checkpoint, Own
+from fedcondense.condensing.meaning import meaning
 from fedcondense.contract import Holder
 from fedcondense.data import Data
 from fedcondense.deadline import OutOfTime, stop_at
-from fedcondense.errors import SettingError
+from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Node, Question
 from fedcondense.flower.kept import Kept
@@ -28,7 +28,7 @@ from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
-from fedcondense.objectives import OBJECTIVES
+from fedcondense.identity import identity
 from fedcondense.sets.format import Limits
 
 __all__ = ["answer", "check_carried"]
@@ -84,23 +84,42 @@ def answer(
     folder = desk.cache or (Path(config.cache) if config.cache else None)
     kept = desk.memory if folder is None else Kept(folder, KEPT_BYTES)
     key = _key(task, about.round, place, data)
-    blob = None if folder is None else kept.get(key)
-    if blob is None:
-        checkpoint = None if kept.folder is None else Checkpoint(kept.folder / f"{key}.checkpoint", resume=True)
+    payload = None if folder is None else _kept_answer(kept, key, kind)
+    if payload is None:
+        path = None if kept.folder is None else kept.folder / f"{key}.checkpoint"
+        checkpoint = None if path is None else Checkpoint(path, resume=True, anew=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
         node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
         if folder is not None:
-            kept.put(key, payload.to_bytes())
+            _keep_answer(kept, key, payload)
         if checkpoint is not None:
             checkpoint.remove()
     else:
-        payload = kind.payload.from_bytes(blob)
-        _check_bytes(len(blob), caps)
+        _check_bytes(len(payload.to_bytes()), caps)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     return pack_answer(payload, about, (name, place), len(data), seconds)
+
+
+def _kept_answer(kept: Kept, key: str, kind: type[Question]) -> Payload | None:
+    """Return the answer that was kept, or None: there is none, or another version wrote it."""
+    blob = kept.get(key)
+    try:
+        return None if blob is None else kind.payload.from_bytes(blob)
+    except UntrustedSetError as error:
+        _LOG.warning("the answer kept as %s cannot be read (%s); it is made again", key, error)
+        kept.discard(key)
+        return None
+
+
+def _keep_answer(kept: Kept, key: str, payload: Payload) -> None:
+    """Keep an answer where there is room; it is sent in any case."""
+    try:
+        kept.put(key, payload.to_bytes())
+    except (OutputError, SettingError) as error:
+        _LOG.warning("the answer is sent, but not kept: %s", error)
 
 
 def check_carried(kind: type[Question], caps: Caps) -> None:
@@ -158,9 +177,6 @@ def _key(task: Question, server_round: int, place: int, data: Data) -> str:
         for item in fields(task)  # type: ignore[arg-type]
         for value in [getattr(task, item.name)]
     }
-    method = repr(
-        OBJECTIVES.get(str(getattr(task, "objective", "")))
-    )  # a recipe of the same name may have been changed
-    told = [task.name, carried, method, place, data.fingerprint, repr(data.spec), own_version()]
-    text = json.dumps([*told, server_round], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    methods = meaning(type(task), *(value for value in carried.values() if isinstance(value, str)))
+    told = (task.name, carried, methods, place, data.fingerprint, data.spec, own_version(), server_round)
+    return hashlib.sha256(identity(told).encode()).hexdigest()[:32]

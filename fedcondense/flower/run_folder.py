@@ -2,7 +2,7 @@
 
 ``result.json`` says what was asked and measured, ``weights.safetensors`` is the network with its classes
 (`load_network`), ``joined.safetensors`` the union, ``clients/SITE.safetensors`` each site's set, and
-``rounds/0001.state`` what the strategy kept after a round.
+``rounds/0001.state`` what the strategy kept after a round, and ``arrived`` the replies of a round that is not done.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedcondense.checksums import check, dump_json
 from fedcondense.errors import FedcondenseError, OutputError, ResumeError
 from fedcondense.files import write_file
+from fedcondense.flower.arrivals import ENDING
 from fedcondense.flower.contract import State, Verdict
 from fedcondense.flower.replies import Refusal
 from fedcondense.flower.sites import is_name
@@ -35,6 +37,7 @@ _WRITTEN = (
     "weights.safetensors",
     "clients/[0-9]*.safetensors",  # of format 1; a run's own are named in its result
     "rounds/[0-9]*.state",
+    f"arrived/*{ENDING}",
     "work/*.safetensors",
     "work/*.checkpoint",
     "work/*.kept",
@@ -59,6 +62,11 @@ class RunFolder:
         """The path of ``result.json``."""
         return self.path / "result.json"
 
+    @property
+    def arrived(self) -> Path:
+        """The folder of the replies to what is being asked."""
+        return self.path / "arrived"
+
     def holds_run(self) -> bool:
         """Say whether a run has written here."""
         return self.result.exists()
@@ -76,14 +84,32 @@ class RunFolder:
             OutputError: It does.
         """
         if self.holds_run() and not self._is_empty():
-            raise OutputError(f"{self.path} holds a result; give another output")
+            unfinished = ", or go on with it (resume = true)" if self.is_unfinished() else ""
+            raise OutputError(f"{self.path} holds a result; give another output{unfinished}")
+
+    def is_unfinished(self) -> bool:
+        """Say whether the run here failed or was killed, or is not done."""
+        try:
+            return bool(self.read_result().get("error"))
+        except ResumeError:
+            return False
+
+    def read_unfinished(self) -> dict[str, Any]:
+        """Return what ``result.json`` holds of a run that is to go on.
+
+        Raises:
+            ResumeError: It is damaged, or the run is done.
+        """
+        record = self.read_result()
+        if not record.get("error"):
+            raise ResumeError(f"{self.path} holds a finished run; give another output, or leave resume out")
+        return record
 
     def write_result(self, record: Mapping[str, Any]) -> Path:
         """Write ``result.json``; what was there before is replaced as a whole."""
         versions = {"fedcondense": own_version(), **{name: version(name) for name in ("torch", "flwr", "numpy")}}
-        whole = {"format": FORMAT, **record, "versions": versions}
-        text = json.dumps(whole, indent=1, allow_nan=False, default=str)
-        return write_file(self.result, text.encode(), overwrite=True)
+        whole = json.loads(json.dumps({"format": FORMAT, **record, "versions": versions}, allow_nan=False, default=str))
+        return write_file(self.result, dump_json(whole), overwrite=True)
 
     def read_result(self) -> dict[str, Any]:
         """Return what ``result.json`` holds.
@@ -92,8 +118,11 @@ class RunFolder:
             ResumeError: It is damaged, or of a later version.
         """
         try:
-            record = json.loads(self.result.read_text(encoding="utf-8"))
+            blob = self.result.read_bytes()
+            record = json.loads(blob.decode("utf-8"))
             newer = record.get("format", 1) > FORMAT
+            if record.pop("checksum", None) is not None:  # which older ones lack
+                check(blob)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ResumeError(f"{self.result} is damaged ({error}); delete it to start over") from None
         if newer:
@@ -142,7 +171,8 @@ class RunFolder:
             record = self.read_result()
         except ResumeError:
             return False
-        return bool(record.get("error")) and not record.get("rows") and not self.read_state().round
+        left = record.get("rows") or any(self.arrived.glob(f"*{ENDING}")) or self.read_state().round
+        return bool(record.get("error")) and not left
 
     def _sets(self) -> list[Path]:
         """Return the paths of the sets that the run in this folder names as its own."""

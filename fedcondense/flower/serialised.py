@@ -8,7 +8,7 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-__all__ = ["message_bytes", "over_the_wire"]
+__all__ = ["message_bytes", "message_of", "message_parts", "over_the_wire"]
 
 
 def message_bytes(message: Message) -> int:
@@ -16,10 +16,20 @@ def message_bytes(message: Message) -> int:
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
 
 
+def message_parts(message: Message) -> tuple[str, dict[str, bytes]]:
+    """Return a message's own name and its pieces by their names."""
+    return message.object_id, {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
+
+
+def message_of(root: str, parts: dict[str, bytes]) -> Message:
+    """Return the message that `message_parts` was given; the pieces are used up."""
+    return cast(Message, inflate_object_from_contents(root, parts, keep_object_contents=False))
+
+
 def over_the_wire(message: Message) -> tuple[Message, int]:
     """Serialise and parse a message; return what arrives and how many bytes it took."""
-    parts = {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
+    root, parts = message_parts(message)
     size = sum(map(len, parts.values()))  # before inflating, which empties `parts`
-    arrived = cast(Message, inflate_object_from_contents(message.object_id, parts, keep_object_contents=False))
+    arrived = message_of(root, parts)
     arrived.metadata.__dict__["_message_id"] = message.metadata.message_id  # identifiers do not travel with the objects
     return arrived, size

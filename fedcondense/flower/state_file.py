@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from fedcondense.checksums import DamagedError, check, dump_tensors, load_tensors
 from fedcondense.errors import ResumeError
 from fedcondense.flower.contract import State
 from fedcondense.flower.payloads import Weights
@@ -17,8 +13,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["dump_state", "load_state"]
 
-_FORMAT = 1
-_DIGEST = 32  # bytes of SHA-256, which come first
+_FORMAT = 2
 
 
 def dump_state(state: State) -> bytes:
@@ -36,9 +31,7 @@ def dump_state(state: State) -> bytes:
         "sets": list(state.sets),
         "has_weights": state.weights is not None,
     }
-    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    blob = save(stored, {"state": json.dumps(about)})
-    return hashlib.sha256(blob).digest() + blob
+    return dump_tensors({name: value.detach().cpu().clone() for name, value in tensors.items()}, "state", about)
 
 
 def load_state(blob: bytes, where: str) -> State:
@@ -47,15 +40,14 @@ def load_state(blob: bytes, where: str) -> State:
     Raises:
         ResumeError: The bytes are damaged, or of another format.
     """
-    body = blob[_DIGEST:]
-    if hashlib.sha256(body).digest() != blob[:_DIGEST]:
-        raise ResumeError(f"{where} is damaged; delete it, and the run goes on from the round before")
     try:
-        size = int.from_bytes(body[:8], "little")
-        about = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["state"])
+        check(blob)
+    except DamagedError:
+        raise ResumeError(f"{where} is damaged; delete it, and the run goes on from the round before") from None
+    try:
+        tensors, about = load_tensors(blob, "state")
         if about["format"] != _FORMAT:
             raise ResumeError(f"{where} is of format {about['format']}; this version reads {_FORMAT}: start over")
-        tensors = load(body)
         part = {kind: _under(tensors, f"{kind}/") for kind in ("weights", "tensors", "sets")}
         return State(
             about["round"],
@@ -65,7 +57,7 @@ def load_state(blob: bytes, where: str) -> State:
             about["numbers"],
             about["sites"],
         )
-    except (ValueError, KeyError, TypeError, SafetensorError) as broken:
+    except (ValueError, KeyError, TypeError) as broken:
         if isinstance(broken, ResumeError):
             raise
         raise ResumeError(f"{where} holds no state of a run ({broken}); start over in another folder") from None

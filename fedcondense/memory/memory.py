@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.condensing.meaning import meaning
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import DataError, SettingError
@@ -211,10 +211,9 @@ class Memory:
             self.from_bytes(blob)
 
     def settings(self) -> dict[str, Any]:
-        """Return what a resumed memory must share: plain values, the maker by its repr."""
+        """Return what a resumed memory must share: plain values, the maker by its settings and code."""
         keys = ("images", "groups", "update", "real_fraction", "minimum", "seed")
-        make = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.make))  # a function's address is another in each process
-        return {key: getattr(self, key) for key in keys} | {"make": make}
+        return {key: getattr(self, key) for key in keys} | {"make": meaning(self.make)}
 
     @property
     def _way(self) -> Update:

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fedcondense.checksums import PLACE, DamagedError, check_file, seal
 from fedcondense.errors import SettingError
 from fedcondense.files import write_file
 from fedcondense.networks import NETWORKS, NetworkMaker, build, named
@@ -129,7 +130,7 @@ def save_network(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # some are shared
     import fedcondense  # here: the package imports this module
 
-    content = {"format": _FORMAT, **asdict(replace(card, version=fedcondense.__version__))}
+    content = {"checksum": PLACE, "format": _FORMAT, **asdict(replace(card, version=fedcondense.__version__))}
     try:
         for name, tensor in tensors.items():
             _check_finite(name, tensor)
@@ -138,7 +139,7 @@ def save_network(
             _fitting({name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}, [outline])
     except UntrustedNetworkError as error:
         raise SettingError(f"a network to save as {card.network!r}: {error}") from None
-    blob = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(content)})
+    blob = seal(safetensors.torch.save(tensors, metadata={_KEY: json.dumps(content)}))
     return write_file(_file_of(path), blob, overwrite)
 
 
@@ -172,7 +173,7 @@ def load_network(
             if (length := int.from_bytes(file.read(8), "little")) > _HEADER:
                 _refuse(f"a header of {length} bytes; allowed: {_HEADER}. Is it a safetensors file?")
         with safetensors.safe_open(path, framework="pt") as opened:
-            card = _card(opened.metadata() or {})
+            card = _card(opened.metadata() or {}, path)
             found = {name: _slice(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
             if network is None:
                 make = _known(card.network)
@@ -201,8 +202,8 @@ def _file_of(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix == ".safetensors" and not path.is_dir() else path / FILE
 
 
-def _card(metadata: Mapping[str, str]) -> NetworkCard:
-    """Read the card, or raise with what is wrong."""
+def _card(metadata: Mapping[str, str], path: Path) -> NetworkCard:
+    """Read the card and check the file by its checksum, which older ones lack, or raise with what is wrong."""
     if _KEY not in metadata:
         what = (
             "a synthetic set" if "fedcondense" in metadata else "weights that do not say of which network and classes"
@@ -216,8 +217,12 @@ def _card(metadata: Mapping[str, str]) -> NetworkCard:
         number = content.pop("format")
         if type(number) is not int or not 1 <= number <= _FORMAT:
             _refuse(f"format {number!r:.50}; this version reads up to {_FORMAT}: upgrade fedcondense")
+        if content.pop("checksum", None) is not None:
+            check_file(path)
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return NetworkCard(**values)
+    except DamagedError as error:
+        _refuse(f"damaged since it was written ({error}); get it again")
     except (SettingError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         _refuse(f"its card cannot be read ({_printable(error)}); get it again")
 

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fedcondense.checksums import check_file, dump_tensors
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Recipe, Synthetic
 from fedcondense.data.augment import Augmentation
 from fedcondense.deadline import check_time
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.files import write_file
+from fedcondense.files import hold, write_file
+from fedcondense.identity import identity
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
 from fedcondense.training.fit import Fit, fit
 
@@ -89,6 +90,7 @@ class Trajectories(NetworkSource):
         self.folder, self.train = None if folder is None else Path(folder), train
         self._layouts: dict[int, str] = {}
         self._kept: dict[int, list[Tensor]] = {}  # snapshots of experts that have no file
+        self._looks: dict[int, tuple[Any, int]] = {}  # at files that were sound, and how many snapshots they held
 
     def draw(self, generator: torch.Generator, synthetic: Synthetic, data: Data | None) -> Draw:
         """Pick an expert and a moment; the goal is its weights `span` snapshots later, (P,) float32."""
@@ -122,12 +124,14 @@ class Trajectories(NetworkSource):
             if len(kept) < wanted:
                 self._extend(expert, kept, wanted, data)
             return [kept[age] for age in ages]
-        if _length(path, self.configuration(expert, data)) < wanted:
+        if self._length(path, expert, data) < wanted:
             if not self.train:
                 raise ResumeError(
                     f"{path} holds no {wanted} snapshots, and none may be trained; train them first, or allow it"
                 )
-            self._extend(expert, _read(path), wanted, data)
+            with hold(path, wait=True):
+                if self._length(path, expert, data) < wanted:  # else another run has trained it meanwhile
+                    self._extend(expert, _read(path), wanted, data)
         with safetensors.safe_open(path, framework="pt") as file:
             rows = file.get_slice("weights")
             return [rows[age : age + 1][0] for age in ages]
@@ -140,7 +144,9 @@ class Trajectories(NetworkSource):
         """Return what a trajectory depends on, and its file says."""
         return {
             "data": data.fingerprint,
+            **{name: list(getattr(data.spec, name)) for name in ("mean", "std", "classes", "shape")},
             "network": self._layout(expert),
+            "code of the network": identity(self.build),
             "seed": self.seed,
             "expert": expert,
             "interval": self.interval,
@@ -148,6 +154,16 @@ class Trajectories(NetworkSource):
             "lr": self.lr,
             "operations": list(self.operations),
         }
+
+    def _length(self, path: Path, expert: int, data: Data) -> int:
+        """Return how many snapshots a file holds; it is checked whole when it was changed since the last look."""
+        if not path.exists():
+            return 0
+        found = path.stat()
+        look = (found.st_ino, found.st_size, found.st_mtime_ns, data.fingerprint, data.spec)
+        if self._looks.get(expert, (None, 0))[0] != look:
+            self._looks[expert] = look, _checked_length(path, self.configuration(expert, data))
+        return self._looks[expert][1]
 
     def _settle(self, generator: torch.Generator) -> None:
         if self.seed is None:
@@ -198,8 +214,7 @@ class Trajectories(NetworkSource):
             kept.append(_vector(network))
             _LOG.info("expert %d of %d: snapshot %d", expert + 1, self.experts, age)
             if path is not None and (time.monotonic() - written > _WRITE_S or len(kept) == wanted):
-                told = json.dumps(self.configuration(expert, data))
-                blob = safetensors.torch.save({"weights": torch.stack(kept)}, metadata={"trajectory": told})
+                blob = dump_tensors({"weights": torch.stack(kept)}, "trajectory", self.configuration(expert, data))
                 write_file(path, blob, overwrite=True)
                 written = time.monotonic()
 
@@ -231,18 +246,19 @@ def _read(path: Path) -> list[Tensor]:
         return list(file.get_tensor("weights"))
 
 
-def _length(path: Path, configuration: dict[str, Any]) -> int:
-    """Return how many snapshots a file holds, 0 if there is none; refuse one that is not of this configuration."""
-    if not path.exists():
-        return 0
+def _checked_length(path: Path, configuration: dict[str, Any]) -> int:
+    """Return how many snapshots a file holds; refuse one that is damaged, or not of this configuration."""
     try:
+        check_file(path)
         with safetensors.safe_open(path, framework="pt") as file:
             told = dict(json.loads(file.metadata()["trajectory"]))
             length, _ = file.get_slice("weights").get_shape()
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ResumeError(f"{path} is no trajectory ({error}); delete it and it is trained again") from None
+        raise ResumeError(
+            f"{path} is no trajectory of this version, or is damaged ({error}); delete it and it is trained again"
+        ) from None
     differs = [
-        f"{name} was {told.get(name)!r}, is {value!r}"
+        f"{name} was {told.get(name)!r:.200}, is {value!r:.200}"
         for name, value in configuration.items()
         if told.get(name) != value
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from fedcondense.checksums import dump_json
 from fedcondense.condensing import prepare
 from fedcondense.condensing.planning import make_trial
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
-from fedcondense.sweeps.cells import digest, identity, read_json, stem
+from fedcondense.sweeps.cells import digest, meaning, read_json, stem
 from fedcondense.sweeps.compute import LOCAL, Site, autocast_of, data_of
 from fedcondense.sweeps.grids import Cell, SetRecipe, TableRow, objective_and_recipe
 from fedcondense.sweeps.workers import Here, Workers
@@ -41,7 +41,7 @@ def with_budget(
     missing = [kind for kind, path in paths.items() if read_json(path) is None]
     for number, timed in (workers or Here()).map(_time_steps, [(kind, site) for kind in missing]):
         if timed is not None:
-            write_file(paths[missing[number]], json.dumps(timed, indent=1).encode(), overwrite=True)
+            write_file(paths[missing[number]], dump_json(timed), overwrite=True)
     return with_kept_budget(lines, folder)
 
 
@@ -63,7 +63,7 @@ def _paths(lines: Sequence[TableRow], folder: Path) -> dict[SetRecipe, Path]:
     """Return where the steps of each kind of cell are kept whose tuning names a budget and no steps."""
     makings = [cell.making for line in lines for cell in line.cells]
     kinds = dict.fromkeys(replace(m, seed=0) for m in makings if m.tuning.budget and m.tuning.steps is None)
-    return {kind: folder / "steps" / f"{stem(kind)}-{digest(identity(kind))}.json" for kind in kinds}
+    return {kind: folder / "steps" / f"{stem(kind)}-{digest(meaning(kind))}.json" for kind in kinds}
 
 
 class Timed(NamedTuple):

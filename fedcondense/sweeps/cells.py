@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedcondense.checksums import dump_json, load_json
+from fedcondense.condensing.starts import STARTS
 from fedcondense.errors import FedcondenseError
-from fedcondense.files import write_file
+from fedcondense.files import hold, write_file
+from fedcondense.identity import identity
+from fedcondense.networks import NETWORKS
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.sets.selection import SELECTIONS
 from fedcondense.sweeps.compute import LOCAL, Outcome, Site, compute
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,
-    EvaluationPlan,
     SetRecipe,
     TableRow,
     objective_and_recipe,
-    recipe_text,
 )
 from fedcondense.sweeps.workers import Here, Workers
 
-__all__ = ["SweepProgress", "cell_path", "digest", "finished", "identity", "read_json", "run", "set_path", "stem"]
+__all__ = ["SweepProgress", "cell_path", "digest", "finished", "meaning", "read_json", "run", "set_path", "stem"]
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class SweepProgress(NamedTuple):
@@ -57,7 +63,21 @@ def run(
         site: Where data lie, and the device.
         workers: Where cells are computed; None: here.
         progress: Called at the start and after each cell.
+
+    Raises:
+        OutputError: Another sweep is writing the folder, or it cannot be written.
     """
+    with hold(folder, is_folder=True):
+        return _run(lines, folder, site, workers or Here(), progress)
+
+
+def _run(
+    lines: Iterable[TableRow],
+    folder: Path,
+    site: Site,
+    workers: Workers,
+    progress: Callable[[SweepProgress], None] | None,
+) -> dict[Cell, Outcome]:
     cells = list(dict.fromkeys(cell for line in lines for cell in line.cells))
     cells.sort(key=lambda cell: cell.making.seed)  # each row gets its first set before any gets its second
     outcomes = {cell: kept for cell in cells if (kept := _kept(folder, cell)) is not None}
@@ -65,13 +85,13 @@ def run(
     if progress is not None:
         progress(SweepProgress(found, len(cells), found, None))
     calls = [(cell, _held(folder, cell), site) for cell in missing]
-    for number, (outcome, made) in (workers or Here()).map(compute, calls):
+    for number, (outcome, made) in workers.map(compute, calls):
         cell = missing[number]
         if made is not None:
             write_file(set_path(folder, cell.making), made, overwrite=True)
-        text = json.dumps(outcome, indent=1)
-        write_file(cell_path(folder, cell), text.encode(), overwrite=True)
-        outcomes[cell] = json.loads(text)  # as the next run will read it
+        blob = dump_json(outcome)
+        write_file(cell_path(folder, cell), blob, overwrite=True)
+        outcomes[cell] = load_json(blob)  # as the next run will read it
         if progress is not None:
             progress(SweepProgress(len(outcomes), len(cells), found, cell))
     return {cell: outcomes[cell] for cell in cells}
@@ -88,12 +108,13 @@ def finished(lines: Iterable[TableRow], folder: Path) -> tuple[list[TableRow], d
 
 def cell_path(folder: Path, cell: Cell) -> Path:
     """Return where a cell is kept."""
-    return folder / "cells" / f"{stem(cell.making)}-{digest(identity(cell.making), _settings(cell.measuring))}.json"
+    hashed = digest(meaning(cell.making), asdict(cell.measuring), _networks(*cell.measuring.test_networks))
+    return folder / "cells" / f"{stem(cell.making)}-{hashed}.json"
 
 
 def set_path(folder: Path, making: SetRecipe) -> Path:
     """Return where the set of a cell is kept: cells that measure it in different ways share it."""
-    return folder / "sets" / f"{stem(making)}-{digest(identity(making))}.safetensors"
+    return folder / "sets" / f"{stem(making)}-{digest(meaning(making))}.safetensors"
 
 
 def stem(making: SetRecipe) -> str:
@@ -103,26 +124,29 @@ def stem(making: SetRecipe) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)}-ipc{making.ipc}-seed{making.seed}"
 
 
-def identity(making: SetRecipe) -> dict[str, Any]:
+def meaning(making: SetRecipe) -> dict[str, Any]:
     """Return all that a set follows from: names, and what the toolkit and plugins mean by them today."""
     meant: dict[str, Any] = {}
     try:
-        if making.method not in (*SELECTIONS, ALL_REAL):
+        if making.method in SELECTIONS:
+            meant = {"selection": identity(SELECTIONS[making.method])}
+        elif making.method != ALL_REAL:
             objective, recipe = objective_and_recipe(making)
-            meant = {"objective": repr(objective), "recipe": recipe_text(recipe)}
-            meant["parametrization"] = repr(PARAMETRIZATIONS[making.parametrization]())
+            meant = {
+                "objective": identity(objective),
+                "recipe": identity(recipe),
+                "start": identity(STARTS.get(recipe.start)),
+                "parametrization": identity(PARAMETRIZATIONS[making.parametrization]()),
+                "network": _networks(making.network),
+            }
     except (FedcondenseError, LookupError) as error:
         meant = {"error": str(error)}
-    settings = asdict(making)
-    del settings["tuning"]["pool"]  # the recipe tells it, and folders from before there was one stay valid
-    return {"making": settings, **meant}
+    return {"making": asdict(making), **meant}
 
 
-def _settings(measuring: EvaluationPlan) -> dict[str, Any]:
-    settings = asdict(measuring)
-    if not measuring.fit.cutmix:
-        del settings["fit"]["cutmix"]  # folders from before there was one stay valid
-    return settings
+def _networks(*names: str) -> str:
+    """Return what names of networks mean today."""
+    return identity([NETWORKS.get(one) for name in names for one in name.split("+")])
 
 
 def digest(*values: Any) -> str:
@@ -131,10 +155,13 @@ def digest(*values: Any) -> str:
 
 
 def read_json(path: Path) -> Outcome | None:
-    """Return what a cell's file holds, or None where there is none that can be read."""
+    """Return what a file of a sweep holds, or None where there is none, or a damaged one, which is computed again."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or no file of ours: it is computed again
+        return load_json(path.read_bytes())
+    except OSError:
+        return None
+    except (ValueError, TypeError) as damaged:
+        _LOG.warning("%s is of an older version, or damaged (%s); it is computed again", path, damaged)
         return None
 
 

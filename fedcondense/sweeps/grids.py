@@ -35,13 +35,6 @@ __all__ = [
 ALL_REAL = "all-real"
 """The method of cells whose networks are trained on all real data."""
 
-_KEPT_AS = {
-    "OnlineTrained": "Online",
-    "TrainedOnReal": "RealTrained",
-    "TrainedOnSynthetic": "Trained",
-    "TrainedPool": "AgedPool",
-}
-"""Sources by the names that hashes of kept cells hold: folders from before they were renamed stay valid."""
 _TIMES = (0.25, 0.5, 1, 2, 4)  # by which a sensitivity sweep multiplies a factor
 
 
@@ -272,12 +265,3 @@ def objective_and_recipe(making: SetRecipe) -> tuple[Objective, Recipe]:
     pool = None if tuning.pool is None else partial(source, size=tuning.pool)
     changes = {"steps": tuning.steps, "lr": tuning.lr, "source": pool}
     return objective, replace(recipe, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """Return a recipe as text that is the same in every process: functions by their names."""
-    source = recipe.source
-    name = getattr(source.func if isinstance(source, partial) else source, "__name__", "")
-    name = _KEPT_AS.get(name, name)
-    settings = dict(source.keywords) if isinstance(source, partial) else {}
-    return repr(replace(recipe, source=(name, settings)))  # type: ignore[arg-type]

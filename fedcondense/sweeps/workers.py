@@ -78,14 +78,15 @@ class Processes:
         finally:  # after Ctrl-C, an error, or a caller that had enough: nobody waits for what is running
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+                process.kill()
 
 
 def _begin(start: Callable[[], None] | None) -> None:
-    """Set a worker process up: Ctrl-C is its parent's business, and it does not outlive its parent."""
+    """Set a worker process up: what ends a group of processes is its parent's business, which it does not outlive."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     if start is not None:

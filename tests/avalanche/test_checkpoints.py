@@ -231,6 +231,21 @@ class TestFile:
                 maybe_load_checkpoint(strategy, path)
             assert vars(strategy) == before
 
+    def test_nothing_that_is_damaged_is_unpickled(
+        self, few: Any, setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "run"
+        run(condensed_replay, setting, few.with_tasks(2), path)
+        whole, strategy = path.read_bytes(), condensed_replay(setting(classes=4))
+        monkeypatch.setattr(checkpointing, "maybe_load_checkpoint", lambda *_: pytest.fail("it was unpickled"))
+        for place in (0, 100, len(whole) // 3, len(whole) // 2, len(whole) - 80, len(whole) - 1):
+            for bit in range(0, 8, 3):
+                blob = bytearray(whole)
+                blob[place] ^= 1 << bit
+                path.write_bytes(bytes(blob))
+                with pytest.raises(ResumeError, match="its checksum is another"):
+                    maybe_load_checkpoint(strategy, path)
+
     def test_a_full_disk_leaves_the_last_file(
         self, few: Any, setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

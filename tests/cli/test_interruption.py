@@ -51,12 +51,13 @@ class TestInterruption:
         first, second = (SyntheticSet.load(path).with_record(seconds=0.0).to_bytes() for path in (whole, parts))
         assert first == second
 
-    def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_keeps_the_checkpoint_and_says_how_to_go_on(self, number: int, code: int, tmp_path: Path) -> None:
         output = tmp_path / "set.safetensors"
         process = self.start(output)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, said = process.communicate(timeout=600)
-        assert process.returncode == 130
+        assert process.returncode == code
         assert printed == ""
         assert said.startswith("interrupted; ")
         assert said.rstrip().endswith("--resume")

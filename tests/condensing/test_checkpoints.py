@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import subprocess
 import sys
 import time
@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fedcondense.condensing import Progress, condense, prepare, running
+from fedcondense.condensing import Progress, checkpoints, condense, prepare, running
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data, Spec
-from fedcondense.errors import ResumeError
-from fedcondense.networks import ConvNet
+from fedcondense.errors import OutputError, ResumeError
+from fedcondense.networks import NETWORKS, ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Fresh, Pool, TrainedOnSynthetic
@@ -109,7 +111,9 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     blob = written(path)
     for size in range(0, len(blob), 7):
         path.write_bytes(blob[:size])
-        with pytest.raises(ResumeError, match=r"is no checkpoint .*; delete it and start again"):
+        with pytest.raises(
+            ResumeError, match=r"is no checkpoint of this version, or is damaged .*; delete it and start again"
+        ):
             Checkpoint(path, resume=True).read(CONFIGURATION)
 
 
@@ -170,6 +174,137 @@ def toy(counts: tuple[int, ...] = (20, 15, 12)) -> Data:
 
 def bytes_of(synthetic: SyntheticSet) -> bytes:
     return synthetic.with_record(seconds=0.0).to_bytes()
+
+
+def other_make(shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
+
+
+def start(data: Data, counts: list[int], draws: torch.Generator) -> torch.Tensor:
+    return torch.zeros(sum(counts), *data.spec.shape)
+
+
+def changed(objective: Any, power: int) -> Any:
+    """Return an objective of a class of the same name and fields, whose distance is another."""
+    kind = type(objective)
+    return type(kind.__name__, (kind,), {"distance": lambda self, a, b: (a - b).abs().pow(power).sum(1)})()
+
+
+class Flat(torch.nn.Module):
+    """A network of one's own; `offset` is what may change in its code."""
+
+    offset = 0.0
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.last(x.flatten(1)) + self.offset
+        return scores
+
+
+SPEC = {
+    "name": st.text(max_size=5),
+    "classes": st.permutations(("a", "b", "c")).map(tuple),
+    "mean": st.floats(0, 1).map(lambda mean: (mean,)),
+    "std": st.floats(0.01, 1).map(lambda std: (std,)),
+    "operations": st.sets(st.sampled_from(Spec.__dataclass_fields__["operations"].default)).map(tuple),
+}
+
+
+class TestOfAnotherRun:
+    @given(drawn=st.data(), field=st.sampled_from(sorted(SPEC)))
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def test_any_other_field_of_the_datas_description_is_refused(
+        self, drawn: st.DataObject, field: str, tmp_path: Path
+    ) -> None:
+        data = toy()
+        value = drawn.draw(SPEC[field])
+        other = Data(data.images, data.labels, replace(data.spec, **{field: value}))
+        mine, theirs = (prepare(one, 1, "dm", "pixels", network=TINY).configuration for one in (data, other))
+        Checkpoint(tmp_path / "c").write(mine, {"done": 1})
+        resumed = Checkpoint(tmp_path / "c", resume=True)
+        if value == getattr(data.spec, field):
+            assert resumed.read(theirs) == {"done": 1}
+        else:
+            with pytest.raises(ResumeError, match=f"{field} of the data was "):
+                resumed.read(theirs)
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ({"network": other_make}, {"network": lambda shape, classes: Flat(shape, classes)}),
+            ({"network": Flat}, {"network": type("Flat", (Flat,), {"offset": 1.0})}),
+            ({"network": partial(ConvNet, width=8, depth=2)}, {"network": partial(ConvNet, width=8, depth=1)}),
+            ({"start": lambda *told: start(*told) + 0}, {"start": lambda *told: start(*told) + 1}),
+            ({"objective": OBJECTIVES["dm"]}, {"objective": changed(OBJECTIVES["dm"], 1)}),
+            ({"objective": changed(OBJECTIVES["dm"], 1)}, {"objective": changed(OBJECTIVES["dm"], 2)}),
+        ],
+    )
+    def test_other_code_of_the_same_name_is_refused(
+        self, first: dict[str, Any], second: dict[str, Any], tmp_path: Path
+    ) -> None:
+        told = {"data": toy(), "ipc": 1, "objective": "dm", "network": Flat, "steps": 1}
+        condense(**told | first, checkpoint=Checkpoint(tmp_path / "c"))
+        condense(**told | first, checkpoint=Checkpoint(tmp_path / "c", resume=True))
+        with pytest.raises(ResumeError, match="belongs to another run"):
+            condense(**told | second, checkpoint=Checkpoint(tmp_path / "c", resume=True))
+
+    def test_a_plugins_network_of_a_name_is_its_code(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        told: dict[str, Any] = {"data": toy(), "ipc": 1, "objective": "dm", "network": "mine", "steps": 1}
+        monkeypatch.setitem(NETWORKS, "mine", Flat)
+        condense(**told, checkpoint=Checkpoint(tmp_path / "c"))
+        monkeypatch.setitem(NETWORKS, "mine", other_make)
+        with pytest.raises(ResumeError, match="code of the network was "):
+            condense(**told, checkpoint=Checkpoint(tmp_path / "c", resume=True))
+
+    def test_nobody_looks_after_a_file_that_is_to_begin_anew(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        whole = condense(toy(), 1, "dm", network=TINY, steps=2)
+        (tmp_path / "c").write_bytes(b"damaged")
+        kept = Checkpoint(tmp_path / "c", resume=True, anew=True)
+        assert bytes_of(condense(toy(), 1, "dm", network=TINY, steps=2, checkpoint=kept)) == bytes_of(whole)
+        assert "the run starts again" in caplog.text
+
+
+class TestDamage:
+    @given(place=st.integers(0, 10**6), change=st.integers(1, 255))
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def test_every_byte_counts(self, place: int, change: int, tmp_path: Path) -> None:
+        blob = bytearray(written(tmp_path / "c"))
+        blob[place % len(blob)] ^= change
+        (tmp_path / "c").write_bytes(bytes(blob))
+        with pytest.raises(ResumeError, match=r"c is no checkpoint of this version, or is damaged .*; delete it"):
+            Checkpoint(tmp_path / "c", resume=True).read(CONFIGURATION)
+
+    def test_a_value_that_was_replaced_is_refused(self, tmp_path: Path) -> None:
+        blob = written(tmp_path / "c")
+        assert blob.count(b"7]") == 1
+        (tmp_path / "c").write_bytes(blob.replace(b"7]", b"9]"))
+        with pytest.raises(ResumeError, match="its checksum is another"):
+            Checkpoint(tmp_path / "c", resume=True).read(CONFIGURATION)
+
+    def test_another_format_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checkpoints, "_FORMAT", 3)
+        written(tmp_path / "c")
+        monkeypatch.undo()
+        with pytest.raises(ResumeError, match="it is of format 3, this version reads 2"):
+            Checkpoint(tmp_path / "c", resume=True).read(CONFIGURATION)
+
+
+def test_a_second_run_on_a_checkpoint_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    said = []
+
+    def second(now: Progress) -> None:
+        with pytest.raises(OutputError, match=r"is being written by another run, of process \d+") as refused:
+            condense(toy(), 1, "dm", network=TINY, steps=2, checkpoint=Checkpoint(tmp_path / "c"))
+        said.append(str(refused.value))
+
+    condense(toy(), 1, "dm", network=TINY, steps=1, checkpoint=Checkpoint(tmp_path / "c", 0), progress=second)
+    assert str(os.getpid()) in said[0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
 
 
 class TestResume:
@@ -244,38 +379,6 @@ class TestResume:
             with pytest.raises(KeyboardInterrupt):
                 run(Checkpoint(path, 0), stop)
             assert run(Checkpoint(path, 0, resume=True)) == unbroken
-
-
-@pytest.mark.parametrize(
-    ("objective", "before", "named"),
-    [
-        ("mmd-ridge", "sources.networks.Pool", "Pool("),
-        ("dsa", "sources.networks.Trained", "Trained("),
-        ("idc", "sources.networks.RealTrained", "RealTrained("),
-        ("frepo", "sources.Online", "Online("),
-    ],
-)
-def test_a_checkpoint_from_before_sources_were_renamed_goes_on(
-    objective: str, before: str, named: str, tmp_path: Path, every_step: None
-) -> None:
-    def stop(now: Progress) -> None:
-        if now.step == 3:
-            raise KeyboardInterrupt
-
-    whole = condense(toy(), 1, objective, network=TINY, steps=5)
-    kept = Checkpoint(tmp_path / "c", 0)
-    with pytest.raises(KeyboardInterrupt):
-        condense(toy(), 1, objective, network=TINY, steps=5, checkpoint=kept, progress=stop)
-    loop = prepare(toy(), 1, objective, "pixels", network=TINY, steps=5)
-    older = dict(loop.configuration)
-    older["recipe"] = re.sub(r"source='\w+'", f"source=<class 'fedcondense.{before}'>", older["recipe"])
-    older["source"] = re.sub(r"^\w+\(", named, older["source"])
-    state = Checkpoint(kept.path, resume=True).read(loop.configuration)
-    assert state is not None
-    kept.write(older, state)
-    assert b"fedcondense." in (tmp_path / "c").read_bytes()
-    resumed = Checkpoint(tmp_path / "c", resume=True)
-    assert bytes_of(condense(toy(), 1, objective, network=TINY, steps=5, checkpoint=resumed)) == bytes_of(whole)
 
 
 KILLS = """

@@ -128,10 +128,19 @@ class TestFolder:
             assert kept.get("a") is None
         assert "what was kept as a is damaged" in caplog.text
         assert kept.get("b") == b"other"
-        if damage != "folder":
-            assert kept.names() == ["b"]
-            kept.put("a", b"anew")
-            assert kept.get("a") == b"anew"
+        assert kept.names() == ["b"]
+        kept.put("a", b"anew")
+        assert kept.get("a") == b"anew"
+
+    @pytest.mark.parametrize("is_read", [False, True])
+    def test_a_folder_with_something_in_an_entrys_place_is_put_aside(self, folder: Path, is_read: bool) -> None:
+        kept = Kept(folder, 1000)
+        (folder / "a.kept" / "deeper").mkdir(parents=True)
+        if is_read:
+            assert kept.get("a") is None
+        kept.put("a", b"anew")
+        assert kept.get("a") == b"anew"
+        assert len([path for path in folder.iterdir() if (path / "deeper").is_dir()]) == 1
 
     def test_a_link_in_an_entrys_place_is_replaced_and_never_written_through(self, folder: Path) -> None:
         kept = Kept(folder, 1000)

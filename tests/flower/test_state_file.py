@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import hashlib
-import json
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
 
+from fedcondense.checksums import PLACE, dump_json, dump_tensors, seal
 from fedcondense.data.images import Data
 from fedcondense.errors import ResumeError
 from fedcondense.flower.contract import State
@@ -69,18 +66,21 @@ def test_what_was_cut_is_refused(state: State, length: int) -> None:
         load_state(dump_state(state)[:length], "here")
 
 
-def signed(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest() + body
-
-
 @pytest.mark.parametrize(
-    "body", [b"", b"{}", bytes(100), save({"a": torch.ones(1)}), save({}, {"state": json.dumps({"format": 1})})]
+    "blob",
+    [
+        dump_json({}),
+        seal(PLACE.encode()),
+        dump_tensors({"a": torch.ones(1)}, "checkpoint", {}),
+        dump_tensors({}, "state", {"format": 2}),
+        dump_tensors({}, "state", {}),
+    ],
 )
-def test_a_sound_file_of_something_else_is_refused(body: bytes) -> None:
+def test_a_sound_file_of_something_else_is_refused(blob: bytes) -> None:
     with pytest.raises(ResumeError, match="here holds no state of a run"):
-        load_state(signed(body), "here")
+        load_state(blob, "here")
 
 
 def test_another_format_is_named() -> None:
-    with pytest.raises(ResumeError, match="here is of format 2; this version reads 1"):
-        load_state(signed(save({}, {"state": json.dumps({"format": 2})})), "here")
+    with pytest.raises(ResumeError, match="here is of format 3; this version reads 2"):
+        load_state(dump_tensors({}, "state", {"format": 3}), "here")

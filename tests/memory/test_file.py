@@ -7,6 +7,7 @@ import pickle
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from fedcondense.contract import Objective
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import OutputError, ResumeError, SettingError, UntrustedSetError
 from fedcondense.memory import Condenser, Memory, Selector
-from fedcondense.networks import NetworkMaker
+from fedcondense.networks import NETWORKS, NetworkMaker
+from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -106,6 +108,31 @@ class TestFile:
         assert "0x" not in json.dumps(first.settings())
         first.add(piece(0, 1))
         second.from_bytes(first.to_bytes())
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"objective": "mine"},
+            {"network": "mine"},
+            {"network": lambda shape, classes: torch.nn.Linear(1, classes)},
+            {"recipe": replace(OBJECTIVES["dm"].recipe, lr=0.5)},
+        ],
+        ids=["a plugin's objective", "a plugin's network", "a function", "a recipe"],
+    )
+    def test_other_code_of_its_maker_is_other_settings(
+        self, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch, means: Objective, tiny: NetworkMaker
+    ) -> None:
+        monkeypatch.setitem(OBJECTIVES, "mine", means)
+        monkeypatch.setitem(NETWORKS, "mine", tiny)
+        first = Memory(4, Condenser(**change)).settings()
+        assert Memory(4, Condenser(**change)).settings() == first
+        monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["dm-ridge"])
+        monkeypatch.setitem(NETWORKS, "mine", NETWORKS["mlp"])
+        other = (
+            {"network": lambda shape, classes: torch.nn.Linear(2, classes)} if callable(change.get("network")) else {}
+        )
+        other |= {"recipe": OBJECTIVES["dm"].recipe} if "recipe" in change else {}
+        assert Memory(4, Condenser(**change | other)).settings() != first
 
     @pytest.mark.parametrize(
         ("changes", "says"),

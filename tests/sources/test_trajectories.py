@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,19 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import ResumeError, SettingError
+from fedcondense.files import hold
 from fedcondense.networks import ConvNet, build
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.trajectory import TrajectoryMatching
 from fedcondense.randomness import batches, child_seed, stream
+from fedcondense.sources import trajectories
 from fedcondense.sources.trajectories import Trajectories, kept_in
 from fedcondense.training.fit import Fit, fit
 
@@ -130,7 +136,7 @@ class TestFolder:
             source.snapshots(0, (2,), toy())
 
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        ("changes", "message"),
         [
             ({"build": partial(make, norm="none")}, "network was"),
             ({"interval": 5}, "interval was 3, is 5"),
@@ -138,13 +144,65 @@ class TestFolder:
             ({"seed": 1}, "seed was 0, is 1"),
         ],
     )
-    def test_another_network_or_setting_is_refused(
-        self, settings: dict[str, Any], message: str, tmp_path: Path
-    ) -> None:
+    def test_another_network_or_setting_is_refused(self, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
         told: dict[str, Any] = {"build": make, "operations": OPERATIONS, "classes": 3, **FEW, "folder": tmp_path}
         Trajectories(**told).snapshots(0, (1,), toy())
         with pytest.raises(ResumeError, match=f"is of another run: .*{message}.*name another folder"):
-            Trajectories(**{**told, **settings}).snapshots(0, (1,), toy())
+            Trajectories(**{**told, **changes}).snapshots(0, (1,), toy())
+
+    @pytest.mark.parametrize("field", ["mean", "std", "classes"])
+    @given(number=st.floats(0.01, 0.99))
+    @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def test_data_that_are_told_otherwise_are_refused(self, field: str, number: float, tmp_path: Path) -> None:
+        data = toy()
+        value = (f"a {number}", "b", "c") if field == "classes" else (number,)
+        other = Data(data.images, data.labels, replace(data.spec, **{field: value}))
+        source = Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path)
+        source.snapshots(0, (1,), data)
+        if value == getattr(data.spec, field):
+            return
+        for one in (source, Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path)):
+            with pytest.raises(ResumeError, match=f"{field} was "):
+                one.snapshots(0, (1,), other)
+
+    def test_other_code_of_an_equal_network_is_refused(self, tmp_path: Path) -> None:
+        Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path).snapshots(0, (1,), toy())
+        Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path).snapshots(0, (1,), toy())
+        with pytest.raises(ResumeError, match="code of the network was "):
+            Trajectories(lambda seed: make(seed), OPERATIONS, 3, **FEW, folder=tmp_path).snapshots(0, (1,), toy())
+
+    @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def test_every_flipped_bit_is_refused(self, place: int, bit: int, tmp_path: Path) -> None:
+        path = tmp_path / "expert-000.safetensors"
+        source = Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path)
+        source.snapshots(0, (1,), toy())
+        whole = path.read_bytes()
+        blob = bytearray(whole)
+        blob[place % len(blob)] ^= 1 << bit
+        path.write_bytes(bytes(blob))
+        for one in (source, Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path)):
+            with pytest.raises(ResumeError, match="is no trajectory of this version, or is damaged"):
+                one.snapshots(0, (1,), toy())
+        path.write_bytes(whole)
+
+    def test_two_that_want_one_expert_train_it_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trained, real = [], trajectories.fit
+
+        def counted(*told: Any, **more: Any) -> Any:
+            trained.append(1)
+            return real(*told, **more)
+
+        monkeypatch.setattr(trajectories, "fit", counted)
+        sources = [Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path) for _ in range(2)]
+        with hold(tmp_path / "expert-000.safetensors"):
+            threads = [threading.Thread(target=one.snapshots, args=(0, (2,), toy())) for one in sources]
+            for thread in threads:
+                thread.start()
+        for thread in threads:
+            thread.join(600)
+        assert len(trained) == 2  # intervals
+        assert torch.equal(sources[0].snapshots(0, (2,), toy())[0], by_hand(0, 0, 3)[2])
 
     @pytest.mark.parametrize("blob", [b"", b"no trajectory", safetensors.torch.save({"weights": torch.zeros(3)})])
     def test_a_damaged_file_is_refused(self, blob: bytes, tmp_path: Path) -> None:

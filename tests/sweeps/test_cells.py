@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fedcondense.sweeps.cells as cells
+from fedcondense.checksums import dump_json
+from fedcondense.condensing.starts import STARTS
+from fedcondense.networks import NETWORKS, ConvNet
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import DistributionMatching
+from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.parametrizations.pixels import Pixels
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sweeps.cells import cell_path, run, set_path
 from fedcondense.sweeps.compute import compute
@@ -21,6 +30,11 @@ NETWORK = "convnet1-w16"
 QUICK = EvaluationPlan((NETWORK,), networks=2, fit=Fit(steps=3))
 DM = Cell(SetRecipe("digits", "dm", network=NETWORK, tuning=Tuning(steps=2)), QUICK)
 RANDOM = Cell(SetRecipe("digits", "random", parametrization=""), QUICK)
+
+
+def changed(kind: Any) -> Any:
+    """Return a class of the same name that has one more method."""
+    return type(kind.__name__, (kind,), {"added": lambda self: 1})
 
 
 def line(cell: Cell) -> TableRow:
@@ -49,11 +63,34 @@ class TestRun:
         assert len({cell_path(tmp_path, cell) for cell in (DM, longer, elsewhere, faster, mixed)}) == 5
         assert set_path(tmp_path, DM.making) == set_path(tmp_path, longer.making) != set_path(tmp_path, faster.making)
 
-    def test_folders_from_before_images_could_be_mixed_stay_valid(self, tmp_path: Path) -> None:
-        before = asdict(QUICK)
-        del before["fit"]["cutmix"]
-        kept = f"{cells.digest(cells.identity(DM.making), before)}.json"
-        assert cell_path(tmp_path, DM).name.endswith(kept)
+    @pytest.mark.parametrize(
+        ("table", "name", "value"),
+        [
+            (OBJECTIVES, "dm", changed(DistributionMatching)()),
+            (PARAMETRIZATIONS, "pixels", changed(Pixels)),
+            (NETWORKS, NETWORK, lambda shape, classes: ConvNet(shape, classes, width=8, depth=1)),
+            (STARTS, "gaussian", lambda data, counts, generator: torch.zeros(sum(counts), *data.spec.shape)),
+        ],
+        ids=["objective", "parametrization", "network", "start"],
+    )
+    def test_other_code_of_a_name_is_another_file(
+        self, table: dict[str, Any], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As when a plugin's file was changed between two runs of a sweep."""
+        before = cell_path(tmp_path, DM), set_path(tmp_path, DM.making)
+        monkeypatch.setitem(table, name, value)
+        after = cell_path(tmp_path, DM), set_path(tmp_path, DM.making)
+        assert before[0] != after[0]
+        assert before[1] != after[1]
+
+    @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    def test_a_damaged_cell_is_none(self, place: int, bit: int) -> None:
+        blob = bytearray(dump_json({"settings": {"seed": 0}, "measured": {"mlp": {"accuracies": [17.3, 20.1]}}}))
+        blob[place % len(blob)] ^= 1 << bit
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(bytes(blob))
+            assert cells.read_json(Path(file.name)) is None
 
     def test_another_meaning_of_a_name_is_another_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = cell_path(tmp_path, DM)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import pytest
 
@@ -12,7 +10,6 @@ from fedcondense.errors import SettingError
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.sets.selection import SELECTIONS
-from fedcondense.sources import Fresh, OnlineTrained, Pool, TrainedOnReal, TrainedOnSynthetic
 from fedcondense.sweeps.grids import (
     ALL_REAL,
     Cell,
@@ -23,7 +20,6 @@ from fedcondense.sweeps.grids import (
     factors_of,
     objective_and_recipe,
     parametrizations,
-    recipe_text,
     scaling,
     sensitivity,
     table,
@@ -130,20 +126,6 @@ class TestResolve:
     def test_a_field_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(SettingError, match="per_clas"):
             objective_and_recipe(replace(BASE.making, tuning=Tuning(settings=(("per_clas", 8),))))
-
-    @pytest.mark.parametrize(
-        ("source", "kept"),
-        [(TrainedOnSynthetic, "Trained"), (TrainedOnReal, "RealTrained"), (OnlineTrained, "Online"), (Pool, "Pool")],
-    )
-    def test_a_recipe_keeps_the_names_that_kept_cells_hold(self, source: Any, kept: str) -> None:
-        recipe = OBJECTIVES["dm"].recipe
-        assert f"('{kept}', {{}})" in recipe_text(replace(recipe, source=source))
-        assert f"('{kept}', {{'size': 3}})" in recipe_text(replace(recipe, source=partial(source, size=3)))
-
-    def test_a_recipe_is_told_without_addresses(self) -> None:
-        recipe = replace(OBJECTIVES["dm"].recipe, source=partial(Fresh, operations=()))
-        assert "0x" not in recipe_text(recipe)
-        assert recipe_text(recipe) != recipe_text(OBJECTIVES["dm"].recipe)
 
 
 def test_no_method_is_called_by_name_in_the_library() -> None:

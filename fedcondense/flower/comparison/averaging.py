@@ -6,7 +6,6 @@ All rows of one strategy share its runs: a run leaves a checkpoint after each ro
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from safetensors.torch import load, save
 from torch import Tensor
 
+from fedcondense.checksums import dump_tensors, load_tensors
 from fedcondense.errors import ResumeError
 from fedcondense.files import write_file
 from fedcondense.flower.checked_grid import CheckedGrid, averageable
@@ -28,7 +27,8 @@ from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.hosts.inprocess import InProcessGrid, log_from, run_in_process
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.averaging import LocalTraining, training_config
-from fedcondense.networks import build
+from fedcondense.identity import identity
+from fedcondense.networks import build, network_kinds
 from fedcondense.training.fit import accuracy
 
 __all__ = ["FedAvgRow", "Kept", "fedavg", "fingerprint"]
@@ -91,6 +91,7 @@ def fedavg(
         "partition": fingerprint(bench.partition),
         "min_records": bench.min_records,
         "strategy": strategy,
+        "code": identity((train.spec, network_kinds(network), STRATEGIES[strategy])),
     }
     state = _State.load(kept.path, settings) if kept and kept.resume and kept.path.exists() else None
     if state is None or any(r <= state.done and r not in state.rows for r in wanted):  # rounds that nobody tested then
@@ -159,20 +160,18 @@ class _State:
     def save(self, path: Path) -> None:
         """Replace the checkpoint."""
         record = {k: v for k, v in vars(self).items() if k != "weights"}
-        weights = {name: value.cpu().contiguous() for name, value in self.weights.items()}
-        write_file(path, save(weights, {"fedavg": json.dumps(record)}), overwrite=True)
+        write_file(path, dump_tensors(self.weights, "fedavg", record), overwrite=True)
 
     @classmethod
     def load(cls, path: Path, settings: dict[str, Any]) -> _State:
         """Read a checkpoint of the same settings."""
         try:
-            blob = path.read_bytes()
-            size = int.from_bytes(blob[:8], "little")
-            record = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["fedavg"])
+            weights, record = load_tensors(path.read_bytes(), "fedavg")
+            del record["checksum"]
             rows = {int(r): FedAvgRow(*values) for r, values in record.pop("rows").items()}
             rows = {r: row._replace(per_class=tuple(row.per_class)) for r, row in rows.items()}
-            state = cls(weights=load(blob), rows=rows, **record)
-        except Exception as damaged:  # whatever a damaged file raises
+            state = cls(weights=weights, rows=rows, **record)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as damaged:
             raise ResumeError(f"{path}: not a FedAvg checkpoint ({damaged}); delete it to start over") from damaged
         differ = sorted(k for k in settings if state.settings.get(k) != settings[k])
         if differ:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedcondense.condensing import precision_of, prepare
+from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data
 from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError
+from fedcondense.files import hold
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
 from fedcondense.flower.comparison.bench import Bench
@@ -23,6 +26,7 @@ from fedcondense.flower.run_folder import RunFolder, plain, refusals
 from fedcondense.flower.settings import check
 from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.one_shot import Condense
+from fedcondense.identity import identity
 from fedcondense.networks import default_network, network_kinds
 from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.sets.synthetic import SyntheticSet
@@ -98,7 +102,8 @@ def federate(
 
     Raises:
         SettingError: A name is unknown, or a number or combination cannot work.
-        OutputError: The folder holds another result, and is neither to be resumed nor overwritten.
+        OutputError: The folder holds another result, and is neither to be resumed nor overwritten, or another run is
+            writing it.
         ResumeError: The folder holds the result of other settings.
     """
     asked = replace(asked, network=asked.network or default_network(train.spec.shape))
@@ -115,15 +120,16 @@ def federate(
         limit=Caps.none(min_records).share,
     )
     folder = None if output is None else RunFolder(output.path)
-    if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
-        folder.clear()
     work = None if folder is None else folder.path / "work"
     bench = Bench(
         train, test, partition, asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, progress
     )
-    run = _Comparison(bench, asked, chosen, measured, folder, output is not None and output.resume)
-    run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
-    return run.all()
+    with nullcontext() if output is None else hold(output.path, is_folder=True):
+        if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
+            folder.clear()
+        run = _Comparison(bench, asked, chosen, measured, folder, output is not None and output.resume)
+        run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
+        return run.all()
 
 
 def _checked(asked: Condense, rows: Sequence[str], min_records: int) -> list[Row]:
@@ -165,6 +171,8 @@ class _Comparison:
             "recipe": asdict(bench.recipe),
             "evaluation_seeds": list(bench.seeds),
             "fedavg_grid": [asdict(training) for training in self.grid],
+            "description of the data": identity((bench.train.spec, bench.test.spec)),
+            "code of the methods": meaning(self.asked),
         }
         self._read_folder()
         for row in self.rows:
@@ -173,7 +181,7 @@ class _Comparison:
                 began = time.perf_counter()
                 found = self._averaged(row) if self._is_averaging(row) else self._ran(row)
                 seconds = round(time.perf_counter() - began, 2)
-                result.rows[row.name] = {"seconds": seconds, **found, "about": row.about}
+                result.rows[row.name] = {"seconds": seconds, **found, "about": row.about, "code": identity(row.entry)}
                 bench.progress(FederationProgress(row.name, "done", 1.0))
                 self._write_result()
         names = dict.fromkeys([*(row.name for row in self.rows), *result.rows])
@@ -270,6 +278,10 @@ class _Comparison:
             raise ResumeError(f"{path} is of another run: {', '.join(differs)} differ; use another output folder")
         self.result.rows, self.result.refused, self.result.coverage = rows, refused, coverage
         self.result.sites = list(before.get("sites", []))
+        for row in self.rows:
+            if row.name in rows and rows[row.name].get("code") != identity(row.entry):
+                _LOG.warning("%s: the code of row %s is another than it was; the row is run again", path, row.name)
+                del rows[row.name]
         joined = self.folder.path / "joined.safetensors"
         if self.main in rows and (fault := self.folder.fault(self.result.sites)):
             _LOG.warning("%s; its row is run again", fault)  # from the answers that are kept

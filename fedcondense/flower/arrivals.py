@@ -1,0 +1,171 @@
+"""Replies are kept as they arrive: a server that is killed in mid-round asks those sites no second time.
+
+A reply belongs to a question, by what it says, and to a site. Which of them are usable is for whoever reads them to
+say, now and after a resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedcondense.checksums import dump_tensors, load_tensors
+from fedcondense.errors import OutputError
+from fedcondense.files import remove, write_file
+from fedcondense.flower.serialised import message_of, message_parts
+from fedcondense.flower.sites import unnamed
+
+__all__ = ["ENDING", "KeepingGrid"]
+
+ENDING = ".reply"
+"""How the names of kept replies end."""
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_POLL_S = 0.2
+
+
+class KeepingGrid(Grid):
+    """A grid that writes each reply to a folder before it hands it out, and asks nobody whose reply is there.
+
+    Args:
+        grid: Reaches the nodes.
+        folder: Where replies are kept; it is made when the first arrives.
+    """
+
+    def __init__(self, grid: Grid, folder: Path) -> None:
+        self.grid, self.folder = grid, folder
+        self._paths: dict[str, tuple[int, Path]] = {}  # by the question's id: whose reply goes where
+        self._found: dict[str, Message] = {}  # replies of an earlier run, by the ids of this one's questions
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send the questions that no reply is kept for; return the ids of all, in their order."""
+        messages = list(messages)
+        names = self._names()
+        paths = [self._path(message, names) for message in messages]
+        found = [_read(path) for path in paths]
+        asked = [message for message, reply in zip(messages, found, strict=True) if reply is None]
+        if len(asked) < len(messages):
+            _LOG.info(
+                "%d of %d replies are kept from before; asking the others", len(messages) - len(asked), len(messages)
+            )
+        pushed, identifiers = iter(self.grid.push_messages(asked) if asked else ()), list[str]()
+        for message, path, reply in zip(messages, paths, found, strict=True):
+            if reply is None:
+                identifier = next(pushed)
+            else:
+                identifier = f"kept-{uuid.uuid4()}"
+                message.metadata.__dict__["_message_id"] = identifier  # as a grid does that sends it
+                reply.metadata.__dict__.update(
+                    _message_id=str(uuid.uuid4()),
+                    _reply_to_message_id=identifier,
+                    _src_node_id=message.metadata.dst_node_id,
+                    _dst_node_id=message.metadata.src_node_id,
+                    _run_id=message.metadata.run_id,
+                )
+                self._found[identifier] = reply
+            self._paths[identifier] = (message.metadata.dst_node_id, path)
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, by node; each is kept before it is handed out."""
+        wanted = list(message_ids)
+        replies = [self._found.pop(one) for one in wanted if one in self._found]
+        left = [one for one in wanted if one not in {reply.metadata.reply_to_message_id for reply in replies}]
+        for reply in self.grid.pull_messages(left) if left else ():
+            self._keep(reply)
+            replies.append(reply)
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send questions, and return the replies that arrive in time, by node."""
+        waiting = {one for one in self.push_messages(messages) if one}
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        replies: list[Message] = []
+        while waiting:
+            for reply in self.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+            if not waiting or time.monotonic() > end:
+                break
+            time.sleep(_POLL_S)
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def forget(self, nodes: Collection[int] | None = None) -> None:
+        """Remove what is kept: of some nodes, whose replies are of no use, or of all, since a round is done."""
+        for node, path in self._paths.values():
+            if nodes is None or node in nodes:
+                remove(path)
+        if nodes is None:
+            self._paths.clear()
+
+    def _keep(self, reply: Message) -> None:
+        node, path = self._paths.get(reply.metadata.reply_to_message_id, (0, None))
+        if path is None or reply.has_error():
+            return
+        root, parts = message_parts(reply)
+        tensors = {name: torch.frombuffer(bytearray(blob), dtype=torch.uint8) for name, blob in parts.items()}
+        try:
+            write_file(path, dump_tensors(tensors, "reply", {"root": root}), overwrite=True)
+        except OutputError as error:
+            _LOG.warning("the reply of node %d cannot be kept: %s", node, error)
+
+    def _names(self) -> dict[int, str]:
+        """Return what sites are found again by in another run: a public key, a registered name of one alone, the id."""
+        sites = [unnamed(info.node_id, info) for info in self.grid.get_nodes()]
+        count = Counter(site.name for site in sites)
+        return {
+            site.node: site.name if site.key == str(site.node) and site.name and count[site.name] == 1 else site.key
+            for site in sites
+        }
+
+    def _path(self, message: Message, names: dict[int, str]) -> Path:
+        about = message.metadata
+        site = names.get(about.dst_node_id, str(about.dst_node_id))
+        content = message.content.object_id if message.has_content() else ""
+        text = "\0".join((site, about.message_type, about.group_id, content))
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{ENDING}"
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the connected nodes."""
+        return self.grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[Any]:
+        """Return what is known of them."""
+        return self.grid.get_nodes()
+
+    def set_run(self, run: Any) -> None:
+        """Pass it on."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run of the grid below."""
+        return self.grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Any:
+        """Pass it on."""
+        return self.grid.create_message(*args, **kwargs)
+
+
+def _read(path: Path) -> Message | None:
+    """Return a kept reply, or None: there is none, or a damaged one, and the site is asked."""
+    if not path.exists():
+        return None
+    try:
+        tensors, record = load_tensors(path.read_bytes(), "reply")
+        return message_of(record["root"], {name: value.numpy().tobytes() for name, value in tensors.items()})
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        _LOG.warning("%s is damaged (%s); that site is asked again", path, error)
+        remove(path)
+        return None

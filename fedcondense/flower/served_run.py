@@ -1,0 +1,233 @@
+"""A run of the server app: its strategy, what each round leaves in the folder, and how a killed one goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedcondense.condensing.meaning import meaning
+from fedcondense.data import Data, load_data
+from fedcondense.errors import ResumeError
+from fedcondense.flower.arrivals import KeepingGrid
+from fedcondense.flower.checked_grid import CheckedGrid, settled
+from fedcondense.flower.contract import State
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import ReplyLimits
+from fedcondense.flower.rounds import Rounds
+from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
+from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
+from fedcondense.flower.strategies import Entry, ServerSide
+from fedcondense.flower.strategies.one_shot import OneShot, train_network
+from fedcondense.networks import build, default_network
+from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import evaluate, train_on
+
+if TYPE_CHECKING:
+    from fedcondense.flower.server import ServerSettings
+
+__all__ = ["ServedRun"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_UNFINISHED = "not finished: killed, or still running; resume = true goes on with it"
+_FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
+
+
+class ServedRun:
+    """One run: what was asked, and what there is to say of it so far.
+
+    Args:
+        folder: Where it is left.
+        asked: The run's config.
+        before: What ``result.json`` holds of the run to go on with; None: it begins.
+    """
+
+    def __init__(self, folder: RunFolder, asked: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
+        self.folder, self.asked, self.before = folder, asked, before
+        self.code = ""  # of the strategy and of what its settings name
+        self.name, self.row, self.history = str(asked.get("strategy", "one-shot")), dict[str, Any](), list[Any]()
+        self.classes: tuple[str, ...] = ()
+        self.strategy: Strategy | None = None
+        self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
+
+    def __call__(
+        self, kept: KeepingGrid, test: Data | None, settings: ServerSettings, own: Any, entry: Entry
+    ) -> Result:
+        """Run the strategy, or what is left of it, and write what it ends with.
+
+        Raises:
+            ResumeError: The folder holds another run, or one that cannot go on.
+        """
+        if test is None and settings.data:
+            test = load_data(settings.data, settings.data_root or None).test
+        side = _side(settings, own, test)
+        self.strategy = entry.make(side)
+        rounds = settings.num_rounds or entry.rounds
+        self.row = {"about": entry.about(rounds)}
+        self.classes = () if test is None else test.spec.classes
+        self.code = meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
+        if self.before is not None:
+            self._go_on(self.before)
+        self.folder.write_result(self.so_far())
+        grid: Grid = kept
+        if isinstance(self.strategy, Rounds):
+            self.strategy.keep = partial(self._keep, kept)
+        elif entry.starts:
+            grid = checked_grid(entry, side, kept)
+
+        def after(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if not server_round:
+                return None
+            metrics = None if test is None else self._measure(server_round, arrays, side, test)
+            if isinstance(grid, CheckedGrid):
+                self._keep_weights(server_round, settled(arrays, grid.network), grid)
+                kept.forget()
+            return metrics
+
+        try:
+            result = run_strategy(entry, side, self.strategy, grid, rounds, settings.timeout, after)
+        finally:
+            if isinstance(self.strategy, Rounds):
+                kept.forget({refusal.site.node for refusal in self.strategy.refused})  # a resumed run asks them again
+        if isinstance(self.strategy, Rounds) and not result.arrays and self.strategy.state.weights is not None:
+            result.arrays = ArrayRecord(dict(self.strategy.state.weights.tensors))  # all rounds were done before
+        if test is not None and (scores := scores_of(self.strategy, test)) is not None:
+            percent, per_class = accuracy_of_scores(scores, test)
+            self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
+        self._write(settings, side, result)
+        return result
+
+    def _go_on(self, before: Mapping[str, Any]) -> None:
+        """Take up what a run left that failed or was killed.
+
+        Raises:
+            ResumeError: It was another run, or one that cannot go on.
+        """
+        now = {**_comparable(self.asked), "code": self.code}
+        then = {**_comparable(before.get("settings", {})), "code": before.get("code", self.code)}
+        if differs := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
+            raise ResumeError(
+                f"{self.folder.path} is of another run: {', '.join(differs)} differ; resume with the settings it had, "
+                "or give another output"
+            )
+        state = self.folder.read_state()
+        if state.round and not isinstance(self.strategy, Rounds):
+            raise ResumeError(
+                f"{self.folder.path}: {self.name} is one of Flower's own, which keep nothing of round {state.round} "
+                "but the weights: start over with another output"
+            )
+        if isinstance(self.strategy, Rounds):
+            self.strategy.state = state
+        if state.round:
+            self.history = [one for one in before.get("rounds", []) if one["round"] <= state.round]
+            self.row |= before.get("rows", {}).get(self.name, {})
+        _LOG.info("going on with %s after round %d", self.folder.path, state.round)
+
+    def _measure(self, server_round: int, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
+        """Measure a round: of one-shot sets what several networks make of them, else the weights."""
+        if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
+            found = evaluate(self.strategy.joined, test, network=side.network or None)
+            self.evaluation = found.to_dict()
+            self.row |= {"accuracy": found.accuracy, "accuracy_std": found.accuracy_std}
+            self.row["per_class"] = plain(found.per_class)
+        else:
+            percent, per_class = accuracy_of_weights(arrays, side, test)
+            self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
+        self.history.append({"round": server_round, "accuracy": round(self.row["accuracy"], 3)})
+        return MetricRecord({"accuracy": self.row["accuracy"]})
+
+    def _keep(self, kept: KeepingGrid, strategy: Rounds) -> None:
+        """Leave a round in the folder before the next begins."""
+        self.folder.write_state(strategy.state)
+        self.row |= {name.replace("-", "_"): value for name, value in strategy.spent.items()}
+        self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
+        if strategy.state.joined is not None:
+            self.row["images"] = len(strategy.state.joined)
+        self.folder.write_result(self.so_far())
+        kept.forget()
+
+    def _keep_weights(self, server_round: int, weights: Weights, grid: CheckedGrid) -> None:
+        """Leave a round of one of Flower's own strategies."""
+        self.folder.write_state(State(server_round, weights))
+        self.row |= {name.replace("-", "_"): value for name, value in grid.spent.items()}
+        self.row |= {"clients": len(grid.nodes), "failed": grid.failed, "seen_rounds": server_round}
+        self.folder.write_result(self.so_far())
+
+    def so_far(self) -> dict[str, Any]:
+        """Return what ``result.json`` says until the run is done: what stands there if it is killed."""
+        return {**self.record(), "error": _UNFINISHED}
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``result.json`` says so far."""
+        rounds = self.strategy if isinstance(self.strategy, Rounds) else None
+        joined = None if rounds is None else rounds.state.joined
+        return {
+            "rows": {self.name: self.row} if "bytes_up" in self.row or "accuracy" in self.row else {},
+            "rounds": self.history,
+            "settings": dict(self.asked),
+            "refused": [] if rounds is None else refusals(rounds.left_out, self.name),
+            "screened": [] if rounds is None else judged(rounds.verdicts),
+            "classes": list(self.classes or (() if joined is None else joined.classes)),
+            "coverage": _coverage(joined),
+            "sites": [] if rounds is None else list(rounds.state.sets),
+            "code": self.code,
+        }
+
+    def _write(self, settings: ServerSettings, side: ServerSide, result: Result) -> None:
+        """Write the sets, the network and what was measured."""
+        state = self.strategy.state if isinstance(self.strategy, Rounds) else State()
+        joined = state.joined
+        if joined is not None:
+            self.folder.write_sets(
+                state.sets, joined if self.evaluation is None else joined.with_evaluation(self.evaluation)
+            )
+        if result.arrays:
+            self._write_network(side, joined, result.arrays)
+        named = settings.data or (joined.name if joined is not None else "")
+        self.folder.write_result({**self.record(), "settings": {**asdict(settings), **_values(side), "data": named}})
+        _LOG.info("wrote %s", self.folder.path)
+
+    def _write_network(self, side: ServerSide, joined: SyntheticSet | None, arrays: ArrayRecord) -> None:
+        """Write the weights with what they are of: the data that the server tests on, else the union of the sets."""
+        like = side.spec if side.spec is not None else None if joined is None else joined.record
+        assert like is not None  # weights come of sets, or of a network for data that the server knows
+        classes = joined.classes if side.spec is None and joined is not None else like.classes
+        name = side.network or default_network(like.shape)
+        mean, std = (like.mean, like.std) if joined is None else (joined.record.mean, joined.record.std)
+        card = NetworkCard(name, classes, like.shape, mean, std, self.name)
+        weights = settled(arrays, build(name, like.shape, len(classes), 0))
+        save_network(self.folder.path / "weights.safetensors", dict(weights.tensors), card, overwrite=True)
+
+
+def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
+    def trained(joined: SyntheticSet) -> Any:
+        if test is None:
+            return train_network(joined, settings.network, seed=settings.seed)
+        return train_on(joined, test, network=settings.network or None, seed=settings.seed)
+
+    spec = None if test is None else test.spec
+    limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
+    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed, test=test)
+
+
+def _values(side: ServerSide) -> dict[str, Any]:
+    """Return a strategy's own settings that are plain values."""
+    kinds = (int, float, str, bool, tuple)
+    return {name: value for name, value in vars(side.settings).items() if isinstance(value, kinds)}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a resumed run must share: how long it waits, and for how many, it may choose anew."""
+    return {name: value for name, value in settings.items() if name not in _FREE}
+
+
+def _coverage(joined: SyntheticSet | None) -> dict[str, int]:
+    """Return how many synthetic images of each class arrived."""
+    return {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True))
