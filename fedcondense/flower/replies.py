@@ -194,14 +194,14 @@ class Mailbox:
             common = before or in_common({names[node].name: kind for node, kind in said.items()})
             odd = {node: f"{kind}; needed: {common}, as of most" for node, kind in said.items() if kind != common}
         sets = {
-            node: answer
+            node: Held(answer.payload, answer.nbytes)
             for node, answer in self.answers.items()
             if isinstance(answer.payload, SyntheticSet) and node not in odd
         }
         if not sets:
             return odd, {}
         kept = {name: one for name, one in self.kept.items() if name not in {names[node].name for node in sets}}
-        held = {f"{node}": Held(answer.payload, answer.nbytes) for node, answer in sets.items()}
+        held = {f"{node}": one for node, one in sets.items()}
         held |= {f"kept {name}": Held(one, one.nbytes) for name, one in kept.items()}
         gone = over_limits(held, self.limits.together)
         odd |= {node: gone[f"{node}"] for node in sets if f"{node}" in gone}
@@ -262,6 +262,6 @@ def _explained(reason: str) -> str:
     return safe_text(reason)
 
 
-def by_name(answers: Sequence[Answer[SyntheticSet]]) -> dict[str, SyntheticSet]:
+def by_name(answers: Sequence[Answer[Any]]) -> dict[str, SyntheticSet]:
     """Return sets by the names of their sites."""
     return {answer.site.name: answer.payload for answer in answers}

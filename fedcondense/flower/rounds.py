@@ -200,8 +200,8 @@ class Rounds(Strategy):
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
         others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
         examine = partial(self.examine, stage)
-        kind = partial(self.kind, stage)
-        return Mailbox(sent, self.limits, examine, kind, kept=state.sets, names={**others, **before})
+        alike = partial(self.kind, stage)
+        return Mailbox(sent, self.limits, examine, alike, kept=state.sets, names={**others, **before})
 
     def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
         """Screen and combine the usable answers of a stage.

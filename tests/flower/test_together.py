@@ -16,7 +16,7 @@ from fedcondense.data.images import Data
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.contract import Site
 from fedcondense.flower.hosts.inprocess import task_identity
-from fedcondense.flower.replies import Mailbox, ReplyLimits, Sent
+from fedcondense.flower.replies import Mailbox, ReplyLimits, Sent, by_name
 from fedcondense.flower.together import Held, in_common, normalised, over_limits
 from fedcondense.flower.wire import WIRE, About, pack_answer
 from fedcondense.parametrizations import MultiFormation, Pixels
@@ -154,7 +154,7 @@ class TestMailbox:
         bad, order, _ = attack
         answers, refused = answered(honest, bad, order).sorted()
         alone, _ = answered(honest, [], range(HONEST)).sorted()
-        union, theirs = (SyntheticSet.join(a.payload for a in some) for some in (answers, alone))
+        union, theirs = (SyntheticSet.join(by_name(some).values()) for some in (answers, alone))
         assert union.to_bytes() == theirs.to_bytes()
         assert {refusal.site.node for refusal in refused} == set(range(10, 10 + len(bad)))
         assert all(refusal.reason.isprintable() and 0 < len(refusal.reason) <= 300 for refusal in refused)
