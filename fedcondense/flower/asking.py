@@ -75,14 +75,16 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
     """
     waiting = {identifier for identifier in grid.push_messages([sent.message for sent in mailbox.sent]) if identifier}
     began = said = time.monotonic()
-    end, usable = began + timeout, 0
+    end, grace = began + timeout, asking.grace
     while waiting:
-        for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            usable += mailbox.take(reply)
+        replies = list(grid.pull_messages(waiting))
+        for reply in replies:
+            mailbox.take(reply)
+        if replies:
+            waiting &= mailbox.open()
         now = time.monotonic()
-        if asking.grace is not None and usable >= asking.min_replies:
-            end, usable = min(end, now + asking.grace), -len(mailbox.sent)  # once
+        if grace is not None and replies and mailbox.usable() >= asking.min_replies:
+            end, grace = min(end, now + grace), None  # once
         if not waiting or now > end:
             break
         if now - said > _SAY_S:

@@ -27,6 +27,7 @@ from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
 from fedcondense.flower.payloads import Payload, Weights
+from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.sets.format import Limits
@@ -81,6 +82,7 @@ def answer(
     if config.threads:
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
+    check_normalisation(data.spec.mean, data.spec.std)
     folder = desk.cache or (Path(config.cache) if config.cache else None)
     kept = desk.memory if folder is None else Kept(folder, KEPT_BYTES)
     key = _key(task, about.round, place, data)

@@ -19,7 +19,7 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent
+from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
 from fedcondense.flower.screens import weighed
 from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.settings import check, read
@@ -87,6 +87,13 @@ class Rounds(Strategy):
         Sets are held to `limits` before; sums and numbers of shapes that only the method knows are examined here.
         """
 
+    def kind(self, stage: str, answer: Answer[Any]) -> str:
+        """Say in words what an answer must have in common with the others of its stage; nothing: they go together.
+
+        Where they differ, those stay that most sites sent. Sets must have images of one shape.
+        """
+        return kind_of(answer)
+
     def summary(self) -> None:
         """Log the settings."""
         asking = self.asking
@@ -120,6 +127,7 @@ class Rounds(Strategy):
         Raises:
             SettingError: A field or number that cannot work.
             AggregationError: A round had fewer usable answers than it needs; `state` is that of the round before.
+            UntrustedSetError: Answers of two kinds came (images of two shapes, say), as many of one as of the other.
         """
         number_of_rounds = self.rounds if num_rounds is None else num_rounds
         if not 1 <= number_of_rounds <= (self.most_rounds or number_of_rounds):
@@ -178,8 +186,10 @@ class Rounds(Strategy):
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking)
         infos = {info.node_id: info for info in grid.get_nodes()}
+        known = {site.key: site.name for node, info in infos.items() for site in [unnamed(node, info)] if site.name}
+        before = {key: name for key, name in state.sites.items() if name}
         found = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
-        sites = [site if site.name else replace(site, name=state.sites.get(site.key, "")) for site in found]
+        sites = [replace(site, name=before.get(site.key, site.name)) for site in found]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
         sent = []
@@ -188,15 +198,23 @@ class Rounds(Strategy):
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             sent.append(Sent(message, site, task.payload))
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        return Mailbox(sent, self.limits, partial(self.examine, stage))
+        others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
+        examine = partial(self.examine, stage)
+        alike = partial(self.kind, stage)
+        return Mailbox(sent, self.limits, examine, alike, kept=state.sets, names={**others, **before})
 
     def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
         """Screen and combine the usable answers of a stage.
 
         Raises:
             AggregationError: There are fewer than `Asking.min_replies`, or what they were combined to is not finite.
+            UntrustedSetError: Answers of several kinds came, and as many of one as of another.
         """
         answers, refused = mailbox.sorted()
+        outgrown = mailbox.outgrown()
+        for name, reason in outgrown.items():
+            _LOG.warning("round %d: the set that %s sent earlier is left out: %s", server_round, name, reason)
+        state = state.but(sets={name: one for name, one in state.sets.items() if name not in outgrown})
         if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             answers, refused = self._screened(server_round, answers, refused)
         self.answers, self.refused = tuple(answers), tuple(refused)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from fedcondense.flower.contract import Site
@@ -34,25 +35,46 @@ def unnamed(node: int, info: Any = None) -> Site:
     return Site(registered if is_name(registered) else "", public.hex() or str(node), node)
 
 
-def names_of(sites: Iterable[Site], claims: Mapping[int, str]) -> dict[int, Site]:
-    """Give each site a name of its own: the registered one, else its claim, else its node id.
+def names_of(
+    sites: Iterable[Site], claims: Mapping[int, str], before: Mapping[str, str] = {}, doubtful: Container[int] = ()
+) -> dict[int, Site]:
+    """Give each site a name of its own: the one it had before, else the registered one, its claim, or its node id.
 
-    A name that several have stays with the first by node id, registered ones before claims; the others are NAME-2,
-    NAME-3, and so on. Names that differ in case alone count as equal, since files are named by them.
+    A site is who its key says, whatever it calls itself: what somebody else had before, or is registered by, nobody
+    gets by claiming it. What several claim, none of them gets: each is called NAME-NODE, by its node id. Names that
+    differ in case alone count as equal, since files are named by them.
 
     Args:
         sites: As `unnamed` gave them.
         claims: What nodes call themselves, by node id.
+        before: Names by keys: of all who had one in earlier rounds, and of registered nodes that were not asked.
+        doubtful: Nodes whose answer is left out: their claims give way.
     """
-    taken: set[str] = set()
-    named: dict[int, Site] = {}
-    for site in sorted(sites, key=lambda site: (not site.name, site.node)):
-        claim = claims.get(site.node, "")
-        wanted = site.name or (claim if is_name(claim) else f"node-{site.node}")
-        name, number = wanted, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{wanted[:58]}-{number}"
-        taken.add(name.casefold())
-        named[site.node] = Site(name, site.key, site.node)
-    return named
+    sites = sorted(sites, key=lambda site: site.node)
+    taken = {name.casefold() for name in before.values() if name}
+    names = {site.node: before[site.key] for site in sites if before.get(site.key)}
+    tiers: tuple[dict[int, str], ...] = (
+        {site.node: site.name for site in sites if site.name},
+        {node: claim for node, claim in claims.items() if node not in doubtful},
+        dict(claims),
+        {site.node: f"node-{site.node}" for site in sites},
+    )
+    nodes = {site.node for site in sites}
+    for tier in tiers:
+        wanted = {node: name for node, name in tier.items() if node in nodes - names.keys() and is_name(name)}
+        often = Counter(name.casefold() for name in wanted.values())
+        for node, name in sorted(wanted.items(), key=lambda item: (often[item[1].casefold()] > 1, item[0])):
+            is_free = often[name.casefold()] == 1 and name.casefold() not in taken
+            names[node] = name if is_free else _with_node(name, node, taken)
+            taken.add(names[node].casefold())
+    return {site.node: Site(names[site.node], site.key, site.node) for site in sites}
+
+
+def _with_node(name: str, node: int, taken: Container[str]) -> str:
+    """Return NAME-NODE, or NAME-NODE-2 where somebody calls itself that, and so on."""
+    wanted = f"{name[:40]}-{node}"
+    name, number = wanted, 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name

@@ -81,7 +81,8 @@ def write_report(directory: str | Path) -> Path:
         command=result.get("command"),
         versions=mapping_of(result.get("versions")),
     )
-    return write_file(directory / "report.html", page.encode(), overwrite=True)
+    blob = page.encode(errors="replace")  # half a character, in whatever text of a stranger, is a question mark
+    return write_file(directory / "report.html", blob, overwrite=True)
 
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:

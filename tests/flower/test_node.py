@@ -116,6 +116,19 @@ class TestWire:
         new = ask(train, QUICK, node={"partition-id": 4})
         assert payload_of(reply, SyntheticSet).to_bytes()[-640:] == payload_of(new, SyntheticSet).to_bytes()[-640:]
 
+    @pytest.mark.parametrize(("mean", "std"), [(127.5, 64.0), (-0.1, 0.2), (0.5, 1.1)])
+    def test_data_whose_scale_no_server_takes_are_refused_before_any_work(
+        self, mean: float, std: float, ask: Ask, train: Data, reason_of: ReasonOf
+    ) -> None:
+        data, done = Data(train.images, train.labels, replace(train.spec, mean=(mean,), std=(std,))), len(Count.done)
+        assert "possible of pixels in [0, 1]" in reason_of(ask(data, {}, task="count", tasks=[Count]))
+        assert len(Count.done) == done
+
+    @pytest.mark.parametrize("std", [1.0, 0.018, 1e-5])
+    def test_data_of_any_scale_that_pixels_can_have_are_condensed(self, std: float, ask: Ask, train: Data) -> None:
+        data = Data(train.images, train.labels, replace(train.spec, mean=(0.0,), std=(std,)))
+        payload_of(ask(data, {}, task="count", tasks=[Count]))
+
     def test_a_later_wire_is_refused_naming_both_versions(self, ask: Ask, train: Data, reason_of: ReasonOf) -> None:
         content = RecordDict({"about": About(WIRE + 1, "7.5", "condense", 1).record(), "config": ConfigRecord(QUICK)})
         reason = reason_of(ask(train, content))

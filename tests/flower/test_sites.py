@@ -31,24 +31,36 @@ class TestNames:
         assert named(text) == ["node-1"]
         assert unnamed(7, SimpleNamespace(name=text, public_key=b"")) == Site("", "7", 7)
 
-    def test_a_name_that_several_claim_stays_with_the_first_and_the_others_are_numbered(self) -> None:
-        assert named("a", "b", "a", "a") == ["a", "b", "a-2", "a-3"]
+    def test_a_name_that_several_claim_belongs_to_none_of_them(self) -> None:
+        assert named("a", "b", "a", "a") == ["a-1", "b", "a-3", "a-4"]
 
-    def test_a_number_that_is_taken_is_passed_over(self) -> None:
-        assert named("a-2", "a", "a") == ["a-2", "a", "a-3"]
+    def test_a_claim_of_a_name_that_a_node_would_get_is_no_other_nodes(self) -> None:
+        assert named("a", "a", "a-2") == ["a-1", "a-2-2", "a-2"]
 
     def test_names_that_differ_in_case_alone_are_one(self) -> None:
         """They would be one file on some systems."""
-        assert named("ward", "Ward", "WARD") == ["ward", "Ward-2", "WARD-3"]
+        assert named("ward", "Ward", "other") == ["ward-1", "Ward-2", "other"]
 
-    def test_a_long_name_leaves_room_for_its_number(self) -> None:
-        assert named("x" * 64, "x" * 64) == ["x" * 64, "x" * 58 + "-2"]
+    def test_a_long_name_leaves_room_for_its_node(self) -> None:
+        assert named("x" * 64, "x" * 64) == ["x" * 40 + "-1", "x" * 40 + "-2"]
+
+    def test_who_is_left_out_takes_no_name_from_who_is_not(self) -> None:
+        sites = [unnamed(1), unnamed(2)]
+        names = names_of(sites, {1: "ward", 2: "ward"}, doubtful={1})
+        assert {node: site.name for node, site in names.items()} == {1: "ward-1", 2: "ward"}
+
+    @pytest.mark.parametrize("key", ["7", "8"])
+    def test_what_somebody_had_in_an_earlier_round_stays_with_that_key(self, key: str) -> None:
+        """Whether or not that site is asked in this round: kept sets go by names."""
+        names = names_of([unnamed(3), unnamed(8)], {3: "ward", 8: "other"}, before={key: "ward"})
+        had = {"7": {3: "ward-3", 8: "other"}, "8": {3: "ward-3", 8: "ward"}}
+        assert {node: site.name for node, site in names.items()} == had[key]
 
     def test_registered_names_go_before_claims_whatever_the_node(self) -> None:
         registered = unnamed(9, SimpleNamespace(name="ward", public_key=b"\x01\xff"))
         assert registered == Site("ward", "01ff", 9)
         names = names_of([unnamed(1), registered], {1: "ward", 9: "other"})
-        assert {node: site.name for node, site in names.items()} == {9: "ward", 1: "ward-2"}
+        assert {node: site.name for node, site in names.items()} == {9: "ward", 1: "ward-1"}
         assert names[9].key == "01ff"
 
     def test_nodes_that_say_nothing_are_called_by_their_ids(self) -> None:

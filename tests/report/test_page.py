@@ -177,6 +177,12 @@ def test_a_page_is_written_whatever_is_missing_or_odd(content: Any, tmp_path: Pa
     assert Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8")).open == []
 
 
+def test_half_a_character_of_a_stranger_is_a_question_mark(tmp_path: Path) -> None:
+    odd = {"client": "a", "reason": "half a \ud83d"}
+    page = write_report(write_run(tmp_path / "run", result(refused=[odd], settings={"data": "\udc00"})))
+    assert "half a ?" in page.read_text(encoding="utf-8")
+
+
 def test_one_hundred_classes_are_a_map_without_numbers(tmp_path: Path) -> None:
     counts = [list(range(100)) for _ in range(3)]
     text = write_report(write_run(tmp_path / "run", result(partition={"counts": counts}, classes=None))).read_text()

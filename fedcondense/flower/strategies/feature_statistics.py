@@ -120,6 +120,10 @@ class FeatureStatistics(Rounds):
         if not _within(counts, 1, self.limits.records) or bool((sent["variances"] < 0).any()):
             raise UntrustedSetError(f"counts from 1 to {self.limits.records} and variances from 0 are needed")
 
+    def kind(self, stage: str, answer: Answer[Sums]) -> str:
+        """Say how many features the moments are of."""
+        return f"moments of {answer.payload.tensors['means'].shape[1]} features"
+
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
         """Draw features and fit the head; a site's Gaussians count by its records."""
         generator = stream(self.task.seed, "feature-statistics")

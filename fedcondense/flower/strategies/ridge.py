@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fedcondense.contract import Holder
 from fedcondense.data import Data
+from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.asking import Asked
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
@@ -72,6 +73,14 @@ def _products(features: Tensor, data: Data) -> Sums:
     return Sums({"gram": gram[rows, columns], "products": (features.T @ targets).cpu()})
 
 
+def _square(triangle: Tensor, size: int) -> Tensor:
+    """Return the symmetric matrix of an upper triangle."""
+    square = triangle.new_zeros(size, size)
+    rows, columns = torch.triu_indices(size, size)
+    square[rows, columns] = triangle
+    return square + square.triu(1).T
+
+
 def ridge_dims(nbytes: int, classes: int) -> int:
     """Return how many feature dimensions ridge statistics of at most `nbytes` bytes can have, at least 1.
 
@@ -111,7 +120,11 @@ class Ridge(Rounds):
         return self.task
 
     def examine(self, stage: str, answer: Answer[Sums]) -> None:
-        """Refuse sums of other names, shapes or dtypes than `Products` gives of this server's images."""
+        """Refuse sums of other names, shapes or dtypes than `Products` gives of this server's images.
+
+        Whatever the others send, the server must be able to solve: products of features with themselves have no
+        direction in which they are negative.
+        """
         network, shape = self.task.network, self.limits.shape
         if shape is not None:
             size = 1 + feature_dims(network or default_network(shape), shape, self.task.seed, self.task.dims)
@@ -120,6 +133,14 @@ class Ridge(Rounds):
         classes, triangle = len(self.task.classes), size * (size + 1) // 2
         like = {"gram": torch.empty(triangle, device="meta"), "products": torch.empty(size, classes, device="meta")}
         answer.payload.matching(like, "this network")
+        gram = _square(answer.payload.tensors["gram"].double(), size)
+        gram.diagonal().add_(1e-4 * gram.diagonal().mean() + 1e-9)  # rounded sums, or none at all, are no lie
+        if bool(torch.linalg.cholesky_ex(gram).info):
+            raise UntrustedSetError("'gram' holds no products of features with themselves")
+
+    def kind(self, stage: str, answer: Answer[Sums]) -> str:
+        """Say how many features the sums are of."""
+        return f"sums over {len(answer.payload.tensors['products'])} features"
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
         """Add the sums up in float64 and solve."""
@@ -127,10 +148,7 @@ class Ridge(Rounds):
         sums = sum(others, first).tensors
         triangle, products = sums["gram"], sums["products"]
         size = len(products)
-        gram = torch.zeros(size, size, dtype=torch.float64)
-        rows, columns = torch.triu_indices(size, size)
-        gram[rows, columns] = triangle
-        gram = gram + gram.triu(1).T
+        gram = _square(triangle, size)
         penalty = self.strength * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
         return state.but(tensors={"classifier": torch.linalg.solve(gram + penalty, products).float()})
 

@@ -134,6 +134,7 @@ def test_sums_of_other_shapes_are_left_out_and_the_round_goes_on(train: Data, te
         {"gram": torch.zeros(8385), "products": torch.zeros(129, 9)},
         {"gram": torch.zeros(8385).double(), "products": torch.zeros(129, 10)},
         {"gram": torch.zeros(8384), "products": torch.zeros(129, 10)},
+        {"gram": -torch.ones(8385), "products": torch.zeros(129, 10)},  # what would end the round, not the answer
     ],
 )
 def test_hostile_sums_are_refused(sums: dict[str, Tensor], train: Data) -> None:
