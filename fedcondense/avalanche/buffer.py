@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,29 +15,19 @@ from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
-from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, read
+from fedcondense.avalanche.decoded import Decoded, decode
+from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read, read_note
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
 from fedcondense.memory import Condenser, Maker, Memory
 
-__all__ = ["CondensedBuffer", "Decoded"]
+__all__ = ["CondensedBuffer"]
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT = Condenser()
 _OUTSIDE = 1e-3  # share of an experience's values that may be clipped silently
 _KEEPS_LABELS = tuple(name for name in OPERATIONS if name != "flip")  # a mirrored digit is none
-
-
-class Decoded(NamedTuple):
-    """The images that a buffer replays, as tensors."""
-
-    images: Tensor  # (N, C, H, W), float32, in the stream's values
-    targets: Tensor  # (N, K) probabilities over `labels`
-    labels: Tensor  # (K,) int64, the stream's label of each column
-    tasks: Tensor  # (K,) int64
-    mean: Tensor  # (C,) of the stream: what the augmentation takes for grey
-    std: Tensor  # (C,)
 
 
 class Group(NamedTuple):
@@ -60,7 +49,9 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Args:
         max_size: Decoded images; with multi-formation of factor 2, the default, four of them take the bytes of one.
-        max_bytes: Bytes of stored images instead; `shape` gives the size of one.
+        max_bytes: What `nbytes` may be instead, at any time: the whole file, with header, labels and record, and what
+            waits (half of the bytes is kept for that with `min_samples` above 1). `max_size` then is as many images as
+            would fit without all these, since Avalanche asks for a number at once and for all.
         shape: (C, H, W) of the stream's images, needed with `max_bytes`.
         condenser: Makes the sets: a `Condenser` with any objective and parametrization by name, or a `Selector`
             of real images, the control.
@@ -70,7 +61,7 @@ class CondensedBuffer(ExemplarsBuffer):
         real_fraction: Share of the budget for real images.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
             kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows. They take
-            no more than the budget again: beyond it, the class with the most is condensed.
+            no more than the budget again (of `max_bytes`, half): beyond it, the class with the most is condensed.
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
         mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
             values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
@@ -123,8 +114,11 @@ class CondensedBuffer(ExemplarsBuffer):
             update=update,
             real_fraction=real_fraction,
             minimum=min_samples,
+            max_bytes=max_bytes,
             seed=seed,
         )
+        if max_bytes is not None and shape is not None:  # refused now where no stream could do
+            self.memory.check_room(Spec("stream", shape, (), (0.0,) * shape[0], (1.0,) * shape[0], operations))
         self.shape, self.operations = shape, operations
         self.range = Range.normalised(mean, std) if mean and std else None
         self.layout: Layout | None = None
@@ -165,12 +159,14 @@ class CondensedBuffer(ExemplarsBuffer):
         classes = tuple(dict.fromkeys(names))
         number = {name: c for c, name in enumerate(classes)}
         spec = replace(self.memory.spec or self._spec(shape, images), classes=classes)
-        self.memory.add(Data(images, torch.tensor([number[name] for name in names]), spec).to(device))
-        self.shape, self.range, self.layout, self._cache = shape, span, found.layout, {}
-        self.memory.note = {**span._asdict(), "tasks": found.layout.tasks, "tensors": found.layout.tensors}
+        data = Data(images, torch.tensor([number[name] for name in names]), spec).to(device)
+        self.memory.add(data, noted(span, found.layout))
+        self.shape, self.range, self.layout = shape, span, found.layout
 
     def resize(self, strategy: Any, new_size: int) -> None:
         """Change the budget to `new_size` decoded images; if it shrinks, stored images are condensed again.
+
+        What `max_bytes` says stays the bound of bytes.
 
         Raises:
             SettingError: It is less than one stored image per class; the buffer is unchanged.
@@ -179,7 +175,7 @@ class CondensedBuffer(ExemplarsBuffer):
         if new_size < per_image:
             raise SettingError(f"a buffer of {new_size} decoded images; a stored one decodes to {per_image}")
         self.memory.resize(new_size // per_image)
-        self.max_size, self._cache = self.memory.images * per_image, {}
+        self.max_size = self.memory.images * per_image
 
     @property
     def buffer(self) -> AvalancheDataset:
@@ -195,14 +191,14 @@ class CondensedBuffer(ExemplarsBuffer):
         """The samples of each label."""
 
         def make() -> dict[int, Group]:
-            decoded = self.decoded
+            decoded = self._held
             if decoded is None:
                 return {}
             labels = decoded.labels[decoded.targets.argmax(1)]
             return {c: Group(self._dataset(labels == c)) for c in labels.unique().tolist()}
 
         groups: dict[int, Group] = self._cached("groups", make)
-        return groups
+        return dict(groups)
 
     @property
     def seen_classes(self) -> set[int]:
@@ -211,9 +207,9 @@ class CondensedBuffer(ExemplarsBuffer):
 
     @property
     def decoded(self) -> Decoded | None:
-        """The replayed images, as tensors in the stream's values; None before the first experience."""
-        decoded: Decoded | None = self._cached("decoded", self._decode)
-        return decoded
+        """A copy of the replayed images, as tensors in the stream's values; None before the first experience."""
+        held = self._held
+        return None if held is None else Decoded(*(value.clone() for value in held))
 
     @property
     def nbytes(self) -> int:
@@ -223,7 +219,7 @@ class CondensedBuffer(ExemplarsBuffer):
     @property
     def seconds(self) -> list[float]:
         """The seconds of each update, condensing included."""
-        return self.memory.seconds
+        return list(self.memory.seconds)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write the memory to one safetensors file, which opens as a synthetic set too (`fedcondense show`)."""
@@ -239,13 +235,9 @@ class CondensedBuffer(ExemplarsBuffer):
         fresh = copy.copy(self.memory)
         fresh.load(path)
         try:
-            note = fresh.note
-            low, high = (tuple(float(v) for v in note[side]) for side in ("low", "high"))
-            layout = Layout(bool(note["tasks"]), bool(note["tensors"]))
+            span, layout = read_note(fresh.note)
             for name in fresh.names:
                 label_and_task(name)
-            if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
-                raise ValueError("a range that is none")
         except (KeyError, TypeError, ValueError, OverflowError):
             raise UntrustedSetError(
                 f"{path}: a memory, but not of a buffer; give what a buffer's `save` wrote"
@@ -255,10 +247,9 @@ class CondensedBuffer(ExemplarsBuffer):
             raise ResumeError(
                 f"{path}: images of {fresh.spec.shape}; this buffer's stream has {self.shape}: give its own file"
             )
-        if len(low) != fresh.spec.shape[0]:
-            raise UntrustedSetError(f"{path}: a range of {len(low)} channels for images of {fresh.spec.shape}")
-        self.memory, self.range, self.layout, self.shape = fresh, Range(low, high), layout, fresh.spec.shape
-        self._cache = {}
+        if len(span.low) != fresh.spec.shape[0]:
+            raise UntrustedSetError(f"{path}: a range of {len(span.low)} channels for images of {fresh.spec.shape}")
+        self.memory, self.range, self.layout, self.shape = fresh, span, layout, fresh.spec.shape
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_cache"}
@@ -271,25 +262,23 @@ class CondensedBuffer(ExemplarsBuffer):
         mean, std = pixels.mean(1), pixels.std(1).clamp_min(1e-3)
         return Spec("stream", shape, (), tuple(mean.tolist()), tuple(std.tolist()), self.operations)
 
-    def _decode(self) -> Decoded | None:
-        synthetic, spec = self.memory.synthetic, self.memory.spec
-        if synthetic is None or spec is None or self.range is None:
-            return None
-        images, targets = synthetic.pixels()
-        pairs = torch.tensor([label_and_task(name) for name in synthetic.classes])
-        column = torch.tensor(spec.mean).view(1, -1, 1, 1), torch.tensor(spec.std).view(1, -1, 1, 1)
-        mean = self.range.to_stream(column[0]).flatten()
-        std = (self.range.to_stream(column[0] + column[1]).flatten() - mean).abs()
-        return Decoded(self.range.to_stream(images), targets, pairs[:, 0], pairs[:, 1], mean, std)
+    @property
+    def _held(self) -> Decoded | None:
+        """What `decoded` copies."""
+        decoded: Decoded | None = self._cached("decoded", lambda: decode(self.memory, self.range))
+        return decoded
 
     def _dataset(self, index: Tensor | slice) -> AvalancheDataset:
-        decoded = self.decoded
+        decoded = self._held
         if decoded is None or self.layout is None:
             return concat_datasets([])
         column = decoded.targets.argmax(1)[index]
         return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout)
 
     def _cached(self, name: str, make: Callable[[], Any]) -> Any:
+        memory, changes = self._cache.get("of", (None, 0))
+        if memory is not self.memory or changes != self.memory.changes:
+            self._cache = {"of": (self.memory, self.memory.changes)}
         if name not in self._cache:
             self._cache[name] = make()
         return self._cache[name]

@@ -12,8 +12,9 @@ from avalanche.benchmarks.utils.flat_data import FlatData
 from avalanche.models.utils import avalanche_forward
 from torch import Tensor
 
-from fedcondense.avalanche.buffer import CondensedBuffer, Decoded
-from fedcondense.avalanche.stream import as_dataset
+from fedcondense.avalanche.buffer import CondensedBuffer
+from fedcondense.avalanche.decoded import Decoded
+from fedcondense.avalanche.stream import as_dataset, first_image
 from fedcondense.errors import SettingError
 
 __all__ = ["CondensedBufferWithLogits"]
@@ -25,17 +26,26 @@ class CondensedBufferWithLogits(CondensedBuffer):
     """Holds the model's logits of each image beside it, as half-precision numbers: 2 bytes per output and image.
 
     Logits are taken when an image enters, after an experience, and stay as long as the image. Assign it to the
-    `storage_policy` of `avalanche.training.DER`, or use `CondensedDER`. `nbytes` counts the logits; `save` leaves them
-    out, and `save_checkpoint` keeps them.
+    `storage_policy` of `avalanche.training.DER`, or use `CondensedDER`. `nbytes` counts the logits, and `max_bytes`
+    bounds them; `save` leaves them out, and `save_checkpoint` keeps them. After `update_from_dataset`, which has no
+    model, there are none until `take_logits`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.logits: Tensor | None = None  # (N, outputs), float16, of the images of `decoded`; None: not taken yet
+        self._logits: Tensor | None = None
+        self._logits_of = -1  # the memory's number of changes when they were taken
+
+    @property
+    def logits(self) -> Tensor | None:
+        """A copy, (N, outputs), float16, of the logits of the images of `decoded`; None: some were not taken yet."""
+        held = self._held_logits
+        return None if held is None else held.clone()
 
     def post_adapt(self, agent: Any, exp: Any) -> None:
         """Take in an experience, and the logits of the images that are new with it."""
         known = self._known()
+        self._make_room(agent, *first_image(exp.dataset))
         super().post_adapt(agent, exp)
         self._take(agent, known)
 
@@ -54,54 +64,78 @@ class CondensedBufferWithLogits(CondensedBuffer):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load what `save` wrote, which has no logits: `take_logits` gets them from a model."""
         super().load(path)
-        self.logits = None
+        self._logits = None
 
     def take_logits(self, strategy: Any) -> None:
-        """Take the logits of all images from a strategy's model."""
+        """Take the logits of all images from a strategy's model; within `max_bytes`, images may have to leave."""
         self._take(strategy, {})
 
     @property
     def nbytes(self) -> int:
         """The bytes of everything that persists, logits included."""
-        return super().nbytes + (0 if self.logits is None else 2 * self.logits.numel())
+        held = self._held_logits
+        return super().nbytes + (0 if held is None else 2 * held.numel())
+
+    @property
+    def _held_logits(self) -> Tensor | None:
+        """What `logits` copies: images that came or went since have made them worthless."""
+        return self._logits if self._logits_of == self.memory.changes else None
 
     def _known(self) -> dict[tuple[int, int, bytes], Tensor]:
         """Return the logits of each image by its label, task and values."""
-        if self.decoded is None or self.logits is None:
+        if self._held is None or self._held_logits is None:
             return {}
-        return dict(zip(_keys(self.decoded), self.logits, strict=True))
+        return dict(zip(_keys(self._held), self._held_logits, strict=True))
 
-    @torch.no_grad()
+    def _make_room(self, agent: Any, images: Tensor, tasks: Tensor) -> None:
+        """Within `max_bytes`, leave room for as many logits per image as the model has outputs."""
+        if self.memory.max_bytes is not None:
+            self.memory.refit(max(self.memory.beside, 2 * self._told(agent, images, tasks).shape[1]))
+
     def _take(self, agent: Any, known: dict[tuple[int, int, bytes], Tensor]) -> None:
+        if self._held is not None and self.layout is not None:
+            first = self._held.tasks[self._held.targets[:1].argmax(1)]
+            self._make_room(agent, self.layout.cast(self._held.images[:1]), first)
+        decoded = self._held
         self._cache.pop("buffer", None)
-        decoded = self.decoded
-        if decoded is None:
+        self._cache.pop("groups", None)
+        if decoded is None or self.layout is None:
             return
         keys = _keys(decoded)
         new = torch.tensor([i for i, key in enumerate(keys) if key not in known], dtype=torch.int64)
+        tasks = decoded.tasks[decoded.targets[new].argmax(1)]
+        told = self._told(agent, self.layout.cast(decoded.images[new]), tasks) if len(new) else ()
+        rows = known | {keys[i]: row for i, row in zip(new.tolist(), told, strict=True)}
+        kept = [rows[key] for key in keys]
+        logits = torch.zeros(len(kept), max(map(len, kept)), dtype=torch.float16)
+        for mine, row in zip(logits, kept, strict=True):  # a head may have grown: new outputs are zero
+            mine[: len(row)] = row
+        self._logits, self._logits_of = logits, self.memory.changes
+
+    @torch.no_grad()
+    def _told(self, agent: Any, images: Tensor, tasks: Tensor) -> Tensor:
+        """Return a model's logits of images in the stream's values, (N, outputs) float16."""
         modes = {module: module.training for module in agent.model.modules()}
         agent.model.eval()
-        images, tasks = decoded.images[new], decoded.tasks[decoded.targets[new].argmax(1)]
-        pieces = [
-            avalanche_forward(agent.model, x.to(agent.device), t.to(agent.device)).cpu().half()
-            for x, t in zip(images.split(_AT_ONCE), tasks.split(_AT_ONCE), strict=True)
-        ]
-        for module, training in modes.items():
-            module.training = training
-        rows = known | {keys[i]: row for i, row in zip(new.tolist(), torch.cat(pieces) if pieces else (), strict=True)}
-        kept = [rows[key] for key in keys]
-        self.logits = torch.zeros(len(kept), max(map(len, kept)), dtype=torch.float16)
-        for mine, row in zip(self.logits, kept, strict=True):  # a head may have grown: new outputs are zero
-            mine[: len(row)] = row
+        try:
+            pieces = [
+                avalanche_forward(agent.model, x.to(agent.device), t.to(agent.device)).cpu().half()
+                for x, t in zip(images.split(_AT_ONCE), tasks.split(_AT_ONCE), strict=True)
+            ]
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return torch.cat(pieces)
 
     def _dataset(self, index: Tensor | slice) -> AvalancheDataset:
-        decoded = self.decoded
+        decoded, logits = self._held, self._held_logits
         if decoded is None or self.layout is None:
             return concat_datasets([])
-        if self.logits is None:
+        if logits is None:
             raise SettingError("a buffer without logits, as a file has none; call take_logits(strategy) first")
         column = decoded.targets.argmax(1)[index]
-        rows = list(self.logits[index].float())
+        dtype = self.layout.dtype if self.layout.dtype.is_floating_point else torch.float32
+        rows = list(logits[index].to(dtype))
         extra: list[DataAttribute] = [TensorDataAttribute(FlatData([rows]), name="logits", use_in_getitem=True)]
         return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout, extra)
 

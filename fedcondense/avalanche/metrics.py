@@ -47,7 +47,7 @@ class _BufferMetric(PluginMetric):
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Measure the buffer, which the plugins before this one have updated."""
         buffer = _buffer_of(strategy)
-        if buffer is None or buffer.decoded is None:
+        if buffer is None or not buffer.memory.names:
             return []
         self._value = self._measure(buffer)
         name = get_metric_name(self, strategy)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedcondense.avalanche.buffer import CondensedBuffer, Decoded
+from fedcondense.avalanche.buffer import CondensedBuffer
+from fedcondense.avalanche.decoded import Decoded
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
 from fedcondense.randomness import stream
@@ -19,7 +20,7 @@ __all__ = ["EpochLoader", "Replayed", "Sampler"]
 class Replayed(NamedTuple):
     """A batch from a buffer."""
 
-    images: Tensor  # (B, C, H, W), augmented, in the stream's values
+    images: Tensor  # (B, C, H, W), augmented, in the stream's values and dtype
     targets: Tensor  # (B, K) probabilities over the buffer's classes
     labels: Tensor  # (B,) int64, the largest
     tasks: Tensor  # (B,) int64
@@ -37,9 +38,13 @@ class Sampler:
 
     def __init__(self, buffer: CondensedBuffer, device: torch.device, augment: bool, seed: int) -> None:
         decoded = buffer.decoded
+        layout = buffer.layout
         assert decoded is not None
+        assert layout is not None
         self.decoded = Decoded(*(value.to(device) for value in decoded))
+        self.layout = layout
         self.operations = buffer.operations if augment else ()
+        self.is_soft = bool((decoded.targets.amax(1) < 1).any())
         self.generator = stream(buffer.memory.seed, "replay", seed)
         self.largest = int(decoded.labels.max())
         self.classes = len(torch.stack([decoded.labels, decoded.tasks]).unique(dim=1)[0])  # groups of a class are one
@@ -66,7 +71,7 @@ class Sampler:
             record = Augmentation.draw(self.operations, len(batch), self.generator)
             batch = record((batch - mean) / std) * std + mean
         column = targets[index].argmax(1)
-        return Replayed(batch, targets[index], labels[column], tasks[column])
+        return Replayed(self.layout.cast(batch), targets[index], labels[column], tasks[column])
 
     def check(self, outputs: int) -> None:
         """Refuse a head that has no output for a label of the buffer.
@@ -96,14 +101,13 @@ class EpochLoader:
 
     def __init__(self, sampler: Sampler, batch_size: int, tasks: bool) -> None:
         self.sampler, self.batch_size, self.tasks = sampler, batch_size, tasks
-        self.is_soft = bool((sampler.decoded.targets.amax(1) < 1).any())
-        self.targets = sampler.decoded.targets[:0]  # of the batch given last
+        self.batch: Replayed | None = None  # given last
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Any]]:
         for index in torch.randperm(len(self.sampler), generator=self.sampler.generator).split(self.batch_size):
-            batch = self.sampler.take(index)
-            self.targets = batch.targets
-            yield [batch.images, batch.labels, *([batch.tasks] if self.tasks else [])]
+            self.batch = batch = self.sampler.take(index)
+            labels = self.sampler.layout.label_form(batch.labels)
+            yield [batch.images, labels, *([batch.tasks] if self.tasks else [])]

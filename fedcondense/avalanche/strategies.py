@@ -97,4 +97,5 @@ class CondensedDER(DER):
     def _after_forward(self, **kwargs: Any) -> None:
         super()._after_forward(**kwargs)
         if self.replay_loader is not None:  # the head may have grown in this experience
-            self.batch_logits = F.pad(self.batch_logits, (0, self.mb_output.shape[1] - self.batch_logits.shape[1]))
+            wide = F.pad(self.batch_logits, (0, self.mb_output.shape[1] - self.batch_logits.shape[1]))
+            self.batch_logits = wide.to(self.mb_output.dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TaskAwareSupervisedClassificationDataset
 from torch import Tensor
@@ -13,7 +15,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from fedcondense.errors import DataError
 
-__all__ = ["Experience", "Layout", "Range", "as_dataset", "group_name", "label_and_task", "read"]
+__all__ = [
+    "Experience",
+    "Layout",
+    "Range",
+    "as_dataset",
+    "first_image",
+    "group_name",
+    "label_and_task",
+    "noted",
+    "read",
+    "read_note",
+]
+
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
 
 
 class Range(NamedTuple):
@@ -60,11 +82,66 @@ class Layout:
 
     Args:
         tasks: Whether the task label comes third.
-        tensors: Whether the label is a tensor, not an int.
+        tensors: Whether the label is a tensor, not a number.
+        column: Whether that tensor is of shape (1,).
+        label: The dtype of the label's tensor, by name.
+        images: The dtype of the images, by name.
     """
 
     tasks: bool
     tensors: bool
+    column: bool = False
+    label: str = "int64"
+    images: str = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the images."""
+        return _dtype(self.images)
+
+    def cast(self, images: Tensor) -> Tensor:
+        """Take float32 images in the stream's values to its dtype, rounded if that holds whole numbers."""
+        if self.dtype.is_floating_point:
+            return images.to(self.dtype)
+        most = torch.iinfo(self.dtype)
+        return images.round().clamp(most.min, most.max).to(self.dtype)
+
+    def label_form(self, labels: Tensor) -> Tensor:
+        """Take labels (N,) to the form that a batch of the stream has them in."""
+        labels = labels.to(_dtype(self.label)) if self.tensors else labels
+        return labels.unsqueeze(1) if self.column else labels
+
+
+def noted(span: Range, layout: Layout) -> dict[str, Any]:
+    """Return both as plain values, of which `read_note` makes them again; what is usual is left out."""
+    usual = Layout(layout.tasks, layout.tensors)
+    unusual = {k: v for k, v in vars(layout).items() if v != getattr(usual, k)}
+    return {**span._asdict(), "tasks": layout.tasks, "tensors": layout.tensors, **unusual}
+
+
+def read_note(note: Mapping[str, Any]) -> tuple[Range, Layout]:
+    """Read what `noted` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: It is none.
+    """
+    low, high = (tuple(float(v) for v in note[side]) for side in ("low", "high"))
+    if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
+        raise ValueError("a range that is none")
+    flags = {name: bool(note.get(name, False)) for name in ("tasks", "tensors", "column")}
+    dtypes = {name: str(note[name]) for name in ("label", "images") if name in note}
+    for name in dtypes.values():
+        _dtype(name)
+    if not {"tasks", "tensors"} <= note.keys():
+        raise KeyError("tasks")
+    return Range(low, high), Layout(**flags, **dtypes)
+
+
+def _dtype(name: str) -> torch.dtype:
+    """Return the dtype of a name that may come from a file."""
+    if name not in _DTYPES:
+        raise ValueError(f"no dtype of a stream is called {name!r}")
+    return _DTYPES[name]
 
 
 class Experience(NamedTuple):
@@ -79,27 +156,82 @@ class Experience(NamedTuple):
 def read(dataset: AvalancheDataset) -> Experience:
     """Read all of a data set once, without the augmentations of its training transform.
 
+    Task labels are those of its attribute `targets_task_labels`; where samples show it, it comes last in them.
+
     Raises:
         DataError: It is empty, its samples are no images with a label, or the images differ in size.
     """
-    dataset = dataset.eval()
-    if not len(dataset):
-        raise DataError("an experience without samples; leave it out of the stream")
-    first = dataset[0]
-    if len(first) not in (2, 3) or not isinstance(first[0], Tensor) or first[0].ndim != 3:
-        given = ", ".join(f"{tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in first)
-        raise DataError(f"samples of ({given}); needed: (image tensor (C, H, W), label) or with a task label third")
-    layout = Layout(tasks=len(first) == 3, tensors=isinstance(first[1], Tensor))
+    dataset, attribute, shown = _opened(dataset)
     try:
         batches = DataLoader(dataset, batch_size=512, generator=torch.Generator())  # leaves the global one alone
         columns = list(zip(*batches, strict=True))
-    except RuntimeError as error:
-        raise DataError(f"samples that do not stack: {error}; give the stream's images one size") from None
-    images, labels = torch.cat(columns[0]).float(), torch.cat(columns[1]).long()
+        images, labels = torch.cat(columns[0]).float(), torch.cat(columns[1])
+    except (RuntimeError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"samples that do not stack: {said}; give the stream's images one size") from None
     if not bool(images.isfinite().all()):
         raise DataError("images with values that are not finite; look at the stream's transform")
-    tasks = torch.cat(columns[2]).long() if layout.tasks else torch.zeros_like(labels)
-    return Experience(images, labels, tasks, layout)
+    layout = _layout(dataset[0], shown, labels)
+    if attribute is None:
+        tasks = torch.zeros(len(images), dtype=torch.int64)
+    else:
+        tasks = torch.cat(columns[2]).long() if shown else torch.tensor([int(task) for task in attribute])
+    return Experience(images, labels.flatten().long(), tasks, layout)
+
+
+def first_image(dataset: AvalancheDataset) -> tuple[Tensor, Tensor]:
+    """Return the first image (1, C, H, W) of a data set, as it is, and its task label (1,).
+
+    Raises:
+        DataError: As `read`, of the first sample.
+    """
+    dataset, attribute, _ = _opened(dataset)
+    return dataset[0][0].unsqueeze(0), torch.tensor([0 if attribute is None else int(attribute[0])])
+
+
+def _opened(dataset: AvalancheDataset) -> tuple[AvalancheDataset, Any, bool]:
+    """Return a data set as evaluation sees it, its attribute of task labels, and whether samples show that."""
+    if not isinstance(dataset, AvalancheDataset):
+        raise DataError(f"a {type(dataset).__name__}; give an AvalancheDataset, as experiences have in `dataset`")
+    dataset = dataset.eval()
+    if not len(dataset):
+        raise DataError("an experience without samples; leave it out of the stream")
+    attribute = getattr(dataset, "targets_task_labels", None)
+    shown = bool(getattr(attribute, "use_in_getitem", False))
+    _check_sample(dataset[0], shown)
+    return dataset, attribute, shown
+
+
+def _check_sample(first: Any, shown: bool) -> None:
+    """Refuse what is not an image and its label, with the task label if it is shown."""
+    fields = first if isinstance(first, (tuple, list)) else [first]
+    image = fields[0]
+    if len(fields) == 2 + shown and isinstance(image, Tensor) and image.ndim == 3 and image.dtype in _DTYPES.values():
+        return
+    given = ", ".join(f"{tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in fields)
+    dtype = f" of {image.dtype}" if isinstance(image, Tensor) else ""
+    raise DataError(
+        f"samples of ({given}){dtype}; needed: (image tensor (C, H, W), label), and a task label only where the data "
+        "set has `targets_task_labels`: a synthetic image has no further fields, leave them out of the stream"
+    )
+
+
+def _layout(first: Sequence[Any], shown: bool, labels: Tensor) -> Layout:
+    """Return the form of samples; refuse labels that are no whole numbers from 0."""
+    if labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] != 1):
+        raise DataError(f"a label of shape {tuple(labels.shape[1:])}; needed: one whole number, as in `targets`")
+    flat = labels.flatten()
+    if flat.is_complex() or bool((flat != flat.long()).any()) or bool((flat.long() < 0).any()):
+        raise DataError(f"labels such as {flat[0].item()}; needed: whole numbers from 0, the places of model outputs")
+    tensors = isinstance(first[1], (Tensor, np.ndarray))
+    name = str(labels.dtype).removeprefix("torch.")
+    return Layout(
+        shown,
+        tensors,
+        column=labels.ndim == 2,
+        label=name if tensors and name in _DTYPES else "int64",
+        images=str(first[0].dtype).removeprefix("torch."),
+    )
 
 
 def group_name(label: int, task: int) -> str:
@@ -121,14 +253,15 @@ class _Samples(Dataset[tuple[Tensor, Any]]):
     """Images in memory, each with its label in the stream's form."""
 
     def __init__(self, images: Tensor, labels: Tensor, layout: Layout) -> None:
-        self.images = images
-        self.labels = list(labels) if layout.tensors else labels.tolist()
+        self.images = layout.cast(images)
+        self.labels = list(layout.label_form(labels)) if layout.tensors else labels.tolist()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        return self.images[index], self.labels[index]
+        label = self.labels[index]
+        return self.images[index].clone(), label.clone() if isinstance(label, Tensor) else label  # theirs to change
 
 
 def as_dataset(

@@ -125,6 +125,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[Progress], None] | None = None,
     until: float | None = None,
+    least: float = _LEAST,
 ) -> SyntheticSet:
     """Take the steps of a loop that are left, and return its set: `condense` is `prepare`, then this.
 
@@ -139,12 +140,13 @@ def run(
         checkpoint: Where to keep the state, and whether to go on from it.
         progress: Called about twice a second.
         until: When to stop, on the clock of `time.monotonic`, seconds; None: never.
+        least: The share of the steps that makes a set worth having; 0: whatever there is, `Loop.done` tells the steps.
 
     Raises:
         ResumeError: The checkpoint is of another configuration, or damaged.
         OutputError: Another run has the checkpoint, or it cannot be written.
         DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
-        SettingError: The moment came before a tenth of the steps was taken.
+        SettingError: The moment came before a tenth of the steps was taken, or the share that was named.
     """
     with nullcontext() if checkpoint is None else checkpoint.held():
         if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
@@ -179,7 +181,7 @@ def _run(
         good = _look(loop, float(loss), good)
     if checkpoint is not None:
         checkpoint.write(loop.configuration, loop.state_dict())  # kept until the caller has saved the set
-    if loop.done < math.ceil(_LEAST * steps):
+    if loop.done < math.ceil(least * steps):
         raise SettingError(_too_early(loop, first, time.monotonic() - began, checkpoint))
     return good
 

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data.images import Data, Spec
-from fedcondense.data.shares import images_per_class
 from fedcondense.errors import DataError, SettingError
 from fedcondense.files import write_file
-from fedcondense.memory.file import REAL, WAITING, MemoryState, dump_memory, parse_memory, read_memory
+from fedcondense.memory.budget import check_settings, largest_share
+from fedcondense.memory.contents import Contents
+from fedcondense.memory.file import MemoryState, dump_memory, parse_memory, read_memory
 from fedcondense.memory.makers import Maker
-from fedcondense.memory.stored import (
-    bytes_by_class,
-    count_stored,
-    cut,
-    image_bytes,
-    join,
-    mix,
-    real_set,
-    with_inseparable,
-)
-from fedcondense.memory.updates import UPDATES, Update, waited_enough
-from fedcondense.randomness import child_seed, stream
-from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.memory.updates import waited_enough
 
 __all__ = ["Memory"]
 
-_LOG = logging.getLogger(__name__)
 
-
-class Memory:
+class Memory(Contents):
     """Sets of the groups seen so far, within a number of stored images that all groups share.
 
     A group is a class (or a class of a task); data of one group may come in any number of pieces. What is stored of a
@@ -60,6 +44,8 @@ class Memory:
         real_fraction: The share of the budget for real images, chosen at random: a hybrid memory.
         minimum: Real images of a group to wait for before it is condensed; meanwhile they are kept beside the budget,
             and counted in `nbytes`. Never more than the budget: beyond it, the group with the most is condensed.
+        max_bytes: What `nbytes` may be after each call, that is the file with header, labels and record, and with what
+            waits: half of it is kept for that if `minimum` is above 1. None: no such bound. `images` holds as well.
         seed: All that is random follows from it.
     """
 
@@ -72,60 +58,29 @@ class Memory:
         update: str | None = None,
         real_fraction: float = 0.0,
         minimum: int = 1,
+        max_bytes: int | None = None,
         seed: int = 0,
     ) -> None:
-        if images < 1:
-            raise SettingError(f"a memory of {images} images; needed: 1 or more")
-        if groups is not None and not 1 <= groups <= images:
-            raise SettingError(f"{images} stored images for {groups} groups; give each at least one")
         update = update or getattr(make, "update", "recondense")
-        if update not in UPDATES:
-            raise SettingError(f"update {update!r}; needed: one of {', '.join(UPDATES)}")
-        if getattr(make, "shared", False) and UPDATES[update].leaves_out_images(groups):
-            raise SettingError(
-                f"update {update!r} leaves out stored images, but those of {make!r} share codes: choose "
-                "update='recondense', or a parametrization that shares none ('pixels', 'multi-formation')"
-            )
-        if not 0 <= real_fraction <= 1:
-            raise SettingError(f"real_fraction {real_fraction!r}; needed: a share from 0 to 1")
-        if minimum < 1:
-            raise SettingError(f"a minimum of {minimum} images; needed: 1 or more")
+        check_settings(images, make, groups, update, real_fraction, minimum, max_bytes)
         self.images, self.make, self.groups, self.update = images, make, groups, update
-        self.real_fraction, self.minimum, self.seed = real_fraction, minimum, seed
-        self.spec: Spec | None = None
-        self.sets: list[SyntheticSet] = []  # condensed, one per call of the maker
-        self.real: SyntheticSet | None = None
-        self.waiting: dict[str, Tensor] = {}  # uint8 images of groups that wait for `minimum`
-        self.seen: dict[str, int] = {}  # real images that the sets of a group stand for
-        self.added = 0
-        self.device = torch.device("cpu")  # where sets are made; images are kept on the CPU
+        self.real_fraction, self.minimum, self.max_bytes, self.seed = real_fraction, minimum, max_bytes, seed
+        super().__init__()
+        self.changes = 0  # how often what is stored was replaced: what others made of it holds until then
+        self.beside = 0  # bytes that whoever uses the memory keeps with each decoded image, and `max_bytes` counts
         self.note: dict[str, Any] = {}  # plain values that whoever uses the memory keeps with it
         self.seconds: list[float] = []  # of the maker, for each call of `add`
 
-    @property
-    def names(self) -> list[str]:
-        """The groups that something is stored of, in order of appearance."""
-        return list(dict.fromkeys([*self.seen, *self.waiting]))
-
-    def share(self, groups: int) -> int:
-        """Return the stored images that each of `groups` groups may take.
-
-        Raises:
-            SettingError: There would be none.
-        """
-        share = self.images // max(1, self.groups or groups, groups)
-        if share < 1:
-            raise SettingError(
-                f"a memory of {self.images} stored images cannot hold {groups} groups; give it at least one a group"
-            )
-        return share
-
-    def add(self, data: Data) -> None:
+    def add(self, data: Data, note: Mapping[str, Any] | None = None) -> None:
         """Take in real images; the classes of their spec are the names of groups.
+
+        Args:
+            data: The images.
+            note: Plain values to keep with the memory from now on; None: those that it has.
 
         Raises:
             DataError: Their shape is another than before.
-            SettingError: There are more groups than stored images.
+            SettingError: There are more groups than stored images, or than `max_bytes` has room for.
 
         After an error of any kind the memory is as it was.
         """
@@ -140,31 +95,50 @@ class Memory:
                 if count:
                     name, new = data.spec.classes[c], data.images[data.labels == c].cpu()
                     self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
-            sizes = {name: len(images) for name, images in self.waiting.items()}
-            ready = waited_enough(sizes, self.minimum, self.images)
-            groups = {name: self._way.group(name, self.added) for name in ready}
-            self.waiting |= {group: self.waiting.pop(name) for name, group in groups.items()}
-            self._remake(list(groups.values()), self.share(len(self.names)))
-            self.seconds.append(time.monotonic() - began)
+            self.note = self.note if note is None else dict(note)
+            self._fit()
+            self.seconds = [*self.seconds, time.monotonic() - began]
 
     def resize(self, images: int) -> None:
         """Change the budget, in stored images; a smaller one makes sets again, or leaves out images.
 
+        No more than the new budget waits. `max_bytes` stays what it is.
+
         Raises:
             SettingError: There are more groups than that; the memory is as it was.
         """
+        if type(images) is not int:
+            raise SettingError(f"a memory of {images!r} images; needed: a whole number")
         with self._all_or_nothing():
             self.images = images
-            self._remake([], self.share(len(self.names)))
+            self.added += bool(self.waiting)  # what need not wait any more is an addition
+            self._fit()
 
-    @property
-    def synthetic(self) -> SyntheticSet | None:
-        """All that is replayed, as one set: of a group that is only waited for, its share of real images."""
-        if not self.names:
-            return None
-        share = self.share(len(self.names))
-        raw = {name: images[:share] for name, images in self.waiting.items() if name not in self.seen}
-        return join([*self.sets, self.real, self._real_set(raw, WAITING)])
+    def check_room(self, spec: Spec) -> None:
+        """Refuse a `max_bytes` that has no room for one image per group, of those that are known, in any stream.
+
+        Raises:
+            SettingError: It has none.
+        """
+        trial = self.copy()
+        trial.spec, trial.added = spec, 1
+        trial.sets = [trial.blank(["0"] if self.groups is None else list(map(str, range(self.groups))), 1)]
+        if self.max_bytes is not None and (least := len(trial.to_bytes())) > self.max_bytes:
+            raise SettingError(
+                f"a memory of {self.max_bytes} bytes; needed: {least} at least, the file of one image per group"
+            )
+
+    def refit(self, beside: int) -> None:
+        """Make room for more bytes beside each decoded image (`beside`), within `max_bytes`.
+
+        Raises:
+            SettingError: There is none; the memory is as it was.
+        """
+        if beside != self.beside:
+            with self._all_or_nothing():
+                self.beside = beside
+                if self.max_bytes is not None and self.names:
+                    self._fit()
 
     @property
     def nbytes(self) -> int:
@@ -172,13 +146,14 @@ class Memory:
         return len(self.to_bytes()) if self.names else 0
 
     @property
-    def image_bytes(self) -> int:
-        """The bytes of the stored images alone, those of groups that wait included."""
-        return image_bytes(self._all_stored())
+    def total_bytes(self) -> int:
+        """What `max_bytes` bounds: `nbytes`, and what is kept beside each decoded image (`refit`)."""
+        synthetic = self.synthetic if self.beside else None
+        return self.nbytes + (0 if synthetic is None else self.beside * len(synthetic))
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the file: a synthetic set's, with this memory's settings beside the set's record."""
-        stored = self._all_stored()
+        stored = self.all_stored()
         if stored is None:
             raise SettingError("an empty memory; train on an experience before saving it")
         return dump_memory(stored, self.settings(), self.added, self.seen, self.note)
@@ -206,92 +181,73 @@ class Memory:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         blob = state.pop("blob")
+        state = {"max_bytes": None, "changes": 0, "beside": 0} | state  # older checkpoints have none
         vars(self).update(state, sets=[], real=None, waiting={})
         if blob is not None:
             self.from_bytes(blob)
+        self.changes = state["changes"]
 
     def settings(self) -> dict[str, Any]:
         """Return what a resumed memory must share: plain values, the maker by its settings and code."""
-        keys = ("images", "groups", "update", "real_fraction", "minimum", "seed")
+        keys = ["images", "groups", "update", "real_fraction", "minimum", "seed"]
+        keys += ["max_bytes"] if self.max_bytes is not None else []
         return {key: getattr(self, key) for key in keys} | {"make": meaning(self.make)}
-
-    @property
-    def _way(self) -> Update:
-        return UPDATES[self.update]
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         before = vars(self) | {"seen": dict(self.seen), "waiting": dict(self.waiting)}
         try:
             yield
+            self.changes += 1
         except BaseException:
             vars(self).update(before)
             raise
 
-    def _remake(self, ready: Sequence[str], share: int) -> None:
-        """Make sets of the groups that are ready, and of those that take more than their share."""
-        real_share = round(share * self.real_fraction)
-        share -= real_share
-        stored = count_stored(self.sets)
-        again = list(ready)
-        if self._way.condenses_stored:
-            again = list(dict.fromkeys([*(name for name, n in stored.items() if n > share), *ready]))
-            again = with_inseparable(self.sets, again)
-        if share and again:
-            new: SyntheticSet | None = self._made(again, share)
-            keep = {name: share for name in stored if name not in again}
-            if self._way.mixes and new is not None:
-                old = {name: min(stored[name], self._old_share(name, share)) for name in again if name in stored}
-                new = new.restrict(again, {name: share - n for name, n in old.items()})
-                keep |= old
-            self.sets = [one for one in (*self._cut(keep), new) if one is not None]
-        else:
-            self.sets = self._cut(dict.fromkeys(stored, share))
-        self.real = self._chosen(ready, real_share)
-        for name in ready:
-            self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))
+    def _fit(self) -> None:
+        """Make sets of the groups that have waited, with the largest share that the budget allows."""
+        sizes = {name: len(images) for name, images in self.waiting.items()}
+        most = self.images if self.max_bytes is None else self.images // 2
+        ready = {name: self._way.group(name, self.added) for name in waited_enough(sizes, self.minimum, most)}
+        self.waiting |= {group: self.waiting.pop(name) for name, group in ready.items()}
+        share = self.share(len(self.names))
+        if self.max_bytes is None:
+            self.remake(list(ready.values()), share, self.made)
+            return
+        forecast = partial(self._forecast, list(ready.values()), most)
+        share = largest_share(share, self.max_bytes, len(self.names), forecast)
+        while True:
+            trial = self.copy()
+            trial.remake(list(ready.values()), share, trial.made)
+            if trial.total_bytes <= self.max_bytes:
+                break
+            share -= 1  # the maker took more than it had said, or says nothing
+            if share < 1:
+                raise SettingError(
+                    f"a memory of {self.max_bytes} bytes cannot hold {len(self.names)} groups of the sets that "
+                    f"{self.make!r} makes; give it more"
+                )
+        vars(self).update(vars(trial))
 
-    def _old_share(self, name: str, share: int) -> int:
-        """Return how much of a group's share is for its old images: by how many records there were, old and new.
+    def _forecast(self, ready: Sequence[str], waiting: int, share: int) -> int:
+        """Return the bytes that there would be with a share, before anything is made.
 
-        Rounded up or down at random: else, where little comes at a time, nothing new would ever enter.
+        Counted are places for groups that are still to come, where their number is given, and for what may wait.
         """
-        before = self.seen.get(name, 0)
-        return int(share * before / (before + len(self.waiting[name])) + self._uniform("share", name))
-
-    def _uniform(self, *purpose: str) -> float:
-        return float(torch.rand((), generator=stream(self.seed, *purpose, self.added)))
-
-    def _made(self, names: Sequence[str], ipc: int) -> SyntheticSet:
-        """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records."""
         assert self.spec is not None
-        old = bytes_by_class(join([*self.sets, self.real])) if self._way.condenses_stored else {}
-        mixed = mix(names, self.waiting, old, self.seen)
-        data = Data(mixed.images, mixed.labels, replace(self.spec, classes=tuple(names))).to(self.device)
-        if not all(name in self.seen for name in names) and (warning := images_per_class(data, ipc).warning):
-            _LOG.warning(warning)
-        made = self.make(data, ipc, child_seed(self.seed, self.added), mixed.stored)
-        return made.with_record(counts=mixed.counts)
-
-    def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:
-        """Choose the real images of a hybrid memory: as a reservoir, old and new by how many records there were."""
-        chosen = {name: images[:share] for name, images in bytes_by_class(self.real).items()}
-        for name in ready if share else ():
-            new = self.waiting[name]
-            kept = chosen.get(name, new[:0])[: self._old_share(name, share)]
-            order = torch.randperm(len(new), generator=stream(self.seed, "real", self.added))
-            mixed = torch.cat([kept, new[order[: share - len(kept)]]])
-            chosen[name] = mixed[torch.randperm(len(mixed), generator=stream(self.seed, "mix", self.added))]
-        return self._real_set(chosen, REAL)
-
-    def _cut(self, most: dict[str, int]) -> list[SyntheticSet]:
-        return cut(self.sets, most, partial(self._uniform, "cut"))
+        trial = self.copy()
+        trial.remake(ready, share, trial.blank)
+        more = (self.groups or 0) - len(self.names)
+        at_once = max(1, len(ready))
+        for begin in range(0, more, at_once):
+            trial.sets.append(trial.blank([f"group {k}" for k in range(begin, min(more, begin + at_once))], share))
+        total = trial.total_bytes
+        left = waiting - sum(map(len, trial.waiting.values())) if self.minimum > 1 else 0
+        if left > 0:  # of one more group, with the longest name there is
+            image = torch.zeros(1, *self.spec.shape, dtype=torch.uint8).expand(left, -1, -1, -1)
+            without = trial.nbytes
+            trial.waiting[max(self.names, key=len) + "+"] = image
+            total += trial.nbytes - without
+        return total
 
     def _take_over(self, state: MemoryState) -> None:
-        vars(self).update(state._asdict())
-
-    def _all_stored(self) -> SyntheticSet | None:
-        return join([*self.sets, self.real, self._real_set(self.waiting, WAITING)])
-
-    def _real_set(self, images: dict[str, Tensor], method: str) -> SyntheticSet | None:
-        return None if self.spec is None else real_set(images, self.spec, method, self.seed)
+        vars(self).update(state._asdict(), changes=self.changes + 1)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedcondense.contract import Parametrization
 from fedcondense.data.images import Data, Spec
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.parts import Part, Record
@@ -18,6 +19,7 @@ from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
 __all__ = [
     "Mixed",
+    "blank",
     "bytes_by_class",
     "count_stored",
     "cut",
@@ -33,6 +35,21 @@ def join(sets: Iterable[SyntheticSet | None]) -> SyntheticSet | None:
     """Return one set of all that are there, or None if none is."""
     there = [one for one in sets if one is not None]
     return SyntheticSet.join(there) if there else None
+
+
+def blank(parametrization: Parametrization, record: Record, ipc: int, *, soft: bool = False) -> SyntheticSet:
+    """Return a set of no content that takes the bytes of `ipc` images per class of a record, labels included.
+
+    Raises:
+        SettingError: The parametrization cannot make so few or so many.
+    """
+    shapes = parametrization.shapes(len(record.classes) * parametrization.start_count(ipc), record.shape)
+    codes = {name: torch.zeros(shape, dtype=parametrization.storage[name]) for name, shape in shapes.items()}
+    stored, classes = len(codes[next(iter(parametrization.storage))]), len(record.classes)
+    kind = torch.uint8 if classes <= 256 else torch.int16
+    labels = torch.arange(classes).repeat_interleave(-(-stored // classes))[:stored].to(kind)
+    targets = torch.zeros(stored, classes, dtype=torch.float16) if soft else labels
+    return SyntheticSet([Part(codes, targets, parametrization, record)])
 
 
 def bytes_by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:

@@ -59,8 +59,8 @@ class Losses:
     def __init__(self, plugin: CondensedReplayPlugin, expected: Callable[[Any, Sampler], Tensor]) -> None:
         self.plugin, self.expected, self.pairs = plugin, expected, list[tuple[float, float]]()
 
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Before the plugin, which comes after this one."""
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Before the plugin, which comes after this one, and before the criterion is asked."""
         sampler = self.plugin._sampler
         assert sampler is not None
         self.wanted = self.expected(strategy, copy.deepcopy(sampler)).item()
