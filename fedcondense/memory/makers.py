@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from fedcondense.arguments import device_of
 from fedcondense.condensing import Progress, prepare, run
 from fedcondense.condensing.starts import STARTS, from_memory_or
 from fedcondense.contract import Objective, Parametrization, Recipe
@@ -91,7 +92,7 @@ class Condenser:
             look_up("objective", self.objective, OBJECTIVES) if isinstance(self.objective, str) else self.objective
         )
         start = self.start or (self.recipe or objective.recipe).start
-        device = torch.device(self.device) if self.device else data.device
+        device = device_of(self.device) if self.device else data.device
         half = getattr(torch, self.precision) if self.precision not in (None, "float32") else None
         precise = torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False)
         with precise if self.precision else nullcontext():
