@@ -79,12 +79,11 @@ def held_by(holder: Data | Holder, device: torch.device | str | None = None) -> 
     Raises:
         SettingError: There is no such device, or another holder answers on another one.
     """
-    device = None if device is None else device_of(device)
     if isinstance(holder, Own):
         holder = holder.data
     if isinstance(holder, Data):
         return Own(holder if device is None else holder.to(device))
-    if device is not None and device.type != holder.device.type:
+    if device is not None and str(device).partition(":")[0] != holder.device.type:
         raise SettingError(f"device {str(device)!r}, but {holder!r} answers on {holder.device}; leave the device out")
     return holder
 

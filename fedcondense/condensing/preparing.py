@@ -21,7 +21,7 @@ from fedcondense.errors import SettingError, look_up
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
 from fedcondense.objectives import OBJECTIVES, recorded
 from fedcondense.objectives.features import FeatureObjective, capturable_on_features
-from fedcondense.objectives.gradient import capturable_on_samples
+from fedcondense.objectives.gradient import GradientMatching, capturable_on_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import Record
@@ -140,10 +140,12 @@ def _probe(
 ) -> None:
     """Refuse a network that does not fit before anything is computed, in batches as small as the run's smallest."""
     counts = [parametrization.start_count(n) for n in stored if n]
-    least = min(counts) if objective.separable else sum(counts)
     layer = objective.layer if isinstance(objective, FeatureObjective) else None
-    second_order = objective.second_order
-    probe(network, spec.shape, len(spec.classes), layer=layer, second_order=second_order, images=min(2, least))
+    weights, least = None, sum(counts)
+    if isinstance(objective, GradientMatching):
+        weights, least = objective.weights, min(counts)
+    options = {"layer": layer, "second_order": objective.second_order, "weights": weights, "images": min(2, least)}
+    probe(network, spec.shape, len(spec.classes), **options)
 
 
 def _build(network: str | NetworkMaker, spec: Spec, seed: int) -> torch.nn.Module:

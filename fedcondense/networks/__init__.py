@@ -12,7 +12,7 @@ from fedcondense.networks.names import (
     named,
     network_kinds,
 )
-from fedcondense.networks.probe import probe
+from fedcondense.networks.probing import probe
 
 __all__ = [
     "NETWORKS",

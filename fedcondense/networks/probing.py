@@ -29,6 +29,7 @@ def probe(
     *,
     layer: str | None = None,
     second_order: bool = False,
+    weights: Callable[[nn.Module], dict[str, Tensor]] | None = None,
     images: int = 2,
 ) -> None:
     """Refuse a network that cannot do what a run will ask of it.
@@ -42,6 +43,7 @@ def probe(
         classes: How many outputs are needed.
         layer: Whose features are matched; None: the network is trained, or its gradients are matched.
         second_order: Gradients of its weights are differentiated, too.
+        weights: Which of a network's weights are matched, as leaves; None: all that may be trained.
         images: How many the smallest batch of the run has.
 
     Raises:
@@ -67,7 +69,7 @@ def probe(
             if layer is not None:
                 _try_features(name, module, pixels, layer)
             else:
-                _try_training(name, module, pixels, classes, second_order)
+                _try_training(name, module, pixels, classes, second_order, weights)
         changed = [key for key, value in before.items() if not torch.equal(value, shared[key])]
         if changed:
             _refuse_shared(name, changed)
@@ -85,13 +87,20 @@ def _try_features(name: str, module: nn.Module, pixels: Tensor, layer: str) -> N
     _differentiated(f"{name}: its features", rows.float().sum(), [pixels])
 
 
-def _try_training(name: str, module: nn.Module, pixels: Tensor, classes: int, second_order: bool) -> None:
+def _try_training(
+    name: str,
+    module: nn.Module,
+    pixels: Tensor,
+    classes: int,
+    second_order: bool,
+    matched: Callable[[nn.Module], dict[str, Tensor]] | None,
+) -> None:
     """Refuse a network whose weights a loss does not move, or whose gradients images do not move."""
     module.train()
     named = trainable(module)
     if not named:
         raise SettingError(f"{name}: all its weights are frozen; needed: some with requires_grad=True")
-    weights = {key: p.detach().requires_grad_() for key, p in named.items()}
+    weights = {key: p.detach().requires_grad_() for key, p in named.items()} if matched is None else matched(module)
     targets = torch.full((len(pixels), classes), 1 / classes, device="cpu")
     with plain_attention():
         logits = _done(
