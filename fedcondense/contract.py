@@ -167,6 +167,7 @@ class Objective(ABC):
     recipe: ClassVar[Recipe]
     keeps: ClassVar[Keeps] = "records"  # what `observe` returns, for holders that hand out less than everything
     separable: ClassVar[bool] = True  # a sum over classes: with hard labels, classes may be taken in groups
+    second_order: ClassVar[bool] = False  # gradients of the network are themselves differentiated
     siamese: bool = True  # both branches are augmented alike; a field where it is a choice
     learn_labels: bool = False  # targets are learned, too, and stay probabilities; a field where it is a choice
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["OutOfTime", "check_time", "is_timed", "stop_at"]
+__all__ = ["OutOfTime", "check_time", "is_timed", "stop_at", "time_left"]
 
 _MOMENT: ContextVar[float] = ContextVar("moment", default=math.inf)
 
@@ -37,6 +37,11 @@ def stop_at(moment: float | None) -> Iterator[None]:
 def is_timed() -> bool:
     """Say whether there is a moment at all."""
     return _MOMENT.get() < math.inf
+
+
+def time_left() -> float:
+    """Return the seconds until the moment, infinite where there is none."""
+    return _MOMENT.get() - time.monotonic()
 
 
 def check_time() -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedcondense.arguments import device_of
 from fedcondense.contract import Draw, Holder, Objective
 from fedcondense.data.images import Batch, Data, Spec
 from fedcondense.errors import DataError, SettingError
@@ -76,13 +77,13 @@ def held_by(holder: Data | Holder, device: torch.device | str | None = None) -> 
         device: Where data are taken; None: where they are.
 
     Raises:
-        SettingError: Another holder answers on another device.
+        SettingError: There is no such device, or another holder answers on another one.
     """
     if isinstance(holder, Own):
         holder = holder.data
     if isinstance(holder, Data):
         return Own(holder if device is None else holder.to(device))
-    if device is not None and torch.device(device).type != holder.device.type:
+    if device is not None and str(device).partition(":")[0] != holder.device.type:
         raise SettingError(f"device {str(device)!r}, but {holder!r} answers on {holder.device}; leave the device out")
     return holder
 
@@ -177,7 +178,7 @@ class Summed:
         sites: Sequence[Mapping[int, FixedSums]],
         device: torch.device | str = "cpu",
     ) -> None:
-        self.spec, self.objective, self.seed, self.device = spec, _of_sums(objective), seed, torch.device(device)
+        self.spec, self.objective, self.seed, self.device = spec, _of_sums(objective), seed, device_of(device)
         if not sites or not sites[0] or any(set(site) != set(range(len(sites[0]))) for site in sites):
             told = "; ".join(str(sorted(site)) for site in sites[:3])
             raise DataError(f"sums of entries {told}; needed: of each site those of entries 0, 1, ... of one pool")

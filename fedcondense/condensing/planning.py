@@ -16,10 +16,11 @@ from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
 from fedcondense.contract import Holder, Network, Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
-from fedcondense.deadline import OutOfTime, stop_at
+from fedcondense.deadline import OutOfTime, stop_at, time_left
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build
 from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.objectives.features import images_in_graph
 from fedcondense.sources import Pool
 from fedcondense.sources.trajectories import Trajectories
 
@@ -142,6 +143,9 @@ def make_trial(loop: Loop, clock: Callable[[], float]) -> tuple[int, float]:
 
     Returns:
         How many draws its pool had, 0 if it has none, and the seconds that all its experts take.
+
+    Raises:
+        SettingError: By the pace of an expert's first steps, all of them take more time than there is.
     """
     if isinstance(loop.source, Pool):
         pool, loop.source.size = loop.source.size, 2
@@ -150,6 +154,18 @@ def make_trial(loop: Loop, clock: Callable[[], float]) -> tuple[int, float]:
         return 0, 0.0
     experts, loop.source.experts = loop.source.experts, 1
     began = clock()
+    last = loop.source.latest + loop.source.span
+    for snapshot in range(1, min(last, 3)):
+        paced = time.monotonic()
+        loop.source.train_first(loop.draws, loop.holder.data, until=snapshot)
+        pace = time.monotonic() - paced
+        expected = pace * (experts * last - snapshot)
+        if snapshot > 1 and expected > time_left():  # the first one has torch's start-up
+            raise SettingError(
+                f"{experts} experts of {last * loop.source.interval} training steps each take about {expected:.0f} "
+                f"seconds more, and {time_left():.0f} are left; allow more, or take a smaller network, fewer experts "
+                "or another objective"
+            )
     loop.source.train_first(loop.draws, loop.holder.data)
     return 0, experts * (clock() - began)
 
@@ -173,7 +189,7 @@ def _memory(loop: Loop, decoded: int, pool: int) -> int:
     with torch.no_grad():
         width = cast(Network, module).features(torch.zeros(1, *spec.shape)).shape[1]
     rows = 64 * sum(n > 0 for n in loop.record.counts)
-    return int(4 * image_bytes * min(decoded, 512) + pool * rows * width * 2)
+    return int(4 * image_bytes * min(decoded, images_in_graph(module, 512)) + pool * rows * width * 2)
 
 
 def _advice(loop: Loop, decoded: int, seconds: float) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.arguments import called, instance_of, whole
 from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
 from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
@@ -19,10 +20,10 @@ from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError, look_up
 from fedcondense.identity import identity
-from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
+from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
 from fedcondense.objectives import OBJECTIVES, recorded
-from fedcondense.objectives.features import capturable_on_features
-from fedcondense.objectives.gradient import capturable_on_samples
+from fedcondense.objectives.features import FeatureObjective, capturable_on_features
+from fedcondense.objectives.gradient import GradientMatching, capturable_on_samples
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.plain import whole_number
 from fedcondense.randomness import stream
@@ -57,19 +58,23 @@ def prepare(
     seed = whole_number(seed, "seed")
     holder = held_by(holder, device)
     spec, device = holder.spec, holder.device
+    ipc = whole("ipc", ipc, 1)
     objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
+    instance_of("objective", objective, Objective, f"one of {', '.join(OBJECTIVES)}, or an Objective")
     if isinstance(parametrization, str):
         parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
-    recipe = recipe or objective.recipe
+    instance_of("parametrization", parametrization, "encode", f"one of {', '.join(PARAMETRIZATIONS)}, or settings")
+    recipe = objective.recipe if recipe is None else recipe
+    instance_of("recipe", recipe, Recipe, "a Recipe of condensing, or None for the objective's own")
+    if source is not None:
+        instance_of("source", source, NetworkSource, "a NetworkSource, built, or None for the recipe's")
     begin = _begin(holder, start, recipe)
-    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, start=begin.__name__)
-    if type(recipe.steps) is not int or recipe.steps < 0:
-        raise SettingError(f"{recipe.steps} steps; give a whole number, 0 or more")
+    steps = whole("steps", recipe.steps if steps is None else steps)
+    recipe = replace(recipe, steps=steps, start=called(begin))
     network = network or default_network(spec.shape)
     shares = images_per_class(holder, ipc, limit)
     make = partial(build, network, spec.shape, len(spec.classes))
-    for k in range(len(network_kinds(network))):
-        make(k)  # refuse a network that does not fit before anything is computed
+    _probe(objective, parametrization, network, spec, shares.images)
     if objective.learn_labels and objective.separable:
         raise SettingError(
             f"{objective!r} is taken class by class, and so are hard labels alone: set learn_labels=False"
@@ -137,15 +142,31 @@ def _settings(source: NetworkSource) -> str:
     return f"{identity(type(source))}({', '.join(f'{k}={identity(v)}' for k, v in told.items())})"
 
 
+def _probe(
+    objective: Objective, parametrization: Parametrization, network: str | NetworkMaker, spec: Spec, stored: list[int]
+) -> None:
+    """Refuse a network that does not fit before anything is computed, in batches as small as the run's smallest."""
+    counts = [parametrization.start_count(n) for n in stored if n]
+    layer = objective.layer if isinstance(objective, FeatureObjective) else None
+    weights, least = None, sum(counts)
+    if isinstance(objective, GradientMatching):
+        weights, least = objective.weights, min(counts)
+    options = {"layer": layer, "second_order": objective.second_order, "weights": weights, "images": min(2, least)}
+    probe(network, spec.shape, len(spec.classes), **options)
+
+
 def _begin(holder: Holder, start: str | Start | None, recipe: Recipe) -> Start:
     """Return what codes start from: where records may not be seen, what needs none."""
+    if not (start is None or callable(start) or isinstance(start, str)):
+        raise SettingError(f"start {start!r:.100}; needed: one of {', '.join(STARTS)}, or a function like them")
     begin = start if callable(start) else look_up("start", start or recipe.start, STARTS)
-    if holder.data is not None or begin.__name__ in WITHOUT_RECORDS or begin.__name__ not in STARTS:
+    name = called(begin)
+    if holder.data is not None or name in WITHOUT_RECORDS or name not in STARTS:
         return begin
     if start is None:
         return STARTS["grey"]
     raise SettingError(
-        f"start {begin.__name__!r} is made of records, which {holder!r} keeps; take {' or '.join(WITHOUT_RECORDS)}"
+        f"start {name!r} is made of records, which {holder!r} keeps; take {' or '.join(WITHOUT_RECORDS)}"
     )
 
 

@@ -151,11 +151,15 @@ def run(
     with nullcontext() if checkpoint is None else checkpoint.held():
         if checkpoint is not None and (state := checkpoint.read(loop.configuration)) is not None:
             loop.load_state_dict(state)
-        return _run(loop, checkpoint, progress, until)
+        return _run(loop, checkpoint, progress, until, least)
 
 
 def _run(
-    loop: Loop, checkpoint: Checkpoint | None, progress: Callable[[Progress], None] | None, until: float | None
+    loop: Loop,
+    checkpoint: Checkpoint | None,
+    progress: Callable[[Progress], None] | None,
+    until: float | None,
+    least: float,
 ) -> SyntheticSet:
     first, steps, began, looked = loop.done, loop.recipe.steps, time.monotonic(), 0.0
     good, loss = loop.finished(), None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedcondense.arguments import device_of
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.class_names import class_names
 from fedcondense.errors import DataError, SettingError
@@ -152,7 +153,12 @@ class Data:
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> Data:
-        """Return the same data on another device."""
+        """Return the same data on another device.
+
+        Raises:
+            SettingError: There is none of this name here.
+        """
+        device = device_of(device)
         return Data(self.images.to(device), self.labels.to(device), self.spec)
 
     def subset(self, index: Tensor) -> Data:

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from fedcondense.arguments import device_of
 from fedcondense.condensing import Loop, Progress, Start, prepare, run
 from fedcondense.condensing.starts import STARTS, from_memory_or
 from fedcondense.contract import Objective, Parametrization, Recipe
@@ -128,7 +129,7 @@ class Condenser:
 
     def __call__(self, data: Data, ipc: int, seed: int, stored: Tensor) -> SyntheticSet:
         """Condense; what is stored is the start of its classes, since a sample of a few images would lose much."""
-        device = torch.device(self.device) if self.device else data.device
+        device = device_of(self.device) if self.device else data.device
         half = getattr(torch, self.precision) if self.precision not in (None, "float32") else None
         precise = torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False)
         start = look_up("start", self.start or (self.recipe or self._objective().recipe).start, STARTS)

@@ -8,9 +8,11 @@ from fedcondense.networks.names import (
     build,
     default_network,
     describe,
+    is_shipped,
     named,
     network_kinds,
 )
+from fedcondense.networks.probing import probe
 
 __all__ = [
     "NETWORKS",
@@ -21,7 +23,9 @@ __all__ = [
     "build",
     "default_network",
     "describe",
+    "is_shipped",
     "named",
     "network_kinds",
     "pool2",
+    "probe",
 ]

@@ -11,9 +11,9 @@ from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedcondense.errors import SettingError
+from fedcondense.networks.attention import plain_attention
 from fedcondense.networks.convnet import NORMS, Shape
 from fedcondense.networks.headed import Headed
 
@@ -152,7 +152,7 @@ class PlainAttention(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the module returns."""
-        with sdpa_kernel(SDPBackend.MATH):
+        with plain_attention():
             return cast(Tensor, self.module(images))
 
 

@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from fedcondense.arguments import called
 from fedcondense.errors import SettingError
 from fedcondense.networks.architectures import alexnet, lenet, mlp, mobilenet_v3_small, resnet18, vgg11, vit_small
 from fedcondense.networks.convnet import NORMS, ConvNet, Shape
-from fedcondense.networks.headed import Headed
+from fedcondense.networks.readable import made_by
 
 __all__ = [
     "CONVNETS",
@@ -22,6 +23,7 @@ __all__ = [
     "build",
     "default_network",
     "describe",
+    "is_shipped",
     "named",
     "network_kinds",
 ]
@@ -59,6 +61,8 @@ A ConvNet is called by its depth, its width and, unless it is the published inst
 ``convnet4-w128-batch``. None has dropout: a network's output is a function of its weights and the image.
 """
 
+_SHIPPED = frozenset(id(make) for make in NETWORKS.values())  # the dicts above keep them, whatever a user puts here
+
 
 def default_network(shape: Shape) -> str:
     """Return the default network's name: width 32, with a depth that follows from the images' size."""
@@ -72,23 +76,32 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
     From names joined by ``+`` the seed picks one, all equally likely, so a pool holds every kind.
 
     Raises:
-        SettingError: No network has this name, or it cannot take images of this size.
+        SettingError: No network has this name, it cannot take images of this size, or a function of one's own builds
+            none that does.
     """
     makers = network_kinds(network)
     make = makers[seed % len(makers)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = make(shape, classes)
-    features = getattr(module, "features", None)
-    return Headed(module) if features is None or isinstance(features, nn.Module) else module  # torchvision's are layers
+        return make(shape, classes) if is_shipped(make) else made_by(make, shape, classes)
+
+
+def is_shipped(make: NetworkMaker) -> bool:
+    """Say whether a network is one of the toolkit's own, which are known to work."""
+    return id(make) in _SHIPPED
 
 
 def network_kinds(network: str | NetworkMaker) -> list[NetworkMaker]:
     """Return the networks that a name such as ``"convnet3-w32+convnet3-w32-none"`` joins, often just one.
 
     Raises:
-        SettingError: No network has one of the names.
+        SettingError: No network has one of the names, or it is neither a name nor a function.
     """
+    if not (isinstance(network, str) or callable(network)):
+        raise SettingError(
+            f"network {network!r:.100}; needed: a name such as 'convnet3-w32', names joined by '+', or a function of "
+            "an image shape and a number of classes that builds an nn.Module"
+        )
     return [named(name) for name in dict.fromkeys(network.split("+"))] if isinstance(network, str) else [network]
 
 
@@ -112,4 +125,4 @@ def named(name: str) -> NetworkMaker:
 
 def describe(network: str | NetworkMaker) -> str:
     """Return a network's name for a record."""
-    return network if isinstance(network, str) else getattr(network, "__name__", None) or repr(network)
+    return network if isinstance(network, str) else called(network)

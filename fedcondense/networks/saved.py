@@ -35,6 +35,7 @@ _KEY = "fedcondense-network"
 _HEADER = 8 << 20  # bytes
 _LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
 _AT_ONCE = 512  # images
+_SINGLE = {torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool}
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -181,6 +182,8 @@ def load_network(
                 candidates = [build(make, card.shape, len(card.classes), seed=0)]
             else:
                 candidates = _own(network, card)
+                if network is not candidates[0] and {dtype for dtype, _ in found.values() if dtype} <= _SINGLE:
+                    candidates[0].float()  # as `build` does: what was trained was in single precision
             target = _fitting(found, candidates)
             tensors = {name: opened.get_tensor(name) for name in found}
         for name, tensor in tensors.items():

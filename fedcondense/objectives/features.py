@@ -8,17 +8,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
 from fedcondense.deadline import check_time
 from fedcondense.randomness import stream
+from fedcondense.training.graphs import is_plain
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["ClassSums", "FeatureObjective", "FeatureRows", "Sum", "SumObjective", "capturable_on_features"]
+__all__ = [
+    "ClassSums",
+    "FeatureObjective",
+    "FeatureRows",
+    "Sum",
+    "SumObjective",
+    "capturable_on_features",
+    "images_in_graph",
+]
 
 _REAL_AT_ONCE = 512  # real images that are augmented and summarised at once: they stay in the cache, at any class size
 
@@ -74,22 +83,33 @@ class FeatureObjective(Objective):
     def backward(self, draw: Draw, observed: Any, synthetic: Synthetic, at_once: int) -> Tensor:
         """As in `Objective`; what is not separable is done in two passes when it exceeds `at_once` images.
 
+        So is all else on a network that mixes images: a piece of few classes would be normalised over those alone. With
+        batch norm a piece has up to four times `at_once` images, since statistics of few images differ from those of
+        all: between pieces of 370 and one graph of 1,120 gradients had a cosine of 0.97 to 0.997, by objective.
+
         The first pass takes all rows without a graph and the gradient of the loss in them; the second rebuilds the
         graph of a few images at a time. Memory stays that of `at_once` images for one more forward pass.
         """
-        if self.separable or len(synthetic.images) <= at_once:
+        count = len(synthetic.images)
+        mixes = count > at_once and _mixes_images(draw.network)
+        if mixes:
+            at_once = images_in_graph(draw.network, at_once)
+        if count <= at_once or (self.separable and not mixes):
             return super().backward(draw, observed, synthetic, at_once)
-        pieces = [
-            Synthetic(i, t)
-            for i, t in zip(synthetic.images.split(at_once), synthetic.targets.split(at_once), strict=True)
-        ]
+        if mixes:  # as the real side is divided: each piece is normalised over all classes
+            number = -(-count // at_once)
+            images, targets = ([leaf[k::number] for k in range(number)] for leaf in synthetic[:2])
+        else:
+            images, targets = ([*leaf.split(at_once)] for leaf in synthetic[:2])
+        pieces = [Synthetic(i, t) for i, t in zip(images, targets, strict=True)]
         with torch.no_grad():
             rows = torch.cat([self.rows(draw, piece) for piece in pieces])
         rows.requires_grad_()
         with _full_precision(rows):
-            loss = self.compare(observed, rows, synthetic.targets)
+            loss = self.compare(observed, rows, torch.cat(targets) if mixes else synthetic.targets)
         loss.backward()
-        for piece, gradient in zip(pieces, cast(Tensor, rows.grad).split(at_once), strict=True):
+        gradients = cast(Tensor, rows.grad).split([len(piece) for piece in images])
+        for piece, gradient in zip(pieces, gradients, strict=True):
             self.rows(draw, piece).backward(gradient)
         return loss.detach()
 
@@ -133,6 +153,21 @@ def capturable_on_features(objective: Objective) -> bool:
     return issubclass(kind, FeatureObjective) and all(
         getattr(kind, name) is getattr(FeatureObjective, name) for name in ("rows", "loss", "backward")
     )
+
+
+def _mixes_images(network: nn.Module) -> bool:
+    """Say whether features of an image may depend on those beside it, as with batch norm; modules of one's own may."""
+    return _has_batch_norm(network) or not is_plain(network)
+
+
+def images_in_graph(network: nn.Module, at_once: int) -> int:
+    """Return how many synthetic images a graph of features takes, where `at_once` is what others take."""
+    return 4 * at_once if _has_batch_norm(network) else at_once
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return any(norm.training or norm.running_mean is None for norm in norms)
 
 
 def _full_precision(rows: Tensor) -> torch.autocast:

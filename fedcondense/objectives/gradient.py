@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, ClassVar, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch.func import functional_call
 
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
+from fedcondense.networks.attention import plain_attention
+from fedcondense.networks.trainable import trainable
 from fedcondense.randomness import stream
 from fedcondense.sources import TrainedOnReal, TrainedOnSynthetic
 
@@ -32,7 +34,8 @@ __all__ = [
     "row_cosine_distance",
 ]
 
-ClassGradients = dict[int, Sequence[Tensor]]
+ClassGradients = dict[int, Sequence[Tensor | None]]
+"""By class, one a weight; None for a weight that the network did not use."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class GradientMatching(Objective):
     per_class: int = 256
 
     keeps: ClassVar[Keeps] = "gradients"
+    second_order: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe(
         steps=300, lr=0.01, source=partial(TrainedOnSynthetic, outer=10, epochs=5), start="gaussian", decay=0.1
     )
@@ -95,7 +99,7 @@ class GradientMatching(Objective):
             if c in observed:
                 batch = Batch(*(leaf.index_select(0, index) for leaf in synthetic[:2]))
                 gradients = class_gradients(draw, weights, batch, c, create_graph=True)
-                total = total + self.distance(observed[c], gradients)
+                total = total + self.distance(*paired(observed[c], gradients))
         return total
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
@@ -162,18 +166,31 @@ def capturable_on_samples(objective: Objective) -> TypeGuard[GradientMatching]:
 
 
 def matched_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights whose gradients are compared: those with two or more dimensions, as leaves of their own."""
-    return {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.ndim > 1}
+    """Return the weights whose gradients are compared: those with two or more dimensions, as leaves of their own.
+
+    What the network's maker froze is not among them.
+    """
+    return {name: p.detach().requires_grad_() for name, p in trainable(network).items() if p.ndim > 1}
 
 
 def class_gradients(
     draw: Draw, weights: dict[str, Tensor], batch: Batch, row: int, *, create_graph: bool
-) -> Sequence[Tensor]:
-    """Return the gradients of the cross-entropy of a batch of one class, in each weight."""
+) -> Sequence[Tensor | None]:
+    """Return the gradients of the cross-entropy of a batch of one class, in each weight; None where it is not used."""
     rows = torch.full((len(batch.images),), row, device=batch.images.device)
-    logits = functional_call(draw.network, weights, (draw.augment(batch.images, rows),))
+    with plain_attention():  # the fused kernels have no second derivative
+        logits = functional_call(draw.network, weights, (draw.augment(batch.images, rows),))
     loss = F.cross_entropy(logits, batch.targets)
-    return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
+    return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
+
+
+def paired(real: Sequence[Tensor | None], synthetic: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+    """Leave out weights that neither side used; where one alone did, the other's gradient is zero."""
+    used = [(a, b) for a, b in zip(real, synthetic, strict=True) if a is not None or b is not None]
+    return (
+        [torch.zeros_like(cast(Tensor, b)) if a is None else a for a, b in used],
+        [torch.zeros_like(cast(Tensor, a)) if b is None else b for a, b in used],
+    )
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:

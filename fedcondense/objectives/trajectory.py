@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
 from fedcondense.errors import SettingError
-from fedcondense.objectives.unrolled import cross_entropy
+from fedcondense.networks.trainable import trainable
+from fedcondense.objectives.unrolled import cross_entropy, descended
 from fedcondense.randomness import batches, stream
 from fedcondense.sources.trajectories import Trajectories
 
@@ -67,6 +68,7 @@ class TrajectoryMatching(Objective):
 
     keeps: ClassVar[Keeps] = "nothing"
     separable: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe(  # tried by hand on Fashion-MNIST at 10 images per class, width 32
         steps=100, lr=0.03, source=partial(Trajectories, experts=3, latest=4), clip_growth=2.0, lr_extras=0.01
     )
@@ -140,8 +142,8 @@ class TrajectoryMatching(Objective):
 
 
 def leaves(network: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights, by name, as leaves of a new graph."""
-    named = network.named_parameters() if isinstance(network, nn.Module) else network.items()
+    """Return weights, by name, as leaves of a new graph; of a network those that its maker did not freeze."""
+    named = (trainable(network) if isinstance(network, nn.Module) else network).items()
     return {name: weight.detach().requires_grad_() for name, weight in named}
 
 
@@ -150,15 +152,13 @@ def descend(
 ) -> dict[str, Tensor]:
     """Return the weights after a step of gradient descent on a batch."""
     loss = cross_entropy(network, weights, batch.images, batch.targets)
-    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
-    rate = log_rate.exp()
-    return {name: w - rate * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
+    return descended(weights, loss, log_rate.exp(), create_graph=create_graph)
 
 
 def distance(draw: Draw, weights: Mapping[str, Tensor]) -> Tensor:
     """Return the squared distance to the expert's end, as a share of that from where the expert was."""
     goal: Tensor = draw.goal
-    whole = (flatten(dict(draw.network.named_parameters())) - goal).square().sum()
+    whole = (flatten(trainable(draw.network)) - goal).square().sum()
     whole = whole.clamp_min(torch.finfo(whole.dtype).tiny)  # the expert of a single class never moves
     return (flatten(weights) - goal).square().sum() / whole
 

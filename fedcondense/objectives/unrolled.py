@@ -18,6 +18,8 @@ from torch.func import functional_call
 
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
+from fedcondense.networks.attention import plain_attention
+from fedcondense.networks.trainable import trainable
 from fedcondense.randomness import batches, stream
 from fedcondense.sources import Fresh, TrainedOnSynthetic
 from fedcondense.training.fit import autocast_of_caller
@@ -25,7 +27,7 @@ from fedcondense.training.fit import autocast_of_caller
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["UnrolledTraining", "cross_entropy"]
+__all__ = ["UnrolledTraining", "cross_entropy", "descended"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class UnrolledTraining(Objective):
     learn_labels: bool = False
 
     separable: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe(
         steps=200, lr=0.02, source=partial(TrainedOnSynthetic, outer=20, epochs=5), clip_growth=2.0
     )
@@ -81,19 +84,25 @@ class UnrolledTraining(Objective):
         """Return the loss on the real images after the window."""
         images = draw.augment(synthetic.images, synthetic.targets.argmax(1))
         rates = synthetic.extras["log_rates"].exp()
-        weights = {name: p.detach().requires_grad_() for name, p in draw.network.named_parameters()}
+        weights = {name: p.detach().requires_grad_() for name, p in trainable(draw.network).items()}
         order = batches(len(images), self.batch, self.window, stream(draw.seed, "batches"))
         for rate, index in zip(rates, order, strict=True):
             index = index.to(images.device)
             loss = cross_entropy(draw.network, weights, images[index], synthetic.targets[index])
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-            weights = {name: p - rate * g for (name, p), g in zip(weights.items(), gradients, strict=True)}
+            weights = descended(weights, loss, rate, create_graph=True)
         return cross_entropy(draw.network, weights, observed.images, observed.targets)
+
+
+def descended(weights: Mapping[str, Tensor], loss: Tensor, rate: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
+    """Return the weights after a step down the loss; those that it does not depend on stay as they are."""
+    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
+    pairs = zip(weights.items(), gradients, strict=True)
+    return {name: p if g is None else p - rate * g for (name, p), g in pairs}
 
 
 def cross_entropy(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy of a network with other weights, differentiable in them; it is left as it is."""
     buffers = {name: b.clone() for name, b in network.named_buffers()}  # a batch norm's statistics would change
-    with autocast_of_caller(images.device):
+    with autocast_of_caller(images.device), plain_attention():  # the fused kernels have no second derivative
         logits = functional_call(network, {**weights, **buffers}, (images,))
     return F.cross_entropy(logits.to(targets.dtype), targets)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.arguments import device_of
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.files import write_file
@@ -78,6 +79,7 @@ class SyntheticSet:
 
     def pixels(self, device: torch.device | str = "cpu") -> Batch:
         """Decode to images in [0, 1], (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
+        device = device_of(device)
         images, targets = self._pixels
         return Batch(images.to(device), targets.to(device))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedcondense.contract import Draw, NetworkFactory
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
+from fedcondense.networks.trainable import freeze, trainable
 from fedcondense.randomness import draw_seed
 from fedcondense.sources.pools import Pool
 
@@ -77,14 +78,14 @@ class Near(Pool):
         network = self.fresh.build(draw_seed(generator))
         network.load_state_dict(self.weights)
         distance = self.radius * float(torch.rand((), generator=generator, dtype=torch.float64))
-        parameters = list(network.parameters())
+        parameters = list(trainable(network).values())
         direction = [torch.randn(p.shape, generator=generator) for p in parameters]
         norm = math.sqrt(sum(float(d.double().square().sum()) for d in direction))
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
                 p.add_(d.to(p.dtype), alpha=distance / norm)
         augment = Augmentation.draw(self.fresh.operations, self.fresh.classes, generator)
-        return Draw(network.to(device).requires_grad_(False), augment, draw_seed(generator))
+        return Draw(freeze(network.to(device)), augment, draw_seed(generator))
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.data.augment import Augmentation
+from fedcondense.networks.trainable import freeze, unfreeze
 from fedcondense.randomness import draw_seed
 from fedcondense.training.fit import autocast_of_caller
 
@@ -64,7 +65,7 @@ class OnlineTrained(NetworkSource):
             self.seeds[number] = draw_seed(generator)
             self._place(number, self.build(self.seeds[number]).to(synthetic.images.device))
         self.served = number
-        network = self._networks[number].requires_grad_(False)
+        network = freeze(self._networks[number])
         return Draw(network, Augmentation.draw(self.operations, self.classes, generator), draw_seed(generator))
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class OnlineTrained(NetworkSource):
         """Take a step down the squared error of centred targets, which the regression on features predicts, too."""
         index = torch.randperm(len(synthetic.images), generator=generator)[: self.batch].to(synthetic.images.device)
         images, targets = synthetic.images.detach()[index], synthetic.targets.detach()[index]
-        network = self._networks[number].requires_grad_(True)
+        network = unfreeze(self._networks[number])
         with autocast_of_caller(images.device):
             logits = network(images)
         error = (logits.float() - (targets - 1 / targets.shape[1])).square().sum(1).mean() / 2

@@ -12,6 +12,7 @@ import torch
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
+from fedcondense.networks.trainable import freeze
 from fedcondense.randomness import child_seed, draw_seed
 from fedcondense.training.fit import Fit, fit, fit_on
 
@@ -62,7 +63,7 @@ class TrainedOnSynthetic(NetworkSource):
             seed = child_seed(self.seed, self.age)
             fit(self.network, images, targets, recipe, seed=seed, operations=self.operations)
         self.age += 1
-        self.network.requires_grad_(False)
+        freeze(self.network)
         return Draw(self.network, Augmentation.draw(self.operations, self.classes, generator), draw_seed(generator))
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def train_on(
     """Train a frozen network on real images, and leave it frozen."""
     if recipe.steps:
         fit_on(network, data, recipe, seed=seed, operations=operations, progress=progress)
-        network.requires_grad_(False)
+        freeze(network)
 
 
 def published_loops(ipc: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from fedcondense.deadline import check_time
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import hold, write_file
 from fedcondense.identity import identity
+from fedcondense.networks.trainable import freeze, trainable
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
 from fedcondense.training.fit import Fit, fit
 
@@ -105,12 +106,18 @@ class Trajectories(NetworkSource):
         network.to(device)
         _place(begin, network)
         augment = Augmentation.draw(self.operations, _ROWS, generator)
-        return Draw(network.requires_grad_(False), augment, draw_seed(generator), goal=goal)
+        return Draw(freeze(network), augment, draw_seed(generator), goal=goal)
 
-    def train_first(self, generator: torch.Generator, data: Data) -> None:
-        """Train the first expert as far as any draw may ask, as it would be trained when one does."""
+    def train_first(self, generator: torch.Generator, data: Data, until: int | None = None) -> None:
+        """Train the first expert as it would be trained when a draw asks.
+
+        Args:
+            generator: Of the draws.
+            data: The real data.
+            until: Its last snapshot; None: as far as any draw may ask.
+        """
         self._settle(generator)
-        self.snapshots(0, (self.latest + self.span,), data)
+        self.snapshots(0, (self.latest + self.span if until is None else until,), data)
 
     def snapshots(self, expert: int, ages: tuple[int, ...], data: Data) -> list[Tensor]:
         """Return an expert's weights at some snapshots, (P,) float32 each, after training as far as that takes.
@@ -177,7 +184,7 @@ class Trajectories(NetworkSource):
         seed = self._seed_of(expert)
         if seed not in self._layouts:
             network = self.build(seed)
-            layout = repr(network), [(name, list(p.shape)) for name, p in network.named_parameters()]
+            layout = repr(network), [(name, list(p.shape)) for name, p in trainable(network).items()]
             self._layouts[seed] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
         return self._layouts[seed]
 
@@ -232,11 +239,11 @@ def kept_in(folder: str | os.PathLike[str], recipe: Recipe) -> Recipe:
 
 
 def _vector(network: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(network.parameters()).detach().float().cpu()
+    return nn.utils.parameters_to_vector(trainable(network).values()).detach().float().cpu()
 
 
 def _place(weights: Tensor, network: nn.Module) -> None:
-    nn.utils.vector_to_parameters(weights.clone(), network.parameters())  # which would become views of `weights`
+    nn.utils.vector_to_parameters(weights.clone(), trainable(network).values())  # which would become views of `weights`
 
 
 def _read(path: Path) -> list[Tensor]:

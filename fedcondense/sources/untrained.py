@@ -8,6 +8,7 @@ import torch
 
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.data.augment import Augmentation
+from fedcondense.networks.trainable import freeze
 from fedcondense.randomness import draw_seed
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Fresh(NetworkSource):
 
     def draw_on(self, device: torch.device | str, generator: torch.Generator) -> Draw:
         """Draw the same for a device: nothing else of the synthetic images is read."""
-        network = self.build(draw_seed(generator)).to(device).requires_grad_(False)
+        network = freeze(self.build(draw_seed(generator)).to(device))
         augment = Augmentation.draw(self.operations, self.classes, generator)
         return Draw(network, augment, draw_seed(generator))
 

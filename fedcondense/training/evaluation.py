@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from fedcondense.arguments import device_of, instance_of, seeds_of, whole
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
-from fedcondense.plain import listed, whole_number
+from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
@@ -80,7 +80,7 @@ def evaluate(
     *,
     network: str | NetworkMaker | None = None,
     recipe: Fit = Fit(),
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Iterable[int] = (0, 1, 2),
     weighted: bool = False,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -101,20 +101,18 @@ def evaluate(
         progress: Called with (step, steps), over all networks.
 
     Raises:
-        SettingError: No seeds, the shapes differ, or no class of the set is one of the test data.
+        SettingError: No seeds, the shapes differ, no class of the set is one of the test data, or the network cannot be
+            trained on them.
     """
-    seeds = tuple(whole_number(seed, "seeds with") for seed in listed(seeds, "seeds"))
-    if not seeds:
-        raise SettingError("no seeds; give one a network")
+    seeds = seeds_of(seeds)
     began = time.monotonic()
-    device = torch.device(device) if device is not None else test.device
+    device = device_of(device) if device is not None else test.device
+    _check_training(synthetic, test, network, recipe)
     test = test.to(device)
     accuracies, per_class = [], []
     for k, seed in enumerate(seeds):
         step = of_network(progress, k, len(seeds))
-        module = train_on(
-            synthetic, test, network=network, recipe=recipe, seed=seed, weighted=weighted, device=device, progress=step
-        )
+        module = _train_on(synthetic, test, network, recipe, seed, weighted, device, step)
         percent, classes = accuracy(module, test)
         accuracies.append(percent)
         per_class.append(classes)
@@ -195,14 +193,39 @@ def train_on(
         weighted: Let an image count by the records that it stands for.
         device: Where; None: where `like` is.
         progress: Called with (step, steps).
+
+    Raises:
+        SettingError: As in `evaluate`.
     """
-    device = torch.device(device) if device is not None else like.device
-    images, targets = synthetic.decode(device)
-    classes = like.spec.classes
+    _check_training(synthetic, like, network, recipe)
+    seed = whole("seed", seed)
+    device = device_of(device) if device is not None else like.device
+    return _train_on(synthetic, like, network, recipe, seed, weighted, device, progress)
+
+
+def _check_training(synthetic: SyntheticSet, like: Data, network: str | NetworkMaker | None, recipe: Fit) -> None:
+    """Refuse shapes, recipes and networks that cannot work, before anything is decoded."""
+    instance_of("recipe", recipe, Fit, "a Fit, which says how a network is trained")
     if synthetic.shape != like.spec.shape:
         raise SettingError(
             f"the set has images of {synthetic.shape}, the data of {like.spec.shape}; give data of one shape"
         )
+    network = network or default_network(synthetic.shape)
+    probe(network, synthetic.shape, len(like.spec.classes), images=min(2, recipe.batch, len(synthetic)))
+
+
+def _train_on(
+    synthetic: SyntheticSet,
+    like: Data,
+    network: str | NetworkMaker | None,
+    recipe: Fit,
+    seed: int,
+    weighted: bool,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> torch.nn.Module:
+    images, targets = synthetic.decode(device)
+    classes = like.spec.classes
     places = {name: k for k, name in enumerate(classes)}
     columns = [places.get(name, -1) for name in synthetic.classes]
     known = torch.tensor([c >= 0 for c in columns], device=device)

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedcondense.arguments import whole
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
+from fedcondense.networks.trainable import unfreeze
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import captured, is_plain
 
@@ -56,10 +58,8 @@ class Fit:
     def __post_init__(self) -> None:
         if self.schedule not in _SCHEDULES:
             raise SettingError(f"schedule {self.schedule!r}; needed: one of {', '.join(_SCHEDULES)}")
-        if self.steps < 0 or self.batch < 1:
-            raise SettingError(f"{self.steps} steps of {self.batch} images; needed: steps >= 0 and a batch >= 1")
-        if not all(type(n) is int for n in (self.steps, self.batch)):
-            raise SettingError(f"{self.steps} steps of {self.batch} images; needed: whole numbers")
+        for name, least in (("steps", 0), ("batch", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name in ("lr", "momentum", "weight_decay"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
@@ -116,7 +116,7 @@ def fit(
     On a GPU, many steps of a network of torch's, torchvision's or our modules alone are replayed as a CUDA graph.
 
     Args:
-        network: Maps images to logits (N, K); moved to the images' device.
+        network: Maps images to logits (N, K); moved to the images' device. What its maker froze stays frozen.
         images: (N, C, H, W), floating point, normalised.
         targets: (N, K) probabilities.
         recipe: Steps, batch, step size and schedule.
@@ -128,7 +128,9 @@ def fit(
     if not len(images):
         raise SettingError("no images to train on; give at least one")
     generator = stream(seed, "fit")
-    network.to(images.device).train().requires_grad_(True)
+    network.to(images.device).train()
+    if not any(p.requires_grad for p in unfreeze(network).parameters()):
+        raise SettingError(f"all weights of {type(network).__name__} are frozen; needed: some that can be trained")
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=recipe.lr,

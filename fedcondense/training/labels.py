@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedcondense.arguments import device_of, instance_of, whole
 from fedcondense.errors import DivergenceError, SettingError
-from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.networks import NetworkMaker, build, default_network, describe, probe
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, fit_on, of_network
@@ -63,6 +64,8 @@ def relabel(
             promises privacy, which teachers would break.
         DivergenceError: A teacher's answers are no longer finite; the set as it was given is in its `synthetic`.
     """
+    instance_of("recipe", recipe, Fit, "a Fit, which says how a network is trained")
+    teachers, seed = whole("teachers", teachers), whole("seed", seed)
     if not (teachers >= 1 and 0 < share <= 1 and temperature > 0):
         given = f"{teachers} teachers, a share of {share:g} and a temperature of {temperature:g}"
         raise SettingError(f"{given}; needed: 1 or more, a share above 0 and up to 1, a temperature above 0")
@@ -77,8 +80,10 @@ def relabel(
         few = ", ".join(unknown[:5])
         raise SettingError(f"{data.spec.name} lacks {len(unknown)} classes ({few}); relabel with the data of the set")
     began = time.monotonic()
-    data = data.to(device) if device is not None else data
+    data = data.to(device_of(device)) if device is not None else data
     network = network or default_network(data.spec.shape)
+    batch = min(2, recipe.batch, max(1, len(data)))
+    probe(network, data.spec.shape, len(data.spec.classes), images=batch)
     columns = [[data.spec.classes.index(name) for name in part.record.classes] for part in synthetic.parts]
     batches = [part.decode(data.device) for part in synthetic.parts]
     said = [torch.zeros_like(batch.targets) for batch in batches]

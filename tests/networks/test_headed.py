@@ -43,9 +43,11 @@ def test_any_module_becomes_a_network_whose_features_feed_its_last_linear_layer(
     assert x.grad.abs().sum() > 0
 
 
-def test_a_module_without_a_linear_layer_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"Conv2d has no nn\.Linear; give it a classifier or a `features` method"):
-        Headed(nn.Conv2d(1, 1, 3))
+def test_a_module_without_a_linear_layer_has_logits_alone() -> None:
+    network = Headed(nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten()))
+    assert network(images(3, 1, 8, 8)).shape == (3, 4)
+    with pytest.raises(SettingError, match=r"calls no nn\.Linear .* a method features\(images, layer\)"):
+        network.features(images(3, 1, 8, 8))
 
 
 @pytest.mark.parametrize("of", [lambda logits: (logits, logits), lambda logits: logits[:, 0]])

@@ -176,7 +176,7 @@ class TestEvaluation:
         assert seen == [(k, 6) for k in range(1, 7)]
 
     def test_no_seeds_are_refused(self) -> None:
-        with pytest.raises(SettingError, match="no seeds; give one a network"):
+        with pytest.raises(SettingError, match="no seeds; give one per network"):
             evaluate(synthetic([0], ("a",)), real([0], ("a",)), seeds=())
 
     def test_a_condensed_set_is_worth_more_than_its_start(self, digits: DataSet) -> None:

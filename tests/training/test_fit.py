@@ -251,8 +251,8 @@ def test_a_callers_autocast_is_heeded() -> None:
     ("settings", "message"),
     [
         ({"schedule": "cosine"}, "schedule 'cosine'; needed: one of one-cycle, step, constant"),
-        ({"steps": -1}, "-1 steps of 64 images; needed: steps >= 0"),
-        ({"batch": 0}, "400 steps of 0 images; needed: .* a batch >= 1"),
+        ({"steps": -1}, "steps -1; needed: a whole number, 0 or more"),
+        ({"batch": 0}, "batch 0; needed: a whole number, 1 or more"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(settings: dict[str, object], message: str) -> None:
