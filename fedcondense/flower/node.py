@@ -29,6 +29,7 @@ from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.objectives import OBJECTIVES
+from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
 
 __all__ = ["answer", "check_carried"]
@@ -111,7 +112,8 @@ def check_carried(kind: type[Question], caps: Caps) -> None:
 
 def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, about: About) -> Payload:
     """Prepare, look at the cost, charge it, and do it."""
-    with _timed(task, node):
+    said = f"{node.name}, {task.name}"
+    with _timed(task, node), reporting(said, bar=False, log=_LOG):
         job: Job[Payload] = task.prepare(holder, node)
     node.caps.check(job.cost)
     if ledger is not None:
@@ -127,7 +129,7 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         job.cost.seconds,
         job.cost.nbytes,
     )
-    with _timed(task, node):
+    with _timed(task, node), reporting(said, bar=False, log=_LOG):
         payload = job.run()
     _check_bytes(len(payload.to_bytes()), node.caps)
     return payload

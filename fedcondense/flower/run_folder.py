@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -70,19 +72,25 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def check_free(self) -> None:
-        """Refuse a folder that holds a run, unless that failed before it left anything.
+        """Refuse a folder that holds a run, unless that failed before it left anything, or that cannot be written.
 
         Raises:
-            OutputError: It does.
+            OutputError: It does, or cannot.
         """
         if self.holds_run() and not self._is_empty():
             raise OutputError(f"{self.path} holds a result; give another output")
+        try:  # before nodes work for it
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror}; give an output that can be written") from error
 
     def write_result(self, record: Mapping[str, Any]) -> Path:
         """Write ``result.json``; what was there before is replaced as a whole."""
         versions = {"fedcondense": own_version(), **{name: version(name) for name in ("torch", "flwr", "numpy")}}
         whole = {"format": FORMAT, **record, "versions": versions}
-        text = json.dumps(whole, indent=1, allow_nan=False, default=str)
+        text = json.dumps(_finite(whole), indent=1, allow_nan=False, default=str)
         return write_file(self.result, text.encode(), overwrite=True)
 
     def read_result(self) -> dict[str, Any]:
@@ -173,6 +181,17 @@ def judged(verdicts: Mapping[Any, Verdict]) -> list[dict[str, Any]]:
         for (site, name), verdict in verdicts.items()
         if verdict.weight < 1 or verdict.why
     ]
+
+
+def _finite(value: Any) -> Any:
+    """Return a record with texts in the place of infinite numbers, and null for nan: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def plain(values: Iterable[float]) -> list[float | None]:

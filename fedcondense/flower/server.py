@@ -22,11 +22,12 @@ from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
 from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
-from fedcondense.flower.settings import number, read_all
+from fedcondense.flower.settings import number, place, read_all
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
 from fedcondense.networks import build, default_network
 from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.progress import reporting
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate, train_on
 
@@ -69,9 +70,9 @@ class ServerSettings:
     wait: float = number(60.0, 0)
     timeout: float = number(3600.0, 1e-3)
     grace: float = -1.0
-    data: str = ""
-    data_root: str = ""
-    output: str = ""
+    data: str = place()
+    data_root: str = place()
+    output: str = place()
     partition_by: str = "dirichlet"
     alpha: float = number(0.5, 0)
     partition_seed: int = number(42, 0)
@@ -138,11 +139,13 @@ def make_server_app(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         asked = {**(config or {}), **context.run_config}
+        asked = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
         folder = RunFolder(_output(asked, context.run_id))
         folder.check_free()
         run = _Run(folder, asked)
         try:
-            result = run(grid, test)
+            with reporting(run.name, bar=False, log=_LOG):
+                result = run(grid, test)
         except Exception as failed:
             folder.write_result({**run.record(), "error": str(failed) or type(failed).__name__})
             raise

@@ -81,7 +81,7 @@ def write_report(directory: str | Path) -> Path:
         command=result.get("command"),
         versions=mapping_of(result.get("versions")),
     )
-    return write_file(directory / "report.html", page.encode(), overwrite=True)
+    return write_file(directory / "report.html", page.encode(errors="backslashreplace"), overwrite=True)
 
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from fedcondense.data.augment import Augmentation
 from fedcondense.deadline import check_time
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import write_file
+from fedcondense.progress import reporting
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
 from fedcondense.training.fit import Fit, fit
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Trajectories", "kept_in"]
 
-_LOG = logging.getLogger(__name__)
 _ROWS = 1024  # augmentations in a draw, of which each image of a batch takes one by chance
 _AT_ONCE = 64  # training steps whose images are taken to floats together
 _WRITE_S = 5.0  # seconds between two writes of a trajectory that is being trained
@@ -175,6 +175,10 @@ class Trajectories(NetworkSource):
 
     def _extend(self, expert: int, kept: list[Tensor], wanted: int, data: Data) -> None:
         """Train on from the last snapshot that is kept until there are as many as wanted."""
+        with reporting(f"training expert {expert + 1} of {self.experts}") as report:
+            self._train_on(expert, kept, wanted, data, report)
+
+    def _train_on(self, expert: int, kept: list[Tensor], wanted: int, data: Data, report: Callable[..., None]) -> None:
         seed = self._seed_of(expert)
         network = self.build(seed).to(data.device)
         if kept:
@@ -196,7 +200,7 @@ class Trajectories(NetworkSource):
                     progress=lambda *_: check_time(),  # what is lost is trained again from the last snapshot
                 )
             kept.append(_vector(network))
-            _LOG.info("expert %d of %d: snapshot %d", expert + 1, self.experts, age)
+            report(age / (wanted - 1), f"snapshot {age}")
             if path is not None and (time.monotonic() - written > _WRITE_S or len(kept) == wanted):
                 told = json.dumps(self.configuration(expert, data))
                 blob = safetensors.torch.save({"weights": torch.stack(kept)}, metadata={"trajectory": told})

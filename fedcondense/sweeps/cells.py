@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.progress import reporting
 from fedcondense.sets.selection import SELECTIONS
 from fedcondense.sweeps.compute import LOCAL, Outcome, Site, compute
 from fedcondense.sweeps.grids import (
@@ -65,15 +66,17 @@ def run(
     if progress is not None:
         progress(SweepProgress(found, len(cells), found, None))
     calls = [(cell, _held(folder, cell), site) for cell in missing]
-    for number, (outcome, made) in (workers or Here()).map(compute, calls):
-        cell = missing[number]
-        if made is not None:
-            write_file(set_path(folder, cell.making), made, overwrite=True)
-        text = json.dumps(outcome, indent=1)
-        write_file(cell_path(folder, cell), text.encode(), overwrite=True)
-        outcomes[cell] = json.loads(text)  # as the next run will read it
-        if progress is not None:
-            progress(SweepProgress(len(outcomes), len(cells), found, cell))
+    with reporting("sweep", bar=progress is None) as report:
+        for number, (outcome, made) in (workers or Here()).map(compute, calls):
+            cell = missing[number]
+            if made is not None:
+                write_file(set_path(folder, cell.making), made, overwrite=True)
+            text = json.dumps(outcome, indent=1)
+            write_file(cell_path(folder, cell), text.encode(), overwrite=True)
+            outcomes[cell] = json.loads(text)  # as the next run will read it
+            if progress is not None:
+                progress(SweepProgress(len(outcomes), len(cells), found, cell))
+            report((len(outcomes) - found) / len(missing), f"{len(outcomes)} of {len(cells)} cells")
     return {cell: outcomes[cell] for cell in cells}
 
 

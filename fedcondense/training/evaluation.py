@@ -13,6 +13,7 @@ import torch
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
+from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
@@ -73,6 +74,7 @@ class Evaluation:
         }
 
 
+@counted("evaluating")
 def evaluate(
     synthetic: SyntheticSet,
     test: Data,
@@ -97,7 +99,7 @@ def evaluate(
         weighted: Let an image count by the records that it stands for. Off: where few images stand for many records
             it cost 1 to 5 points (`experiments/federation.md`), and the counts of a federation are what clients claim.
         device: Where to run; None: where `test` is.
-        progress: Called with (step, steps), over all networks.
+        progress: Called with (step, steps), over all networks; without one a bar is drawn on a terminal.
 
     Raises:
         SettingError: No seeds, the shapes differ, or no class of the set is one of the test data.

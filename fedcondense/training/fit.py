@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
+from fedcondense.progress import counted
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import captured, is_plain
 
@@ -100,6 +101,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+@counted("training a network")
 def fit(
     network: nn.Module,
     images: Tensor,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, fit_on, of_network
@@ -28,6 +29,7 @@ __all__ = ["relabel"]
 _AT_ONCE = 500  # images
 
 
+@counted("training teachers")
 def relabel(
     synthetic: SyntheticSet,
     data: Data,

@@ -25,6 +25,7 @@ from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.networks import default_network, network_kinds
 from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.progress import reporting
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
 
@@ -77,7 +78,7 @@ def federate(
     measured: Measured = Measured(),
     min_records: int = Caps.min_records,
     output: Output | None = None,
-    progress: Callable[[FederationProgress], None] = lambda _: None,
+    progress: Callable[[FederationProgress], None] | None = None,
 ) -> FederationResult:
     """Run a federation in one process, over Flower's real serialisation, and the rows it has to be compared with.
 
@@ -94,7 +95,7 @@ def federate(
         min_records: How many records a stored image stands for at least (`Caps`), in every row; classes of fewer are
             left out by every client.
         output: Where the result is written; None keeps nothing.
-        progress: Told where it is, a few times per second at most.
+        progress: Told where it is, a few times per second at most; without it a bar is drawn on a terminal.
 
     Raises:
         SettingError: A name is unknown, or a number or combination cannot work.
@@ -118,12 +119,24 @@ def federate(
     if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
         folder.clear()
     work = None if folder is None else folder.path / "work"
-    bench = Bench(
-        train, test, partition, asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, progress
-    )
-    run = _Comparison(bench, asked, chosen, measured, folder, output is not None and output.resume)
-    run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
-    return run.all()
+    with reporting("federation", bar=progress is None) as report:
+
+        def told(now: FederationProgress) -> None:
+            if progress is not None:
+                progress(now)
+            report(now.done, now.detail, now.row)
+
+        shared = (asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, told)
+        run = _Comparison(
+            Bench(train, test, partition, *shared),
+            asked,
+            chosen,
+            measured,
+            folder,
+            output is not None and output.resume,
+        )
+        run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
+        return run.all()
 
 
 def _checked(asked: Condense, rows: Sequence[str], min_records: int) -> list[Row]:
