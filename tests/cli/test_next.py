@@ -20,10 +20,12 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def measured(synthetic: Any, test: Any, *_: Any, **__: Any) -> Evaluation:
         return Evaluation((50.0,), (50.0,) * len(test.spec.classes), "convnet2-w32", Fit(), (0,), False, "digits", 0.0)
 
+    def saved(made: Any, output: Path, *_: Any) -> Any:
+        made.save(output, overwrite=True)
+        return made
+
     monkeypatch.setattr("fedcondense.condensing.condense", lambda data, ipc, **_: fc.select(data, ipc))
-    monkeypatch.setattr(
-        "fedcondense.cli.condense.save_measured", lambda made, output, *_: (made.save(output, overwrite=True), made)[1]
-    )
+    monkeypatch.setattr("fedcondense.cli.condense.save_measured", saved)
     monkeypatch.setattr("fedcondense.training.evaluation.evaluate", measured)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tile.safetensors").write_bytes(
