@@ -13,11 +13,13 @@ import typer
 
 from fedcondense.cli import condense, data, evaluate, exchange, federation, node, plan, relabel, show, sweep
 from fedcondense.cli.terminal import own_version
+from fedcondense.cli.usage import Commands
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fedcondense",
+    cls=Commands,
     help="Condense data into a few synthetic images, and let those travel or stay instead of the data or the weights.",
     epilog="Start with: fedcondense condense digits --ipc 1 --output digits.safetensors",
     no_args_is_help=True,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcondense.cli.outputs import check_folder, check_resumable, free
 from fedcondense.cli.sets import (
     DataName,
     Ipc,
@@ -31,20 +32,21 @@ from fedcondense.cli.terminal import (
     Precisely,
     Precision,
     Threads,
-    check_output,
     command,
     emit,
     finish,
     given,
     invocation,
     note,
-    pick_device,
-    progress,
     set_up,
     typed,
 )
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Number, Whole
 from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
 from fedcondense.files import hold
+from fedcondense.machine import pick_device
+from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
     from fedcondense.condensing import Progress
@@ -53,7 +55,9 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(epilog="Example: fedcondense condense fashion-mnist --ipc 10 --output fashion.safetensors")(condense)
+    app.command(
+        cls=Command, epilog="Example: fedcondense condense fashion-mnist --ipc 10 --output fashion.safetensors"
+    )(condense)
 
 
 @command
@@ -79,10 +83,12 @@ def condense(
         Path | None, typer.Option(help="Folder that keeps the experts of mtt and tesla, for later runs as well.")
     ] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
+    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints, at least.")] = 5.0,
+    checkpoint_every: Annotated[
+        float, typer.Option(click_type=Number(most=1e7), help="Seconds between two checkpoints, at least.")
+    ] = 5.0,
     overwrite: Overwrite = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
@@ -107,8 +113,9 @@ def condense(
     from fedcondense.sources.trajectories import kept_in
 
     set_up(threads, plugin, precision)
-    checkpoint = Checkpoint(output.with_name(f"{output.name}.checkpoint"), checkpoint_every, resume)
-    _check_run(output, Path(checkpoint.path), resume, overwrite)
+    checkpoint = Checkpoint(check_resumable(output, resume, overwrite), checkpoint_every, resume)
+    if experts is not None:
+        check_folder(experts)
     options = given(objective=objective, parametrization=parametrization, network=network, start=start, steps=steps)
     if prefixes:
         options["prefixes"] = True
@@ -125,7 +132,7 @@ def condense(
         if method is not None:
             synthetic = select(train, ipc, method, seed=seed)
         else:
-            with progress(f"condensing {name}") as update:
+            with reporting(f"condensing {name}") as update:
 
                 def follow(now: Progress) -> None:
                     update(now.step / now.steps, f"loss {now.loss:.4g}")
@@ -135,17 +142,7 @@ def condense(
         synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, same)
     checkpoint.remove()
     emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)
-    finish([output], ["show", output, "--output", output.with_suffix(".png")])
-
-
-def _check_run(output: Path, checkpoint: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse an output path that is taken, unless it belongs to the run that is resumed."""
-    if not checkpoint.exists():
-        check_output(output, overwrite)
-        return
-    if not (resume or overwrite):
-        raise OutputError(f"{checkpoint} is an unfinished run's; pass --resume to go on, or --overwrite to start anew")
-    check_output(output, overwrite=True)
+    finish([output], ["show", output, "--output", free(output.with_suffix(".png")), *typed(plugin=plugin)])
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from fedcondense.cli.outputs import free
 from fedcondense.cli.terminal import (
     DataRoot,
     Format,
@@ -16,6 +18,7 @@ from fedcondense.cli.terminal import (
     finish,
     note,
 )
+from fedcondense.cli.usage import Command
 
 if TYPE_CHECKING:
     pass
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(epilog="Example: fedcondense data --data-root ~/data")(data)
+    app.command(cls=Command, epilog="Example: fedcondense data --data-root ~/data")(data)
 
 
 @command
@@ -48,4 +51,4 @@ def data(data_root: DataRoot = None, form: Output = Format.text) -> None:
     result = {row.name: {k: v for k, v in row._asdict().items() if k != "name"} for row in found}
     emit({"root": find_root(data_root), "data": result}, columns(lines), form)
     note(f"looked in {find_root(data_root)}; folder:DIR and npz:FILE name data of your own")
-    finish([], ["condense", "digits", "--ipc", "1", "--output", "digits.safetensors"])
+    finish([], ["condense", "digits", "--ipc", "1", "--output", free(Path("digits.safetensors"))])

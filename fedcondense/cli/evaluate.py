@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
     Network,
     SetFile,
@@ -25,9 +26,12 @@ from fedcondense.cli.terminal import (
     command,
     emit,
     finish,
-    pick_device,
     set_up,
+    typed,
 )
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Whole
+from fedcondense.machine import pick_device
 
 if TYPE_CHECKING:
     pass
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(epilog="Example: fedcondense evaluate fashion.safetensors --seeds 3 --format json")(evaluate)
+    app.command(cls=Command, epilog="Example: fedcondense evaluate fashion.safetensors --seeds 3 --format json")(
+        evaluate
+    )
 
 
 @command
@@ -43,7 +49,10 @@ def evaluate(
     file: SetFile,
     data: Annotated[str | None, typer.Option(help="Whose test split; default: the one in the set's record.")] = None,
     network: Network = None,
-    seeds: Annotated[int | None, typer.Option(help="How many networks are trained, from seed 0 on; else 3.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(click_type=Whole(1, 1000), help="How many networks are trained, from seed 0 on; else 3."),
+    ] = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -71,4 +80,4 @@ def evaluate(
     per_class = {name: round(v, 3) for name, v in zip(test.spec.classes, measured.per_class, strict=True)}
     result = measured.to_dict() | {"per_class": per_class, "nbytes": synthetic.nbytes, "data": name, "file": file}
     emit(result, describe(synthetic.with_evaluation(measured.to_dict())), form)
-    finish([], ["show", file, "--output", file.with_suffix(".png")])
+    finish([], ["show", file, "--output", free(file.with_suffix(".png")), *typed(plugin=plugin)])

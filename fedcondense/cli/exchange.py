@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from fedcondense.cli.outputs import check_output, free
+from fedcondense.cli.sets import evaluating
 from fedcondense.cli.terminal import (
     DataRoot,
     Format,
     Output,
     Overwrite,
     Plugin,
-    check_output,
     columns,
     command,
     emit,
@@ -22,16 +23,21 @@ from fedcondense.cli.terminal import (
     given,
     set_up,
 )
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Whole
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(epilog="Example: fedcondense zoo")(zoo)
+    app.command(cls=Command, epilog="Example: fedcondense zoo")(zoo)
     app.command(
         "import",
+        cls=Command,
         epilog="Example: fedcondense import images_best.pt labels_best.pt --data cifar10 --output mtt.safetensors",
     )(import_set)
-    app.command("export", epilog="Example: fedcondense export fashion.safetensors --output fashion.npz")(export_set)
+    app.command("export", cls=Command, epilog="Example: fedcondense export fashion.safetensors --output fashion.npz")(
+        export_set
+    )
 
 
 @command
@@ -52,7 +58,7 @@ def zoo(form: Output = Format.text) -> None:
         lines.append((name, human_bytes(ready.nbytes), ready.images, accuracy, ready.network, ready.path))
     emit({"sets": {name: asdict(r) | {"path": r.path} for name, r in sets.items()}}, columns(lines), form)
     first = next(iter(sets.values()))
-    finish([], ["show", first.path, "--output", f"{first.path.stem}.png"])
+    finish([], ["show", first.path, "--output", free(Path(f"{first.path.stem}.png"))])
 
 
 @command
@@ -62,7 +68,7 @@ def import_set(
     data: Annotated[str, typer.Option(help="What the images stand for, such as cifar10: class names, mean and std.")],
     labels: Annotated[Path | None, typer.Argument(metavar="[LABELS]")] = None,
     unit: Annotated[bool, typer.Option("--unit", help="The values are in [0, 1], not normalised.")] = False,
-    experiment: Annotated[int, typer.Option(help="Which of the sets in one file, from 0 on.")] = 0,
+    experiment: Annotated[int, typer.Option(click_type=Whole(), help="Which of the sets in one file, from 0 on.")] = 0,
     method: Annotated[str, typer.Option(help="What the set's record calls the method.")] = "imported",
     overwrite: Overwrite = False,
     data_root: DataRoot = None,
@@ -89,7 +95,7 @@ def import_set(
          ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}")]
     )  # fmt: skip
     emit(result | {"nbytes": synthetic.nbytes, "output": output}, text, form)
-    finish([output], ["evaluate", output])
+    finish([output], evaluating(output, synthetic, data, data_root=data_root))
 
 
 @command
@@ -120,4 +126,4 @@ def export_set(
     result = {"output": output, "images": len(synthetic), "test": None if real is None else len(real)}
     lines = [("images", len(synthetic)), ("test images", "none" if real is None else len(real))]
     emit(result, columns(lines), form)
-    finish([output], ["evaluate", file])
+    finish([output], evaluating(file, synthetic, test, data_root=data_root, plugin=plugin))

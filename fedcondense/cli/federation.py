@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedcondense.cli.outputs import RUN, check_output_folder, free
 from fedcondense.cli.sets import DataName, Ipc, Network, Objective, Parametrization, Seed, Steps
 from fedcondense.cli.terminal import (
     DataRoot,
@@ -18,7 +19,6 @@ from fedcondense.cli.terminal import (
     Precisely,
     Precision,
     Threads,
-    check_folder,
     columns,
     command,
     emit,
@@ -26,11 +26,14 @@ from fedcondense.cli.terminal import (
     given,
     invocation,
     jsonable,
-    pick_device,
-    progress,
     set_up,
+    typed,
 )
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import DataError, OutputError, SettingError
+from fedcondense.machine import pick_device
+from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
     from fedcondense.flower.comparison.result import FederationProgress
@@ -38,30 +41,43 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(epilog="Example: fedcondense federate digits --clients 10 --alpha 0.1 --output runs/demo")(federate)
-    app.command(epilog="Example: fedcondense report runs/demo")(report)
+    app.command(cls=Command, epilog="Example: fedcondense federate digits --clients 10 --alpha 0.1 --output runs/demo")(
+        federate
+    )
+    app.command(cls=Command, epilog="Example: fedcondense report runs/demo")(report)
 
 
 @command
 def federate(
     name: DataName,
     output: Annotated[Path, typer.Option(help="The folder for the result, all sets and the report.")],
-    clients: Annotated[int, typer.Option(help="How many clients hold the data.")] = 10,
+    clients: Annotated[int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")] = 10,
     partition: Annotated[str, typer.Option(help="dirichlet, client-dirichlet, iid, shards or classes.")] = "dirichlet",
-    alpha: Annotated[float, typer.Option(help="Of the two Dirichlets; small is skewed.")] = 0.1,
-    num_classes_per_partition: Annotated[int | None, typer.Option(help="Of the partition `classes`.")] = None,
-    num_shards_per_partition: Annotated[int | None, typer.Option(help="Of the partition `shards`.")] = None,
+    alpha: Annotated[
+        float, typer.Option(click_type=Number(above=True, most=1e6), help="Of the two Dirichlets; small is skewed.")
+    ] = 0.5,
+    num_classes_per_partition: Annotated[
+        int | None, typer.Option(click_type=Whole(1), help="Of the partition `classes`.")
+    ] = None,
+    num_shards_per_partition: Annotated[
+        int | None, typer.Option(click_type=Whole(1), help="Of the partition `shards`.")
+    ] = None,
     ipc: Ipc = 10,
-    rows: Annotated[str | None, typer.Option(help="What to run, by commas: strategies, NAME-N for N rounds.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(click_type=Listed(), help="What to run, by commas: strategies, NAME-N for N rounds.")
+    ] = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
     network: Network = None,
     steps: Steps = None,
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (publishes records).")] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(help="Networks that measure each row.")] = 3,
+    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that measure each row.")] = 3,
     min_records: Annotated[
-        int | None, typer.Option(help="Classes of fewer records are left out by each client; default: as nodes do.")
+        int | None,
+        typer.Option(
+            click_type=Whole(1), help="Classes of fewer records are left out by each client; default: as nodes do."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")] = False,
@@ -105,7 +121,7 @@ def federate(
     chosen = given(
         rows=None if rows is None else [row.strip() for row in rows.split(",") if row.strip()], min_records=min_records
     )
-    with progress("federation") as update:
+    with reporting("federation") as update:
 
         def follow(now: FederationProgress) -> None:
             update(now.done, now.detail, now.row)
@@ -129,7 +145,9 @@ def federate(
     emit(written | {"output": output}, _text(written), form)
     wrote = dict.fromkeys(path if path.parent == output else path.parent for path in result.paths)
     joined = output / "joined.safetensors"
-    finish([*wrote, _report(output)], ["evaluate", joined] if joined.exists() else None)
+    own = name if ":" in name else None
+    then = ["evaluate", joined, *typed(data=own, data_root=data_root, plugin=plugin)]
+    finish([*wrote, _report(output)], then if joined.exists() else None)
 
 
 @command
@@ -144,18 +162,18 @@ def report(
     path = _report(directory)
     emit({"output": path}, _text(_read(directory)), form)
     joined = directory / "joined.safetensors"
-    finish([path], ["show", joined, "--output", joined.with_suffix(".png")] if joined.exists() else None)
+    finish([path], ["show", joined, "--output", free(joined.with_suffix(".png"))] if joined.exists() else None)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds a run, unless it may go on or be deleted, or one that cannot be written."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; give the path of a folder")
     if (folder / "result.json").exists() and not (resume or overwrite):
         raise OutputError(
             f"{folder} holds a run; pass --resume to go on, --overwrite to delete it, or choose another folder"
         )
-    check_folder(folder)
+    if overwrite and (folder / "result.json").exists() and "settings" not in _read(folder):
+        raise OutputError(f"{folder / 'result.json'} is no run's; choose another folder")
+    check_output_folder(folder, RUN)
 
 
 def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:

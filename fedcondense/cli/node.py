@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedcondense.cli.terminal import (
-    Format,
-    Output,
-    Overwrite,
-    check_output,
-    columns,
-    command,
-    emit,
-    finish,
-    progress,
-)
+from fedcondense.cli.outputs import PICTURE, check_output, free
+from fedcondense.cli.terminal import Format, Output, Overwrite, columns, command, emit, finish
+from fedcondense.cli.usage import Command
 from fedcondense.errors import SettingError
+from fedcondense.progress import reporting
+
+if TYPE_CHECKING:
+    from fedcondense.flower.caps import Caps
 
 Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A TOML file, or what follows --node-config, such as 'max-ipc=10'.")
@@ -28,10 +24,10 @@ Config = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     node = typer.Typer(help="Look at a node's config where its data are; nothing is sent.", no_args_is_help=True)
-    node.command(epilog="Example: fedcondense node check 'data=\"folder:scans\" max-ipc=10'")(check)
-    node.command(epilog="Example: fedcondense node preview node.toml --task condense --set ipc=5 --output sent.png")(
-        preview
-    )
+    node.command(cls=Command, epilog="Example: fedcondense node check 'data=\"folder:scans\" max-ipc=10'")(check)
+    node.command(
+        cls=Command, epilog="Example: fedcondense node preview node.toml --task condense --set ipc=5 --output sent.png"
+    )(preview)
     app.add_typer(node, name="node")
 
 
@@ -61,7 +57,8 @@ def check(config: Config, form: Output = Format.text) -> None:
     lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]
     lines += [("spent", f"{spent['questions']} questions, {spent['nbytes']} bytes")] if spent else []
     emit(result | {"caps": caps, "allowance": life, "spent": spent}, columns(lines), form)
-    finish([], ["node", "preview", config, "--task", "condense", "--output", "preview.png"])
+    fitting = [word for text in _within(found.placed.caps) for word in ("--set", text)]
+    finish([], ["node", "preview", config, "--task", "condense", *fitting, "--output", free(Path("preview.png"))])
 
 
 @command
@@ -84,13 +81,13 @@ def preview(
     from fedcondense.sets.synthetic import SyntheticSet
 
     if output is not None:
-        check_output(output, overwrite)
+        check_output(output, overwrite, PICTURE)
     fields: dict[str, Any] = {}
     for text in setting or ():
         if "=" not in text:
             raise SettingError(f"--set {text}; needed: NAME=VALUE, such as ipc=5")
         fields |= _field(text)
-    with progress(task) as update:
+    with reporting(task) as update:
         made = preview_task(read_config(config), task, fields, lambda at: update(at.step / at.steps, "condensing"))
     nbytes = len(made.payload.to_bytes())
     lines: list[tuple[object, ...]] = [("task", task), ("payload", f"{nbytes} bytes")]
@@ -101,6 +98,18 @@ def preview(
     result = {"task": task, "nbytes": nbytes, "images": dict(made.cost.images), "seconds": made.cost.seconds}
     emit(result | {"nearest": made.nearest, "output": output}, columns(lines), form)
     finish([] if output is None else [output], None)
+
+
+def _within(caps: Caps) -> list[str]:
+    """Return settings of a `Condense` that these caps allow, where its own would not do."""
+    from fedcondense.flower.strategies.one_shot import Condense
+    from fedcondense.objectives import OBJECTIVES
+
+    usual = Condense()
+    ipc, steps = min(usual.ipc, caps.max_ipc), usual.steps or OBJECTIVES[usual.objective].recipe.steps
+    network = caps.networks.partition(",")[0].strip()
+    told = {"ipc": ipc if ipc < usual.ipc else 0, "steps": caps.max_steps if caps.max_steps < steps else 0}
+    return [f"{name}={value}" for name, value in {**told, "network": network}.items() if value]
 
 
 def _field(text: str) -> dict[str, Any]:

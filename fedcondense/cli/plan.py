@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
     DataName,
     Ipc,
@@ -23,7 +24,6 @@ from fedcondense.cli.terminal import (
     Precisely,
     Precision,
     Threads,
-    clock,
     columns,
     command,
     emit,
@@ -32,6 +32,8 @@ from fedcondense.cli.terminal import (
     set_up,
     typed,
 )
+from fedcondense.cli.usage import Command
+from fedcondense.progress import clock
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(epilog="Example: fedcondense plan cifar10 --ipc 10 --objective dsa")(plan)
+    app.command(cls=Command, epilog="Example: fedcondense plan cifar10 --ipc 10 --objective dsa")(plan)
 
 
 @command
@@ -77,7 +79,7 @@ def plan(
     emit(planned.to_dict(), columns(fields), form)
     precise = None if precision is Precision.float32 else precision
     same = typed(ipc=ipc, **options, data_root=data_root, plugin=plugin, threads=threads, precision=precise)
-    finish([], ["condense", name, *same, "--output", f"{_stem(name)}.safetensors"])
+    finish([], ["condense", name, *same, "--output", free(Path(f"{_stem(name)}.safetensors"))])
 
 
 def _stem(name: str) -> str:

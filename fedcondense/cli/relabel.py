@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcondense.cli.outputs import check_output, free
 from fedcondense.cli.sets import (
     Network,
     Seed,
@@ -26,16 +27,17 @@ from fedcondense.cli.terminal import (
     Precisely,
     Precision,
     Threads,
-    check_output,
     command,
     emit,
     finish,
     given,
-    pick_device,
-    progress,
     set_up,
     typed,
 )
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Number, Whole
+from fedcondense.machine import pick_device
+from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
     pass
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(epilog="Example: fedcondense relabel cifar10.safetensors --output taught.safetensors")(relabel)
+    app.command(cls=Command, epilog="Example: fedcondense relabel cifar10.safetensors --output taught.safetensors")(
+        relabel
+    )
 
 
 @command
@@ -52,11 +56,18 @@ def relabel(
     output: Annotated[Path, typer.Option(help="Where the set with soft labels is written.")],
     data: Annotated[str | None, typer.Option(help="Teaches; default: the one in the set's record.")] = None,
     network: Network = None,
-    teachers: Annotated[int, typer.Option(help="Networks that are trained on the real data.")] = 1,
-    share: Annotated[float, typer.Option(help="How much of a label is theirs, up to 1.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="What their logits are divided by: more is softer.")] = 2.0,
+    teachers: Annotated[
+        int, typer.Option(click_type=Whole(1, 1000), help="Networks that are trained on the real data.")
+    ] = 1,
+    share: Annotated[
+        float, typer.Option(click_type=Number(most=1.0), help="How much of a label is theirs, up to 1.")
+    ] = 0.5,
+    temperature: Annotated[
+        float,
+        typer.Option(click_type=Number(above=True, most=1e6), help="What their logits are divided by: more is softer."),
+    ] = 2.0,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(help="Networks that the evaluation trains.")] = 3,
+    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     overwrite: Overwrite = False,
     data_root: DataRoot = None,
@@ -81,7 +92,7 @@ def relabel(
     synthetic = SyntheticSet.load(file)
     device = pick_device(device)
     train, test = (split.to(device) for split in load_data(named_data(synthetic, data), data_root))
-    with progress("training teachers") as update:
+    with reporting("training teachers") as update:
 
         def follow(step: int, steps: int) -> None:
             update(step / steps)
@@ -100,4 +111,4 @@ def relabel(
     same = typed(data=data, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
     synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, same)
     emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)
-    finish([output], ["show", output, "--output", output.with_suffix(".png")])
+    finish([output], ["show", output, "--output", free(output.with_suffix(".png")), *typed(plugin=plugin)])

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedcondense.cli.terminal import columns, given, note, printable, progress
+from fedcondense.cli.terminal import columns, given, note, printable, typed
+from fedcondense.cli.values import Whole
 from fedcondense.errors import SettingError
+from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
@@ -27,6 +29,7 @@ __all__ = [
     "SetFile",
     "Steps",
     "describe",
+    "evaluating",
     "measure",
     "named_data",
     "result_of",
@@ -35,7 +38,7 @@ __all__ = [
 
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
-Ipc = Annotated[int, typer.Option(help="Images per class whose bytes the set may take.")]
+Ipc = Annotated[int, typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take.")]
 _OBJECTIVES = (
     "mmd-ridge (default), dm-ridge, ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
 )
@@ -43,8 +46,10 @@ Objective = Annotated[str | None, typer.Option(help=f"{_OBJECTIVES}, or a plugin
 _STORED = "pixels (default), multi-formation (four images in one), multi-formation-4, bases, hallucinators or latents"
 Parametrization = Annotated[str | None, typer.Option(help=f"{_STORED}.")]
 Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")]
-Steps = Annotated[int | None, typer.Option(help="Optimisation steps; default: the objective's.")]
-Seed = Annotated[int, typer.Option(help="All that is random follows from it.")]
+Steps = Annotated[
+    int | None, typer.Option(click_type=Whole(1, 10**9), help="Optimisation steps; default: the objective's.")
+]
+Seed = Annotated[int, typer.Option(click_type=Whole(), help="All that is random follows from it.")]
 
 
 def named_data(synthetic: SyntheticSet, data: str | None) -> str:
@@ -52,6 +57,13 @@ def named_data(synthetic: SyntheticSet, data: str | None) -> str:
     if not data and ":" in synthetic.name:  # a stranger's file must not choose what is read from this disk
         raise SettingError(f"the set was made from {printable(synthetic.name)!r}; name the data with --data")
     return data or synthetic.name
+
+
+def evaluating(file: Path, synthetic: SyntheticSet, data: str | None = None, **options: Any) -> list[str | Path] | None:
+    """Return the command that measures a set; None where only its maker knows which data are meant."""
+    if data is None and ":" in synthetic.name:
+        return None
+    return ["evaluate", file, *typed(data=data, **options)]
 
 
 def save_measured(
@@ -82,7 +94,7 @@ def measure(
 
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
-    with progress("evaluating") as update:
+    with reporting("evaluating") as update:
 
         def follow(step: int, steps: int) -> None:
             update(step / steps)

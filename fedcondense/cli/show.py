@@ -7,21 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcondense.cli.outputs import PICTURE, check_output
 from fedcondense.cli.sets import (
     SetFile,
     describe,
+    evaluating,
 )
-from fedcondense.cli.terminal import (
-    Format,
-    Output,
-    Overwrite,
-    Plugin,
-    check_output,
-    command,
-    emit,
-    finish,
-    set_up,
-)
+from fedcondense.cli.terminal import Format, Output, Overwrite, Plugin, command, emit, finish, set_up
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Whole
 
 if TYPE_CHECKING:
     pass
@@ -29,15 +23,19 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command to the command line."""
-    app.command(epilog="Example: fedcondense show fashion.safetensors --output fashion.png")(show)
+    app.command(cls=Command, epilog="Example: fedcondense show fashion.safetensors --output fashion.png")(show)
 
 
 @command
 def show(
     file: SetFile,
     output: Annotated[Path, typer.Option(help="Where the PNG is written.")],
-    columns: Annotated[int | None, typer.Option(help="Images per row; default: all of a class, at most 20.")] = None,
-    scale: Annotated[int | None, typer.Option(help="Screen pixels a pixel; default: images 64 high.")] = None,
+    columns: Annotated[
+        int | None, typer.Option(click_type=Whole(1, 1000), help="Images per row; default: all of a class, at most 20.")
+    ] = None,
+    scale: Annotated[
+        int | None, typer.Option(click_type=Whole(1, 256), help="Screen pixels a pixel; default: images 64 high.")
+    ] = None,
     overwrite: Overwrite = False,
     plugin: Plugin = None,
     form: Output = Format.text,
@@ -50,9 +48,9 @@ def show(
     from fedcondense.sets.synthetic import SyntheticSet
 
     set_up(plugins=plugin)
-    check_output(output, overwrite)
+    check_output(output, overwrite, PICTURE, reads=file)
     synthetic = SyntheticSet.load(file)
     show_set(synthetic, output, columns, scale)
     result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes}
     emit(result, describe(synthetic), form)
-    finish([output], ["evaluate", file])
+    finish([output], evaluating(file, synthetic, plugin=plugin))

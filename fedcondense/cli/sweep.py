@@ -23,6 +23,8 @@ from fedcondense.cli.sweep_options import (
 )
 from fedcondense.cli.sweep_run import finish_sweep, with_steps
 from fedcondense.cli.terminal import command, set_up, warn_of_slow
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Listed, Whole
 from fedcondense.errors import SettingError
 
 _EACH = """DIR gets `table.md`, `table.csv`, `figure.png`, a file per cell (`cells/`) and each set (`sets/`). A sweep
@@ -75,20 +77,24 @@ def _sweep(function: Callable[..., None]) -> None:
     guarded.__doc__ = f"{inspect.getdoc(function)}\n\n{_EACH}"
     example = {"table": "digits --objectives dm,dsa --ipc 1,10", "scaling": "digits --ipc 1,10,50"}
     name = function.__name__
-    app.command(name, epilog=f"Example: fedcondense sweep {name} {example.get(name, 'digits')} --output runs/{name}")(
-        guarded
-    )
+    app.command(
+        name,
+        cls=Command,
+        epilog=f"Example: fedcondense sweep {name} {example.get(name, 'digits')} --output runs/{name}",
+    )(guarded)
 
 
 Objective = Annotated[str | None, typer.Option(help="Default: mmd-ridge.")]
-Ipc = Annotated[int, typer.Option(help="Images per class whose bytes a set may take.")]
-Ipcs = Annotated[str, typer.Option("--ipc", help="Images per class whose bytes a set may take, by commas.")]
+Ipc = Annotated[int, typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes a set may take.")]
+Ipcs = Annotated[
+    str, typer.Option("--ipc", click_type=Listed(), help="Images per class whose bytes a set may take, by commas.")
+]
 
 
 @_sweep
 def table(
     names: Annotated[list[str], typer.Argument(metavar="DATA...")],
-    objectives: Annotated[str | None, typer.Option(help="By commas; default: all.")] = None,
+    objectives: Annotated[str | None, typer.Option(click_type=Listed(), help="By commas; default: all.")] = None,
     parametrization: Annotated[str, typer.Option(help="How their images are stored.")] = "pixels",
     ipc: Ipcs = "1,10",
     *,
@@ -109,7 +115,9 @@ def table(
 @_sweep
 def parametrizations(
     name: DataName,
-    names: Annotated[str | None, typer.Option("--parametrizations", help="By commas; default: all.")] = None,
+    names: Annotated[
+        str | None, typer.Option("--parametrizations", click_type=Listed(), help="By commas; default: all.")
+    ] = None,
     objective: Objective = None,
     ipc: Ipcs = "1,10",
     *,
@@ -128,8 +136,12 @@ def parametrizations(
 @_sweep
 def architectures(
     name: DataName,
-    made_with: Annotated[str | None, typer.Option(help="Networks that condense, by commas.")] = None,
-    tested_with: Annotated[str | None, typer.Option(help="Networks that are tested, by commas: mlp,resnet18.")] = None,
+    made_with: Annotated[
+        str | None, typer.Option(click_type=Listed(), help="Networks that condense, by commas.")
+    ] = None,
+    tested_with: Annotated[
+        str | None, typer.Option(click_type=Listed(), help="Networks that are tested, by commas: mlp,resnet18.")
+    ] = None,
     objective: Objective = None,
     parametrization: Annotated[str, typer.Option(help="How images are stored.")] = "pixels",
     ipc: Ipc = 10,
@@ -154,14 +166,23 @@ def architectures(
 @_sweep
 def sensitivity(
     name: DataName,
-    vary: Annotated[str | None, typer.Option(help="By commas; default: lr, steps, seed and the real batch.")] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            click_type=Listed(),
+            help="By commas; default: lr, steps, seed, and per_class where the objective has it.",
+        ),
+    ] = None,
     objective: Objective = None,
     parametrization: Annotated[str, typer.Option(help="How images are stored.")] = "pixels",
     ipc: Ipc = 10,
     *,
     common: Sweeping,
 ) -> None:
-    """Vary one setting at a time around the recipe: step size, steps, real batch (`per_class`), seeds."""
+    """Vary one setting at a time around the recipe: step size, steps, seeds, and numbers of the objective's own.
+
+    Of those, `per_class` is how many records of a class a step of dm or dsa draws; the default objective draws none.
+    """
     from fedcondense.sweeps import figures, grids
 
     base = base_cell(name, common, objective, parametrization=parametrization, ipc=ipc)

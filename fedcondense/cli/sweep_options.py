@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedcondense.cli.terminal import (
-    DataRoot,
-    Device,
-    Format,
-    Output,
-    Plugin,
-    Precisely,
-    Precision,
-    check_folder,
-    pick_device,
-    set_up,
-)
+from fedcondense.cli.outputs import SWEEP, check_output_folder
+from fedcondense.cli.terminal import DataRoot, Device, Format, Output, Plugin, Precisely, Precision, set_up
+from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import SettingError
+from fedcondense.machine import pick_device
 
 if TYPE_CHECKING:
     from fedcondense.sweeps import Cell, Site, Workers
@@ -54,11 +46,14 @@ class Sweeping:
     """The options that all sweeps have."""
 
     output: Annotated[Path, typer.Option(help="The folder of the sweep; what it holds already is not done again.")]
-    sets: Annotated[int, typer.Option(help="Sets per row, from seed 0 on.")] = 3
-    networks: Annotated[int, typer.Option(help="Networks that are trained on each set.")] = 2
+    sets: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Sets per row, from seed 0 on.")] = 3
+    networks: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that are trained on each set.")] = 2
     network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None
     controls: Annotated[
-        str | None, typer.Option(help="Selections of real images, by commas, or none; default: all, or the usual.")
+        str | None,
+        typer.Option(
+            click_type=Listed(), help="Selections of real images, by commas, or none; default: all, or the usual."
+        ),
     ] = None
     recipe: Annotated[
         RecipeName,
@@ -66,11 +61,23 @@ class Sweeping:
             help="published: optimizer, schedule, source, start and steps at 10 images per class, where there is one."
         ),
     ] = RecipeName.tuned
-    steps: Annotated[int | None, typer.Option(help="Optimisation steps of each set; default: the recipe's.")] = None
-    budget: Annotated[float | None, typer.Option(help="CPU seconds per set, instead of steps: a few are timed.")] = None
-    evaluation_steps: Annotated[int | None, typer.Option(help="Training steps of a network; default: 400.")] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(click_type=Whole(1, 10**9), help="Optimisation steps of each set; default: the recipe's."),
+    ] = None
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            click_type=Number(above=True, most=1e7), help="CPU seconds per set, instead of steps: a few are timed."
+        ),
+    ] = None
+    evaluation_steps: Annotated[
+        int | None, typer.Option(click_type=Whole(1, 10**9), help="Training steps of a network; default: 400.")
+    ] = None
     scores: Annotated[bool, typer.Option("--scores", help="Add LRS and ARS: trains three times as much.")] = False
-    workers: Annotated[int, typer.Option(help="Cells side by side, in processes of one thread.")] = 1
+    workers: Annotated[
+        int, typer.Option(click_type=Whole(1, 1024), help="Cells side by side, in processes of one thread.")
+    ] = 1
     so_far: Annotated[bool, typer.Option("--so-far", help="The tables of what the folder holds; compute nothing.")] = (
         False
     )
@@ -125,7 +132,7 @@ def check_options(common: Sweeping) -> None:
         raise SettingError(f"a budget of {common.budget:g} CPU seconds; needed: more than 0")
     if common.ray is not None and common.workers > 1:
         raise SettingError("--ray and --workers both say where cells are computed; leave one out")
-    check_folder(common.output)
+    check_output_folder(common.output, SWEEP)
 
 
 def split_list(text: str) -> list[str]:

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedcondense.cli.outputs import free
 from fedcondense.cli.sweep_options import Sweeping, site_of, workers_of
-from fedcondense.cli.terminal import (
-    emit,
-    finish,
-    invocation,
-    note,
-    progress,
-)
+from fedcondense.cli.terminal import emit, finish, invocation, note, typed
 from fedcondense.errors import SettingError
+from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +35,7 @@ def finish_sweep(
     from fedcondense.sweeps import finished, read, run, to_csv, to_markdown
 
     site, workers = site_of(common), workers_of(common)
-    with progress("sweep") as update:
+    with reporting("sweep") as update:
 
         def follow(now: SweepProgress) -> None:
             last = "" if now.last is None else f", {now.last.making.data} {now.last.making.method}"
@@ -67,7 +63,9 @@ def finish_sweep(
     for path, text in ((common.output / "table.md", markdown), (common.output / "table.csv", to_csv(rows))):
         write_file(path, text.encode(), overwrite=True)
     write_file(figure, _png(draw(rows)), overwrite=True)
-    failed = sum("error" in outcome for outcome in outcomes.values())
+    failed = sum(
+        "error" in outcome or any("error" in m for m in outcome["measured"].values()) for outcome in outcomes.values()
+    )
     result = {
         "rows": [row.to_dict() for row in rows],
         "conclusions": texts,
@@ -76,9 +74,10 @@ def finish_sweep(
         "output": common.output,
     }
     emit(result, markdown.rstrip(), common.form)
-    finish([common.output / "table.md", common.output / "table.csv", figure], _next(chosen, rows, common.output))
+    finish([common.output / "table.md", common.output / "table.csv", figure], _next(chosen, rows, common))
     if failed:
-        note(f"{failed} of {len(outcomes)} cells failed; their rows say why, and the same command tries them again")
+        again = "the same command tries again those without any result"
+        note(f"{failed} of {len(outcomes)} cells failed; their rows say why and for which network, and {again}")
         raise typer.Exit(1)
 
 
@@ -91,14 +90,16 @@ def with_steps(lines: Sequence[TableRow], common: Sweeping) -> list[TableRow]:
     return with_budget(lines, common.output, site=site_of(common), workers=workers_of(common))
 
 
-def _next(lines: Sequence[TableRow], rows: Sequence[Row], folder: Path) -> list[str | Path]:
-    """Return the command that shows a set of the best row."""
+def _next(lines: Sequence[TableRow], rows: Sequence[Row], common: Sweeping) -> list[str | Path] | None:
+    """Return the command that shows a set of the best row; None where no set was made."""
     from fedcondense.sweeps.cells import set_path
 
     best = max(zip(rows, lines, strict=True), key=lambda pair: (pair[0].is_distilled, pair[0].accuracy or 0.0))
-    paths = [set_path(folder, cell.making) for cell in best[1].cells]
-    made = next((path for path in paths if path.exists()), paths[0])
-    return ["show", made, "--output", folder / "best.png"]
+    folder = common.output
+    made = next((path for cell in best[1].cells if (path := set_path(folder, cell.making)).exists()), None)
+    if made is None:
+        return None
+    return ["show", made, "--output", free(folder / "best.png"), *typed(plugin=common.plugin)]
 
 
 def _png(figure: Figure) -> bytes:

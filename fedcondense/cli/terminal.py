@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
-import importlib.util
 import json
+import logging
 import math
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +19,11 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from fedcondense.cli.plugins import fault_of_plugin, load_plugins
 from fedcondense.cli.signals import ended_by_signals
-from fedcondense.errors import FedcondenseError, OutputError, SettingError
+from fedcondense.cli.values import Whole
+from fedcondense.errors import FedcondenseError
+from fedcondense.machine import MOST_THREADS, set_threads
 
 P = ParamSpec("P")
 
@@ -44,7 +47,10 @@ Precisely = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie; default: the variable FEDCONDENSE_DATA.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; a resumed run is bit-equal only with as many.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(click_type=Whole(1, MOST_THREADS), help="CPU threads; a resumed run is bit-equal only with as many."),
+]
 Output = Annotated[Format, typer.Option("--format", help="json prints one object with stable keys.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output path holds.")]
 Plugin = Annotated[list[Path] | None, typer.Option(help="A Python file of yours that adds methods by name; it is run.")]
@@ -57,18 +63,54 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         with ended_by_signals() as ending:
             try:
-                function(*args, **kwargs)
+                with heard():
+                    function(*args, **kwargs)
             except FedcondenseError as error:
                 _stop(f"error: {error}", 2)
             except KeyboardInterrupt as interrupt:
                 again = interrupt if interrupt.args else f"start again with: {invocation()}"
                 _stop(f"interrupted; {again}", ending.code)
             except OSError as error:  # a full disk, a folder that vanished: what was complete is on the disk already
-                if error.filename is None:
+                if error.errno == errno.EPIPE or error.strerror is None:
                     raise
-                _stop(f"error: {error.filename}: {error.strerror}; nothing that was complete is lost", 2)
+                _stop(f"error: {error.filename or 'writing'}: {error.strerror}; nothing that was complete is lost", 2)
+            except Exception as error:
+                fault = fault_of_plugin(error) or _memory_fault(error)
+                if not fault:
+                    raise
+                _stop(f"error: {fault}", 2)
 
     return guarded
+
+
+def _memory_fault(error: Exception) -> str:
+    """Say that memory is used up, if that is what an error says; torch has no type for it on a CPU."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return f"memory is used up ({str(error)[:200] or 'no more'}); take a smaller ipc, network or data set"
+    return ""
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Write what the library logs to stderr while inside; a terminal has a bar instead of lines on progress."""
+    handler = _Notes(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    logger = logging.getLogger("fedcondense")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(logging.INFO, level or logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Lines on stderr, as it is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, in one line."""
+        note(record.getMessage())
 
 
 def _stop(message: str, code: int) -> None:
@@ -96,7 +138,12 @@ def finish(wrote: Sequence[Path], then: Sequence[str | Path] | None) -> None:
     for path in wrote:
         note(f"wrote {path}")
     if then is not None:
-        note(f"next: {shlex.join(['fedcondense', *map(str, then)])}")
+        note(f"next: {shlex.join(['fedcondense', *map(_typed, then)])}")
+
+
+def _typed(word: str | Path) -> str:
+    """Return a word of a command; a path that starts with a dash would be read as an option."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 def invocation(*added: str) -> str:
@@ -123,25 +170,6 @@ def typed(**options: Any) -> list[str]:
     return texts
 
 
-def pick_device(name: str | None) -> str:
-    """Return the device that was asked for, or a GPU if there is one.
-
-    Raises:
-        SettingError: This machine has no such device.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"device {name!r} cannot be used ({reason}); on this machine: {here}") from None
-    return name
-
-
 def set_up(
     threads: int | None = None, plugins: Sequence[Path] | None = None, precision: Precision = Precision.float32
 ) -> None:
@@ -155,20 +183,8 @@ def set_up(
             torch.set_autocast_enabled(device, True)
             torch.set_autocast_dtype(device, getattr(torch, precision))
     if threads is not None:
-        import torch
-
-        if threads < 1:
-            raise SettingError(f"{threads} threads; needed: 1 or more")
-        torch.set_num_threads(threads)
-    for path in plugins or ():
-        if not path.is_file():
-            raise SettingError(f"{path}: no such plugin; give a Python file, say one with OBJECTIVES['mine'] = Mine()")
-        spec = importlib.util.spec_from_file_location(f"fedcondense_plugin_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise SettingError(f"{path}: not a Python file; its name must end in .py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+        set_threads(threads)
+    load_plugins(plugins or ())
 
 
 def warn_of_slow(precision: Precision) -> None:
@@ -178,29 +194,6 @@ def warn_of_slow(precision: Precision) -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     if precision is Precision.bfloat16 and capability == "AVX2" and not torch.cuda.is_available():
         note("this CPU has no bfloat16 arithmetic and computes it many times slower: leave --precision out")
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse a path that exists or whose folder cannot be written, before any work; missing folders are made.
-
-    Raises:
-        OutputError: The path cannot be used; nothing was changed.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the path of a file in it")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; choose another path or pass --overwrite")
-    check_folder(path.parent)
-
-
-def check_folder(folder: Path) -> None:
-    """Make a folder if need be, and refuse it if no file can be created in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # the only test that holds for root, quotas and read-only mounts too
-            pass
-    except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror}; choose a folder that can be written") from error
 
 
 def emit(result: Mapping[str, Any], text: str, form: Format) -> None:
@@ -227,52 +220,6 @@ def columns(lines: Sequence[Sequence[object]]) -> str:
     cells = [[printable(str(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
-
-
-@contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[..., None]]:
-    """Show a bar with time left on stderr while inside; a pipe sees nothing of it.
-
-    What it yields is called with the share that is done, in [0, 1], a detail such as the loss, and a new label.
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    label_column, detail_column = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}", markup=False)
-    times = (TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(
-        label_column,
-        BarColumn(30),
-        *times,
-        detail_column,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task(escape(label), total=1.0, detail="")
-        shown = label
-
-        def update(done: float, detail: str = "", label: str = label) -> None:
-            nonlocal shown
-            if label != shown:
-                shown = label
-                bar.reset(task, description=escape(label), detail=detail)
-            bar.update(task, completed=done, detail=printable(detail))
-
-        yield update
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as hours, minutes and seconds.
-
-    >>> clock(7.4), clock(83), clock(7322)
-    ('0:07', '1:23', '2:02:02')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def own_version() -> str:

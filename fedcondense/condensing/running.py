@@ -21,6 +21,7 @@ from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives import DEFAULT_OBJECTIVE
+from fedcondense.progress import reporting
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Progress", "condense", "run"]
@@ -89,7 +90,7 @@ def condense(
             by chance. It costs accuracy of the whole set.
         device: Where to run; None: where the data are.
         checkpoint: Where to keep the state, and whether to go on from it.
-        progress: Called about twice a second.
+        progress: Called about twice a second; without one a bar is drawn on a terminal (`fedcondense.progress`).
         until: When to stop and return what there is, on the clock of `time.monotonic`, seconds (`run`); None: never.
 
     Raises:
@@ -138,7 +139,7 @@ def run(
     Args:
         loop: From `prepare`; it may have taken steps before.
         checkpoint: Where to keep the state, and whether to go on from it.
-        progress: Called about twice a second.
+        progress: Called about twice a second; without one a bar is drawn on a terminal (`fedcondense.progress`).
         until: When to stop, on the clock of `time.monotonic`, seconds; None: never.
         least: The share of the steps that makes a set worth having; 0: whatever there is, `Loop.done` tells the steps.
 
@@ -163,7 +164,8 @@ def _run(
 ) -> SyntheticSet:
     first, steps, began, looked = loop.done, loop.recipe.steps, time.monotonic(), 0.0
     good, loss = loop.finished(), None
-    with stop_at(until):
+    label = f"condensing {loop.holder.spec.name}"
+    with reporting(label, bar=progress is None) as report, stop_at(until):
         while loop.done < steps:
             try:
                 loss = loop.step()
@@ -179,6 +181,7 @@ def _run(
             if progress is not None:
                 remaining = seconds / (loop.done - first) * (steps - loop.done)
                 progress(Progress(loop.done, steps, value, seconds, remaining))
+            report(loop.done / steps, f"step {loop.done} of {steps}, loss {value:.4g}")
             if checkpoint is not None and checkpoint.is_due():
                 checkpoint.write(loop.configuration, loop.state_dict())
     if good.record.steps < loop.done and loss is not None:

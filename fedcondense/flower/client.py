@@ -24,6 +24,7 @@ from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
 from fedcondense.flower.wire import safe_text
+from fedcondense.progress import reporting
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]
 
@@ -87,7 +88,8 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
         if ledger is not None:  # weights that were trained on records count as a question; what is refused does not
             arrays = message.content.array_records.values()
             ledger.charge("train", Charge(nbytes=sum(record.count_bytes() for record in arrays)))
-        return local_round(message.content, Own(data), node)
+        with reporting(f"{node.name}, train", bar=False, log=logging.getLogger("flwr")):
+            return local_round(message.content, Own(data), node)
 
     client.train()(_guarded(train, desk))
     return client

@@ -30,6 +30,7 @@ from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.identity import identity
+from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
 
 __all__ = ["answer", "check_carried"]
@@ -132,7 +133,8 @@ def check_carried(kind: type[Question], caps: Caps) -> None:
 
 def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, about: About) -> Payload:
     """Prepare, look at the cost, charge it, and do it."""
-    with _timed(task, node):
+    said = f"{node.name}, {task.name}"
+    with _timed(task, node), reporting(said, bar=False, log=_LOG):
         job: Job[Payload] = task.prepare(holder, node)
     node.caps.check(job.cost)
     if ledger is not None:
@@ -148,7 +150,7 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         job.cost.seconds,
         job.cost.nbytes,
     )
-    with _timed(task, node):
+    with _timed(task, node), reporting(said, bar=False, log=_LOG):
         payload = job.run()
     _check_bytes(len(payload.to_bytes()), node.caps)
     return payload

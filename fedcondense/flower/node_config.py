@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from flwr.app import Context
 
 from fedcondense.condensing import Progress
@@ -18,15 +18,16 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Allowance, Ledger
-from fedcondense.flower.settings import keys_of, number, read_all
+from fedcondense.flower.settings import keys_of, number, place, read_all
 from fedcondense.flower.sites import is_name
 from fedcondense.flower.wire import NO_DATA
+from fedcondense.machine import MOST_THREADS, pick_device
 
 __all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "place_of"]
 
 KEPT_BYTES = 1 << 30
 """What a node keeps between messages, all in all."""
-_LIKE_OURS = ("max-", "min-", "allow-", "life-", "share-")
+_OURS = {"max", "min", "maximum", "minimum", "allow", "life", "share", "records", "ipc"}  # words of caps and allowance
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,16 @@ class NodeConfig:
     name: str = ""
     partition_id: int = -1
     num_partitions: int = number(0, 0)
-    data: str = ""
-    data_root: str = ""
+    data: str = place()
+    data_root: str = place()
     partition_by: str = "dirichlet"
     alpha: float = number(0.5, 0)
     partition_seed: int = number(42, 0)
     min_partition_size: int = number(10, 0)
     device: str = ""
-    threads: int = number(0, 0)
-    cache: str = ""
-    ledger: str = ""
+    threads: int = number(0, 0, MOST_THREADS)
+    cache: str = place()
+    ledger: str = place()
 
 
 class Placed(NamedTuple):
@@ -96,7 +97,7 @@ class Placed(NamedTuple):
             most = int(data.counts.max())
             needed = f"no class has {self.caps.min_records} records, of which this node asks (min-records)"
             raise SettingError(f"{needed}; its largest has {most}")
-        return left.to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return left.to(pick_device(self.config.device))
 
 
 class Desk(NamedTuple):
@@ -126,7 +127,7 @@ def place_of(context: Context, desk: Desk) -> Placed:
     known = {key for base in bases for key in keys_of(type(base))}
     given = dict(context.node_config)
     if not desk.is_stock:
-        given = {k: v for k, v in given.items() if k in known or k.startswith(_LIKE_OURS) or _is_close(k, known)}
+        given = {k: v for k, v in given.items() if k in known or _is_like_ours(str(k), known)}
     config, caps, allowance = read_all(bases, given, "this node's config")
     if desk.is_stock and not config.data:  # a public data set is nobody's
         caps = replace(caps, allow_real=True, allow_weights=True)
@@ -134,9 +135,14 @@ def place_of(context: Context, desk: Desk) -> Placed:
         raise SettingError(f"name = {config.name!r} in this node's config; needed: letters, digits, -_. (64 at most)")
     if "partition-id" in given and config.partition_id < 0:
         raise SettingError(f"partition-id = {config.partition_id} in this node's config; needed: 0 or more")
+    if desk.is_stock and config.num_partitions and config.partition_id < 0:
+        most = config.num_partitions - 1
+        raise SettingError(f"partition-id is missing in this node's config; needed: 0 to {most}, or no num-partitions")
     if config.num_partitions and config.partition_id >= config.num_partitions:
         most = config.num_partitions - 1
         raise SettingError(f"partition-id = {config.partition_id} in this node's config; needed: 0 to {most}")
+    if config.device:
+        pick_device(config.device)
     return Placed(config, caps, allowance)
 
 
@@ -158,5 +164,7 @@ def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:
     return None if path is None else Ledger.open(path, placed.allowance)
 
 
-def _is_close(key: str, known: set[str]) -> bool:
-    return bool(difflib.get_close_matches(key, known, n=1, cutoff=0.85))
+def _is_like_ours(key: str, known: set[str]) -> bool:
+    """Say whether an unknown key was perhaps meant for us: a cap that is left out in silence protects nobody."""
+    plain = "-".join(re.findall(r"[a-z0-9]+", key.lower()))
+    return not _OURS.isdisjoint(plain.split("-")) or bool(difflib.get_close_matches(plain, known, n=1, cutoff=0.85))

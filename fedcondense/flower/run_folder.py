@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +30,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["FORMAT", "RunFolder", "judged", "plain", "refusals"]
 
+_PROBE = 1 << 16  # bytes: a disk that takes no more is full
 FORMAT = 2
 """Of ``result.json``; a file without it is of 1, which lacks what rows say of themselves."""
 
@@ -72,20 +75,36 @@ class RunFolder:
         return self.result.exists()
 
     def clear(self) -> None:
-        """Delete what the run wrote, and nothing else."""
+        """Delete what the run wrote, and nothing else, if another can be written in its place."""
+        self.check_writable()
         named = self._sets()
         for path in (*named, *(path for pattern in _WRITTEN for path in self.path.glob(pattern) if path.is_file())):
             path.unlink(missing_ok=True)
 
     def check_free(self) -> None:
-        """Refuse a folder that holds a run, unless that failed before it left anything.
+        """Refuse a folder that holds a run, unless that failed before it left anything, or that cannot be written.
 
         Raises:
-            OutputError: It does.
+            OutputError: It does, or cannot.
         """
         if self.holds_run() and not self._is_empty():
             unfinished = ", or go on with it (resume = true)" if self.is_unfinished() else ""
             raise OutputError(f"{self.path} holds a result; give another output{unfinished}")
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Refuse a folder that cannot be written, before nodes work for it or what it holds is deleted.
+
+        Raises:
+            OutputError: It cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(bytes(_PROBE))
+                file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror}; give an output that can be written") from error
 
     def is_unfinished(self) -> bool:
         """Say whether the run here failed or was killed, or is not done."""
@@ -108,8 +127,8 @@ class RunFolder:
     def write_result(self, record: Mapping[str, Any]) -> Path:
         """Write ``result.json``; what was there before is replaced as a whole."""
         versions = {"fedcondense": own_version(), **{name: version(name) for name in ("torch", "flwr", "numpy")}}
-        whole = json.loads(json.dumps({"format": FORMAT, **record, "versions": versions}, allow_nan=False, default=str))
-        return write_file(self.result, dump_json(whole), overwrite=True)
+        text = json.dumps(_finite({"format": FORMAT, **record, "versions": versions}), allow_nan=False, default=str)
+        return write_file(self.result, dump_json(json.loads(text)), overwrite=True)
 
     def read_result(self) -> dict[str, Any]:
         """Return what ``result.json`` holds.
@@ -203,6 +222,17 @@ def judged(verdicts: Mapping[Any, Verdict]) -> list[dict[str, Any]]:
         for (site, name), verdict in verdicts.items()
         if verdict.weight < 1 or verdict.why
     ]
+
+
+def _finite(value: Any) -> Any:
+    """Return a record with texts in the place of infinite numbers, and null for nan: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def plain(values: Iterable[float]) -> list[float | None]:

@@ -19,8 +19,9 @@ from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.asking import Asked
 from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.served_run import ServedRun
-from fedcondense.flower.settings import number, read_all
+from fedcondense.flower.settings import number, place, read_all
 from fedcondense.flower.strategies import STRATEGIES, Entry
+from fedcondense.progress import reporting
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
 
@@ -63,9 +64,9 @@ class ServerSettings:
     wait: float = number(60.0, 0)
     timeout: float = number(3600.0, 1e-3)
     grace: float = -1.0
-    data: str = ""
-    data_root: str = ""
-    output: str = ""
+    data: str = place()
+    data_root: str = place()
+    output: str = place()
     resume: bool = False
     partition_by: str = "dirichlet"
     alpha: float = number(0.5, 0)
@@ -135,6 +136,7 @@ def make_server_app(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         asked = {**(config or {}), **context.run_config}
+        asked = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
         folder = RunFolder(_output(asked, context.run_id))
         with hold(folder.path, is_folder=True):
             resumed = asked.get("resume") is True
@@ -143,7 +145,8 @@ def make_server_app(
                 folder.check_free()
             run = ServedRun(folder, asked, before)
             try:
-                result = run(KeepingGrid(grid, folder.arrived), test, *read_settings(asked))
+                with reporting(run.name, bar=False, log=_LOG):
+                    result = run(KeepingGrid(grid, folder.arrived), test, *read_settings(asked))
             except ResumeError:
                 raise  # what is there stays as it is
             except Exception as failed:

@@ -6,11 +6,12 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
+from pathlib import PurePath
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedcondense.errors import SettingError, unknown
 
-__all__ = ["check", "keys_of", "number", "read", "read_all"]
+__all__ = ["check", "keys_of", "number", "place", "read", "read_all"]
 
 _LONGEST = 200  # characters of a text from elsewhere
 _LARGEST = 2**62  # Flower's ConfigRecord holds 64 bits
@@ -21,6 +22,11 @@ T = TypeVar("T")
 def number(default: float, least: float = -math.inf, most: float = math.inf) -> Any:
     """Declare a field with bounds, of the default's type; only a bound that is infinite lets an infinite value pass."""
     return field(default=default, metadata={"least": least, "most": most})
+
+
+def place(default: str = "") -> Any:
+    """Declare a field that names a folder, a file or a data set: a `Path` will do."""
+    return field(default=default, metadata={"place": True})
 
 
 def keys_of(kind: type) -> dict[str, Field[Any]]:
@@ -81,9 +87,9 @@ def _gather(kind: type, given: Mapping[str, Any], base: Any) -> tuple[dict[str, 
             continue
         item = known[key]
         hint = hints[item.name]
-        if fault := _fault(hint, value, item.metadata):
+        if fault := _fault(hint, _plain(value, item.metadata), item.metadata):
             wrong.append(f"{key} = {value!r:.60}; needed: {fault}")
-        values[item.name] = tuple(value) if isinstance(value, list) else value
+        values[item.name] = tuple(value) if isinstance(value, list) else _plain(value, item.metadata)
         if hint is float and isinstance(value, int):
             values[item.name] = float(value)
     required = (
@@ -92,6 +98,11 @@ def _gather(kind: type, given: Mapping[str, Any], base: Any) -> tuple[dict[str, 
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING
     )
     return values, wrong + [f"{key} is missing" for key in required]
+
+
+def _plain(value: Any, bounds: Mapping[str, Any]) -> Any:
+    """Return a path as the text that it is, where a path is asked for."""
+    return str(value) if "place" in bounds and isinstance(value, PurePath) else value
 
 
 def check(value: Any, where: str) -> None:

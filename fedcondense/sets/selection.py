@@ -17,6 +17,7 @@ from fedcondense.data.shares import images_per_class
 from fedcondense.errors import look_up
 from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.plain import whole_number
+from fedcondense.progress import reporting
 from fedcondense.randomness import child_seed, stream
 from fedcondense.sets.parts import Part, Record, to_storage
 from fedcondense.sets.synthetic import SyntheticSet
@@ -126,16 +127,18 @@ def select_quietly(data: Data, ipc: int, method: str, seed: int = 0, limit: floa
     images, labels = [], []
     seed = whole_number(seed, "seed")
     by_class = data.per_class(None, stream(seed)).split(data.counts.tolist())
-    for c, stored in enumerate(images_per_class(data, ipc, limit).images):
-        if not stored:
-            continue
-        pixels = data.images[by_class[c].to(data.device)].cpu().float() / 255
-        wanted = parametrization.start_count(stored)
-        with torch.autocast("cpu", enabled=False):  # the same choice at any precision
-            chosen = choose(pixels.flatten(1), wanted, child_seed(seed, method, c))
-        chosen = chosen.repeat(-(-wanted // len(chosen)))[:wanted]  # a class too small for its tiles repeats itself
-        images.append(pixels[chosen])
-        labels += [c] * wanted
+    with reporting(f"selecting from {spec.name}") as report:
+        for c, stored in enumerate(images_per_class(data, ipc, limit).images):
+            if not stored:
+                continue
+            pixels = data.images[by_class[c].to(data.device)].cpu().float() / 255
+            wanted = parametrization.start_count(stored)
+            with torch.autocast("cpu", enabled=False):  # the same choice at any precision
+                chosen = choose(pixels.flatten(1), wanted, child_seed(seed, method, c))
+            chosen = chosen.repeat(-(-wanted // len(chosen)))[:wanted]  # a class too small for its tiles repeats itself
+            images.append(pixels[chosen])
+            labels += [c] * wanted
+            report((c + 1) / len(spec.classes))
     targets = F.one_hot(torch.tensor(labels), len(spec.classes)).float()
     codes, targets = parametrization.encode(torch.cat(images), targets)
     record = replace(Record.of(data, method, ipc, seed), start="real", seconds=round(time.monotonic() - began, 1))

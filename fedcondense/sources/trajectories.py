@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import hold, write_file
 from fedcondense.identity import identity
 from fedcondense.networks.trainable import freeze, trainable
+from fedcondense.progress import reporting
 from fedcondense.randomness import batches, child_seed, draw_seed, stream
 from fedcondense.training.fit import Fit, fit
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Trajectories", "kept_in"]
 
-_LOG = logging.getLogger(__name__)
 _ROWS = 1024  # augmentations in a draw, of which each image of a batch takes one by chance
 _AT_ONCE = 64  # training steps whose images are taken to floats together
 _WRITE_S = 5.0  # seconds between two writes of a trajectory that is being trained
@@ -198,6 +198,10 @@ class Trajectories(NetworkSource):
 
     def _extend(self, expert: int, kept: list[Tensor], wanted: int, data: Data) -> None:
         """Train on from the last snapshot that is kept until there are as many as wanted."""
+        with reporting(f"training expert {expert + 1} of {self.experts}") as report:
+            self._train_on(expert, kept, wanted, data, report)
+
+    def _train_on(self, expert: int, kept: list[Tensor], wanted: int, data: Data, report: Callable[..., None]) -> None:
         seed = self._seed_of(expert)
         network = self.build(seed).to(data.device)
         if kept:
@@ -219,7 +223,7 @@ class Trajectories(NetworkSource):
                     progress=lambda *_: check_time(),  # what is lost is trained again from the last snapshot
                 )
             kept.append(_vector(network))
-            _LOG.info("expert %d of %d: snapshot %d", expert + 1, self.experts, age)
+            report(age / (wanted - 1), f"snapshot {age}")
             if path is not None and (time.monotonic() - written > _WRITE_S or len(kept) == wanted):
                 blob = dump_tensors({"weights": torch.stack(kept)}, "trajectory", self.configuration(expert, data))
                 write_file(path, blob, overwrite=True)

@@ -18,6 +18,7 @@ from fedcondense.files import hold, write_file
 from fedcondense.identity import identity
 from fedcondense.networks import NETWORKS
 from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.progress import reporting
 from fedcondense.sets.selection import SELECTIONS
 from fedcondense.sweeps.compute import LOCAL, Outcome, Site, compute
 from fedcondense.sweeps.grids import (
@@ -85,15 +86,17 @@ def _run(
     if progress is not None:
         progress(SweepProgress(found, len(cells), found, None))
     calls = [(cell, _held(folder, cell), site) for cell in missing]
-    for number, (outcome, made) in workers.map(compute, calls):
-        cell = missing[number]
-        if made is not None:
-            write_file(set_path(folder, cell.making), made, overwrite=True)
-        blob = dump_json(outcome)
-        write_file(cell_path(folder, cell), blob, overwrite=True)
-        outcomes[cell] = load_json(blob)  # as the next run will read it
-        if progress is not None:
-            progress(SweepProgress(len(outcomes), len(cells), found, cell))
+    with reporting("sweep", bar=progress is None) as report:
+        for number, (outcome, made) in workers.map(compute, calls):
+            cell = missing[number]
+            if made is not None:
+                write_file(set_path(folder, cell.making), made, overwrite=True)
+            blob = dump_json(outcome)
+            write_file(cell_path(folder, cell), blob, overwrite=True)
+            outcomes[cell] = load_json(blob)  # as the next run will read it
+            if progress is not None:
+                progress(SweepProgress(len(outcomes), len(cells), found, cell))
+            report((len(outcomes) - found) / len(missing), f"{len(outcomes)} of {len(cells)} cells")
     return {cell: outcomes[cell] for cell in cells}
 
 

@@ -113,7 +113,7 @@ def read(lines: Iterable[TableRow], outcomes: Mapping[Cell, Outcome]) -> list[Ro
 
 def _row(line: TableRow, outcomes: Mapping[Cell, Outcome]) -> Row:
     making, measuring = line.cells[0].making, line.cells[0].measuring
-    held = [outcomes[cell] for cell in line.cells]
+    held = [_seen_by(line.test_network, outcomes[cell]) for cell in line.cells]
     good = [outcome for outcome in held if "error" not in outcome]
     bad = [outcome for outcome in held if "error" in outcome]
 
@@ -145,6 +145,12 @@ def _row(line: TableRow, outcomes: Mapping[Cell, Outcome]) -> Row:
         budget=making.tuning.budget,
         failed=len(bad),
     )
+
+
+def _seen_by(network: str, outcome: Outcome) -> Outcome:
+    """Return a cell's outcome, or the error of this test network in its place."""
+    found = outcome.get("measured", {}).get(network, {})
+    return {"error": found["error"], "kind": "error"} if "error" in found else outcome
 
 
 def _place(row: Row) -> tuple[Any, ...]:

@@ -13,17 +13,21 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from fedcondense.errors import FedcondenseError, MissingExtraError, SettingError
+from fedcondense.progress import still_working
 
 __all__ = ["Here", "Processes", "Ray", "Workers"]
 
 _KILLED = "a worker was killed, perhaps for want of memory; the same command goes on, with fewer --workers if need be"
+
+_SAY_S = 5.0  # after which a parent says that it still waits, if it is time
 
 Call = tuple[Any, ...]
 """The arguments of one call."""
@@ -70,8 +74,11 @@ class Processes:
         pool = ProcessPoolExecutor(min(self.number, len(calls)), spawn, _begin, (self.start,))
         try:
             futures: dict[Future[Any], int] = {pool.submit(function, *call): n for n, call in enumerate(calls)}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while futures:
+                done, _ = wait_for(futures, _SAY_S, FIRST_COMPLETED)
+                for future in done:
+                    yield futures.pop(future), future.result()
+                still_working()
             pool.shutdown()
         except BrokenProcessPool:
             raise FedcondenseError(_KILLED) from None
@@ -131,7 +138,8 @@ class Ray:
             task = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=0)(_with_start)
             waiting = {task.remote(self.start, function, call): number for number, call in enumerate(calls)}
             while waiting:
-                done, _ = ray.wait(list(waiting))
+                done, _ = ray.wait(list(waiting), timeout=_SAY_S)
+                still_working()
                 for reference in done:
                     yield waiting.pop(reference), ray.get(reference)
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):

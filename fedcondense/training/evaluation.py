@@ -14,6 +14,7 @@ from fedcondense.arguments import device_of, instance_of, seeds_of, whole
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
+from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
@@ -74,6 +75,7 @@ class Evaluation:
         }
 
 
+@counted("evaluating")
 def evaluate(
     synthetic: SyntheticSet,
     test: Data,
@@ -98,7 +100,7 @@ def evaluate(
         weighted: Let an image count by the records that it stands for. Off: where few images stand for many records
             it cost 1 to 5 points (`experiments/federation.md`), and the counts of a federation are what clients claim.
         device: Where to run; None: where `test` is.
-        progress: Called with (step, steps), over all networks.
+        progress: Called with (step, steps), over all networks; without one a bar is drawn on a terminal.
 
     Raises:
         SettingError: No seeds, the shapes differ, no class of the set is one of the test data, or the network cannot be

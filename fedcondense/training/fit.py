@@ -15,6 +15,7 @@ from fedcondense.arguments import whole
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
 from fedcondense.networks.trainable import unfreeze
+from fedcondense.progress import counted
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import captured, is_plain
 
@@ -100,6 +101,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+@counted("training a network")
 def fit(
     network: nn.Module,
     images: Tensor,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedcondense.arguments import device_of, instance_of, whole
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, probe
+from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, fit_on, of_network
@@ -29,6 +30,7 @@ __all__ = ["relabel"]
 _AT_ONCE = 500  # images
 
 
+@counted("training teachers")
 def relabel(
     synthetic: SyntheticSet,
     data: Data,

@@ -29,8 +29,8 @@ class TestBadInput:
             (("digits", "--method", "k-mean"), "did you mean 'k-means'?"),
             (("digits", "--start", "gausian"), "did you mean 'gaussian'?"),
             (("digits", "--ipc", "0"), "ipc 0"),
-            (("digits", "--steps", "-1"), "-1 steps"),
-            (("digits", "--threads", "0"), "0 threads"),
+            (("digits", "--steps", "-1"), "--steps -1; needed: a whole number from 1"),
+            (("digits", "--threads", "0"), "--threads 0; needed: a whole number from 1"),
             (("digits", "--device", "gpu"), "device 'gpu' cannot be used"),
             (("digits", "--plugin", "missing.py"), "missing.py: no such plugin"),
             (("digits", "--method", "random", "--objective", "dm"), "leave one side out"),
@@ -130,4 +130,4 @@ class TestBadInput:
         assert "wnids.txt" in said
 
     def test_zero_seeds(self, cli: Any, made: Path) -> None:
-        assert "0 seeds" in cli.refused("evaluate", made, "--seeds", 0)
+        assert "--seeds 0; needed: a whole number from 1" in cli.refused("evaluate", made, "--seeds", 0)

@@ -220,8 +220,11 @@ class TestFailures:
         [
             (("table", "digit"), "did you mean 'digits'?"),
             (("table", "digits", "--objectives", "dm,dms"), "no objective is called 'dms'"),
-            (("table", "digits", "--objectives", ","), "no objective is named"),
-            (("architectures", "digits", "--made-with", ","), "no network is named; give some by commas, such as"),
+            (("table", "digits", "--objectives", ","), "--objectives ,; needed: a list by commas without empty items"),
+            (
+                ("architectures", "digits", "--made-with", ","),
+                "--made-with ,; needed: a list by commas",
+            ),
             (
                 ("architectures", "digits", "--tested-with", "resnet19"),
                 "did you mean 'resnet18'? all of them: convnetD",
@@ -230,9 +233,9 @@ class TestFailures:
             (("table", "digits", "--ipc", "0"), "--ipc 0"),
             (("table", "digits", "--ipc", "1", "10"), "lists go by commas: --ipc 1,10"),
             (("table", "digits", "--controls", "k-mean"), "did you mean 'k-means'?"),
-            (("table", "digits", "--sets", "0"), "0 sets; needed: 1 or more"),
+            (("table", "digits", "--sets", "0"), "--sets 0; needed: a whole number from 1"),
             (("table", "digits", "--budget", "5", "--steps", "5"), "--budget chooses the steps"),
-            (("table", "digits", "--budget", "0"), "a budget of 0 CPU seconds"),
+            (("table", "digits", "--budget", "0"), "--budget 0; needed: a finite number above 0"),
             (("table", "digits", "--ray", "auto", "--workers", "2"), "leave one out"),
             (("table", "digits", "--network", "convnet2-w3"), "no network is called"),
             (("parametrizations", "digits", "--parametrizations", "pixel"), "did you mean 'pixels'?"),

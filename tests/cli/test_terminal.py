@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedcondense.cli.terminal import Precision, check_folder, columns, jsonable, warn_of_slow
+from fedcondense.cli.outputs import check_folder
+from fedcondense.cli.terminal import Precision, columns, jsonable, warn_of_slow
 from fedcondense.sets.synthetic import SyntheticSet
 
 

@@ -90,3 +90,37 @@ class TestConfig:
             grid = InProcessGrid(make_client_app(load), 1, node_config={"max-ipcs": 3})
             message = Message(pack_question(Condense(), 1), 100, "query.condense")
             assert "did you mean 'max-ipc'" in reason_of(next(iter(grid.send_and_receive([message]))))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["min_records", "MIN-RECORDS", "minimum-records", "records-min", "max-ips", "allow_weights", "Max.Ipc", "life"],
+)
+def test_a_key_that_looks_like_a_cap_is_never_left_out_in_silence(key: str) -> None:
+    context = Context(1, 1, {key: 50, "color": "mine"}, RecordDict(), {})
+    with pytest.raises(SettingError, match="no setting is called"):
+        place_of(context, Desk())
+
+
+def test_a_part_of_a_divided_set_needs_its_number() -> None:
+    for number in ({}, {"partition-id": 3}, {"partition-id": -1}, {"partition-id": 1.0}, {"partition-id": "1"}):
+        context = Context(1, 1, {"num-partitions": 3, **number}, RecordDict(), {})
+        with pytest.raises(SettingError, match="partition-id"):
+            place_of(context, Desk(is_stock=True))
+
+
+def test_a_device_or_threads_that_this_machine_lacks_are_refused_before_the_data_are_read() -> None:
+    for config in ({"device": "meta"}, {"device": "cuda:99"}, {"threads": 100_000}):
+        with pytest.raises(SettingError, match=r"device|threads"):
+            place_of(Context(1, 1, dict(config), RecordDict(), {}), Desk())
+
+
+def test_alpha_is_the_same_wherever_nothing_else_is_said() -> None:
+    import inspect
+
+    from fedcondense.cli.federation import federate
+    from fedcondense.data.dirichlet import partition_dirichlet
+    from fedcondense.flower.server import ServerSettings
+
+    alphas = {inspect.signature(f).parameters["alpha"].default for f in (federate, partition_dirichlet)}
+    assert alphas == {NodeConfig().alpha, ServerSettings().alpha} == {0.5}

@@ -132,3 +132,16 @@ def test_refusals_and_verdicts_are_plain_values() -> None:
 
 def test_nan_is_none() -> None:
     assert plain([1.23456, float("nan")]) == [1.235, None]
+
+
+def test_what_json_lacks_does_not_lose_a_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_result({"settings": {"timeout": float("inf"), "alpha": float("nan"), "list": (1, float("-inf"))}})
+    assert folder.read_result()["settings"] == {"timeout": "inf", "alpha": None, "list": [1, "-inf"]}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_nodes_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(OutputError, match="give an output that can be written"):
+            RunFolder(path).check_free()

@@ -29,6 +29,7 @@ from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.identity import identity
 from fedcondense.networks import default_network, network_kinds
 from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.progress import reporting
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
 
@@ -81,7 +82,7 @@ def federate(
     measured: Measured = Measured(),
     min_records: int = Caps.min_records,
     output: Output | None = None,
-    progress: Callable[[FederationProgress], None] = lambda _: None,
+    progress: Callable[[FederationProgress], None] | None = None,
 ) -> FederationResult:
     """Run a federation in one process, over Flower's real serialisation, and the rows it has to be compared with.
 
@@ -98,12 +99,11 @@ def federate(
         min_records: How many records a stored image stands for at least (`Caps`), in every row; classes of fewer are
             left out by every client.
         output: Where the result is written; None keeps nothing.
-        progress: Told where it is, a few times per second at most.
+        progress: Told where it is, a few times per second at most; without it a bar is drawn on a terminal.
 
     Raises:
         SettingError: A name is unknown, or a number or combination cannot work.
-        OutputError: The folder holds another result, and is neither to be resumed nor overwritten, or another run is
-            writing it.
+        OutputError: The folder holds a result that is not to be replaced, or another run is writing it.
         ResumeError: The folder holds the result of other settings.
     """
     asked = replace(asked, network=asked.network or default_network(train.spec.shape))
@@ -121,15 +121,21 @@ def federate(
     )
     folder = None if output is None else RunFolder(output.path)
     work = None if folder is None else folder.path / "work"
-    bench = Bench(
-        train, test, partition, asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, progress
-    )
     with nullcontext() if output is None else hold(output.path, is_folder=True):
         if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
             folder.clear()
-        run = _Comparison(bench, asked, chosen, measured, folder, output is not None and output.resume)
-        run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
-        return run.all()
+        with reporting("federation", bar=progress is None) as report:
+
+            def told(now: FederationProgress) -> None:
+                if progress is not None:
+                    progress(now)
+                report(now.done, now.detail, now.row)
+
+            shared = (asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, told)
+            bench = Bench(train, test, partition, *shared)
+            run = _Comparison(bench, asked, chosen, measured, folder, output is not None and output.resume)
+            run.result.partition = {**partition.to_dict(), "alpha": partition.to_dict()["settings"].get("alpha")}
+            return run.all()
 
 
 def _checked(asked: Condense, rows: Sequence[str], min_records: int) -> list[Row]:
@@ -179,7 +185,8 @@ class _Comparison:
             if row.name not in result.rows:
                 bench.progress(FederationProgress(row.name, "starting", 0.0))
                 began = time.perf_counter()
-                found = self._averaged(row) if self._is_averaging(row) else self._ran(row)
+                averages = isinstance(row.entry.settings, LocalTraining) and row.entry.handlers == ("train",)
+                found = self._averaged(row) if averages else self._ran(row)
                 seconds = round(time.perf_counter() - began, 2)
                 result.rows[row.name] = {"seconds": seconds, **found, "about": row.about, "code": identity(row.entry)}
                 bench.progress(FederationProgress(row.name, "done", 1.0))
@@ -188,9 +195,6 @@ class _Comparison:
         result.rows = {name: result.rows[name] for name in names}
         self._write_result()
         return result
-
-    def _is_averaging(self, row: Row) -> bool:
-        return isinstance(row.entry.settings, LocalTraining) and row.entry.handlers == ("train",)
 
     def _ran(self, row: Row) -> dict[str, Any]:
         """Run a row; the first of sets is kept with its network, and who was refused."""
@@ -282,17 +286,15 @@ class _Comparison:
             if row.name in rows and rows[row.name].get("code") != identity(row.entry):
                 _LOG.warning("%s: the code of row %s is another than it was; the row is run again", path, row.name)
                 del rows[row.name]
-        joined = self.folder.path / "joined.safetensors"
         if self.main in rows and (fault := self.folder.fault(self.result.sites)):
             _LOG.warning("%s; its row is run again", fault)  # from the answers that are kept
             del rows[self.main]
         if self.main in rows:
-            self.result.joined = SyntheticSet.load(joined)
+            self.result.joined = SyntheticSet.load(joined := self.folder.path / "joined.safetensors")
             sets = [self.folder.path / "clients" / f"{name}.safetensors" for name in self.result.sites]
             self.result.paths = [*sets, joined, self.folder.path / "weights.safetensors"]
 
     def _write_result(self) -> None:
         if self.folder is not None:
             path = self.folder.write_result(self.result.to_dict())
-            if path not in self.result.paths:
-                self.result.paths.append(path)
+            self.result.paths = list(dict.fromkeys([*self.result.paths, path]))

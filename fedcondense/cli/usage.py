@@ -1,0 +1,88 @@
+"""How a command line that cannot be read is refused: one line on stderr and exit code 2, as any other error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from fedcondense.cli.terminal import note
+from fedcondense.cli.values import Listed, Number, Whole
+
+__all__ = ["Command", "Commands"]
+
+
+class Command(TyperCommand):
+    """A command that says so where an option is given twice and the last alone counts."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; of an option that is given more than once the last counts, as everywhere."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(p for p in order if isinstance(p, click.Option)).items():
+            if times > 1 and not (option.multiple or option.is_flag):
+                note(f"{option.opts[-1]} is given {times} times; the last one counts")
+        return super().parse_args(ctx, args)
+
+
+class Commands(TyperGroup):
+    """The root: what click says of a command line in several lines is one line here."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command, and end the process with its exit code."""
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            _say(error)
+            code = error.exit_code
+        except click.Abort:
+            if not standalone_mode:
+                raise
+            note("aborted")
+            code = 1
+        if standalone_mode:
+            raise SystemExit(code)
+        return code
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, and refuse empty ones: no option of ours takes an empty value."""
+        for place, text in enumerate(args):
+            blank = not text.partition("=")[2].strip() if text.startswith("--") and "=" in text else not text.strip()
+            if blank:
+                before = args[place - 1] if place and args[place - 1].startswith("-") else "an argument"
+                name = text.partition("=")[0] if text.strip() else before
+                raise click.UsageError(f"{name} is empty, as an unset variable leaves it; give a value", ctx)
+            if "\0" in text:
+                raise click.UsageError(f"{text[:60]!r} holds a zero byte, which no name or path has", ctx)
+        return super().parse_args(ctx, args)
+
+
+def _say(error: click.ClickException) -> None:
+    """Write what is wrong in one line, with the help that says more; the whole help where nothing was given."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()
+        return
+    said = error.message
+    option = getattr(error, "param", None)
+    if isinstance(option, click.Parameter):
+        name = option.opts[-1] if isinstance(option, click.Option) else option.human_readable_name
+        if isinstance(error, click.MissingParameter):
+            said = f"{name} is missing"
+        else:
+            said = f"{name} {said}" if isinstance(option.type, Whole | Number | Listed) else f"{name}: {said}"
+    context = getattr(error, "ctx", None)
+    help_of = f"; see: {context.command_path} --help" if context is not None else ""
+    note(f"error: {typer.unstyle(said).strip().rstrip('.')}{help_of}")
