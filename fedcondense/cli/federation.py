@@ -146,7 +146,7 @@ def federate(
     wrote = dict.fromkeys(path if path.parent == output else path.parent for path in result.paths)
     joined = output / "joined.safetensors"
     own = name if ":" in name else None
-    then = ["evaluate", joined, *typed(data=own, data_root=data_root, plugin=plugin)]
+    then: list[str | Path] = ["evaluate", joined, *typed(data=own, data_root=data_root, plugin=plugin)]
     finish([*wrote, _report(output)], then if joined.exists() else None)
 
 

@@ -12,7 +12,7 @@ __all__ = ["Listed", "Number", "Whole"]
 _LARGEST = 2**62  # seeds and counts travel as 64 bits
 
 
-class Whole(click.ParamType):
+class Whole(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
     """A whole number.
 
     Args:
@@ -37,7 +37,7 @@ class Whole(click.ParamType):
         return number
 
 
-class Number(click.ParamType):
+class Number(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
     """A finite number.
 
     Args:
@@ -65,7 +65,7 @@ class Number(click.ParamType):
         return number
 
 
-class Listed(click.ParamType):
+class Listed(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
     """A list by commas, none of whose items is empty; spaces around an item are left out."""
 
     name = "list"

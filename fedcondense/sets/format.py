@@ -179,8 +179,10 @@ def _with_classes(content: Mapping[str, Any], limits: Limits) -> list[dict[str, 
     if not isinstance(content.get("beside", {}), dict):
         refuse("what stands beside the set is no object")
     given = content["classes"]
-    if not isinstance(given, list) or not 1 <= len(given) <= limits.classes:
-        refuse(f"class names {shorten(given)}; needed: 1 to {limits.classes} texts")
+    if not (isinstance(given, list) and given):
+        refuse(f"class names {shorten(given)}; needed: a list of texts")
+    if len(given) > limits.classes:
+        refuse(f"names {len(given)} classes; allowed: {limits.classes}")
     try:
         table = check_class_names(given)
     except DataError as error:

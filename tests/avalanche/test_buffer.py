@@ -318,17 +318,17 @@ class TestKeeping:
         buffer.memory.note = {}
         buffer.memory.save(tmp_path / "memory")
         buffer.memory.note = {"low": [0.0], "high": [float("nan")], "tasks": True, "tensors": False}
-        buffer.memory.save(tmp_path / "nan")
+        with pytest.raises(SettingError, match="header cannot be written"):
+            buffer.memory.save(tmp_path / "nan")
         buffer.memory.note = {"low": [0.0, 0.0], "high": [1.0, 1.0], "tasks": True, "tensors": False}
         buffer.memory.save(tmp_path / "two")
         empty = CondensedBuffer(32, condenser=RANDOM)
         for name, says in {
             "missing": "No such file",
-            "cut": "truncated",
+            "cut": "damaged",
             "flipped": "",
             "set": "no memory; give a file",
             "memory": "not of a buffer; give what a buffer's `save` wrote",
-            "nan": "not of a buffer",
             "two": "a range of 2 channels",
         }.items():
             with unchanged(empty), pytest.raises(UntrustedSetError, match=f"{name}: .*{says}"):

@@ -22,7 +22,8 @@ from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.synthetic import SyntheticSet
 
 HOSTILE = "<script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)>\"'\x1b[31m{{ 7*7 }}"
-CLASSES = ("cat", "dog", HOSTILE)
+NAME = HOSTILE.replace("\x1b", "")  # as far as a class or method can be called so
+CLASSES = ("cat", "dog", NAME)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -51,7 +52,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "rows": ROWS,
         "partition": {"counts": [[5, 0, 3], [1, 9, 0]], "hash": "feedbeef", "by": "dirichlet", "alpha": 0.1},
         "refused": [{"client": HOSTILE, "reason": HOSTILE}, {"client": 3, "reason": "part 0: NaN"}],
-        "coverage": {"cat": 2, "dog": 1, HOSTILE: 1},
+        "coverage": {"cat": 2, "dog": 1, NAME: 1},
         "classes": list(CLASSES),
         "settings": {"data": HOSTILE, "seeds": [0, 1], "recipe": {"steps": 400}, HOSTILE: HOSTILE},
         "command": f"fedcondense federate {HOSTILE}",
@@ -67,7 +68,7 @@ def write_run(folder: Path, content: Any) -> Path:
     generator = torch.Generator().manual_seed(0)
     for client in range(2):
         images = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8, generator=generator)
-        record = Record("made-up", (1, 4, 4), CLASSES, (0.5,), (0.5,), method=HOSTILE, ipc=1, counts=(5, 1, 3))
+        record = Record("made-up", (1, 4, 4), CLASSES, (0.5,), (0.5,), method=NAME, ipc=1, counts=(5, 1, 3))
         part = Part({"images": images}, torch.tensor([0, 2, 2], dtype=torch.uint8), Pixels(), record)
         SyntheticSet([part]).save(folder / "clients" / f"{client:02d}.safetensors")
     (folder / "clients" / "02.safetensors").write_bytes(b"not a set")

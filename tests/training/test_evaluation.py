@@ -244,9 +244,9 @@ for path in sys.argv[1:]:
     )
     def test_an_evaluation_that_cannot_be_repeated_is_refused(self, change: dict[str, Any]) -> None:
         result = Evaluation((50.0,), (50.0,), "convnet2-w32", Fit(1), (0,), False, "x", 0.0)
-        made = synthetic([0], ("a",)).with_evaluation(result.to_dict() | change)
+        plain = synthetic([0], ("a",))
         with pytest.raises(SettingError):
-            evaluate_as_recorded(made, real([0], ("a",)))
+            evaluate_as_recorded(plain.with_evaluation(result.to_dict() | change), real([0], ("a",)))
 
     def test_a_field_that_is_missing_is_named(self) -> None:
         made = synthetic([0], ("a",)).with_evaluation({"accuracy": 50})
