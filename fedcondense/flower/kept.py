@@ -41,7 +41,7 @@ class Kept:
     be able to do without: a session whose secrets went is over, and an answer is made again.
 
     Args:
-        folder: Where; it is made, and closed to others. None: in memory, for this process.
+        folder: Where; if there is none it is made, closed to others. None: in memory, for this process.
         limit_bytes: Of all entries together, with 32 bytes for each.
     """
 
@@ -53,8 +53,8 @@ class Kept:
         self._thread = threading.Lock()
         if folder is not None:
             try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                folder.chmod(0o700)
+                if not folder.is_dir():  # another's folder keeps its mode: the entries are closed to others by theirs
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"{folder}: {error.strerror}; choose a folder of the node's own") from error
 
