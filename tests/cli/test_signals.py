@@ -14,11 +14,16 @@ from fedcondense.cli.terminal import command
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """The handlers of a terminal, whatever the tests were started from, which are there again afterwards."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    for number, handler in before.items():
-        assert signal.getsignal(number) == handler
-        signal.signal(number, handler)
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == usual
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -29,7 +34,7 @@ def test_each_ends_a_command_with_what_is_kept_and_its_own_code(
     def work() -> None:
         try:
             os.kill(os.getpid(), number)
-            signal.pause()
+            pytest.fail("it went on")
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the checkpoint is kept") from None
 
