@@ -24,6 +24,7 @@ import federated
 import gpu
 import iterative
 import labels
+import screens
 from cells import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
@@ -220,6 +221,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "central longer": lambda: central.table(RESULTS / "central.json", central.LONGER),
     "central short": central_short,
     "deployed": deployed.table,
+    **{
+        f"screens {data} {alpha}": lambda d=data, a=alpha: screens.table(d, a)
+        for data in screens.STEPS
+        for alpha in screens.ALPHAS
+    },  # type: ignore[misc]
     "continual short": continual_short,
     "budgets": budgets,
     "ablation": ablation.table,
