@@ -222,10 +222,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "central short": central_short,
     "deployed": deployed.table,
     **{
-        f"screens {data} {alpha}": lambda d=data, a=alpha: screens.table(d, a)
+        f"screens {data} {alpha}": lambda d=data, a=alpha: screens.table(d, a)  # type: ignore[misc]
         for data in screens.STEPS
         for alpha in screens.ALPHAS
-    },  # type: ignore[misc]
+    },
     "continual short": continual_short,
     "budgets": budgets,
     "ablation": ablation.table,
