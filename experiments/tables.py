@@ -25,6 +25,7 @@ import federated
 import gpu
 import iterative
 import labels
+import screens
 from cells import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
@@ -227,6 +228,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "central longer": lambda: central.table(RESULTS / "central.json", central.LONGER),
     "central short": central_short,
     "deployed": deployed.table,
+    **{
+        f"screens {data} {alpha}": lambda d=data, a=alpha: screens.table(d, a)  # type: ignore[misc]
+        for data in screens.STEPS
+        for alpha in screens.ALPHAS
+    },
     "continual short": continual_short,
     "budgets": budgets,
     "ablation": ablation.table,

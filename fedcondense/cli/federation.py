@@ -153,13 +153,14 @@ def federate(
 @command
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR")],
+    refused: Annotated[bool, typer.Option("--refused", help="Show the images that screens left out, too.")] = False,
     form: Output = Format.text,
 ) -> None:
     """Build the HTML report of the federation in DIR anew: one file, no scripts, no requests.
 
     JSON keys: `output`.
     """
-    path = _report(directory)
+    path = _report(directory, refused)
     emit({"output": path}, _text(_read(directory)), form)
     joined = directory / "joined.safetensors"
     finish([path], ["show", joined, "--output", free(joined.with_suffix(".png"))] if joined.exists() else None)
@@ -186,10 +187,10 @@ def _record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     return run.read_result()
 
 
-def _report(folder: Path) -> Path:
+def _report(folder: Path, shows_refused: bool = False) -> Path:
     from fedcondense.report.page import write_report
 
-    return write_report(folder)
+    return write_report(folder, shows_refused=shows_refused)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fedcondense.flower.asking import Asked, Asking, collect, connected
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
-from fedcondense.flower.screens import weighed
+from fedcondense.flower.screens import screened
 from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.settings import check, read
 from fedcondense.flower.sites import unnamed
@@ -65,6 +65,8 @@ class Rounds(Strategy):
         self.refused: tuple[Refusal, ...] = ()
         self.left_out: list[tuple[int, Refusal]] = []  # of all rounds so far, with the round
         self.verdicts: Mapping[tuple[Site, str], Verdict] = {}
+        self.screened: list[tuple[int, Site, str, Verdict]] = []  # of all rounds so far
+        self.cut: Mapping[str, SyntheticSet] = {}  # what a screen has left out in the last round, by site
         self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
         self._mailbox = Mailbox([], limits)
 
@@ -215,8 +217,15 @@ class Rounds(Strategy):
         for name, reason in outgrown.items():
             _LOG.warning("round %d: the set that %s sent earlier is left out: %s", server_round, name, reason)
         state = state.but(sets={name: one for name, one in state.sets.items() if name not in outgrown})
-        if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
-            answers, refused = self._screened(server_round, answers, refused)
+        if self.screen is not None:
+            known = Known(self.limits.classes, server_round, self.asking.seed)
+            answers, gone, self.cut, self.verdicts = screened(self.screen, answers, known)
+            refused += [Refusal(site, why) for site, why in gone.items()]
+            self.screened += [(server_round, site, name, verdict) for (site, name), verdict in self.verdicts.items()]
+            for (site, name), verdict in self.verdicts.items():
+                if verdict.weight < 1 and site not in gone:
+                    said = f"class {name!r} of {site.name} counts {100 * verdict.weight:.0f} %"
+                    _LOG.warning("round %d: %s: %s", server_round, said, verdict.why)
         self.answers, self.refused = tuple(answers), tuple(refused)
         self.left_out += [(server_round, refusal) for refusal in refused]
         for site, reason in refused:
@@ -243,24 +252,6 @@ class Rounds(Strategy):
             "client-seconds": sum(answer.seconds for answer in answers),
         }
         return state, MetricRecord(metrics)
-
-    def _screened(
-        self, server_round: int, answers: list[Answer[Any]], refused: list[Refusal]
-    ) -> tuple[list[Answer[Any]], list[Refusal]]:
-        """Leave out, per site and class, what the screen does not want."""
-        assert self.screen is not None
-        sets = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
-        self.verdicts = self.screen(sets, Known(self.limits.classes, server_round, self.asking.seed))
-        kept = [answer for answer in answers if not isinstance(answer.payload, SyntheticSet)]
-        for answer in sets:
-            judged = {name: v for (site, name), v in self.verdicts.items() if site == answer.site and v.weight < 1}
-            left = weighed(answer.payload, judged) if judged else answer.payload
-            if left is None:
-                reasons = "; ".join(sorted({f"{verdict.why}" for verdict in judged.values()}))
-                refused.append(Refusal(answer.site, reasons[:300]))
-            else:
-                kept.append(answer._replace(payload=left))
-        return kept, refused
 
     def _arrays(self) -> ArrayRecord:
         weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)

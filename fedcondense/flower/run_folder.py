@@ -1,8 +1,9 @@
 """The folder of a run: one writer and one reader, for `federate`, ``flwr run`` and deployment.
 
 ``result.json`` says what was asked and measured, ``weights.safetensors`` is the network with its classes
-(`load_network`), ``joined.safetensors`` the union, ``clients/SITE.safetensors`` each site's set, and
-``rounds/0001.state`` what the strategy kept after a round, and ``arrived`` the replies of a round that is not done.
+(`load_network`), ``joined.safetensors`` the union, ``clients/SITE.safetensors`` each site's set,
+``refused/SITE.safetensors`` what a screen left out of it, ``rounds/0001.state`` what the strategy kept after a round,
+and ``arrived`` the replies of a round that is not done.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fedcondense.checksums import check, dump_json
 from fedcondense.errors import FedcondenseError, OutputError, ResumeError
 from fedcondense.files import write_file
 from fedcondense.flower.arrivals import ENDING
-from fedcondense.flower.contract import State, Verdict
+from fedcondense.flower.contract import Site, State, Verdict
 from fedcondense.flower.replies import Refusal
 from fedcondense.flower.sites import is_name
 from fedcondense.flower.state_file import dump_state, load_state
@@ -39,6 +40,7 @@ _WRITTEN = (
     "joined.safetensors",
     "weights.safetensors",
     "clients/[0-9]*.safetensors",  # of format 1; a run's own are named in its result
+    "refused/*.safetensors",
     "rounds/[0-9]*.state",
     f"arrived/*{ENDING}",
     "work/*.safetensors",
@@ -156,6 +158,12 @@ class RunFolder:
         written = [synthetic.save(path, overwrite=True) for path, synthetic in paths.items()]
         return [*written, joined.save(self.path / "joined.safetensors", overwrite=True)]
 
+    def write_refused(self, cut: Mapping[str, SyntheticSet]) -> list[Path]:
+        """Write what a screen has left out of each site's set, for people to look at; that of earlier rounds goes."""
+        for stale in (self.path / "refused").glob("*.safetensors"):
+            stale.unlink(missing_ok=True)
+        return [one.save(self.path / "refused" / f"{name}.safetensors", overwrite=True) for name, one in cut.items()]
+
     def fault(self, sites: Iterable[str]) -> str:
         """Return why the union, the sets of these sites or the network cannot be read; nothing if all can."""
         sets = [self.path / "clients" / f"{name}.safetensors" for name in sites]
@@ -215,11 +223,11 @@ def refusals(left_out: Sequence[tuple[int, Refusal]], row: str) -> list[dict[str
     ]
 
 
-def judged(verdicts: Mapping[Any, Verdict]) -> list[dict[str, Any]]:
-    """Return what a screen found, as ``result.json`` says it; what counts fully without a word is left out."""
+def judged(verdicts: Iterable[tuple[int, Site, str, Verdict]]) -> list[dict[str, Any]]:
+    """Return what screens found, as ``result.json`` says it; what counts fully without a word is left out."""
     return [
-        {"client": site.name, "class": name, "weight": round(verdict.weight, 3), "why": verdict.why}
-        for (site, name), verdict in verdicts.items()
+        {"client": site.name, "class": name, "weight": round(verdict.weight, 3), "why": verdict.why, "round": number}
+        for number, site, name, verdict in verdicts
         if verdict.weight < 1 or verdict.why
     ]
 

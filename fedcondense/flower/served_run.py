@@ -23,6 +23,7 @@ from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
 from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
+from fedcondense.flower.screens import check_screens, screen_of
 from fedcondense.flower.strategies import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
 from fedcondense.networks import build, default_network
@@ -69,6 +70,7 @@ class ServedRun:
             test = load_data(settings.data, settings.data_root or None).test
         side = _side(settings, own, test)
         self.strategy = entry.make(side)
+        check_screens(settings.screens, self.strategy)
         rounds = settings.num_rounds or entry.rounds
         self.row = {"about": entry.about(rounds)}
         self.classes = () if test is None else test.spec.classes
@@ -146,6 +148,7 @@ class ServedRun:
     def _keep(self, kept: KeepingGrid, strategy: Rounds) -> None:
         """Leave a round in the folder before the next begins."""
         self.folder.write_state(strategy.state)
+        self.folder.write_refused(strategy.cut)
         self.row |= {name.replace("-", "_"): value for name, value in strategy.spent.items()}
         self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
         if strategy.state.joined is not None:
@@ -173,7 +176,7 @@ class ServedRun:
             "rounds": self.history,
             "settings": dict(self.asked),
             "refused": [] if rounds is None else refusals(rounds.left_out, self.name),
-            "screened": [] if rounds is None else judged(rounds.verdicts),
+            "screened": [] if rounds is None else judged(rounds.screened),
             "classes": list(self.classes or (() if joined is None else joined.classes)),
             "coverage": _coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
@@ -214,7 +217,8 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    return ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed, test=test)
+    named = {"network": settings.network, "seed": settings.seed, "screen": screen_of(settings.screens)}
+    return ServerSide(own, trained, settings.asked, limits, spec, test=test, **named)
 
 
 def _values(side: ServerSide) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class ServerSettings:
         alpha: As `partition_by`.
         partition_seed: As `partition_by`.
         min_partition_size: As `partition_by`.
+        screens: Names in `SCREENS` with commas between, or ``all``: what judges sets. Empty: nothing does.
     """
 
     strategy: str = "one-shot"
@@ -72,6 +73,7 @@ class ServerSettings:
     alpha: float = number(0.5, 0)
     partition_seed: int = number(42, 0)
     min_partition_size: int = number(10, 0)
+    screens: str = ""
 
     @property
     def asked(self) -> Asked:

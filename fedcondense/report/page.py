@@ -45,8 +45,13 @@ class Client(NamedTuple):
     error: str = ""
 
 
-def write_report(directory: str | Path) -> Path:
-    """Write `report.html` into the folder of a federation, over an older one, and return its path."""
+def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
+    """Write `report.html` into the folder of a federation, over an older one, and return its path.
+
+    Args:
+        directory: The folder.
+        shows_refused: Show the images that screens left out, too, for a person to judge; they may show anything.
+    """
     import jinja2
 
     directory = Path(directory)
@@ -56,6 +61,8 @@ def write_report(directory: str | Path) -> Path:
     classes = _classes(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
     clients = [_client(path) for path in sets[:_SHOWN_CLIENTS]]
+    out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
+    verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -77,6 +84,9 @@ def write_report(directory: str | Path) -> Path:
         coverage=_coverage(result, rows, classes, counts),
         clients=clients,
         refused=[mapping_of(entry) for entry in list_of(result.get("refused"))],
+        screened=_screened(verdicts),
+        unjudged=sum(number_of(verdict.get("weight")) == 1 for verdict in verdicts),
+        left_out=[_client(path) for path in out],
         settings=_settings(result),
         command=result.get("command"),
         versions=mapping_of(result.get("versions")),
@@ -169,6 +179,20 @@ def _coverage(
             }
         )
     return lines
+
+
+def _screened(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Return what counts less than fully: client, class, share and why."""
+    cut = [verdict for verdict in verdicts if number_of(verdict.get("weight")) < 1]
+    return [
+        (
+            str(verdict.get("client", "?")),
+            str(verdict.get("class", "?")),
+            f"{100 * number_of(verdict.get('weight')):.0f} %",
+            str(verdict.get("why", "")),
+        )
+        for verdict in cut
+    ]
 
 
 def _settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:

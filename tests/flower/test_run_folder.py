@@ -123,10 +123,10 @@ def test_refusals_and_verdicts_are_plain_values() -> None:
     site = Site("a", "00", 2**63)
     said = {"client": "a", "node": str(2**63), "reason": "late", "row": "x", "round": 3}
     assert refusals([(3, Refusal(site, "late"))], "x") == [said]
-    verdicts = {(site, "cat"): Verdict(0.33333), (site, "dog"): Verdict(1), (site, "cow"): Verdict(1, "alone")}
+    verdicts = [(2, site, "cat", Verdict(0.33333)), (2, site, "dog", Verdict(1)), (2, site, "cow", Verdict(1, "alone"))]
     assert judged(verdicts) == [
-        {"client": "a", "class": "cat", "weight": 0.333, "why": ""},
-        {"client": "a", "class": "cow", "weight": 1, "why": "alone"},
+        {"client": "a", "class": "cat", "weight": 0.333, "why": "", "round": 2},
+        {"client": "a", "class": "cow", "weight": 1, "why": "alone", "round": 2},
     ]
 
 

@@ -178,6 +178,20 @@ def test_a_page_is_written_whatever_is_missing_or_odd(content: Any, tmp_path: Pa
     assert Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8")).open == []
 
 
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_what_screens_left_out_is_told_and_shown_if_asked(is_shown: bool, tmp_path: Path) -> None:
+    verdict = {"client": HOSTILE, "class": "cat", "weight": 0.25, "why": HOSTILE, "round": 1}
+    told = [verdict, {**verdict, "weight": 1.0, "why": "not enough others"}, "no mapping"]
+    folder = write_run(tmp_path / "run", result(screened=told))
+    (folder / "refused").mkdir()
+    shutil.copy(folder / "clients" / "00.safetensors", folder / "refused" / "ward.safetensors")
+    page = Page(write_report(folder, shows_refused=is_shown).read_text(encoding="utf-8"))
+    assert "Screened: 1" in page.text
+    assert "25 %" in page.text
+    assert "For 1 classes of sites there were not enough others" in page.text
+    assert ("ward" in page.text) == is_shown
+
+
 def test_half_a_character_of_a_stranger_is_a_question_mark(tmp_path: Path) -> None:
     odd = {"client": "a", "reason": "half a \ud83d"}
     page = write_report(write_run(tmp_path / "run", result(refused=[odd], settings={"data": "\udc00"})))

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedcondense.data import Data, Spec
 from fedcondense.flower.asking import Asked
-from fedcondense.flower.contract import Question
+from fedcondense.flower.contract import Question, Screen
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
@@ -35,6 +35,7 @@ class ServerSide(NamedTuple):
     seed: int = 0
     recipe: Fit = Fit()
     test: Data | None = None  # what the server tests on
+    screen: Screen | None = None  # judges sets before they are combined
 
 
 @dataclass(frozen=True)

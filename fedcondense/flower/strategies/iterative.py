@@ -233,7 +233,7 @@ def _feddm(side: ServerSide) -> FedDM:
     if side.spec is None:
         raise SettingError("iterative needs a server that knows the data, whose classes the network has: data = ...")
     task = replace(side.settings, network=side.network or side.settings.network)
-    return FedDM(side.spec, task, side.recipe, limits=side.limits, **side.asked)
+    return FedDM(side.spec, task, side.recipe, limits=side.limits, screen=side.screen, **side.asked)
 
 
 ITERATIVE = Entry(

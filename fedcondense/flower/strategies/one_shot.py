@@ -198,7 +198,7 @@ def log_absent(server_round: int, joined: SyntheticSet, limits: ReplyLimits) -> 
 
 
 def _one_shot(side: ServerSide) -> OneShot:
-    return OneShot(side.fit, side.limits, task=side.settings, **side.asked)
+    return OneShot(side.fit, side.limits, task=side.settings, screen=side.screen, **side.asked)
 
 
 ONE_SHOT = Entry(

@@ -52,7 +52,7 @@ def selection(method: str, label: str, travels: str = "real images") -> Entry:
     """Return the entry of a method in `SELECTIONS`."""
 
     def make(side: ServerSide) -> OneShot:
-        return OneShot(side.fit, side.limits, task=side.settings, **side.asked)
+        return OneShot(side.fit, side.limits, task=side.settings, screen=side.screen, **side.asked)
 
     return Entry(
         make,
