@@ -22,6 +22,7 @@ from fedcondense.memory.stored import (
     cut,
     image_bytes,
     join,
+    merge,
     mix,
     real_set,
     with_inseparable,
@@ -43,6 +44,7 @@ class Contents:
     groups: int | None
     update: str
     real_fraction: float
+    max_bytes: int | None
     seed: int
 
     def __init__(self) -> None:
@@ -115,6 +117,8 @@ class Contents:
             self.sets = [one for one in (*self._cut(keep), new) if one is not None]
         else:
             self.sets = self._cut(dict.fromkeys(stored, share))
+        if self.max_bytes is not None:
+            self.sets = merge(self.sets)  # a record per piece of a stream would leave no bytes for images
         self.real = self._chosen(ready, real_share)
         for name in ready:
             self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "cut",
     "image_bytes",
     "join",
+    "merge",
     "mix",
     "real_set",
     "with_inseparable",
@@ -111,6 +112,41 @@ def cut(sets: Sequence[SyntheticSet], most: Mapping[str, int], uniform: Callable
         if any(keep.values()):
             kept.append(one if keep == stored else one.restrict([name for name, n in keep.items() if n], keep))
     return [one for one in kept if one is not None]
+
+
+def merge(sets: Sequence[SyntheticSet]) -> list[SyntheticSet]:
+    """Return the sets with fewer parts: those that were made alike are one, and the file holds their record once.
+
+    The record of a merged part has the first's seed, the fewest steps, the seconds of all, and the sums of counts.
+    Parts of soft labels or shared codes stay.
+    """
+    alike: dict[Any, list[Part]] = {}
+    for k, part in enumerate(part for one in sets for part in one.parts):
+        same = replace(part.record, classes=(), counts=(), ipc=0, seed=0, steps=0, seconds=0.0)
+        alike.setdefault((repr(part.parametrization), repr(same)) if part.is_separable else k, []).append(part)
+    return [SyntheticSet([_merged(parts)]) for parts in alike.values()]
+
+
+def _merged(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    records = [part.record for part in parts]
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(dict.fromkeys(record.classes, 0) | dict(zip(record.classes, record.counts, strict=False)))
+    place = {name: c for c, name in enumerate(counts)}
+    labels = [torch.tensor([place[name] for name in part.record.classes])[part.labels()] for part in parts]
+    record = replace(
+        records[0],
+        classes=tuple(counts),
+        counts=tuple(counts.values()),
+        ipc=max(one.ipc for one in records),
+        steps=min(one.steps for one in records),
+        seconds=round(sum(one.seconds for one in records), 1),
+    )
+    codes = {name: torch.cat([part.codes[name] for part in parts]) for name in parts[0].codes}
+    targets = torch.cat(labels).to(torch.uint8 if len(counts) <= 256 else torch.int16)
+    return Part(codes, targets, parts[0].parametrization, record)
 
 
 def real_set(images: Mapping[str, Tensor], spec: Spec, method: str, seed: int) -> SyntheticSet | None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.evaluation.metrics import loss_metrics
+from avalanche.logging import BaseLogger
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from hypothesis import HealthCheck, given, settings
@@ -101,7 +102,7 @@ def test_a_stream_of_any_dtype_and_label_form_trains(dtype: str, label: str, kin
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
         "criterion": flat,
         "train_mb_size": 8,
-        "evaluator": EvaluationPlugin(loss_metrics(epoch=True), loggers=[]),
+        "evaluator": EvaluationPlugin(loss_metrics(epoch=True), loggers=[BaseLogger()]),
     }
     if kind == "stock":
         strategy = Naive(**told, plugins=[ReplayPlugin(16, storage_policy=buffer)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,58 @@ class TestLogits:
         other.load(tmp_path / "buffer")
         other.post_adapt(Random(1), second)  # as does the next experience
         assert len(samples(other)[2]) == 20
+
+
+class TestGone:
+    def test_logits_of_images_that_are_gone_are_none(self, few: Any) -> None:
+        first, second = few.with_tasks(2).train_stream
+        buffer = CondensedBufferWithLogits(20, condenser=RANDOM)
+        changes: list[Callable[[], None]] = [
+            lambda: buffer.update_from_dataset(second.dataset),
+            lambda: buffer.memory.resize(12),
+            lambda: CondensedBuffer.resize(buffer, None, 8),
+        ]
+        buffer.post_adapt(Random(0), first)
+        for change in changes:
+            change()
+            assert buffer.logits is None
+            with pytest.raises(SettingError, match=r"call take_logits\(strategy\) first"):
+                _ = buffer.buffer
+            buffer.take_logits(Random(0))
+            images, _, logits = samples(buffer)
+            torch.testing.assert_close(logits, told(Random(0).model, images), rtol=2e-3, atol=2e-3)
+
+    def test_a_copy_of_the_logits_is_handed_out(self, few: Any) -> None:
+        buffer = CondensedBufferWithLogits(20, condenser=RANDOM)
+        buffer.post_adapt(Random(0), few.with_tasks(1).train_stream[0])
+        before = buffer.logits
+        assert before is not None
+        assert buffer.logits is not None
+        buffer.logits.zero_()
+        for *_, row in buffer.buffer:
+            row.zero_()
+        assert torch.equal(buffer.logits, before)
+        assert samples(buffer)[2].abs().max() > 0
+
+    def test_a_pickled_buffer_keeps_them(self, few: Any) -> None:
+        buffer = CondensedBufferWithLogits(20, condenser=RANDOM)
+        buffer.post_adapt(Random(0), few.with_tasks(1).train_stream[0])
+        again = pickle.loads(pickle.dumps(buffer))
+        assert torch.equal(samples(again)[2], samples(buffer)[2])
+
+
+@pytest.mark.parametrize("max_bytes", [1800, 4000])
+@pytest.mark.parametrize("update", ["recondense", "reservoir", "append"])
+def test_bytes_bound_file_and_logits_together(max_bytes: int, update: str, few: Any) -> None:
+    """Heads that grow take more bytes for the same images."""
+    told_bytes: dict[str, Any] = {"max_bytes": max_bytes, "shape": (1, 8, 8), "update": update}
+    buffer = CondensedBufferWithLogits(condenser=Selector("half-resolution"), **told_bytes)
+    for outputs, experience in zip((2, 6), few.with_tasks(2).train_stream, strict=True):
+        buffer.post_adapt(Random(0, outputs), experience)
+        assert buffer.logits is not None
+        assert buffer.nbytes == buffer.memory.nbytes + 2 * buffer.logits.numel() <= max_bytes
+    buffer.take_logits(Random(0, 12))
+    assert buffer.nbytes <= max_bytes
+    buffer.resize(Random(0, 12), 24)
+    assert buffer.nbytes <= max_bytes
+    assert len(buffer.buffer) <= 24

@@ -109,6 +109,19 @@ def test_what_fits_is_used(make: str, max_bytes: int, piece: Pieces) -> None:
     assert memory.nbytes <= max_bytes < memory.nbytes + 4 * 65 + 80
 
 
+@pytest.mark.parametrize("update", sorted(UPDATES))
+def test_a_stream_of_many_pieces_leaves_bytes_for_images(update: str, piece: Pieces) -> None:
+    """A record per piece would take all of them; groups that are named anew with each piece have to."""
+    memory = Memory(50, Selector("random"), update=update, max_bytes=3200)
+    for begin in range(0, 100, 10):
+        memory.add(piece(0, 1, count=10, begin=begin))
+        assert memory.nbytes <= 3200
+    assert memory.synthetic is not None
+    assert len(memory.synthetic) >= 20
+    assert sum(memory.seen.values()) == 200
+    assert sum(sum(part.record.counts) for part in memory.synthetic.parts) <= 200
+
+
 @pytest.mark.parametrize("images", [90, 20, 7])
 def test_no_more_than_a_smaller_budget_waits(images: int, piece: Pieces) -> None:
     memory = Memory(100, Selector("random"), minimum=1000)

@@ -12,6 +12,7 @@ from fedcondense.memory.stored import (
     cut,
     image_bytes,
     join,
+    merge,
     mix,
     real_set,
     with_inseparable,
@@ -96,3 +97,19 @@ def test_groups_of_a_set_with_soft_labels_are_made_again_together(names: list[st
     soft = SyntheticSet([replace(hard.parts[0], targets=torch.tensor([[0.9, 0.1], [0.1, 0.9]]).half())])
     assert with_inseparable([hard], names) == names
     assert sorted(with_inseparable([real(c=1), soft], names)) == ["a", "b"]
+
+
+def test_parts_that_were_made_alike_become_one_with_each_image_in_its_group() -> None:
+    tiles = SyntheticSet([replace(part, parametrization=MultiFormation(2)) for part in real(a=2).parts])
+    sets = [real(a=1, b=2), tiles, real(c=1, b=1)]
+    merged = merge(sets)
+    assert [len(one.parts) for one in merged] == [1, 1]
+    assert merged[0].classes == ("a", "b", "c")
+    assert merged[0].record.counts == (1, 3, 1)
+    assert count_stored(merged) == count_stored(sets)
+    before, after = (bytes_by_class(join(some)) for some in (sets, merged))
+    for name, found in before.items():
+        assert sorted(image.numpy().tobytes() for image in found) == sorted(
+            image.numpy().tobytes() for image in after[name]
+        )
+    assert sum(one.nbytes for one in merged) < sum(one.nbytes for one in sets)
