@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fedcondense.data.images import Data
-from fedcondense.errors import SettingError
+from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
@@ -100,10 +100,13 @@ def evaluate(
         progress: Called with (step, steps), over all networks.
 
     Raises:
+        DataError: No test images.
         SettingError: No seeds, the shapes differ, or no class of the set is one of the test data.
     """
     if not seeds:
         raise SettingError("no seeds; give one a network")
+    if not len(test):
+        raise DataError(f"{test.spec.name}: no images to test on; give a test part, or data that have one")
     began = time.monotonic()
     device = torch.device(device) if device is not None else test.device
     test = test.to(device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedcondense.data.augment import Augmentation
-from fedcondense.errors import SettingError
+from fedcondense.errors import DataError, SettingError
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import captured, is_plain
 
@@ -249,7 +249,12 @@ def accuracy(network: nn.Module, data: Data) -> tuple[float, Tensor]:
 
     Returns:
         Accuracy in percent, and (K,) float32 in percent for each class, nan for a class without examples.
+
+    Raises:
+        DataError: There is nothing to test on.
     """
+    if not len(data):
+        raise DataError(f"{data.spec.name}: no images to test on; give a test part, or data that have one")
     training = network.training
     network.eval()
     classes = len(data.spec.classes)
