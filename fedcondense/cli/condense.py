@@ -43,7 +43,7 @@ from fedcondense.cli.terminal import (
 )
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Number, Whole
-from fedcondense.errors import DivergenceError, OutputError, SettingError, look_up
+from fedcondense.errors import DataError, DivergenceError, OutputError, SettingError, look_up
 from fedcondense.files import hold
 from fedcondense.machine import pick_device
 from fedcondense.progress import reporting
@@ -128,6 +128,8 @@ def condense(
         raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
     device = pick_device(device)
     train, test = (split.to(device) for split in load_data(name, data_root))
+    if not (len(test) or no_evaluate):
+        raise DataError(f"{name} has no test part to measure on; pass --no-evaluate, and test it on real data later")
     with hold(output), _kept(checkpoint, output):
         if method is not None:
             synthetic = select(train, ipc, method, seed=seed)

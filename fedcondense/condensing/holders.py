@@ -83,6 +83,10 @@ def held_by(holder: Data | Holder, device: torch.device | str | None = None) -> 
         holder = holder.data
     if isinstance(holder, Data):
         return Own(holder if device is None else holder.to(device))
+    if not hasattr(holder, "observe"):
+        given = type(holder).__name__
+        parts = "; a pair has two, so give its train" if isinstance(holder, tuple) else ""
+        raise SettingError(f"a {given} to condense; needed: the Data of one part, as load_data(...).train{parts}")
     if device is not None and str(device).partition(":")[0] != holder.device.type:
         raise SettingError(f"device {str(device)!r}, but {holder!r} answers on {holder.device}; leave the device out")
     return holder

@@ -42,9 +42,10 @@ def gaussian(data: Data, counts: list[int], generator: torch.Generator) -> Tenso
         else:
             with torch.random.fork_rng(devices=[]):  # the randomised decomposition draws from the global state
                 torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-                _, size, directions = torch.pca_lowrank(records, q=_DIRECTIONS, niter=2)
+                rank = min(_DIRECTIONS, *records.shape)  # tiny images have fewer values
+                _, size, directions = torch.pca_lowrank(records, q=rank, niter=2)
             size = size / len(records) ** 0.5
-            sample = mean + (torch.randn(count, _DIRECTIONS, generator=generator) * size) @ directions.T
+            sample = mean + (torch.randn(count, rank, generator=generator) * size) @ directions.T
         pieces.append(sample.clamp(0, 1).view(count, *data.spec.shape))
     return torch.cat(pieces).to(data.device)
 

@@ -3,8 +3,9 @@
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.images import Data, DataSet, Spec
+from fedcondense.data.items import from_dataset
 from fedcondense.data.listing import Available, available
-from fedcondense.data.loading import data_root, from_dataset, load_data
+from fedcondense.data.loading import data_root, load_data, load_train
 from fedcondense.data.partition import Partition, draw_partition
 from fedcondense.data.partitions import PARTITIONS
 from fedcondense.data.shares import Shares, images_per_class
@@ -26,4 +27,5 @@ __all__ = [
     "from_dataset",
     "images_per_class",
     "load_data",
+    "load_train",
 ]

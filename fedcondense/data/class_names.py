@@ -16,7 +16,7 @@ from typing import Any
 from fedcondense.errors import DataError
 from fedcondense.plain import hidden
 
-__all__ = ["LONGEST", "MOST_CLASSES", "check_class_names", "class_names"]
+__all__ = ["LONGEST", "MOST_CLASSES", "check_class_names", "class_name", "class_names"]
 
 LONGEST = 200  # characters of a name
 MOST_CLASSES = 10_000  # of a set, as files are read by default
@@ -45,7 +45,7 @@ def class_names(given: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _named(given: tuple[Any, ...]) -> tuple[str, ...]:
-    names = tuple(_normal(name, label) for label, name in enumerate(given))
+    names = tuple(class_name(name, label) for label, name in enumerate(given))
     if len(names) > MOST_CLASSES:
         raise DataError(f"{len(names)} class names; allowed: {MOST_CLASSES}")
     if len(set(names)) < len(names):
@@ -74,7 +74,8 @@ def check_class_names(given: Iterable[Any]) -> tuple[str, ...]:
     return names
 
 
-def _normal(given: Any, label: int) -> str:
+def class_name(given: Any, label: int) -> str:
+    """Return one name, of a label, in normal form; what may be given and what is refused is as in `class_names`."""
     if type(given) is str and given.isascii() and given.isprintable() and 0 < len(given) <= LONGEST:
         name = given.strip()  # most names: nothing else can be wrong
     else:

@@ -1,21 +1,53 @@
-"""Image files and images in memory become (H, W, C), uint8."""
+"""Image files and images in memory become (H, W, C) in one way, whichever way they came.
+
+What is transparent is laid on white, for all images alike; where a drawing would then not be seen it is refused. EXIF
+orientations are applied. A file or an image of several frames is refused, since it is several images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from fedcondense.data.layouts import Uint8Images, batch_channels_last, check_sizes, first, stack, to_uint8
+from fedcondense.data.layouts import (
+    Numbers,
+    Uint8Images,
+    batch_channels_last,
+    check_sizes,
+    first,
+    stack,
+    to_bytes,
+    to_numbers,
+)
 from fedcondense.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["channels_last", "from_pil", "read_images"]
+__all__ = ["channels_last", "from_pil", "lost_as_rgb", "read_images", "readable"]
+
+_GREY = ("1", "L", "LA", "La")
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_ORIENTATION = 0x0112  # the EXIF tag
+_FRAMES_OF_ONE = ("MPO", "PSD")  # a photograph with its preview, an image with its layers
+_UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow knows them, and decodes none by itself
+_SEEN = 16  # levels between the darkest and the brightest pixel, below which a drawing is not seen
+
+
+@lru_cache(maxsize=1)
+def readable() -> frozenset[str]:
+    """Return the endings of the image files that this machine's Pillow decodes, lower case, with the dot."""
+    from PIL import Image
+
+    Image.init()
+    return frozenset(
+        ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _UNREADABLE
+    )
 
 
 def read_images(files: Sequence[Path], top: Path) -> Uint8Images:
@@ -33,43 +65,126 @@ def read_images(files: Sequence[Path], top: Path) -> Uint8Images:
     """
     from PIL import Image
 
-    def read(use: Callable[[Image.Image], Any]) -> list[Any]:
+    def read(use: Callable[[Image.Image, str], Any]) -> list[Any]:
         results, broken = [], []
         for path in files:
+            name = str(path.relative_to(top))
             try:
                 with Image.open(path) as image:
-                    results.append(use(image))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                broken.append(f"{path.relative_to(top)}: {error}")
+                    results.append(use(image, name))
+            except DataError as error:
+                broken.append(str(error))
+            except Exception as error:  # Pillow's readers raise at least nine kinds for damaged files
+                broken.append(f"{name}: {error or type(error).__name__}")
         if broken:
             raise DataError(
-                f"{top}: {len(broken)} of {len(files)} images cannot be read ({first(broken)}); remove them"
+                f"{top}: {len(broken)} of {len(files)} images cannot be read ({first(broken)}); remove them, or save "
+                "them anew"
             )
         return results
 
-    sizes = read(lambda image: (image.height, image.width))
-    check_sizes(sizes, str(top), lambda i: str(files[i].relative_to(top)))
-    return stack(read(from_pil), str(top), lambda i: str(files[i].relative_to(top)))
+    def say(i: int) -> str:
+        return str(files[i].relative_to(top))
+
+    check_sizes(read(lambda image, _: _size(image)), str(top), say)
+    return stack(to_bytes(read(from_pil), str(top)), str(top), say)
 
 
-def channels_last(image: Any, name: str) -> Uint8Images:
-    """Return one image as (H, W, C), uint8."""
-    if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
-    elif isinstance(image, np.ndarray):
-        array = image
-    elif hasattr(image, "convert") and hasattr(image, "getbands"):
-        return from_pil(image)
-    else:
-        raise DataError(f"{name}: the image is a {type(image).__name__}; needed: a PIL image, an array or a tensor")
-    only: Uint8Images = to_uint8(batch_channels_last(array[None], name), name)[0]
+def channels_last(image: Any, name: str) -> Numbers:
+    """Return one image as (H, W, C), in numbers that `to_bytes` takes."""
+    try:
+        if isinstance(image, Tensor):
+            image = image.detach().cpu()
+            array = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
+        elif isinstance(image, np.ndarray):
+            array = image
+        elif hasattr(image, "convert") and hasattr(image, "getbands"):
+            return from_pil(image, name)
+        else:
+            raise DataError(f"{name}: the image is a {type(image).__name__}; needed: a PIL image, an array or a tensor")
+    except DataError:
+        raise
+    except Exception as error:  # an image that is opened when it is asked for, or a tensor of an odd kind
+        raise DataError(f"{name}: the image cannot be read ({type(error).__name__}: {error}); remove it") from error
+    only: Numbers = to_numbers(batch_channels_last(array[None], name), name)[0]
     return only
 
 
-def from_pil(image: Image) -> Uint8Images:
-    """Return (H, W, 1) of a grey image and (H, W, 3) of any other."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)[..., None]  # PIL's own conversion clips at 255
-    if image.mode in ("1", "L", "LA", "F"):
-        return np.array(image.convert("L"), dtype=np.uint8)[..., None]
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+def from_pil(image: Image, name: str = "image") -> Numbers:
+    """Return (H, W, 1) of a grey image and (H, W, 3) of any other, upright and without transparency.
+
+    Raises:
+        DataError: It has several frames, more than 16 bits, or is drawn in white on nothing.
+    """
+    from PIL import ImageOps
+
+    if getattr(image, "is_animated", False) and image.format not in _FRAMES_OF_ONE:
+        frames = getattr(image, "n_frames", 0)
+        raise DataError(f"{name}: an image of {frames} frames; needed: one, so save the frames that count as files")
+    upper_bytes = _is_cut_to_8_bits(image)
+    image = ImageOps.exif_transpose(image)
+    clear = image.mode in _WITH_ALPHA or "transparency" in image.info
+    if image.mode.startswith("I") or image.mode == "F":  # PIL's own conversions clip at 255
+        if clear:
+            raise DataError(f"{name}: transparency in an image of more than 8 bits; save it with 8 bits")
+        return to_numbers(np.asarray(image)[..., None], name)
+    if clear:
+        pixels = _on_white(image, name)
+        pixels = pixels[..., :1] if image.mode in _GREY else pixels
+    elif image.mode in _GREY:
+        pixels = np.array(image.convert("L"), dtype=np.uint8)[..., None]
+    else:
+        pixels = np.array(image.convert("RGB"), dtype=np.uint8)
+    return pixels.astype(np.uint16) << np.uint16(8) if upper_bytes else pixels
+
+
+def lost_as_rgb(path: str | Path) -> str:
+    """Say what `Image.open(path).convert("RGB")` loses, which is how torchvision opens files; empty: nothing."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if getattr(image, "is_animated", False) and image.format not in _FRAMES_OF_ONE:
+            return "all frames but one"
+        if image.mode.startswith("I") or image.mode == "F" or _is_cut_to_8_bits(image):
+            return "bits beyond 8"
+        clear = image.mode in _WITH_ALPHA or "transparency" in image.info
+        if clear and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+            return "transparency"
+        return "" if _orientation(image) == 1 else "the EXIF orientation"
+
+
+def _on_white(image: Image, name: str) -> Uint8Images:
+    """Lay an image on white, (H, W, 3); black would do for white drawings, but two images would differ by it."""
+    from PIL import Image as Pillow
+
+    direct = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # colours that are multiplied by their alpha
+    given = (image.convert(direct) if direct else image).convert("RGBA")
+    before = np.array(given, dtype=np.uint8)
+    if before[..., 3].min(initial=255) == 255:
+        return before[..., :3]
+    white = Pillow.new("RGBA", given.size, "white")
+    after = np.array(Pillow.alpha_composite(white, given).convert("RGB"), dtype=np.uint8)
+    if np.ptp(after) < _SEEN and (np.ptp(before[..., 3]) >= _SEEN or np.ptp(before[..., :3]) >= _SEEN):
+        raise DataError(
+            f"{name}: transparent, and white or empty where it is not, so that nothing is seen on white; lay all "
+            "images on one dark ground"
+        )
+    return after
+
+
+def _is_cut_to_8_bits(image: Image) -> bool:
+    """Say whether a file holds 16 bits of each colour, of which Pillow reads the upper eight."""
+    wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()) or ())
+    return wide and not image.mode.startswith("I")
+
+
+def _size(image: Image) -> tuple[int, int]:
+    """Return (H, W) of an image as it is shown, from its header."""
+    return (image.width, image.height) if _orientation(image) in (5, 6, 7, 8) else (image.height, image.width)
+
+
+def _orientation(image: Image) -> int:
+    """Return what the EXIF header of an open file says, 1 to 8; 1 of a TIFF, which Pillow itself turns."""
+    if image.format == "TIFF" or "exif" not in image.info:  # to ask a PNG without would decode it
+        return 1
+    return int(image.getexif().get(_ORIENTATION, 1))

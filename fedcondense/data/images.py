@@ -121,6 +121,10 @@ class Data:
             raise DataError(
                 f"{spec.name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one an image"
             )
+        if labels.is_floating_point() or labels.is_complex():
+            raise DataError(
+                f"{spec.name}: labels are {labels.dtype}; needed: whole numbers, as labels.long() gives them"
+            )
         labels = labels.to(torch.int64)
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(spec.classes)):
             span = f"{int(labels.min())} to {int(labels.max())}"
@@ -140,9 +144,13 @@ class Data:
         """Where the tensors are."""
         return self.images.device
 
-    @cached_property
+    @property
     def counts(self) -> Tensor:
-        """How many images each class has, (K,) int64 on the CPU."""
+        """How many images each class has, (K,) int64 on the CPU; the caller's own."""
+        return self._counts.clone()
+
+    @cached_property
+    def _counts(self) -> Tensor:
         return torch.bincount(self.labels.cpu(), minlength=len(self.spec.classes))
 
     @cached_property
@@ -185,8 +193,8 @@ class Data:
             Indices, int64 on the CPU, class by class.
         """
         if count is None:
-            return self._by_class
-        offsets = self.counts.cumsum(0) - self.counts
+            return self._by_class.clone()
+        offsets = self._counts.cumsum(0) - self._counts
         labels = self._labels_by_class
         order = (labels + torch.rand(len(labels), generator=generator, dtype=torch.float64)).argsort()
         rank = torch.arange(len(labels)) - offsets[labels]  # labels stay sorted: only the order inside a class changed

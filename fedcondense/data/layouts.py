@@ -1,4 +1,8 @@
-"""Images in any usual layout and type become uint8 with the channels last, or one error says what is wrong."""
+"""Images in any usual layout and type become uint8 with the channels last, or one error says what is wrong.
+
+What an image's numbers mean is decided once for a data set, in two steps: `to_numbers` looks at one image or array, and
+`to_bytes` at all of them, so that no two images of a set are scaled in two ways.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,15 @@ import numpy.typing as npt
 
 from fedcondense.errors import DataError
 
-__all__ = ["Uint8Images", "batch_channels_last", "check_sizes", "first", "stack", "to_uint8"]
+__all__ = ["Numbers", "Uint8Images", "batch_channels_last", "check_sizes", "first", "stack", "to_bytes", "to_numbers"]
 
 Uint8Images = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 _SIDES = (8, 64)  # pixels
+_HALF_STEP = 0.5 / 255  # how far arithmetic may leave [0, 1]: rounding to bytes takes it back
+_TWELVE_BITS = 4095
+_NEEDED = "needed: uint8, or floating point in [0, 1] (not normalised)"
 
 
 def batch_channels_last(images: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -50,24 +58,64 @@ def check_sizes(sizes: Sequence[tuple[int, ...]], name: str, say: Callable[[int]
         raise DataError(f"{name}: images are {usual[0]}x{usual[1]}; needed: {_SIDES[0]} to {_SIDES[1]} pixels a side")
 
 
-def to_uint8(images: npt.NDArray[Any], name: str) -> Uint8Images:
-    """Return bytes of bytes, of whole numbers from 0 to 255, or of floating point in [0, 1]."""
+def to_numbers(images: npt.NDArray[Any], name: str) -> Numbers:
+    """Return bytes of bytes, of booleans (0 and 255) and of floating point in [0, 1]; wider whole numbers as uint16.
+
+    Args:
+        images: One image, or images (N, ...).
+        name: What errors call them.
+
+    Raises:
+        DataError: Other kinds, values outside by more than half a byte's step, whole numbers above 65535, NaN.
+    """
+    kind = images.dtype.kind
     if images.dtype == np.uint8:
         return images
-    if images.dtype.kind == "f":
+    if kind == "b":
+        return images.astype(np.uint8) * np.uint8(255)
+    if kind not in "iuf":
+        raise DataError(f"{name}: pixels are {images.dtype}, no numbers; {_NEEDED}")
+    if kind == "f" and not np.isfinite(images).all():
         bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
-        if len(bad):
-            few = first([f"image {i}" for i in bad])
-            raise DataError(
-                f"{name}: {len(bad)} of {len(images)} images hold NaN or infinity ({few}); mend or remove them"
-            )
-    most = 1 if images.dtype.kind == "f" else 255
-    if images.dtype.kind not in "iuf" or images.min() < 0 or images.max() > most:
-        span = f"{images.min()} to {images.max()}" if images.dtype.kind in "iuf" else "no numbers"
+        few = first([f"image {i}" for i in bad])
+        raise DataError(f"{name}: {len(bad)} of {len(images)} images hold NaN or infinity ({few}); mend or remove them")
+    low, high = images.min(), images.max()
+    least, most = (-_HALF_STEP, 1 + _HALF_STEP) if kind == "f" else (0, 65535)
+    if low < least or high > most:
+        wide = " (32 bits)" if kind != "f" and high > most else ""
+        raise DataError(f"{name}: pixels are {images.dtype}, {low} to {high}{wide}; {_NEEDED}")
+    if kind == "f":
+        return np.rint(images.clip(0, 1) * 255.0).astype(np.uint8)
+    return images.astype(np.uint16)
+
+
+def to_bytes(images: Sequence[Numbers], name: str) -> list[Uint8Images]:
+    """Return bytes of all images of a data set, which are scaled alike.
+
+    Wide whole numbers are bytes if none is above 255, and else 16 bits, of which the upper byte stays.
+
+    Args:
+        images: What `to_numbers` returned: single images, or arrays of many.
+        name: What errors call the data set.
+
+    Raises:
+        DataError: All are nearly black: 12 bits or fewer in 16, or nothing but 0 and 1 (a single black image is none).
+    """
+    wide = [array for array in images if array.dtype != np.uint8]
+    low, high = min((int(a.min()) for a in wide), default=0), max((int(a.max()) for a in wide), default=0)
+    if 255 < high <= _TWELVE_BITS:
         raise DataError(
-            f"{name}: pixels are {images.dtype}, {span}; needed: uint8, or floating point in [0, 1] (not normalised)"
+            f"{name}: pixels are whole numbers, {low} to {high}; needed: uint8, or 16 bits that are used: 12 bits in "
+            f"16 come out nearly black, so multiply all by one number, at most {65535 // high}"
         )
-    return np.rint(images * 255.0).astype(np.uint8) if images.dtype.kind == "f" else images.astype(np.uint8)
+    shift = 8 if high > 255 else 0
+    found = [(array if array.dtype == np.uint8 else array >> shift).astype(np.uint8, copy=False) for array in images]
+    if found and all(int(array.max(initial=0)) <= 1 for array in found) and any(array.any() for array in found):
+        raise DataError(
+            f"{name}: pixels are 0 and 1 only, of 255, which is black; give a mask as booleans or multiply it by 255; "
+            "floating point is in [0, 1], so divide by 255 once only"
+        )
+    return found
 
 
 def first(things: Iterable[str], count: int = 3) -> str:

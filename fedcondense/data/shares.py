@@ -54,6 +54,9 @@ def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
     >>> images_per_class(few, 1).images, images_per_class(few, 2).short
     ([1, 1, 1, 1, 1, 1, 1, 1, 1, 0], {'1': 1, '4': 1, '5': 1, '6': 1, '7': 1, '8': 1})
     """
+    if not hasattr(holder, "counts"):
+        given = type(holder).__name__
+        raise SettingError(f"a {given} in the place of data; needed: the Data of one part, as load_data(...).train")
     if type(ipc) is not int or ipc < 1:
         raise SettingError(f"ipc {ipc!r}; needed: a whole number of images per class, 1 or more")
     if not 0 < limit <= 1:

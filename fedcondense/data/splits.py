@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor
 from fedcondense.data.catalogue import Arrays, Entry
 from fedcondense.data.class_names import class_names
 from fedcondense.data.images import Data, DataSet, Spec
-from fedcondense.data.layouts import Uint8Images, batch_channels_last, to_uint8
+from fedcondense.data.layouts import Uint8Images, batch_channels_last, first, to_bytes, to_numbers
+from fedcondense.data.vocabulary import tell_of_lacking, warn_of_alike
 from fedcondense.errors import DataError
 
 __all__ = ["Labels", "check_labels", "hold_out", "to_data", "to_dataset", "to_tensor"]
+
+_LOG = logging.getLogger(__name__)
 
 Labels = npt.NDArray[np.int64]
 
@@ -34,17 +38,22 @@ def hold_out(images: Uint8Images, labels: Labels, name: str) -> list[tuple[Uint8
         raise DataError(
             f"{name}: no class has {_TEST_SHARE} images, so none is left for testing; add images or a test/ part"
         )
+    if untested := sorted(set(labels.tolist()) - set(labels[order[test]].tolist())):
+        few = first(f"label {label}" for label in untested)
+        _LOG.warning(
+            "%s: %d classes of fewer than %d images are not tested (%s)", name, len(untested), _TEST_SHARE, few
+        )
     return [(images[index], labels[index]) for index in (np.sort(order[~test]), np.sort(order[test]))]
 
 
 def to_dataset(name: str, arrays: Sequence[Arrays], classes: tuple[str, ...], entry: Entry | None) -> DataSet:
     """Return a training and a test split of arrays in any usual layout; a named set keeps its constants."""
-    splits = []
+    pixels, known = [], []
     for split, (images, labels) in zip(("train", "test"), arrays, strict=True):
         title = f"{name} {split}"
-        pixels = to_uint8(batch_channels_last(images, title), title)
-        splits.append((pixels, check_labels(labels, len(pixels), title)))
-    return DataSet(*to_data(name, splits, classes, entry))
+        pixels.append(to_numbers(batch_channels_last(images, title), title))
+        known.append(check_labels(labels, len(images), title))
+    return DataSet(*to_data(name, list(zip(to_bytes(pixels, name), known, strict=True)), classes, entry))
 
 
 def to_data(
@@ -52,12 +61,11 @@ def to_data(
 ) -> list[Data]:
     """Give all splits one spec: the entry's constants, or what the first split says."""
     images = splits[0][0]
+    classes = classes or tuple(map(str, range(1 + max(int(labels.max(initial=0)) for _, labels in splits))))
     if different := {other.shape[1:] for other, _ in splits} - {images.shape[1:]}:
         raise DataError(
             f"{name}: train images are {images.shape[1:]}, test images {different.pop()}; needed: one shape"
         )
-    if not classes:
-        classes = tuple(map(str, range(1 + max(int(labels.max()) for _, labels in splits))))
     try:
         classes = class_names(classes)
     except DataError as error:
@@ -69,7 +77,11 @@ def to_data(
         mean, std = _moments(images)
     shape = (channels, images.shape[1], images.shape[2])
     spec = Spec(name, shape, classes, mean, std, *((entry.operations,) if entry else ()))
-    return [Data(to_tensor(images), torch.from_numpy(labels), spec) for images, labels in splits]
+    warn_of_alike(classes, name)
+    parts = [Data(to_tensor(images), torch.from_numpy(labels), spec) for images, labels in splits]
+    if len(parts) == 2:
+        tell_of_lacking(*parts)
+    return parts
 
 
 def _moments(images: Uint8Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -90,9 +102,10 @@ def check_labels(labels: npt.NDArray[Any], count: int, name: str) -> Labels:
     """Return (N,) int64, from 0; the upper end is checked where the class names are known."""
     if labels.shape == (count, 1):
         labels = labels[:, 0]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+    if labels.shape != (count,) or labels.dtype.kind not in "iub":
         given = f"{labels.dtype} {labels.shape}"
         raise DataError(f"{name}: labels are {given}; needed: ({count},) whole numbers, one for each of the images")
+    labels = labels.astype(np.uint8) if labels.dtype.kind == "b" else labels
     if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
         span = f"{labels.min()} to {labels.max()}"
         raise DataError(

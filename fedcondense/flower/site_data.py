@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from fedcondense.data import Data, load_data
+from fedcondense.data import Data, load_train
 from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.partitions import partition
 from fedcondense.errors import SettingError, unknown
@@ -69,19 +69,22 @@ class _Public:
         return replace(config, **{k: v for k, v in vars(self).items() if k != "data"})
 
 
+_READ = ["all images are records", 2]
+"""How files become records; kept data of another way are decoded anew."""
+
 _RUN = {key: item.default for key, item in keys_of(_Public).items()}
 
 
 @lru_cache(maxsize=1)
 def _train(name: str, root: str | None, cache: str = "") -> Data:
-    """Return the training split; of a folder of images what a process before this one has decoded."""
+    """Return all that is there to learn from; of a folder of images what a process before this one has decoded."""
     folder = Path(name.removeprefix("folder:"))
     if not cache or not name.startswith("folder:") or not folder.is_dir():
-        return load_data(name, root).train
+        return load_train(name, root)
     kept, key = Kept(Path(cache), KEPT_BYTES), _key(folder)
     data = kept_data(kept, key)
     if data is None:
-        data = load_data(name, root).train
+        data = load_train(name, root)
         keep_data(kept, key, data)
     return data
 
@@ -90,6 +93,7 @@ def _key(folder: Path) -> str:
     """Name decoded data by the files that they follow from: their paths, sizes and times."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     told = [[str(path.relative_to(folder)), *((s := path.stat()).st_size, s.st_mtime_ns)] for path in files]
+    told.append(_READ)
     return f"data-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}"
 
 

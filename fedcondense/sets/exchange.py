@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcondense.data.catalogue import CATALOGUE
+from fedcondense.data.folders import NOTE
 from fedcondense.data.images import Spec
 from fedcondense.data.loading import data_root, load_data
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
@@ -37,7 +38,6 @@ _LOG = logging.getLogger(__name__)
 _SUM = 0.02  # how far the sum of probabilities may be from 1, as in a set's own file
 _CLIPPED = 0.02  # the share of clipped values from which on a warning says so
 _LETTERS = 60  # of a class name in a path
-_NOTE = "fedcondense.json"  # in a folder that `export` wrote
 
 
 def import_tensors(
@@ -107,7 +107,8 @@ def export(
         synthetic: The set.
         path: Where to: ``NAME.npz`` gets the arrays x_train (N, H, W, C) or (N, H, W), uint8, y_train (N,), int64,
             x_test, y_test and the class names `classes`; any other name becomes a folder with one sub-folder of PNGs
-            for each class, as torchvision's ``ImageFolder`` reads. `load_data` reads both.
+            for each class, as torchvision's ``ImageFolder`` reads. `load_data` reads both; of a folder all images are
+            for training, under the names of the set's classes.
         test: Real images for the test split; a folder then has train/ and test/. Without, an .npz repeats the synthetic
             images there, since its readers ask for a test split: an accuracy on them says nothing.
         overwrite: Replace a file, or a folder that this function wrote.
@@ -125,8 +126,9 @@ def export(
     if path.suffix == ".npz":
         arrays = {"train": splits["train"], "test": splits.get("test", splits["train"])}
         return write_file(path, _npz(arrays, synthetic.classes), overwrite)
-    files = _files(splits, _folders(synthetic.classes))
-    return _write_folder(path, files, _described(synthetic), overwrite)
+    folders = _folders(synthetic.classes)
+    note = _described(synthetic) | {"folders": folders, "parts": test is not None}
+    return _write_folder(path, _files(splits, folders), json.dumps(note, indent=1).encode(), overwrite)
 
 
 def _pair(content: Any, path: str | os.PathLike[str], experiment: int) -> tuple[Any, Any]:
@@ -240,8 +242,8 @@ def _files(splits: dict[str, tuple[Tensor, Tensor]], folders: list[str]) -> Iter
             seen[label] += 1
 
 
-def _described(synthetic: SyntheticSet) -> bytes:
-    """Return where the images come from, as JSON: it stays beside them, and marks a folder that may be replaced."""
+def _described(synthetic: SyntheticSet) -> dict[str, Any]:
+    """Return where the images come from: it stays beside them, and marks a folder that may be replaced."""
     record = synthetic.record
     content: dict[str, Any] = {
         "data": record.data,
@@ -250,7 +252,7 @@ def _described(synthetic: SyntheticSet) -> bytes:
         "images": len(synthetic),
     }
     content |= {"classes": list(synthetic.classes), "mean": list(record.mean), "std": list(record.std)}
-    return json.dumps(content | {"evaluation": synthetic.evaluation}, indent=1).encode()
+    return content | {"evaluation": synthetic.evaluation}
 
 
 def _write_folder(path: Path, files: Iterator[tuple[Path, bytes]], note: bytes, overwrite: bool) -> Path:
@@ -258,7 +260,7 @@ def _write_folder(path: Path, files: Iterator[tuple[Path, bytes]], note: bytes, 
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
             raise OutputError(f"{path} exists; choose another path or pass overwrite=True (--overwrite)")
-        if not (path / _NOTE).is_file():
+        if not (path / NOTE).is_file():
             raise OutputError(f"{path} is nothing that `export` wrote, and is not replaced; choose another path")
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
@@ -266,7 +268,7 @@ def _write_folder(path: Path, files: Iterator[tuple[Path, bytes]], note: bytes, 
         for file, content in files:
             (new / file).parent.mkdir(parents=True, exist_ok=True)
             (new / file).write_bytes(content)
-        (new / _NOTE).write_bytes(note)
+        (new / NOTE).write_bytes(note)
         if path.exists():
             os.replace(path, old)
         os.replace(new, path)

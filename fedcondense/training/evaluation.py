@@ -12,7 +12,7 @@ import torch
 
 from fedcondense.arguments import device_of, instance_of, seeds_of, whole
 from fedcondense.data.images import Data
-from fedcondense.errors import SettingError
+from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
 from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
@@ -103,10 +103,13 @@ def evaluate(
         progress: Called with (step, steps), over all networks; without one a bar is drawn on a terminal.
 
     Raises:
+        DataError: No test images.
         SettingError: No seeds, the shapes differ, no class of the set is one of the test data, or the network cannot be
             trained on them.
     """
     seeds = seeds_of(seeds)
+    if not len(test):
+        raise DataError(f"{test.spec.name}: no images to test on; give a test part, or data that have one")
     began = time.monotonic()
     device = device_of(device) if device is not None else test.device
     _check_training(synthetic, test, network, recipe)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedcondense.arguments import whole
 from fedcondense.data.augment import Augmentation
-from fedcondense.errors import SettingError
+from fedcondense.errors import DataError, SettingError
 from fedcondense.networks.trainable import unfreeze
 from fedcondense.progress import counted
 from fedcondense.randomness import stream
@@ -253,7 +253,12 @@ def accuracy(network: nn.Module, data: Data) -> tuple[float, Tensor]:
 
     Returns:
         Accuracy in percent, and (K,) float32 in percent for each class, nan for a class without examples.
+
+    Raises:
+        DataError: There is nothing to test on.
     """
+    if not len(data):
+        raise DataError(f"{data.spec.name}: no images to test on; give a test part, or data that have one")
     training = network.training
     network.eval()
     classes = len(data.spec.classes)

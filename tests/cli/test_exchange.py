@@ -66,6 +66,17 @@ def test_import_of_something_else_is_one_line_and_writes_nothing(cli: Any, tmp_p
     assert not output.exists()
 
 
+def test_a_folder_without_a_test_part_is_condensed_where_nothing_is_measured(
+    cli: Any, made: Path, tmp_path: Path
+) -> None:
+    cli.done("export", made, "--output", tmp_path / "images")
+    output = tmp_path / "again.safetensors"
+    arguments = ("condense", f"folder:{tmp_path / 'images'}", "--ipc", 1, "--method", "random", "--output", output)
+    assert "has no test part to measure on; pass --no-evaluate" in cli.refused(*arguments)
+    assert not output.exists()
+    assert cli.done(*arguments, "--no-evaluate")["images"] == 10
+
+
 @pytest.mark.parametrize("name", ["images", "arrays.npz"])
 def test_export_writes_what_condense_reads(cli: Any, made: Path, name: str, tmp_path: Path) -> None:
     output = tmp_path / name

@@ -276,6 +276,15 @@ class TestFixedPoint:
             add_up([large, large, large])
 
 
+@pytest.mark.parametrize("kind", [tuple, list, Tensor, type(None)])
+def test_what_holds_no_records_is_refused_by_its_kind(kind: type) -> None:
+    pair = load_data("digits")
+    nothing = {tuple: pair, list: list(pair), Tensor: pair.train.images, type(None): None}[kind]
+    says = f"a {type(nothing).__name__} to condense; needed: the Data of one part, as load_data(...).train"
+    with pytest.raises(SettingError, match=re.escape(says)):
+        condense(nothing, 1, DM, network=TINY, steps=1)  # type: ignore[arg-type]
+
+
 def test_the_protocol_is_all_that_the_toolkit_s_holders_have_in_common() -> None:
     holders: Mapping[str, Holder] = {"own": Own(toy()), "summed": summed(DM, [toy()])}
     for holder in holders.values():

@@ -120,3 +120,13 @@ def test_directions_are_not_those_of_the_global_state() -> None:
     first = gaussian(data, [3, 0, 0], torch.Generator().manual_seed(0))
     torch.manual_seed(2)
     assert torch.equal(first, gaussian(data, [3, 0, 0], torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_images_of_fewer_values_than_directions_have_fewer_directions(side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (150, 1, side, side), generator=generator, dtype=torch.uint8)
+    data = Data(images, torch.arange(150) % 3, Spec("tiny", (1, side, side), ("a", "b", "c"), (0.5,), (0.25,)))
+    drawn = gaussian(data, [2, 0, 2], generator)
+    assert drawn.shape == (4, 1, side, side)
+    assert bool(drawn.isfinite().all())

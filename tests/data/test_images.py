@@ -20,6 +20,21 @@ def test_counts_keep_a_place_for_absent_classes() -> None:
     assert toy([1, 1, 3]).counts.tolist() == [0, 2, 0, 1]
 
 
+def test_counts_and_order_are_the_callers_own() -> None:
+    data = toy([1, 1, 3])
+    data.counts.zero_()
+    data.per_class(None, torch.Generator()).zero_()
+    assert data.counts.tolist() == [0, 2, 0, 1]
+    assert data.per_class(None, torch.Generator()).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_labels_that_are_no_whole_numbers_are_not_cut_to_some(dtype: torch.dtype) -> None:
+    data = toy([1, 1, 3])
+    with pytest.raises(DataError, match=r"toy: labels are torch.*needed: whole numbers"):
+        Data(data.images, data.labels.to(dtype), SPEC)
+
+
 def test_a_batch_is_normalised_channel_by_channel() -> None:
     """255 is 1 in [0, 1] space: (1 - mean) / std by hand."""
     data = Data(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8), torch.tensor([2]), SPEC)

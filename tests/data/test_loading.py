@@ -10,7 +10,8 @@ from PIL import Image
 
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.images import Spec
-from fedcondense.data.loading import data_root, from_dataset, load_data
+from fedcondense.data.items import from_dataset
+from fedcondense.data.loading import data_root, load_data
 from fedcondense.errors import DataError, SettingError
 
 
@@ -89,6 +90,9 @@ class TestNpz:
         assert load_data(f"npz:{save(tmp_path / 'a.npz')}").train.spec.classes == ("0", "1", "2")
         named = save(tmp_path / "b.npz", classes=np.array(["x", "y", "z", "never"]))
         assert load_data(f"npz:{named}").train.counts.tolist() == [4, 4, 4, 0]
+        for names in ([b"x", b"y", b"z"], ["x", "y", "z"]):
+            path = save(tmp_path / "c.npz", classes=np.array(names))
+            assert load_data(f"npz:{path}").train.spec.classes == ("x", "y", "z")
 
     def test_a_class_that_only_the_test_split_has_gets_its_name(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.npz", y_test=np.array([0, 1, 2, 3, 4, 4]))
@@ -134,6 +138,9 @@ class TestNpz:
             ({"y_train": np.arange(12) * 10**8}, r"labels go from 0 to 1100000000; .*below 10000"),
             ({"classes": np.array(["a", "b"])}, r"labels go from 0 to 2; needed: 0 to 1"),
             ({"classes": np.array(["a", "b", "a"])}, r"class name 'a' of labels 0 and 2"),
+            ({"classes": np.array([["a", "b", "c"]])}, r"classes are an array \(1, 3\); needed: \(K,\)"),
+            ({"classes": np.array([b"\xff", b"b", b"c"])}, r"class name b'\\xff' of label 0 is not UTF-8"),
+            ({"classes": np.array([0.5, 1.5, 2.5])}, "class name .*0.5.* of label 0 is of type"),
         ],
     )
     def test_bad_arrays_are_refused_by_what_is_wrong(

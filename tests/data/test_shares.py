@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcondense.data.images import Spec
+from fedcondense.data.loading import load_data
 from fedcondense.data.shares import images_per_class
+from fedcondense.errors import SettingError
 
 
 class Counted:
@@ -44,3 +46,8 @@ def test_no_class_gets_more_than_it_may(counts: list[int], ipc: int, limit: floa
     for n, got in zip(counts, images, strict=True):
         assert got == 0 if n == 0 else 1 <= got <= max(1, min(ipc, limit * n))
     assert len(short) == sum(0 < got < ipc for got in images)
+
+
+def test_a_pair_of_data_is_no_data() -> None:
+    with pytest.raises(SettingError, match=r"a DataSet in the place of data; needed: .* load_data\(\.\.\.\)\.train"):
+        images_per_class(load_data("digits"), 1)  # type: ignore[arg-type]

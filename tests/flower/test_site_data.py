@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
+from PIL import Image
 
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
@@ -49,6 +50,22 @@ class TestPublicData:
 
 
 class TestOwnData:
+    @pytest.mark.parametrize("cache", [False, True])
+    @pytest.mark.parametrize("top", ["", "train"])
+    def test_all_of_a_folder_are_records(self, tmp_path: Path, top: str, cache: bool) -> None:
+        """No fifth is put aside for a test that nobody makes, and no class is too small."""
+        for name, count in (("a", 10), ("b", 3)):
+            (tmp_path / "site" / top / name / ".ipynb_checkpoints").mkdir(parents=True)
+            for k in range(count):
+                image = Image.fromarray(np.full((8, 8), 10 * k, np.uint8))
+                image.save(tmp_path / "site" / top / name / f"{k}.png")
+                image.save(tmp_path / "site" / top / name / ".ipynb_checkpoints" / f"{k}.png")
+        node: dict[str, Any] = {"data": f"folder:{tmp_path / 'site'}"}
+        for _ in range(2):
+            held = load_partition(context(node | ({"cache": str(tmp_path / "cache")} if cache else {})))
+            assert held.counts.tolist() == [10, 3]
+            assert held.spec.classes == ("a", "b")
+
     def test_a_site_keeps_all_of_them(self, train: Data) -> None:
         assert len(load_partition(context({"data": "digits", "partition-id": 5}))) == len(train)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import fedcondense.sets.exchange
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.loading import load_data
-from fedcondense.errors import OutputError, SettingError, UntrustedSetError
+from fedcondense.errors import DataError, OutputError, SettingError, UntrustedSetError
 from fedcondense.networks import ConvNet
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.exchange import export, import_tensors, spec_of
@@ -165,13 +168,16 @@ def digits() -> SyntheticSet:
 
 class TestExport:
     def test_of_a_folder_comes_back_byte_by_byte(self, digits: SyntheticSet, tmp_path: Path) -> None:
-        """Without test images the loader splits a fifth of each class off; together they are all."""
+        """All of a set is for training, in the set's order; nothing of it is held out."""
         path = export(digits, tmp_path / "images")
         assert sorted(p.name for p in path.iterdir()) == [*DIGITS, "fedcondense.json"]
         train, test = load_data(f"folder:{path}")
         assert train.spec.classes == DIGITS
-        both = torch.cat([train.images, test.images]).flatten(1).tolist()
-        assert sorted(both) == sorted(digits.parts[0].codes["images"].flatten(1).tolist())
+        assert torch.equal(train.images, digits.parts[0].codes["images"])
+        assert train.labels.tolist() == digits.parts[0].targets.tolist()
+        assert len(test) == 0
+        with pytest.raises(DataError, match=r"folder:images: no images to test on; give a test part"):
+            evaluate(digits, test)
 
     def test_with_test_images_both_kinds_are_what_a_loader_reads(self, digits: SyntheticSet, tmp_path: Path) -> None:
         test = load_data("digits").test
@@ -230,6 +236,33 @@ class TestExport:
         assert len({name.casefold() for name in folders}) == 9
         assert {"T-shirt_top", "a", "A 3"} <= set(folders)
         assert json.loads((path / "fedcondense.json").read_text())["classes"] == list(names)
+
+    @given(
+        names=st.lists(
+            st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=70)
+            | st.sampled_from(["train", "Test", "val", "__MACOSX", ".git", "a", "A", "a/b", "a_b", "lost+found"]),
+            min_size=1,
+            max_size=6,
+            unique_by=lambda name: unicodedata.normalize("NFC", name),
+        ),
+        ipc=st.integers(1, 6),
+        with_test=st.booleans(),
+    )
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    def test_a_folder_is_read_back_in_whole_whatever_classes_are_called(
+        self, tmp_path_factory: pytest.TempPathFactory, names: list[str], ipc: int, with_test: bool
+    ) -> None:
+        names = [unicodedata.normalize("NFC", name) for name in names]
+        count = len(names) * ipc
+        labels = torch.arange(count) % len(names)
+        spec = Spec("toy", (1, 8, 8), tuple(names), (0.5,), (0.5,))
+        data = Data((pixels(count, 1, 8, 8) * 255).to(torch.uint8), labels, spec)
+        path = export(select(data, ipc, "random"), tmp_path_factory.mktemp("a") / "x", test=data if with_test else None)
+        train, test = load_data(f"folder:{path}")
+        assert train.spec.classes == tuple(names)
+        assert train.counts.tolist() == [ipc] * len(names)
+        assert len(test) == (count if with_test else 0)
+        assert test.spec == train.spec
 
     def test_nothing_is_overwritten_unless_asked(self, digits: SyntheticSet, tmp_path: Path) -> None:
         for name in ("images", "images.npz"):
