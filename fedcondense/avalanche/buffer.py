@@ -16,6 +16,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, read
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
@@ -138,6 +139,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """Take in a strategy's experience: what Avalanche 0.6 calls, and warns that 0.7 will call `post_adapt`."""
         self.post_adapt(strategy, strategy.experience)
 
+    @in_own_state
     def update_from_dataset(self, dataset: AvalancheDataset, device: torch.device | str = "cpu") -> None:
         """Take in the samples of a data set, condensing on a device; after an error the buffer is unchanged.
 
@@ -213,7 +215,7 @@ class CondensedBuffer(ExemplarsBuffer):
     def decoded(self) -> Decoded | None:
         """The replayed images, as tensors in the stream's values; None before the first experience."""
         decoded: Decoded | None = self._cached("decoded", self._decode)
-        return decoded
+        return None if decoded is None else Decoded(*(value.clone() for value in decoded))
 
     @property
     def nbytes(self) -> int:
@@ -289,6 +291,7 @@ class CondensedBuffer(ExemplarsBuffer):
         column = decoded.targets.argmax(1)[index]
         return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout)
 
+    @in_own_state
     def _cached(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._cache:
             self._cache[name] = make()

@@ -128,7 +128,7 @@ class _Samples(Dataset[tuple[Tensor, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        return self.images[index], self.labels[index]
+        return self.images[index].clone(), self.labels[index]
 
 
 def as_dataset(

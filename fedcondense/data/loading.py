@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.decoding import channels_last, read_images
 from fedcondense.data.images import Data, DataSet, Spec
@@ -29,6 +30,7 @@ BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.erro
 """What numpy raises for damaged files; the last two for a lone .npy array, which has no keys."""
 
 
+@in_own_state
 def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
     """Load a train and a test split.
 
@@ -67,6 +69,7 @@ def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
     return _load_named(name, CATALOGUE[name], top)
 
 
+@in_own_state
 def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[str] | None = None) -> Data:
     """Turn a map-style torch Dataset into `Data`: each item an image and a whole-number label.
 

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data import Data, load_data
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.asking import Asked
@@ -162,6 +163,7 @@ class _Run:
         self.strategy: Strategy | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
 
+    @in_own_state
     def __call__(self, grid: Grid, test: Data | None) -> Result:
         settings, own, entry = read_settings(self.asked)
         if test is None and settings.data:

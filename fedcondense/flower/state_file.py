@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.errors import ResumeError
 from fedcondense.flower.contract import State
 from fedcondense.flower.payloads import Weights
@@ -41,6 +42,7 @@ def dump_state(state: State) -> bytes:
     return hashlib.sha256(blob).digest() + blob
 
 
+@in_own_state
 def load_state(blob: bytes, where: str) -> State:
     """Return what `dump_state` was given.
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import own_state
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import DataError, SettingError
@@ -224,7 +225,8 @@ class Memory:
     def _all_or_nothing(self) -> Iterator[None]:
         before = vars(self) | {"seen": dict(self.seen), "waiting": dict(self.waiting)}
         try:
-            yield
+            with own_state():
+                yield
         except BaseException:
             vars(self).update(before)
             raise

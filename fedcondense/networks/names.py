@@ -9,10 +9,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.networks.architectures import alexnet, lenet, mlp, mobilenet_v3_small, resnet18, vgg11, vit_small
 from fedcondense.networks.convnet import NORMS, ConvNet, Shape
 from fedcondense.networks.headed import Headed
+from fedcondense.networks.passes import mark_as_ours
+from fedcondense.randomness import Drawn
 
 __all__ = [
     "CONVNETS",
@@ -60,27 +63,47 @@ A ConvNet is called by its depth, its width and, unless it is the published inst
 """
 
 
+_SHIPPED = dict(NETWORKS)
+
+
 def default_network(shape: Shape) -> str:
     """Return the default network's name: width 32, with a depth that follows from the images' size."""
     side = min(shape[1:])
     return "convnet2-w32" if side < 16 else "convnet3-w32" if side < 48 else "convnet4-w32"
 
 
+@in_own_state
 def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Build a network on the CPU; equal seeds give equal weights, and the global random state is left alone.
 
-    From names joined by ``+`` the seed picks one, all equally likely, so a pool holds every kind.
+    Weights are those after `torch.manual_seed(seed)`, in any number of threads at a time. From names joined by ``+``
+    the seed picks one, all equally likely, so a pool holds every kind.
 
     Raises:
         SettingError: No network has this name, or it cannot take images of this size.
     """
     makers = network_kinds(network)
     make = makers[seed % len(makers)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = make(shape, classes)
+    is_ours = any(make is one for one in _SHIPPED.values())
+    module = with_features(made(make, shape, classes, seed, is_ours))
+    return mark_as_ours(module) if is_ours else module
+
+
+def with_features(module: nn.Module) -> nn.Module:
+    """Return a module that has readable features; torchvision's `features` are layers."""
     features = getattr(module, "features", None)
-    return Headed(module) if features is None or isinstance(features, nn.Module) else module  # torchvision's are layers
+    return Headed(module) if features is None or isinstance(features, nn.Module) else module
+
+
+def made(make: NetworkMaker, shape: Shape, classes: int, seed: int, is_ours: bool = False) -> nn.Module:
+    """Return what a maker makes with random numbers of a seed; the global random state stays, also if it seeds that."""
+    first = torch.initial_seed()
+    before = None if is_ours else torch.get_rng_state()
+    with Drawn(seed):
+        module = make(shape, classes)
+    if before is not None and torch.initial_seed() != first:
+        torch.set_rng_state(before)
+    return module
 
 
 def network_kinds(network: str | NetworkMaker) -> list[NetworkMaker]:

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
+from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 from fedcondense.sources import TrainedOnReal, TrainedOnSynthetic
 
@@ -171,7 +172,9 @@ def class_gradients(
 ) -> Sequence[Tensor]:
     """Return the gradients of the cross-entropy of a batch of one class, in each weight."""
     rows = torch.full((len(batch.images),), row, device=batch.images.device)
-    logits = functional_call(draw.network, weights, (draw.augment(batch.images, rows),))
+    images = draw.augment(batch.images, rows)
+    with repeatable(draw.network, draw.seed, row):
+        logits = functional_call(draw.network, weights, (images,))
     loss = F.cross_entropy(logits, batch.targets)
     return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
 

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Codes, Parametrization
 from fedcondense.errors import SettingError, UntrustedSetError, unknown
 from fedcondense.parametrizations import PARAMETRIZATIONS
@@ -32,6 +33,7 @@ _AGAIN = "cut off, or changed since it was written: get it again"
 _SUM = 0.02  # how far the sum of half-precision probabilities may be from 1
 
 
+@in_own_state
 def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **beside: Any) -> bytes:
     """Return the bytes of a set; `beside` are plain values that go into the header under their names."""
     names = {kind: name for name, kind in PARAMETRIZATIONS.items() if isinstance(kind, type)}
@@ -63,6 +65,7 @@ def _compact(record: Record) -> dict[str, Any]:
     return {k: v for k, v in asdict(record).items() if v not in ((), "", None)}
 
 
+@in_own_state
 def parse(blob: bytes | memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, Any] | None]:
     """Read bytes of unknown origin.
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Batch, Codes, Parametrization
 from fedcondense.errors import SettingError
 
@@ -89,6 +90,7 @@ class Part:
     parametrization: Parametrization
     record: Record
 
+    @in_own_state
     def decode(self, device: torch.device | str = "cpu") -> Batch:
         """Return images in [0, 1], (N, C, H, W), and probabilities (N, K), both float32."""
         codes = {name: _from_storage(t.to(device)) for name, t in self.codes.items()}
@@ -132,6 +134,7 @@ def check_joinable(parts: Sequence[Part]) -> None:
         raise SettingError(f"sets of images of different shapes: {sorted(shapes)}; join sets of one shape")
 
 
+@in_own_state
 def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) -> tuple[Codes, Tensor]:
     """Round float codes and probabilities to what is stored; one-hot targets become labels of one or two bytes."""
     stored = {}

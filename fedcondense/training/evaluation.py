@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds
@@ -73,6 +74,7 @@ class Evaluation:
         }
 
 
+@in_own_state
 def evaluate(
     synthetic: SyntheticSet,
     test: Data,
@@ -128,6 +130,7 @@ def evaluate(
     )
 
 
+@in_own_state
 def evaluate_as_recorded(
     synthetic: SyntheticSet,
     test: Data,
@@ -171,6 +174,7 @@ def evaluate_as_recorded(
     )
 
 
+@in_own_state
 def train_on(
     synthetic: SyntheticSet,
     like: Data,

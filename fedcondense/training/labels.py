@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe
+from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, fit_on, of_network
@@ -28,6 +30,7 @@ __all__ = ["relabel"]
 _AT_ONCE = 500  # images
 
 
+@in_own_state
 def relabel(
     synthetic: SyntheticSet,
     data: Data,
@@ -106,5 +109,9 @@ def relabel(
 @torch.no_grad()
 def _probabilities(teacher: nn.Module, images: Tensor, columns: list[int], temperature: float) -> Tensor:
     """Return what a teacher says of normalised images if they can be of some classes alone, (N, K) float32."""
-    logits = torch.cat([teacher(piece).float() for piece in images.split(_AT_ONCE)])
+    pieces = []
+    for k, piece in enumerate(images.split(_AT_ONCE)):
+        with repeatable(teacher, 0, k):
+            pieces.append(teacher(piece).float())
+    logits = torch.cat(pieces)
     return (logits[:, columns] / temperature).softmax(1)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing import precision_of, prepare
 from fedcondense.data import Data
 from fedcondense.data.partition import Partition
@@ -67,6 +68,7 @@ class Output:
     overwrite: bool = False
 
 
+@in_own_state
 def federate(
     train: Data,
     test: Data,
