@@ -9,6 +9,7 @@ from avalanche.benchmarks import nc_benchmark
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.images import Data
 
 __all__ = ["NormalisedImages", "split_benchmark"]
@@ -21,6 +22,7 @@ class NormalisedImages(Dataset[tuple[Tensor, int]]):
         data: Held in memory once more, as floating point: 4 bytes per value.
     """
 
+    @in_own_state
     def __init__(self, data: Data) -> None:
         self.images = data.batch().images
         self.targets: list[int] = data.labels.tolist()

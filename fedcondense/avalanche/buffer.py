@@ -15,6 +15,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.avalanche.decoded import Decoded, decode
 from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read, read_note
 from fedcondense.data.augment import OPERATIONS
@@ -132,6 +133,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """Take in a strategy's experience: what Avalanche 0.6 calls, and warns that 0.7 will call `post_adapt`."""
         self.post_adapt(strategy, strategy.experience)
 
+    @in_own_state
     def update_from_dataset(self, dataset: AvalancheDataset, device: torch.device | str = "cpu") -> None:
         """Take in the samples of a data set, condensing on a device; after an error the buffer is unchanged.
 
@@ -275,6 +277,7 @@ class CondensedBuffer(ExemplarsBuffer):
         column = decoded.targets.argmax(1)[index]
         return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout)
 
+    @in_own_state
     def _cached(self, name: str, make: Callable[[], Any]) -> Any:
         memory, changes = self._cache.get("of", (None, 0))
         if memory is not self.memory or changes != self.memory.changes:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
 from fedcondense.contract import Draw, Holder, Objective
 from fedcondense.data.images import Batch, Data, Spec
@@ -63,6 +64,7 @@ class Own:
         """Sixteen hex digits: equal data, equal text."""
         return self.data.fingerprint
 
+    @in_own_state
     def observe(self, objective: Objective, draw: Draw) -> Any:
         """Return what `objective` needs of these data for `draw`."""
         with torch.no_grad():
@@ -103,6 +105,7 @@ class FixedSums(NamedTuple):
         return ClassSums((self.sums.double() / _UNIT).float().to(device), self.counts.float().to(device))
 
 
+@in_own_state
 @torch.no_grad()
 def sums(objective: Objective, draw: Draw, data: Data) -> FixedSums:
     """Sum what an objective keeps of each record by class, in fixed point; on the CPU.
@@ -127,7 +130,7 @@ def sums(objective: Objective, draw: Draw, data: Data) -> FixedSums:
             "division; take a network of another norm, such as convnet3-w32"
         )
     draw = draw._replace(network=network.to(data.device))
-    index = torch.arange(len(data))
+    index = torch.arange(len(data), device="cpu")
     at_once = _AT_ONCE if _is_apart(summed, draw, data, index[:_AT_ONCE]) else 1
     total: Tensor | None = None
     for piece in index.split(at_once):
@@ -139,6 +142,7 @@ def sums(objective: Objective, draw: Draw, data: Data) -> FixedSums:
     return FixedSums(total.cpu(), data.counts)
 
 
+@in_own_state
 def add_up(pieces: Iterable[FixedSums]) -> FixedSums:
     """Add the sums of several sites, in any order; sites may lack classes, or all records.
 
@@ -205,6 +209,7 @@ class Summed:
             digest.update(total.counts.numpy().tobytes() + total.sums.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @in_own_state
     def observe(self, objective: Objective, draw: Draw) -> Any:
         """Return what the objective would have kept of all records together.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing.holders import Own
 from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data.images import Data
@@ -53,6 +54,7 @@ class Loop:
     network: str | NetworkMaker = ""  # what the source builds
     warning: str = ""  # which classes are too small for `ipc`, for whoever speaks to a user
 
+    @in_own_state
     def step(self) -> Tensor:
         """Take one step and return its loss, still on the device.
 
@@ -108,6 +110,7 @@ class Loop:
         self.done += 1
         return loss
 
+    @in_own_state
     def finished(self) -> SyntheticSet:
         """Return the set as it stands, rounded to what is stored."""
         codes, targets = to_storage(self.codes, self.targets, self.parametrization)
@@ -145,6 +148,7 @@ class Loop:
             "seconds": time.monotonic() - self.began,
         }
 
+    @in_own_state
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
         with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
 from fedcondense.contract import Holder, Network, Objective, Parametrization, Recipe
@@ -19,6 +20,7 @@ from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, stop_at, time_left
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build
+from fedcondense.networks.passes import repeatable
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.objectives.features import images_in_graph
 from fedcondense.sources import Pool
@@ -56,6 +58,7 @@ class Plan:
         return asdict(self) | {"advice": list(self.advice), "seconds": round(self.seconds, 1)}
 
 
+@in_own_state
 def plan(
     data: Data | Holder,
     ipc: int = 10,
@@ -81,6 +84,7 @@ def plan(
     return replace(expected, seconds=seconds, advice=_advice(loop, expected.decoded, seconds))
 
 
+@in_own_state
 def estimate(loop: Loop, *, until: float | None = None) -> Plan:
     """Estimate what a loop costs by four trial steps, and leave it as it was before them, bit for bit.
 
@@ -186,8 +190,8 @@ def _memory(loop: Loop, decoded: int, pool: int) -> int:
     spec = loop.holder.spec
     module = build(loop.network, spec.shape, len(spec.classes), 0)
     image_bytes = int(getattr(module, "image_bytes", 4 * 64 * math.prod(spec.shape[1:])))
-    with torch.no_grad():
-        width = cast(Network, module).features(torch.zeros(1, *spec.shape)).shape[1]
+    with torch.no_grad(), repeatable(module, 0):
+        width = cast(Network, module).features(torch.zeros(1, *spec.shape, dtype=torch.float32)).shape[1]
     rows = 64 * sum(n > 0 for n in loop.record.counts)
     return int(4 * image_bytes * min(decoded, images_in_graph(module, 512)) + pool * rows * width * 2)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import called, instance_of, whole
 from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
@@ -35,6 +36,7 @@ __all__ = ["precision_of", "prepare"]
 _GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a copy of
 
 
+@in_own_state
 def prepare(
     holder: Data | Holder,
     ipc: int,
@@ -183,7 +185,7 @@ def _start(
 ) -> tuple[Codes, Tensor]:
     counts = [parametrization.start_count(n) if n else 0 for n in stored]
     parametrization.shapes(sum(counts), data.spec.shape)  # refuse what does not fit before anything is computed
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = torch.arange(len(counts), device="cpu").repeat_interleave(torch.tensor(counts, device="cpu"))
     targets = torch.nn.functional.one_hot(labels, len(counts)).float().to(data.device)
     # the same start at any precision; some starts and codes are computed on the CPU, wherever the data are
     with torch.autocast(data.device.type, enabled=False), torch.autocast("cpu", enabled=False):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
@@ -43,6 +44,7 @@ class Progress(NamedTuple):
     remaining: float  # seconds, estimated
 
 
+@in_own_state
 def condense(
     data: Data | Holder,
     ipc: int = 10,
@@ -67,7 +69,8 @@ def condense(
     The default objective takes about 40 s of one CPU core at 10 classes, 10 images per class, 28x28 and width 32;
     `plan` says what other settings take. It heeds a `torch.autocast` around it: bfloat16 features take 0.6 of the time
     on a CPU with AMX, at the same accuracy. Equal arguments give equal sets, bit by bit, on one CPU with as many
-    threads.
+    threads, in any thread and whatever the caller's grad mode, default dtype or device. A network of one's own may draw
+    in its passes; only dropout inside of `torch.utils.checkpoint` cannot be repeated.
 
     Args:
         data: The real images, or who answers for them; classes may be absent or of any size.
@@ -120,6 +123,7 @@ def condense(
     return run(loop, checkpoint=checkpoint, progress=progress, until=until)
 
 
+@in_own_state
 def run(
     loop: Loop,
     *,

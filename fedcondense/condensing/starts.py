@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
+from fedcondense.randomness import Drawn
+
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
@@ -21,6 +24,7 @@ _SOME = 40  # with fewer, from its mean and white noise: principal directions wo
 _DIRECTIONS = 20
 
 
+@in_own_state
 def gaussian(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
     """Sample each class's Gaussian: its mean and the 20 largest principal directions of its pixels.
 
@@ -40,9 +44,9 @@ def gaussian(data: Data, counts: list[int], generator: torch.Generator) -> Tenso
             deviation = (records - mean).square().mean().sqrt()
             sample = mean + 0.5 * deviation * torch.randn(count, len(mean), generator=generator)
         else:
-            with torch.random.fork_rng(devices=[]):  # the randomised decomposition draws from the global state
-                torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-                rank = min(_DIRECTIONS, *records.shape)  # tiny images have fewer values
+            rank = min(_DIRECTIONS, *records.shape)  # tiny images have fewer values
+            # the randomised decomposition takes no generator
+            with Drawn(int(torch.randint(2**31, (), generator=generator))):
                 _, size, directions = torch.pca_lowrank(records, q=rank, niter=2)
             size = size / len(records) ** 0.5
             sample = mean + (torch.randn(count, rank, generator=generator) * size) @ directions.T
@@ -50,16 +54,19 @@ def gaussian(data: Data, counts: list[int], generator: torch.Generator) -> Tenso
     return torch.cat(pieces).to(data.device)
 
 
+@in_own_state
 def grey(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
     """Start around the data set's mean colour, which is public, with noise of its deviation: no class statistics."""
     return _grey(data, sum(counts), generator).to(data.device)
 
 
+@in_own_state
 def noise(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
     """Start from uniform noise in [0, 1]."""
     return torch.rand(sum(counts), *data.spec.shape, generator=generator).to(data.device)
 
 
+@in_own_state
 def real(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
     """Start from random real images, as the papers do. Whoever sees the set may recognise them: never by default."""
     index = data.per_class(max(counts), generator)
@@ -91,7 +98,7 @@ def from_memory_or(start: Start, stored: Tensor) -> Start:
 
 
 def _grey(data: Data, count: int, generator: torch.Generator) -> Tensor:
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.spec.mean, data.spec.std))
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (data.spec.mean, data.spec.std))
     sample = mean + 0.5 * std * torch.randn(count, *data.spec.shape, generator=generator)
     return sample.clamp(0, 1)
 

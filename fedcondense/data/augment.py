@@ -45,10 +45,10 @@ class Augmentation:
             if name not in OPERATIONS:
                 raise SettingError(unknown("augmentation", name, OPERATIONS))
         if not operations:
-            return cls(torch.full((rows,), -1), torch.zeros(rows, 3))
-        allowed = torch.tensor([OPERATIONS.index(name) for name in operations])
-        choice = allowed[torch.randint(len(operations), (rows,), generator=generator)]
-        return cls(choice, torch.rand(rows, 3, generator=generator))
+            return cls(torch.full((rows,), -1, device="cpu"), torch.zeros(rows, 3, dtype=torch.float32, device="cpu"))
+        allowed = torch.tensor([OPERATIONS.index(name) for name in operations], device="cpu")
+        choice = allowed[torch.randint(len(operations), (rows,), generator=generator, device="cpu")]
+        return cls(choice, torch.rand(rows, 3, generator=generator, dtype=torch.float32, device="cpu"))
 
     def to(self, device: torch.device) -> Augmentation:
         """Return the record on a device, so that no call has to copy it there."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.class_names import class_names
@@ -169,9 +170,10 @@ class Data:
         device = device_of(device)
         return Data(self.images.to(device), self.labels.to(device), self.spec)
 
+    @in_own_state
     def subset(self, index: Tensor) -> Data:
         """Return the examples at `index`, (M,) int64 or a mask (N,)."""
-        index = torch.as_tensor(index).to(self.device)
+        index = torch.as_tensor(index, device=self.device)
         index = index if index.numel() else index.long()  # an empty list is of no kind
         return Data(self.images[index], self.labels[index], self.spec)
 
@@ -179,6 +181,7 @@ class Data:
         """Return the same data under another name."""
         return Data(self.images, self.labels, replace(self.spec, name=name))
 
+    @in_own_state
     def batch(self, index: Tensor | slice = slice(None)) -> Batch:
         """Return normalised float32 images and one-hot targets (M, K) of the examples at `index`."""
         if isinstance(index, Tensor):
@@ -186,6 +189,7 @@ class Data:
         images = self.spec.normalise(self.images[index].float().div_(255))
         return Batch(images, torch.nn.functional.one_hot(self.labels[index], len(self.spec.classes)).float())
 
+    @in_own_state
     def per_class(self, count: int | None, generator: torch.Generator) -> Tensor:
         """Draw `count` examples of each class without replacement, or all a class has if it has fewer.
 
@@ -197,7 +201,8 @@ class Data:
         offsets = self._counts.cumsum(0) - self._counts
         labels = self._labels_by_class
         order = (labels + torch.rand(len(labels), generator=generator, dtype=torch.float64)).argsort()
-        rank = torch.arange(len(labels)) - offsets[labels]  # labels stay sorted: only the order inside a class changed
+        # labels stay sorted: only the order inside a class changed
+        rank = torch.arange(len(labels), device="cpu") - offsets[labels]
         return self._by_class[order[rank < count]]
 
     @cached_property

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.decoding import channels_last, lost_as_rgb
 from fedcondense.data.folders import is_hidden, why_no_classes
 from fedcondense.data.images import Data, Spec
@@ -24,6 +25,7 @@ __all__ = ["from_dataset"]
 _KEYS = (("image", "img"), ("label", "labels"))  # of items that are dicts, as Hugging Face's are
 
 
+@in_own_state
 def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[str] | None = None) -> Data:
     """Turn a map-style torch Dataset into `Data`: each item an image and a whole-number label.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.decoding import read_images, readable
 from fedcondense.data.folders import list_images
@@ -27,6 +28,7 @@ BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.erro
 """What numpy raises for damaged files; the last two for a lone .npy array, which has no keys."""
 
 
+@in_own_state
 def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
     """Load a train and a test split.
 
@@ -63,6 +65,7 @@ def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
     return _load_named(name, CATALOGUE[name], top)
 
 
+@in_own_state
 def load_train(name: str | Any, root: str | Path | None = None) -> Data:
     """Load what is there to learn from: all of a folder or a torch Dataset that has no test part of its own.
 

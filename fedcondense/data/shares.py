@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from fedcondense.ambient import in_own_state
 from fedcondense.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Shares(NamedTuple):
     warning: str  # the same as a line for a log; empty if no class is short
 
 
+@in_own_state
 def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
     """Give each class `ipc` images, or as many as `limit` times its records, at least one.
 

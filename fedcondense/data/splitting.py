@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.images import Data
 from fedcondense.data.partition import Partition
 from fedcondense.errors import DataError, SettingError
@@ -29,6 +30,7 @@ Integers = npt.NDArray[np.int64]
 Labelled = Data | Tensor
 
 
+@in_own_state
 def checked_labels(data: Labelled, num_partitions: int) -> Integers:
     """Return labels as (N,) int64, at least one per client."""
     at_least_one("num_partitions", num_partitions)
@@ -74,6 +76,7 @@ def shuffle_each(held: list[Integers], rng: np.random.Generator) -> list[Integer
     return held
 
 
+@in_own_state
 def to_partition(data: Labelled, labels: Integers, held: list[Integers], by: str, **settings: Any) -> Partition:
     """Return the indices of all clients as a `Partition`; `settings` are what its rule was given."""
     classes = class_names(data, labels)

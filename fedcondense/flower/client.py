@@ -99,6 +99,7 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
     """Turn what a handler raises into an error reply: a refusal with its reason, a surprise without its text."""
 
     def guarded(message: Message, context: Context) -> Message:
+        threads = torch.get_num_threads()
         try:
             return Message(handler(message, context), reply_to=message)
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
@@ -107,6 +108,9 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)
             reason = f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
             return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+        finally:
+            if torch.get_num_threads() != threads:  # the node's config sets them, for this process
+                torch.set_num_threads(threads)
 
     return guarded
 

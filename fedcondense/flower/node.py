@@ -15,6 +15,7 @@ from typing import NamedTuple, get_type_hints
 import torch
 from flwr.app import Context, RecordDict
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Checkpoint, Own
 from fedcondense.condensing.meaning import meaning
 from fedcondense.contract import Holder
@@ -53,6 +54,7 @@ class _Drawer(NamedTuple):
         self.kept.put(f"{self.place}.{name}", blob)
 
 
+@in_own_state
 def answer(
     content: RecordDict, context: Context, kind: type[Question], load: Callable[[Context], Data], desk: Desk
 ) -> RecordDict:

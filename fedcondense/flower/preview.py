@@ -13,6 +13,7 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Own
 from fedcondense.data import Data
 from fedcondense.errors import SettingError, look_up
@@ -69,6 +70,7 @@ def read_config(text: str) -> dict[str, Any]:
         ) from None
 
 
+@in_own_state
 def check_node(config: Mapping[str, Any]) -> Checked:
     """Read a config and the data that it names, as the node would at its first message.
 
@@ -85,6 +87,7 @@ def check_node(config: Mapping[str, Any]) -> Checked:
     return Checked(placed, placed.name(context), counts, few, spent)
 
 
+@in_own_state
 def preview(
     config: Mapping[str, Any], task: str, fields: Mapping[str, Any], progress: Callable[[Any], None] | None = None
 ) -> Preview:

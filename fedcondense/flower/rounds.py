@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
@@ -105,6 +106,7 @@ class Rounds(Strategy):
         _LOG.info("\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
         _LOG.info("\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
 
+    @in_own_state
     def start(
         self,
         grid: Grid,
@@ -257,6 +259,7 @@ class Rounds(Strategy):
         weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
         return ArrayRecord(weights)
 
+    @in_own_state
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -264,6 +267,7 @@ class Rounds(Strategy):
         self._mailbox = self._questions(server_round, self.stages[0], self.state, grid)
         return [sent.message for sent in self._mailbox.sent]
 
+    @in_own_state
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:

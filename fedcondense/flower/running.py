@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data import Data
 from fedcondense.errors import SettingError
 from fedcondense.flower.checked_grid import CheckedGrid, averageable, settled
@@ -26,6 +27,7 @@ __all__ = ["accuracy_of_scores", "accuracy_of_weights", "checked_grid", "run_str
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
+@in_own_state
 def run_strategy(
     entry: Entry,
     side: ServerSide,
@@ -66,6 +68,7 @@ def checked_grid(entry: Entry, side: ServerSide, grid: Grid) -> CheckedGrid:
     return CheckedGrid(grid, build(side.network or default_network(shape), shape, classes, side.seed))
 
 
+@in_own_state
 def accuracy_of_weights(arrays: ArrayRecord, side: ServerSide, test: Data) -> tuple[float, Tensor]:
     """Return percent right, and percent right per class (nan where there are no examples), of a network's weights."""
     spec = test.spec

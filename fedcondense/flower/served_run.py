@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data, load_data
 from fedcondense.errors import ResumeError
@@ -58,6 +59,7 @@ class ServedRun:
         self.strategy: Strategy | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
 
+    @in_own_state
     def __call__(
         self, kept: KeepingGrid, test: Data | None, settings: ServerSettings, own: Any, entry: Entry
     ) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.checksums import DamagedError, check, dump_tensors, load_tensors
 from fedcondense.errors import ResumeError
 from fedcondense.flower.contract import State
@@ -34,6 +35,7 @@ def dump_state(state: State) -> bytes:
     return dump_tensors({name: value.detach().cpu().clone() for name, value in tensors.items()}, "state", about)
 
 
+@in_own_state
 def load_state(blob: bytes, where: str) -> State:
     """Return what `dump_state` was given.
 

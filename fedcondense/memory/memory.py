@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fedcondense.ambient import own_state
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
@@ -197,7 +198,8 @@ class Memory(Contents):
     def _all_or_nothing(self) -> Iterator[None]:
         before = vars(self) | {"seen": dict(self.seen), "waiting": dict(self.waiting)}
         try:
-            yield
+            with own_state():
+                yield
             self.changes += 1
         except BaseException:
             vars(self).update(before)

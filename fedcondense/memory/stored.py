@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Parametrization
 from fedcondense.data.images import Data, Spec
 from fedcondense.parametrizations import Pixels
@@ -53,12 +54,14 @@ def blank(parametrization: Parametrization, record: Record, ipc: int, *, soft: b
     return SyntheticSet([Part(codes, targets, parametrization, record)])
 
 
+@in_own_state
 def bytes_by_class(synthetic: SyntheticSet | None) -> dict[str, Tensor]:
     """Return the decoded images of each class that has some, (n, C, H, W) uint8."""
     found = {} if synthetic is None else images_by_class(synthetic)
     return {name: images.mul(255).round().to(torch.uint8) for name, images in found.items()}
 
 
+@in_own_state
 def count_stored(sets: Iterable[SyntheticSet]) -> dict[str, int]:
     """Return how many stored images each group has in all sets.
 
@@ -149,6 +152,7 @@ def _merged(parts: Sequence[Part]) -> Part:
     return Part(codes, targets, parts[0].parametrization, record)
 
 
+@in_own_state
 def real_set(images: Mapping[str, Tensor], spec: Spec, method: str, seed: int) -> SyntheticSet | None:
     """Return real images as a set of plain pixels, or None if there are none.
 
@@ -183,6 +187,7 @@ class Mixed(NamedTuple):
     counts: tuple[int, ...]
 
 
+@in_own_state
 def mix(names: Sequence[str], new: Mapping[str, Tensor], old: Mapping[str, Tensor], seen: Mapping[str, int]) -> Mixed:
     """Put the new images of groups and their stored ones together; stored ones repeat by the records they stand for.
 

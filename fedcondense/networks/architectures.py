@@ -7,13 +7,15 @@ gradient matching and unrolled training need.
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fedcondense.errors import SettingError
-from fedcondense.networks.attention import plain_attention
 from fedcondense.networks.convnet import NORMS, Shape
 from fedcondense.networks.headed import Headed
 
@@ -144,7 +146,11 @@ def vit_small(shape: Shape, classes: int) -> nn.Module:
 
 
 class PlainAttention(nn.Module):
-    """A module whose attention is computed as written: the fused kernels have no second derivative."""
+    """A module whose attention is computed as written: the fused kernels have no second derivative.
+
+    `sdpa_kernel` would do it for all threads of the process, so attention is replaced in this thread, while it trains.
+    An evaluation takes torch's fast path, whatever modes a caller has entered.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -152,8 +158,31 @@ class PlainAttention(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the module returns."""
-        with plain_attention():
+        is_fast = not (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled())
+        with torch._C.DisableTorchFunction() if is_fast else _AsWritten():
             return cast(Tensor, self.module(images))
+
+
+class _AsWritten(TorchFunctionMode):
+    """Computes self-attention from its formula, in this thread alone."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.multi_head_attention_forward:
+            return func(*args, **(kwargs or {}))
+        tokens, _, _, width, heads, weight, bias = args[:7]  # (L, N, D)
+        out_weight, out_bias = args[11:13]
+        length, number, _ = tokens.shape
+        parts = F.linear(tokens, weight, bias).unflatten(-1, (3, width)).movedim(-2, 0).contiguous()
+        query, key, value = (part.view(length, number, heads, -1).permute(1, 2, 0, 3) for part in parts)
+        scale = math.sqrt(1 / math.sqrt(query.shape[-1]))  # of either side: torch's own mathematics rounds so
+        wide = torch.promote_types(parts.dtype, torch.float32)
+        query, key, value = (part.to(wide) for part in (query, key, value))
+        with torch.autocast(tokens.device.type, enabled=False):  # and takes all digits at any precision
+            mixed = ((query * scale) @ (key.mT * scale)).softmax(-1) @ value
+        mixed = mixed.to(parts.dtype)
+        return F.linear(mixed.permute(2, 0, 1, 3).reshape(length, number, width), out_weight, out_bias), None
 
 
 def _check(name: str, shape: Shape, smallest: int) -> None:

@@ -95,5 +95,5 @@ def pool2(images: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _pooling_matrix(width: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        one_row = torch.eye(width // 2).repeat_interleave(2, 0) / 4
+        one_row = torch.eye(width // 2, dtype=torch.float32, device="cpu").repeat_interleave(2, 0) / 4
         return torch.cat([one_row, one_row]).to(dtype)

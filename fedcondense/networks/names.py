@@ -9,11 +9,14 @@ from functools import partial
 import torch
 from torch import nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import called
 from fedcondense.errors import SettingError
 from fedcondense.networks.architectures import alexnet, lenet, mlp, mobilenet_v3_small, resnet18, vgg11, vit_small
 from fedcondense.networks.convnet import NORMS, ConvNet, Shape
+from fedcondense.networks.passes import mark_as_ours
 from fedcondense.networks.readable import made_by
+from fedcondense.randomness import Drawn
 
 __all__ = [
     "CONVNETS",
@@ -70,10 +73,12 @@ def default_network(shape: Shape) -> str:
     return "convnet2-w32" if side < 16 else "convnet3-w32" if side < 48 else "convnet4-w32"
 
 
+@in_own_state
 def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Build a network on the CPU; equal seeds give equal weights, and the global random state is left alone.
 
-    From names joined by ``+`` the seed picks one, all equally likely, so a pool holds every kind.
+    Weights are those after `torch.manual_seed(seed)`, in any number of threads at a time. From names joined by ``+``
+    the seed picks one, all equally likely, so a pool holds every kind.
 
     Raises:
         SettingError: No network has this name, it cannot take images of this size, or a function of one's own builds
@@ -81,14 +86,28 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
     """
     makers = network_kinds(network)
     make = makers[seed % len(makers)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make(shape, classes) if is_shipped(make) else made_by(make, shape, classes)
+    if is_shipped(make):
+        with Drawn(seed):
+            return mark_as_ours(make(shape, classes))
+    return made(partial(made_by, make, shape, classes), seed)
 
 
 def is_shipped(make: NetworkMaker) -> bool:
     """Say whether a network is one of the toolkit's own, which are known to work."""
     return id(make) in _SHIPPED
+
+
+def made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return what a function of the user's makes with random numbers of a seed.
+
+    The global random state stays, also if the function seeds it.
+    """
+    first, before = torch.initial_seed(), torch.get_rng_state()
+    with Drawn(seed):
+        module = make()
+    if torch.initial_seed() != first:
+        torch.set_rng_state(before)
+    return module
 
 
 def network_kinds(network: str | NetworkMaker) -> list[NetworkMaker]:

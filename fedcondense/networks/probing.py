@@ -16,6 +16,7 @@ from fedcondense.networks.convnet import Shape
 from fedcondense.networks.names import NetworkMaker, build, describe, is_shipped, network_kinds
 from fedcondense.networks.readable import check_logits, reason
 from fedcondense.networks.trainable import trainable
+from fedcondense.randomness import Drawn
 
 __all__ = ["probe"]
 
@@ -59,12 +60,11 @@ def probe(
             _refuse_shared(name, shared)
         before = {key: buffer.clone() for key, buffer in shared.items() if not isinstance(buffer, nn.Parameter)}
         with (
-            torch.random.fork_rng(devices=[]),
+            Drawn(0),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
         ):
-            torch.manual_seed(0)
             pixels = torch.randn(images, *shape, dtype=torch.float32, device="cpu", requires_grad=True)
             if layer is not None:
                 _try_features(name, module, pixels, layer)

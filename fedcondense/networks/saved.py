@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +19,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fedcondense.ambient import in_own_state, own_state
 from fedcondense.checksums import PLACE, DamagedError, check_file, seal
 from fedcondense.errors import SettingError
 from fedcondense.files import write_file
 from fedcondense.networks import NETWORKS, NetworkMaker, build, named
 from fedcondense.networks.card import NetworkCard, UntrustedNetworkError
 from fedcondense.networks.headed import Headed
+from fedcondense.networks.names import is_shipped, made
+from fedcondense.networks.passes import repeatable
+from fedcondense.networks.readable import made_by
 
 __all__ = ["FILE", "NetworkCard", "SavedNetwork", "UntrustedNetworkError", "load_network", "save_network"]
 
@@ -73,6 +78,7 @@ class SavedNetwork(nn.Module):
         logits: Tensor = self.network(images)
         return logits
 
+    @in_own_state
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probability of each class, (N, K) float32, on the device of the images.
@@ -94,20 +100,25 @@ class SavedNetwork(nn.Module):
                 raise SettingError(
                     f"{given} from {low:.3g} to {high:.3g}; needed: [0, 1], not normalised, or uint8 from 0 to 255"
                 )
-        first = next(self.network.parameters(), torch.empty(0))
-        mean, std = (torch.tensor(v, device=first.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        found = [torch.empty(0, len(self.classes), device=first.device)]
-        for piece in images.split(_AT_ONCE) if len(images) else ():
+        first = next(self.network.parameters(), torch.empty(0, dtype=torch.float32))
+        blank = torch.empty(0, len(self.classes), dtype=torch.float32, device=first.device)
+        mean, std = (blank.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        found = [blank]
+        for k, piece in enumerate(images.split(_AT_ONCE) if len(images) else ()):
             pixels = piece.to(first.device)
             pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-            found.append(self(((pixels - mean) / std).to(first.dtype)).float().softmax(1))
+            with repeatable(self.network, 0, k):
+                logits = self(((pixels - mean) / std).to(first.dtype))
+            found.append(logits.float().softmax(1))
         return torch.cat(found).to(images.device)
 
+    @in_own_state
     def predict(self, images: Tensor) -> Tensor:
         """Return the most probable class of each image, (N,) int64: an index into `classes`. See `probabilities`."""
         return self.probabilities(images).argmax(1)
 
 
+@in_own_state
 def save_network(
     path: str | os.PathLike[str],
     network: nn.Module | Mapping[str, Tensor],
@@ -144,6 +155,7 @@ def save_network(
     return write_file(_file_of(path), blob, overwrite)
 
 
+@in_own_state
 def load_network(
     path: str | os.PathLike[str],
     *,
@@ -239,14 +251,13 @@ def _known(name: str) -> NetworkMaker:
 
 def _outline(make: NetworkMaker, card: NetworkCard) -> nn.Module:
     """Build a network without memory for its weights."""
-    with torch.device("meta"):
-        return build(make, card.shape, len(card.classes), seed=0)
+    with own_state(), torch.device("meta"):
+        return (make if is_shipped(make) else partial(made_by, make))(card.shape, len(card.classes))
 
 
 def _own(network: nn.Module | NetworkMaker, card: NetworkCard) -> list[nn.Module]:
     """Return a network of one's own, unchanged and wrapped with readable features (`Headed`)."""
-    with torch.random.fork_rng(devices=[]):
-        module = network if isinstance(network, nn.Module) else network(card.shape, len(card.classes))
+    module = network if isinstance(network, nn.Module) else made(partial(network, card.shape, len(card.classes)), 0)
     return [module, *([Headed(module)] if any(isinstance(m, nn.Linear) for m in module.modules()) else [])]
 
 

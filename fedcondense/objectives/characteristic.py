@@ -115,4 +115,5 @@ def wave_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], amplitude:
 def frequencies(width: int, count: int, seed: int, device: torch.device) -> Tensor:
     """Return frequencies from a normal distribution, (width, count) float32: equal seeds, equal frequencies."""
     with torch.inference_mode(False):  # what is kept may be used where gradients are
-        return torch.randn(width, count, generator=stream(seed, "frequencies", width)).to(device)
+        drawn = stream(seed, "frequencies", width)
+        return torch.randn(width, count, generator=drawn, dtype=torch.float32, device="cpu").to(device)

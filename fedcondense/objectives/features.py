@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
 from fedcondense.deadline import check_time
+from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import is_plain
 
@@ -57,7 +58,8 @@ class FeatureObjective(Objective):
     def rows(self, draw: Draw, batch: Batch | Synthetic) -> Tensor:
         """Return the features of the augmented images, (N, D)."""
         images = draw.augment(batch.images, batch.targets.argmax(1))
-        return cast(Tensor, draw.network.features(images, self.layer))
+        with repeatable(draw.network, draw.seed):  # the same for both branches, and each time that rows are taken
+            return cast(Tensor, draw.network.features(images, self.layer))
 
     def observe(self, draw: Draw, data: Data) -> Any:
         """Draw real images of each class, and keep what `summarise` does of their features."""

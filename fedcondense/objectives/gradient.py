@@ -19,6 +19,7 @@ from torch.func import functional_call
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
 from fedcondense.networks.attention import plain_attention
+from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import trainable
 from fedcondense.randomness import stream
 from fedcondense.sources import TrainedOnReal, TrainedOnSynthetic
@@ -178,8 +179,9 @@ def class_gradients(
 ) -> Sequence[Tensor | None]:
     """Return the gradients of the cross-entropy of a batch of one class, in each weight; None where it is not used."""
     rows = torch.full((len(batch.images),), row, device=batch.images.device)
-    with plain_attention():  # the fused kernels have no second derivative
-        logits = functional_call(draw.network, weights, (draw.augment(batch.images, rows),))
+    images = draw.augment(batch.images, rows)
+    with plain_attention(), repeatable(draw.network, draw.seed, row):  # the fused kernels have no second derivative
+        logits = functional_call(draw.network, weights, (images,))
     loss = F.cross_entropy(logits, batch.targets)
     return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
 

@@ -68,7 +68,7 @@ class RidgeRegression(FeatureObjective):
         kernel = rows @ rows.T
         growth = max(1.0, len(rows) / 100) ** 1.5
         ridge = self.penalty * growth * kernel.detach().diagonal().mean()
-        system = kernel + ridge * torch.eye(len(rows), device=rows.device)
+        system = kernel + ridge * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         weights, _ = torch.linalg.solve_ex(system, targets - centre)  # no wait for a device's error code
         predicted = observed.rows.to(rows.dtype) @ (rows.T @ weights)
         error: Tensor = (predicted - (observed.targets - centre)).square().sum(1)

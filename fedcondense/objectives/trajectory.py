@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedcondense.contract import Draw, Keeps, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
 from fedcondense.errors import SettingError
+from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import trainable
 from fedcondense.objectives.unrolled import cross_entropy, descended
 from fedcondense.randomness import batches, stream
@@ -90,7 +91,7 @@ class TrajectoryMatching(Objective):
 
     def extras(self) -> dict[str, Tensor]:
         """Return the logarithm of the step size, (1,)."""
-        return {"log_rate": torch.full((1,), math.log(self.rate))}
+        return {"log_rate": torch.full((1,), math.log(self.rate), dtype=torch.float32)}
 
     def observe(self, draw: Draw, data: Data) -> None:
         """Return nothing: the expert saw the data."""
@@ -98,8 +99,9 @@ class TrajectoryMatching(Objective):
     def loss(self, draw: Draw, observed: None, synthetic: Synthetic) -> Tensor:
         """Return the distance that is left, as a share of the expert's own; differentiable through all steps."""
         weights = leaves(draw.network)
-        for step in self.batches(draw, synthetic):
-            weights = descend(draw.network, weights, step, synthetic.extras["log_rate"], create_graph=True)
+        for number, step in enumerate(self.batches(draw, synthetic)):
+            with repeatable(draw.network, draw.seed, number):
+                weights = descend(draw.network, weights, step, synthetic.extras["log_rate"], create_graph=True)
         return distance(draw, weights)
 
     def backward(self, draw: Draw, observed: None, synthetic: Synthetic, at_once: int) -> Tensor:
@@ -107,15 +109,16 @@ class TrajectoryMatching(Objective):
         if self.gradient == "unroll":
             return super().backward(draw, observed, synthetic, at_once)
         log_rate, reached, passed = synthetic.extras["log_rate"], leaves(draw.network), []
-        for step in self.batches(draw, synthetic):
+        for number, step in enumerate(self.batches(draw, synthetic)):
             passed.append(reached)
-            reached = leaves(descend(draw.network, reached, step, log_rate, create_graph=False))
+            with repeatable(draw.network, draw.seed, number):
+                reached = leaves(descend(draw.network, reached, step, log_rate, create_graph=False))
         loss = distance(draw, reached)
         carried = list(torch.autograd.grad(loss, list(reached.values())))
-        order = self.order(draw, synthetic)
-        for weights, drawn in zip(reversed(passed), reversed(order), strict=True):
-            step = self.augmented(draw, synthetic, *drawn)
-            after = descend(draw.network, weights, step, log_rate, create_graph=True)
+        for number, drawn in reversed(list(enumerate(self.order(draw, synthetic)))):
+            weights, step = passed[number], self.augmented(draw, synthetic, *drawn)
+            with repeatable(draw.network, draw.seed, number):
+                after = descend(draw.network, weights, step, log_rate, create_graph=True)
             wanted = [t for t in (synthetic.images, synthetic.targets, log_rate) if t.requires_grad]
             if self.gradient == "recompute":
                 wanted += weights.values()

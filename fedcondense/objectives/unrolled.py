@@ -19,6 +19,7 @@ from torch.func import functional_call
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic
 from fedcondense.data.images import Batch
 from fedcondense.networks.attention import plain_attention
+from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import trainable
 from fedcondense.randomness import batches, stream
 from fedcondense.sources import Fresh, TrainedOnSynthetic
@@ -73,7 +74,7 @@ class UnrolledTraining(Objective):
 
     def extras(self) -> dict[str, Tensor]:
         """Return the logarithms of the step sizes, (T,)."""
-        return {"log_rates": torch.full((self.window,), math.log(self.rate))}
+        return {"log_rates": torch.full((self.window,), math.log(self.rate), dtype=torch.float32)}
 
     def observe(self, draw: Draw, data: Data) -> Batch:
         """Return `per_class` augmented real images of each class, and their targets."""
@@ -86,11 +87,13 @@ class UnrolledTraining(Objective):
         rates = synthetic.extras["log_rates"].exp()
         weights = {name: p.detach().requires_grad_() for name, p in trainable(draw.network).items()}
         order = batches(len(images), self.batch, self.window, stream(draw.seed, "batches"))
-        for rate, index in zip(rates, order, strict=True):
+        for step, (rate, index) in enumerate(zip(rates, order, strict=True)):
             index = index.to(images.device)
-            loss = cross_entropy(draw.network, weights, images[index], synthetic.targets[index])
+            with repeatable(draw.network, draw.seed, step):
+                loss = cross_entropy(draw.network, weights, images[index], synthetic.targets[index])
             weights = descended(weights, loss, rate, create_graph=True)
-        return cross_entropy(draw.network, weights, observed.images, observed.targets)
+        with repeatable(draw.network, draw.seed, "real"):
+            return cross_entropy(draw.network, weights, observed.images, observed.targets)
 
 
 def descended(weights: Mapping[str, Tensor], loss: Tensor, rate: Tensor, *, create_graph: bool) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.folders import NOTE
 from fedcondense.data.images import Spec
@@ -40,6 +41,7 @@ _CLIPPED = 0.02  # the share of clipped values from which on a warning says so
 _LETTERS = 60  # of a class name in a path
 
 
+@in_own_state
 def import_tensors(
     images: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None = None,
@@ -96,6 +98,7 @@ def spec_of(name: str, root: str | Path | None = None) -> Spec:
     return Spec(name, entry.shape, entry.classes, entry.mean, entry.std, entry.operations)
 
 
+@in_own_state
 def export(
     synthetic: SyntheticSet, path: str | os.PathLike[str], *, test: Data | None = None, overwrite: bool = False
 ) -> Path:

@@ -29,6 +29,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Codes
 from fedcondense.data.class_names import check_class_names
 from fedcondense.errors import DataError, SettingError, UntrustedSetError
@@ -57,6 +58,7 @@ _PART_KEYS = {"parametrization", "settings", "record"}
 _ANY = Limits(*[1 << 62] * 7)
 
 
+@in_own_state
 def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **beside: Any) -> bytes:
     """Return the bytes of a set; `beside` are plain values that go into the header under their names.
 
@@ -109,6 +111,7 @@ def read_beside(blob: bytes, name: str) -> Any:
     return (content if content["version"] == 1 else content.get("beside", {})).get(name)
 
 
+@in_own_state
 def parse(blob: bytes | memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, Any] | None]:
     """Read bytes of unknown origin.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Batch, Codes, Parametrization
 from fedcondense.data.images import settle_spec
 from fedcondense.errors import DataError, SettingError
@@ -107,6 +108,7 @@ class Part:
     parametrization: Parametrization
     record: Record
 
+    @in_own_state
     def decode(self, device: torch.device | str = "cpu") -> Batch:
         """Return images in [0, 1], (N, C, H, W), and probabilities (N, K), both float32."""
         targets, stored = self.targets.to(device), self.stored
@@ -152,6 +154,7 @@ def check_joinable(parts: Sequence[Part]) -> None:
         raise SettingError(f"sets of images of different shapes: {sorted(shapes)}; join sets of one shape")
 
 
+@in_own_state
 def to_storage(codes: Codes, targets: Tensor, parametrization: Parametrization) -> tuple[Codes, Tensor]:
     """Round float codes and probabilities to what is stored; one-hot targets become labels of one or two bytes."""
     stored = {}

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
@@ -56,6 +57,7 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+@in_own_state
 def show_set(synthetic: SyntheticSet, path: str | Path, columns: int | None = None, scale: int | None = None) -> Path:
     """Write a PNG with a row for each class of the set, its name beside it.
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Parametrization
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import look_up
@@ -99,6 +100,7 @@ SELECTIONS: dict[str, tuple[Chooser, Parametrization]] = {
 """Who chooses, and how what was chosen is stored: half resolution holds four times as many images in the same bytes."""
 
 
+@in_own_state
 def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, limit: float = 1.0) -> SyntheticSet:
     """Choose real images of each class, as a set of the same kind and bytes as a condensed one.
 
@@ -119,6 +121,7 @@ def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, lim
     return select_quietly(data, ipc, method, seed, limit)
 
 
+@in_own_state
 def select_quietly(data: Data, ipc: int, method: str, seed: int = 0, limit: float = 1.0) -> SyntheticSet:
     """As `select`, and the log is not told of classes that are too small for `ipc`."""
     began = time.monotonic()

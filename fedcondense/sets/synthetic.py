@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError, UntrustedSetError
@@ -77,15 +78,18 @@ class SyntheticSet:
         tables = dict.fromkeys(part.record.classes for part in self.parts)  # most parts of a federation have the same
         return tuple(dict.fromkeys(name for table in tables for name in table))
 
+    @in_own_state
     def pixels(self, device: torch.device | str = "cpu") -> Batch:
         """Decode to images in [0, 1], (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
         device = device_of(device)
-        images, targets = self._pixels
-        return Batch(images.to(device), targets.to(device))
+        images, targets = (kept.to(device, copy=True) for kept in self._pixels)  # edits of them leave the set alone
+        return Batch(images, targets)
 
+    @in_own_state
     def decode(self, device: torch.device | str = "cpu") -> Batch:
         """Decode to normalised images, (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
-        images, targets = self.pixels(device)
+        device = device_of(device)
+        images, targets = self._pixels.images.to(device), self._pixels.targets.to(device, copy=True)
         normalised, begin = torch.empty_like(images), 0
         for part, size in zip(self.parts, self._sizes, strict=True):
             mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (part.record.mean, part.record.std))
@@ -94,6 +98,7 @@ class SyntheticSet:
             begin += size
         return Batch(normalised, targets)
 
+    @in_own_state
     def weights(self) -> Tensor:
         """Return how many records each decoded image stands for, (N,) float32 on the CPU; 1 where no part says."""
         pieces, begin = [], 0
@@ -101,13 +106,14 @@ class SyntheticSet:
             targets = self._pixels.targets[begin : begin + size]
             begin += size
             if not sum(part.record.counts):
-                pieces.append(torch.ones(size))
+                pieces.append(torch.ones(size, dtype=torch.float32))
                 continue
-            counts = torch.zeros(len(self.classes))
+            counts = torch.zeros(len(self.classes), dtype=torch.float32)
             counts[self._columns(part)] = torch.tensor(part.record.counts, dtype=torch.float32)
             pieces.append((targets * (counts / targets.sum(0).clamp_min(1e-9))).sum(1))
         return torch.cat(pieces)
 
+    @in_own_state
     def counts(self) -> Tensor:
         """Return how many decoded images each class has, (K,) int64; a soft label counts for its largest entry."""
         return torch.bincount(self._pixels.targets.argmax(1), minlength=len(self.classes))
@@ -120,6 +126,7 @@ class SyntheticSet:
         """Return the same set with some fields of every part's record replaced."""
         return SyntheticSet([replace(p, record=replace(p.record, **changes)) for p in self.parts], self.evaluation)
 
+    @in_own_state
     def restrict(self, classes: Iterable[str], most: Mapping[str, int] | None = None) -> SyntheticSet | None:
         """Return a set of some classes alone, and of the first stored images of each; None if nothing is left.
 
@@ -207,6 +214,7 @@ class SyntheticSet:
         return write_file(path, blob, overwrite)
 
     @classmethod
+    @in_own_state
     def load(cls, path: str | os.PathLike[str], limits: Limits | None = None) -> SyntheticSet:
         """Read a file that `save` wrote, or that somebody says it did (`from_bytes`)."""
         limits = limits or Limits()

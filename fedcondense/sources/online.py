@@ -8,6 +8,7 @@ import torch
 
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.data.augment import Augmentation
+from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import freeze, unfreeze
 from fedcondense.randomness import draw_seed
 from fedcondense.training.fit import autocast_of_caller
@@ -101,7 +102,8 @@ class OnlineTrained(NetworkSource):
         index = torch.randperm(len(synthetic.images), generator=generator)[: self.batch].to(synthetic.images.device)
         images, targets = synthetic.images.detach()[index], synthetic.targets.detach()[index]
         network = unfreeze(self._networks[number])
-        with autocast_of_caller(images.device):
+        passing = repeatable(network, self.seeds[number], self.ages[number])
+        with autocast_of_caller(images.device), passing:
             logits = network(images)
         error = (logits.float() - (targets - 1 / targets.shape[1])).square().sum(1).mean() / 2
         self._optimizers[number].zero_grad(set_to_none=True)

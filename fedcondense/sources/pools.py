@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Draw, NetworkFactory, NetworkSource, Synthetic
 from fedcondense.deadline import check_time
 from fedcondense.errors import SettingError
@@ -58,6 +59,7 @@ class Pool(NetworkSource):
             self._entries[number] = self.entry(number, synthetic.images.device, data)
         return self._entries[number]
 
+    @in_own_state
     def entry(self, number: int, device: torch.device | str = "cpu", data: Data | None = None) -> Draw:
         """Return an entry by its number: with equal seeds, the same at every site and at the server.
 

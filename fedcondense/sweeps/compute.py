@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing import condense
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.loading import load_data
 from fedcondense.errors import DivergenceError, FedcondenseError, OutputError, UntrustedSetError
 from fedcondense.networks import build
+from fedcondense.networks.passes import repeatable
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed
 from fedcondense.sets.selection import SELECTIONS, select
@@ -42,6 +44,7 @@ class Site(NamedTuple):
 LOCAL = Site()
 
 
+@in_own_state
 def compute(cell: Cell, held: bytes | None, site: Site = LOCAL) -> tuple[Outcome, bytes | None]:
     """Make a cell's set, or take the one that is held, and measure it; return the outcome and the new set's bytes."""
     settings = {"making": asdict(cell.making), "measuring": asdict(cell.measuring), "device": site.device}
@@ -158,7 +161,11 @@ def _trained(
 def _accuracy_on(synthetic: SyntheticSet, module: torch.nn.Module, test: Data) -> float:
     """Return the percent of the set's own images whose most likely class a network finds."""
     images, targets = synthetic.decode(test.device)
-    found = torch.cat([module(piece).argmax(1) for piece in images.split(1000)])
+    pieces = []
+    for k, piece in enumerate(images.split(1000)):
+        with repeatable(module, 0, k):
+            pieces.append(module(piece).argmax(1))
+    found = torch.cat(pieces)
     columns = torch.tensor([test.spec.classes.index(name) for name in synthetic.classes], device=test.device)
     return float(100 * (found == columns[targets.argmax(1)]).float().mean())
 

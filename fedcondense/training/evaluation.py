@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of, seeds_of, whole
 from fedcondense.data.images import Data
 from fedcondense.errors import DataError, SettingError
@@ -76,6 +77,7 @@ class Evaluation:
 
 
 @counted("evaluating")
+@in_own_state
 def evaluate(
     synthetic: SyntheticSet,
     test: Data,
@@ -133,6 +135,7 @@ def evaluate(
     )
 
 
+@in_own_state
 def evaluate_as_recorded(
     synthetic: SyntheticSet,
     test: Data,
@@ -176,6 +179,7 @@ def evaluate_as_recorded(
     )
 
 
+@in_own_state
 def train_on(
     synthetic: SyntheticSet,
     like: Data,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import whole
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import DataError, SettingError
+from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import unfreeze
 from fedcondense.progress import counted
 from fedcondense.randomness import stream
@@ -102,6 +105,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @counted("training a network")
+@in_own_state
 def fit(
     network: nn.Module,
     images: Tensor,
@@ -154,14 +158,14 @@ def fit(
             batch = Augmentation(given.choice, given.amounts)(batch)
         if recipe.cutmix:
             batch, wanted = _cutmix(batch, wanted, given)
-        with autocast_of_caller(images.device):
+        with autocast_of_caller(images.device), repeatable(network, seed, step):
             logits = network(batch)
         loss = F.cross_entropy(logits.float(), wanted, reduction="none").mean()
         loss.backward()
         return loss
 
     run: _Backward = backward
-    order = torch.empty(0, dtype=torch.int64)
+    order = torch.empty(0, dtype=torch.int64, device="cpu")
     for step in range(recipe.steps):
         optimizer.param_groups[0]["lr"] = recipe.lr * _SCHEDULES[recipe.schedule](step / recipe.steps)
         while len(order) < min(recipe.batch, len(images)):
@@ -179,6 +183,7 @@ def fit(
     optimizer.zero_grad(set_to_none=True)  # a graph's gradients would keep its memory
 
 
+@in_own_state
 def fit_on(
     network: nn.Module,
     data: Data,
@@ -196,12 +201,13 @@ def fit_on(
 
 def _draw_box(likely: float, images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw partners for `count` images and the rectangle that they give, of a share uniform in [0, 1]; often none."""
-    if not likely or float(torch.rand((), generator=generator)) >= likely:
-        return torch.arange(count), torch.zeros(4, dtype=torch.int64)
-    size = torch.tensor(images.shape[-2:])
-    share, *centre = torch.rand(3, generator=generator).tolist()
-    half = (size * math.sqrt(share)).long() // 2
-    middle = (size * torch.tensor(centre)).long()
+    single = partial(torch.rand, generator=generator, dtype=torch.float32, device="cpu")
+    if not likely or float(single(())) >= likely:
+        return torch.arange(count, device="cpu"), torch.zeros(4, dtype=torch.int64, device="cpu")
+    size = torch.tensor(images.shape[-2:], device="cpu")
+    share, *centre = single(3).tolist()
+    half = (size.float() * math.sqrt(share)).long() // 2
+    middle = (size.float() * torch.tensor(centre, dtype=torch.float32, device="cpu")).long()
     first, behind = (middle - half).clamp_min(0), torch.minimum(middle + half, size)
     return torch.randperm(count, generator=generator), torch.cat([first, behind])
 
@@ -212,7 +218,7 @@ def _cutmix(images: Tensor, targets: Tensor, given: _Given) -> tuple[Tensor, Ten
     top, left, bottom, right = given.box
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside = ((rows >= top) & (rows < bottom)).unsqueeze(1) & ((columns >= left) & (columns < right))
-    share = inside.sum() / (height * width)
+    share = inside.sum().to(targets.dtype) / (height * width)
     return images.where(~inside, images[given.partners]), targets.lerp(targets[given.partners], share)
 
 
@@ -247,6 +253,7 @@ def of_network(progress: Callable[[int, int], None] | None, k: int, networks: in
     return lambda step, steps: progress(k * steps + step, networks * steps)
 
 
+@in_own_state
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Data) -> tuple[float, Tensor]:
     """Test a network, in evaluation mode.
@@ -262,11 +269,12 @@ def accuracy(network: nn.Module, data: Data) -> tuple[float, Tensor]:
     training = network.training
     network.eval()
     classes = len(data.spec.classes)
-    correct = torch.zeros(classes, device=data.device)
-    for piece in torch.arange(len(data)).split(1000):
+    correct = torch.zeros(classes, dtype=torch.float32, device=data.device)
+    for k, piece in enumerate(torch.arange(len(data), device="cpu").split(1000)):
         batch = data.batch(piece)
         labels = data.labels[piece.to(data.device)]
-        right = network(batch.images)[:, :classes].argmax(1) == labels
+        with repeatable(network, 0, k):
+            right = network(batch.images)[:, :classes].argmax(1) == labels
         correct += torch.bincount(labels, weights=right.float(), minlength=classes)
     network.train(training)
     counts = data.counts.to(data.device)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of, whole
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, probe
+from fedcondense.networks.passes import repeatable
 from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
@@ -31,6 +33,7 @@ _AT_ONCE = 500  # images
 
 
 @counted("training teachers")
+@in_own_state
 def relabel(
     synthetic: SyntheticSet,
     data: Data,
@@ -113,5 +116,9 @@ def relabel(
 @torch.no_grad()
 def _probabilities(teacher: nn.Module, images: Tensor, columns: list[int], temperature: float) -> Tensor:
     """Return what a teacher says of normalised images if they can be of some classes alone, (N, K) float32."""
-    logits = torch.cat([teacher(piece).float() for piece in images.split(_AT_ONCE)])
+    pieces = []
+    for k, piece in enumerate(images.split(_AT_ONCE)):
+        with repeatable(teacher, 0, k):
+            pieces.append(teacher(piece).float())
+    logits = torch.cat(pieces)
     return (logits[:, columns] / temperature).softmax(1)

@@ -181,3 +181,16 @@ def test_a_network_is_described_by_its_name_or_by_what_builds_it() -> None:
     assert describe("convnet3-w32") == "convnet3-w32"
     assert describe(nn.Identity) == "Identity"
     assert "width=8" in describe(TINY)
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *(name for name in CONVNETS if "-w16" in name)])
+def test_weights_are_those_after_a_global_seed_which_stays_as_it_was(name: str) -> None:
+    """Published results rely on them, bit for bit."""
+    before = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        expected = NETWORKS[name]((1, 28, 28), 3).state_dict()
+    found = build(name, (1, 28, 28), 3, seed=11).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = zip(expected.values(), found.values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

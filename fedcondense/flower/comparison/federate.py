@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing import precision_of, prepare
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data
@@ -72,6 +73,7 @@ class Output:
     overwrite: bool = False
 
 
+@in_own_state
 def federate(
     train: Data,
     test: Data,

@@ -29,6 +29,7 @@ from flwr.serverapp.strategy import (
 from torch import nn
 from torch.nn import functional as F
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder
 from fedcondense.data import Data
 from fedcondense.deadline import OutOfTime, check_time, stop_at
@@ -40,6 +41,7 @@ from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.features import labelled_by
 from fedcondense.networks import build, default_network
+from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 from fedcondense.training.fit import autocast_of_caller
 
@@ -89,6 +91,7 @@ def training_config(training: LocalTraining, side: ServerSide, rounds_before: in
     return ConfigRecord(config)
 
 
+@in_own_state
 def train_locally(
     network: nn.Module, data: Data, training: LocalTraining, generator: torch.Generator, proximal_mu: float = 0.0
 ) -> float:
@@ -111,15 +114,17 @@ def train_locally(
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=training.lr, momentum=training.momentum)
     start = [value.detach().clone() for value in network.parameters()] if proximal_mu else []
-    mean = torch.zeros((), device=data.device)
-    for _ in range(training.epochs):
-        losses, seen = torch.zeros((), device=data.device), 0
-        for index in torch.split(torch.randperm(len(data), generator=generator), training.batch):
+    mean = torch.zeros((), dtype=torch.float32, device=data.device)
+    for epoch in range(training.epochs):
+        losses, seen = torch.zeros((), dtype=torch.float32, device=data.device), 0
+        order = torch.randperm(len(data), generator=generator)
+        for k, index in enumerate(order.split(training.batch)):
             if len(index) == 1 < len(data):
                 continue
             check_time()
             images = data.batch(index).images
-            with autocast_of_caller(data.device):
+            passing = repeatable(network, generator.initial_seed(), epoch, k)
+            with autocast_of_caller(data.device), passing:
                 logits = network(images)
             loss = F.cross_entropy(logits.float(), data.labels[index.to(data.device)])
             optimizer.zero_grad(set_to_none=True)
@@ -143,6 +148,7 @@ def check_allowed(caps: Caps) -> None:
         raise SettingError("weights were sent to be trained on records; this node's config has no allow-weights = true")
 
 
+@in_own_state
 def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
     """Answer Flower's ``train`` message: one round of local SGD from the weights that it carries.
 

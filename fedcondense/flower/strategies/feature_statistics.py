@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder
 from fedcondense.data import Data
 from fedcondense.errors import UntrustedSetError
@@ -140,6 +141,7 @@ class FeatureStatistics(Rounds):
         weights, mean, std = _head(torch.cat(features), torch.cat(labels), len(self.task.classes), generator)
         return state.but(tensors={"classifier": weights, "mean": mean, "std": std})
 
+    @in_own_state
     def classify(self, data: Data) -> Tensor:
         """Return scores of records, (N, K) on the CPU."""
         kept = self.state.tensors

@@ -9,12 +9,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder, Network
 from fedcondense.data import Data, Spec
 from fedcondense.deadline import check_time
 from fedcondense.errors import SettingError
 from fedcondense.flower.contract import Node
 from fedcondense.networks import build
+from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 
 __all__ = ["feature_dims", "labelled_by", "random_features"]
@@ -22,6 +24,7 @@ __all__ = ["feature_dims", "labelled_by", "random_features"]
 _AT_ONCE = 500  # images in a forward pass
 
 
+@in_own_state
 def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tensor:
     """Return what an untrained network's classifier would be fed, (N, D) float32 on the data's device.
 
@@ -35,9 +38,10 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
     embed = cast(Network, model).features
     with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
         pieces = []
-        for index in torch.split(torch.arange(len(data)), _AT_ONCE):
+        for k, index in enumerate(torch.split(torch.arange(len(data)), _AT_ONCE)):
             check_time()
-            pieces.append(embed(data.batch(index).images))
+            with repeatable(model, seed, k):
+                pieces.append(embed(data.batch(index).images))
         features = torch.cat(pieces)
         if 0 < dims < features.shape[1]:
             projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
@@ -45,6 +49,7 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
     return features
 
 
+@in_own_state
 def feature_dims(network: str, shape: tuple[int, int, int], seed: int, dims: int = 0) -> int:
     """Return how many features `random_features` gives of images of a shape."""
     blank = torch.zeros(1, *shape, dtype=torch.uint8)
@@ -52,6 +57,7 @@ def feature_dims(network: str, shape: tuple[int, int, int], seed: int, dims: int
     return random_features(Data(blank, torch.zeros(1, dtype=torch.int64), spec), network, seed, dims).shape[1]
 
 
+@in_own_state
 def labelled_by(holder: Holder, classes: Sequence[str], node: Node) -> Data:
     """Return a holder's records with labels that index `classes`: sums of several sites must mean the same.
 

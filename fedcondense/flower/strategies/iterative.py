@@ -25,6 +25,7 @@ from fedcondense.flower.stores import Latest
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import condensing, log_absent
 from fedcondense.networks import build, default_network
+from fedcondense.networks.passes import repeatable
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
@@ -46,7 +47,11 @@ class BothLayers(DistributionMatching):
     def rows(self, draw: Draw, batch: Batch | Synthetic) -> Tensor:
         """Return embedding and logits of the augmented images side by side, (N, D + K)."""
         images = draw.augment(batch.images, batch.targets.argmax(1))
-        return torch.cat([draw.network.features(images, layer) for layer in ("embedding", "logits")], 1)
+        found = []
+        for layer in ("embedding", "logits"):
+            with repeatable(draw.network, draw.seed):
+                found.append(draw.network.features(images, layer))
+        return torch.cat(found, 1)
 
 
 @dataclass(frozen=True)

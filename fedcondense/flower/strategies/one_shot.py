@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import nn
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing import STARTS, estimate, images_per_class, prepare, run
 from fedcondense.contract import Holder
 from fedcondense.data import Data, Spec
@@ -113,6 +114,7 @@ def cost_of(synthetic: SyntheticSet, steps: int = 0, is_real: bool = False) -> C
     )
 
 
+@in_own_state
 def train_network(joined: SyntheticSet, network: str = "", recipe: Fit = Fit(), seed: int = 0) -> nn.Module:
     """Train a network from scratch on a set, on a GPU if there is one; its outputs are the set's classes.
 

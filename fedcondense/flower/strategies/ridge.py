@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder
 from fedcondense.data import Data
 from fedcondense.errors import UntrustedSetError
@@ -152,6 +153,7 @@ class Ridge(Rounds):
         penalty = self.strength * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
         return state.but(tensors={"classifier": torch.linalg.solve(gram + penalty, products).float()})
 
+    @in_own_state
     def classify(self, data: Data) -> Tensor:
         """Return scores of records, (N, K) on the CPU."""
         weights = self.state.tensors["classifier"]

@@ -61,9 +61,13 @@ class ReadySet:
         return FOLDER / self.file
 
 
-@cache
 def ready_sets() -> dict[str, ReadySet]:
     """Return what there is, by a name such as ``"fashion-mnist-ipc10"``."""
+    return dict(_index())
+
+
+@cache
+def _index() -> dict[str, ReadySet]:
     return {name: ReadySet(**line) for name, line in json.loads((FOLDER / "zoo.json").read_text()).items()}
 
 
