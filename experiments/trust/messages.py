@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 import fedcondense as fc
+from fedcondense.errors import FedcondenseError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.hosts.inprocess import InProcessGrid, run_in_process, task_identity
@@ -79,7 +80,7 @@ def _crafted(draw: random.Random, tensors: Mapping[str, torch.Tensor]) -> dict[s
     elif way == 4:
         made[name] = made[name].flatten()[:1]
     elif way == 5:
-        made[f"{name}.more"] = made[name]
+        made[f"{name}.more"] = made[name].clone()
     elif way == 6:
         del made[name]
     else:
@@ -123,14 +124,16 @@ def _spoiled_arrays(record: ArrayRecord, draw: random.Random) -> ArrayRecord:
     arrays = dict(record.items())
     name = draw.choice(sorted(arrays))
     array, way = arrays[name], draw.randrange(6)
-    if way == 0 and set(arrays) == {"file"}:
-        blob = array.numpy().tobytes()
-        weights = _crafted(draw, Weights.from_bytes(blob).tensors)
-        return ArrayRecord({"file": Array(np.frombuffer(Weights(weights).to_bytes(), np.uint8))})
-    if way <= 1 and set(arrays) != {"file"}:
-        return ArrayRecord(
-            _crafted(draw, {key: torch.from_numpy(value.numpy().copy()) for key, value in arrays.items()})
-        )
+    try:
+        whole = {key: torch.from_numpy(value.numpy().copy()) for key, value in arrays.items()}
+        tensors = dict(Weights.from_bytes(whole["file"].numpy().tobytes()).tensors) if set(whole) == {"file"} else whole
+    except (ValueError, TypeError, FedcondenseError):  # spoiled before
+        tensors = {}
+    if way <= 1 and tensors:
+        made = _crafted(draw, tensors)
+        if set(arrays) != {"file"}:
+            return ArrayRecord(made)
+        return ArrayRecord({"file": Array(np.frombuffer(Weights(made).to_bytes(), np.uint8))})
     data = bytearray(array.data)
     if way == 2:
         data = data[: draw.randrange(len(data))]

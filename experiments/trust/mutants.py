@@ -13,6 +13,7 @@ import random
 import struct
 import time
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -26,12 +27,7 @@ from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 from trust.rows import Row, Tally, limit_memory
 
-
-def sealed(blob: bytes) -> bytes:  # TEMPORARY
-    return blob
-
-
-__all__ = ["LIMITS", "by_hand", "check", "check_by_hand", "judge", "mutate", "originals"]
+__all__ = ["LIMITS", "by_hand", "check", "check_by_hand", "judge", "mutate", "originals", "sealed"]
 
 LIMITS = Limits(nbytes=1 << 24, decoded=5_000, decoded_bytes=64 << 20)
 MEMORY = 1 << 30  # bytes beyond what the process holds before the first mutant
@@ -57,6 +53,18 @@ HOSTILE: tuple[Any, ...] = (
     *([], {}, [[]], [1], ["a", "a"], {"a": 1}, [None] * 50, [0] * 5_000, [[[[[[[[1]]]]]]]], {"a": {"b": {"c": 1}}}),
 )
 """What takes the place of a value, or is added under a new name."""
+
+
+_BEGIN = b'{"__metadata__":{"fedcondense":"{\\"crc32\\":\\"'  # of every header; the checksum's digits follow
+_AT = 8 + len(_BEGIN)
+
+
+def sealed(blob: bytes) -> tuple[bytes, bool]:
+    """Return a file with a checksum that is right, as a hostile sender makes it, and whether it has one at all."""
+    if len(blob) < _AT + 8 or blob[8:_AT] != _BEGIN:
+        return blob, False
+    digits = b"%08x" % zlib.crc32(blob[_AT + 8 :], zlib.crc32(blob[:_AT]))
+    return blob[:_AT] + digits + blob[_AT + 8 :], True
 
 
 @cache
@@ -93,18 +101,22 @@ def mutate(blob: bytes, draw: random.Random) -> tuple[bytes, bool]:
         content = json.loads(header["__metadata__"]["fedcondense"])
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
             _replace(content, draw)
-        header["__metadata__"]["fedcondense"] = json.dumps(content)
+        header["__metadata__"]["fedcondense"] = _text(content)
     mutant = join(header, bytes(data))
     if draw.random() < 0.5:
         return mutant, False
-    return sealed(mutant), True
+    return sealed(mutant)
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"))
 
 
 def join(
     header: Any, data: bytes, encode: Callable[[str], bytes] = lambda text: text.encode("utf-8", "surrogatepass")
 ) -> bytes:
     """Return a file of a header and tensors."""
-    text = encode(json.dumps(header))
+    text = encode(json.dumps(header, separators=(",", ":")))
     return struct.pack("<Q", len(text)) + text + data
 
 
@@ -180,8 +192,8 @@ def judge(one: SyntheticSet) -> str:
     return "" if repr(one) and one.counts().sum() >= 0 else "no counts"
 
 
-def read(tally: Tally, mutant: bytes, said: str, *, must_refuse: bool) -> None:
-    """Read one mutant and count what comes of it."""
+def read(tally: Tally, mutant: bytes, said: str, *, must_refuse: bool) -> bool:
+    """Read one mutant, count what comes of it, and return whether it is a sound set."""
     tally.tried += 1
     began = time.monotonic()
     try:
@@ -190,20 +202,21 @@ def read(tally: Tally, mutant: bytes, said: str, *, must_refuse: bool) -> None:
         tally.slowest = max(tally.slowest, time.monotonic() - began)
         if "\n" in str(refused) or not str(refused).isprintable():
             tally.note("crashed", f"{said}: a refusal that is not one printable line: {str(refused)!r}")
-        return
+        return False
     except Exception as surprise:
         tally.note("crashed", f"{said}: {type(surprise).__name__}: {surprise}")
-        return
+        return False
     if must_refuse:
         tally.note("wrong", f"{said}: accepted with a wrong checksum")
-        return
+        return False
     try:
         reason = judge(one)
     except Exception as surprise:
         tally.note("crashed", f"{said}: accepted, then {type(surprise).__name__}: {surprise}")
-        return
+        return False
     if reason:
         tally.note("wrong", f"{said}: {reason}")
+    return not reason
 
 
 def check(count: int, seed: int) -> Row:
@@ -217,10 +230,9 @@ def check(count: int, seed: int) -> Row:
         share = count // len(blobs) + (k < count % len(blobs))
         for i in range(share):
             mutant, is_sealed = mutate(blob, draw)
-            before = (tally.crashed, tally.wrong)
-            read(tally, mutant, f"{name} {i}", must_refuse=not is_sealed and mutant != blob)
-            accepted += (tally.crashed, tally.wrong) == before and is_sealed
-    return tally.row(notes=(f"over {len(blobs)} kinds: {', '.join(sorted(blobs))}",))
+            accepted += read(tally, mutant, f"{name} {i}", must_refuse=not is_sealed and mutant != blob)
+    kinds = f"over {len(blobs)} kinds: {', '.join(sorted(blobs))}"
+    return tally.row(notes=(kinds, f"{accepted} were sound sets of another content, by an independent judge"))
 
 
 def by_hand() -> Iterator[tuple[str, bytes]]:
@@ -233,7 +245,7 @@ def by_hand() -> Iterator[tuple[str, bytes]]:
     def with_content(text: str) -> bytes:
         changed = copy.deepcopy(header)
         changed["__metadata__"]["fedcondense"] = text
-        return sealed(join(changed, data))
+        return sealed(join(changed, data))[0]
 
     for held, key in _places(content):
         if isinstance(key, int) and key > 0:
@@ -241,9 +253,9 @@ def by_hand() -> Iterator[tuple[str, bytes]]:
         kept = held[key]
         for value in HOSTILE[::2] if isinstance(kept, str | list) else HOSTILE[1::2]:
             held[key] = value
-            yield f"{key} = {value!r:.40}", with_content(json.dumps(content))
+            yield f"{key} = {value!r:.40}", with_content(_text(content))
         held[key] = kept
-    text = json.dumps(content)
+    text = _text(content)
     yield "a key twice", with_content(text[:-1] + ',"version":2}')
     yield "nested a million deep", with_content("[" * 1_000_000)
     yield "nested objects", with_content('{"a":' * 100_000 + "1" + "}" * 100_000)
@@ -252,8 +264,8 @@ def by_hand() -> Iterator[tuple[str, bytes]]:
     yield "no content", with_content("")
     yield "two files", blob + blob
     yield "nothing", b""
-    yield "a million parts", with_content(json.dumps({**content, "parts": content["parts"] * 100_000}))
-    yield "a million names", with_content(json.dumps({**content, "classes": [f"c{i}" for i in range(200_000)]}))
+    yield "a million parts", with_content(_text({**content, "parts": content["parts"] * 100_000}))
+    yield "a million names", with_content(_text({**content, "classes": [f"c{i}" for i in range(200_000)]}))
 
 
 def check_by_hand(count: int, seed: int) -> Row:
