@@ -19,8 +19,14 @@ _MADE_BY_PYTHON = 1 << 9  # the flag of a class
 def _roots() -> tuple[str, ...]:
     """Return the folders of what is installed, this package among them."""
     paths = sysconfig.get_paths()
-    roots = {paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()}
-    return tuple(f"{Path(root)}/" for root in (*roots, site.getusersitepackages(), Path(__file__).parent))
+    roots: set[str] = {
+        paths["stdlib"],
+        paths["platstdlib"],
+        paths["purelib"],
+        paths["platlib"],
+        *site.getsitepackages(),
+    }
+    return tuple(f"{Path(root)}/" for root in (*roots, site.getusersitepackages(), str(Path(__file__).parent)))
 
 
 def lies_with_installed(file: str) -> bool:

@@ -185,7 +185,7 @@ def test_networks_are_their_weights_wherever_they_were_used() -> None:
     other.load_state_dict(network.state_dict())
     assert identity(other.eval()) == before
     with torch.no_grad():
-        network[1].weight[0, 0] += 1
+        next(network.parameters())[0, 0] += 1
     assert identity(network) != before
 
 
@@ -201,7 +201,8 @@ def test_values_that_hold_themselves_or_are_met_twice_end() -> None:
         return kept(x - 1) if x else 1
 
     assert identity(loop) == "[1, <1 up>]"
-    for value in (itself, kept, (itself, itself), [[]] * 3):
+    values: list[Any] = [itself, kept, (itself, itself), [[]] * 3]
+    for value in values:
         assert identity(value) == identity(value)
     deep: Any = 0
     for _ in range(10_000):

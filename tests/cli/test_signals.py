@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -15,7 +16,7 @@ from fedcondense.cli.terminal import command
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """The handlers of a terminal, whatever the tests were started from, which are there again afterwards."""
-    usual = {
+    usual: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGHUP: signal.SIG_DFL,

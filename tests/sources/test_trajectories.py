@@ -155,7 +155,7 @@ class TestFolder:
     @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def test_data_that_are_told_otherwise_are_refused(self, field: str, number: float, tmp_path: Path) -> None:
         data = toy()
-        value = (f"a {number}", "b", "c") if field == "classes" else (number,)
+        value: Any = (f"a {number}", "b", "c") if field == "classes" else (number,)
         other = Data(data.images, data.labels, replace(data.spec, **{field: value}))
         source = Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path)
         source.snapshots(0, (1,), data)
@@ -187,7 +187,7 @@ class TestFolder:
         path.write_bytes(whole)
 
     def test_two_that_want_one_expert_train_it_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        trained, real = [], trajectories.fit
+        trained, real = [], fit
 
         def counted(*told: Any, **more: Any) -> Any:
             trained.append(1)
