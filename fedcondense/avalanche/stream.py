@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,13 +128,12 @@ def read_note(note: Mapping[str, Any]) -> tuple[Range, Layout]:
     low, high = (tuple(float(v) for v in note[side]) for side in ("low", "high"))
     if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
         raise ValueError("a range that is none")
-    flags = {name: bool(note.get(name, False)) for name in ("tasks", "tensors", "column")}
-    dtypes = {name: str(note[name]) for name in ("label", "images") if name in note}
-    for name in dtypes.values():
+    usual = Layout(bool(note["tasks"]), bool(note["tensors"]))
+    label, images = (str(note.get(name, getattr(usual, name))) for name in ("label", "images"))
+    for name in (label, images):
         _dtype(name)
-    if not {"tasks", "tensors"} <= note.keys():
-        raise KeyError("tasks")
-    return Range(low, high), Layout(**flags, **dtypes)
+    column = bool(note.get("column", usual.column))
+    return Range(low, high), replace(usual, column=column, label=label, images=images)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -62,7 +62,7 @@ class Memory(Contents):
         max_bytes: int | None = None,
         seed: int = 0,
     ) -> None:
-        update = update or getattr(make, "update", "recondense")
+        update = update or str(getattr(make, "update", "recondense"))
         check_settings(images, make, groups, update, real_fraction, minimum, max_bytes)
         self.images, self.make, self.groups, self.update = images, make, groups, update
         self.real_fraction, self.minimum, self.max_bytes, self.seed = real_fraction, minimum, max_bytes, seed

@@ -175,7 +175,7 @@ def test_labels_that_are_no_place_of_an_output_are_refused(label: Callable[[int]
 def test_what_is_no_avalanche_dataset_or_no_numbers_is_refused(few: Any) -> None:
     buffer = CondensedBuffer(20, condenser=RANDOM)
     with pytest.raises(DataError, match="a Formed; give an AvalancheDataset"):
-        buffer.update_from_dataset(Formed(few, "float32", int))  # type: ignore[arg-type]
+        buffer.update_from_dataset(Formed(few, "float32", int))
     for dtype in ("bool", "complex64"):
         with pytest.raises(DataError, match=f"of torch.{dtype}; needed"):
             buffer.post_adapt(None, experiences(Formed(few, dtype, int))[0])
