@@ -128,10 +128,9 @@ class TestFile:
         assert Memory(4, Condenser(**change)).settings() == first
         monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["dm-ridge"])
         monkeypatch.setitem(NETWORKS, "mine", NETWORKS["mlp"])
-        other = (
-            {"network": lambda shape, classes: torch.nn.Linear(2, classes)} if callable(change.get("network")) else {}
-        )
-        other |= {"recipe": OBJECTIVES["dm"].recipe} if "recipe" in change else {}
+        others: dict[str, Any] = {"recipe": OBJECTIVES["dm"].recipe}
+        others["network"] = lambda shape, classes: torch.nn.Linear(2, classes)
+        other = {name: others[name] for name, value in change.items() if not isinstance(value, str)}
         assert Memory(4, Condenser(**change | other)).settings() != first
 
     @pytest.mark.parametrize(
