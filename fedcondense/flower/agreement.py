@@ -106,32 +106,28 @@ class Agreement:
         for _ in range(_SETTLES):  # before anybody goes: whom the others contradict speaks less of the others
             score = _of_sites(self.agreement(rows, trust), rows, trust > 0, everybody=True)
             trust = (score / score.max().clamp_min(1e-9)).square().clamp_min(1e-3)
-        trusted = score >= self.least
+        trusted, why = score >= self.least, score.clone()
         found = self.agreement(rows, trusted)
         while bool(((score := _of_sites(found, rows, trusted)) < self.least).any()):
-            trusted[score.argmin()] = False
+            trusted[score.argmin()], why[score.argmin()] = False, score.min()
             found = self.agreement(rows, trusted)
         for i in (~trusted).nonzero().squeeze(1).tolist():
-            if float(_of_sites(found, rows, trusted, everybody=True)[i]) >= self.least:
+            is_known = not bool(found[i].isnan().all())  # to those that are left
+            if is_known and float(_of_sites(found, rows, trusted, everybody=True)[i]) >= self.least:
                 trusted[i] = True
         is_told = 2 * int(trusted.sum()) > len(answers)
         if not is_told:
             trusted[:] = True
         found = self.agreement(rows, trusted)
-        score, others = _of_sites(found, rows, trusted, everybody=True), _others(rows, trusted)
-        verdicts = {}
+        others, verdicts = _others(rows, trusted), {}
         for i, k in rows.counts.nonzero().tolist():
             verdict = Verdict(1.0)
             if not trusted[i]:
-                verdict = Verdict(
-                    0.0, f"other sites' sets call {100 * (1 - float(score[i])):.0f} % of its images otherwise"
-                )
+                verdict = Verdict(0.0, f"others' sets call {100 * (1 - float(why[i])):.0f} % of its images otherwise")
             elif int(others[i, k]) < 2 or not is_told:
                 verdict = Verdict(1.0, NOT_ENOUGH)
             elif others[i, k] > 2 and rows.counts[i, k] >= self.few and found[i, k] < self.least_of_class:
-                verdict = Verdict(
-                    0.0, f"other sites' sets call {100 * (1 - float(found[i, k])):.0f} % of them otherwise"
-                )
+                verdict = Verdict(0.0, f"others' sets call {100 * (1 - float(found[i, k])):.0f} % of them otherwise")
             verdicts[answers[i].site, rows.classes[k]] = verdict
         return verdicts
 
