@@ -52,7 +52,7 @@ SITES = 10
 NETWORK, FIT = "convnet2-w16", Fit(steps=200)
 STEPS = {"digits": 50, "fashion-mnist": 30}
 BAD = {"digits": (1, 2, 3, 4), "fashion-mnist": (1, 4)}
-SCREENED = ("", "share", "agreement", "means", "all")
+SCREENED = ("", "agreement", "means", "share", "all")
 TESTED = 2000  # test images
 _CORNER = 3
 
@@ -226,7 +226,7 @@ def table(data: str, alpha: float) -> str:
     """Return accuracy, attack success and what was left out, by attack and number of bad sites."""
     results = read(PATH)
     lines = [
-        "| attack | bad | none | share | agreement | means | all | success, none → all | honest out | bad out |",
+        "| attack | bad | none | agreement | means | share | all | success, none → all | honest out | bad out |",
         "|" + "---|" * 10,
     ]
     for attack, bad in [("none", 0), *((attack, n) for attack in ATTACKS for n in BAD[data])]:

@@ -27,6 +27,7 @@ NOT_ENOUGH = "not enough others"
 """Why a class counts that nobody else could vouch for or against."""
 
 _MOST = 20  # images of a site and class that are looked at
+_SETTLES = 6  # rounds in which trust settles
 _AT_ONCE = 500  # images in a forward pass
 
 
@@ -80,10 +81,11 @@ class Agreement:
     """Leave out sites whose images the others' sets call something else.
 
     A ridge on random features is solved on all other sets, each class and in it each site counting alike; a site's
-    agreement is the share of its images that it calls as the site does, over the classes that others hold, too. The
-    site of the least agreement goes first, and the others are judged without it, since poisoned sets make honest ones
-    look odd; whoever agrees with those that are left in the end stays. Where more than half would go nobody does. Then
-    classes go of which hardly an image is called so, where two others hold them.
+    agreement is the share of its images that it calls as the site does, over the classes that others hold, too.
+    Poisoned sets make honest ones look odd: so sites count by their agreement until that settles; the site of the
+    least goes first, and the others are judged without it; whoever agrees with those that are left in the end stays.
+    Where more than half would go nobody does. Then classes go of which hardly an image is called so, where three
+    others hold them.
 
     Args:
         least: Agreement that a site needs.
@@ -100,46 +102,50 @@ class Agreement:
     def __call__(self, answers: Sequence[Answer[SyntheticSet]], known: Known) -> Mapping[tuple[Site, str], Verdict]:
         """Judge sets per site and class."""
         rows = rows_of(answers, known)
-        trusted = torch.ones(len(answers), dtype=torch.bool)
+        trust = torch.ones(len(answers), dtype=torch.float64)
+        for _ in range(_SETTLES):  # before anybody goes: whom the others contradict speaks less of the others
+            score = _of_sites(self.agreement(rows, trust), rows, trust > 0, everybody=True)
+            trust = (score / score.max().clamp_min(1e-9)).square().clamp_min(1e-3)
+        trusted, why = score >= self.least, score.clone()
         found = self.agreement(rows, trusted)
         while bool(((score := _of_sites(found, rows, trusted)) < self.least).any()):
-            trusted[score.argmin()] = False
+            trusted[score.argmin()], why[score.argmin()] = False, score.min()
             found = self.agreement(rows, trusted)
         for i in (~trusted).nonzero().squeeze(1).tolist():
-            if float(_of_sites(found, rows, trusted, everybody=True)[i]) >= self.least:
+            is_known = not bool(found[i].isnan().all())  # to those that are left
+            if is_known and float(_of_sites(found, rows, trusted, everybody=True)[i]) >= self.least:
                 trusted[i] = True
         is_told = 2 * int(trusted.sum()) > len(answers)
         if not is_told:
             trusted[:] = True
         found = self.agreement(rows, trusted)
-        score, others = _of_sites(found, rows, trusted, everybody=True), _others(rows, trusted)
-        verdicts = {}
+        others, verdicts = _others(rows, trusted), {}
         for i, k in rows.counts.nonzero().tolist():
             verdict = Verdict(1.0)
             if not trusted[i]:
-                verdict = Verdict(
-                    0.0, f"other sites' sets call {100 * (1 - float(score[i])):.0f} % of its images otherwise"
-                )
+                verdict = Verdict(0.0, f"others' sets call {100 * (1 - float(why[i])):.0f} % of its images otherwise")
             elif int(others[i, k]) < 2 or not is_told:
                 verdict = Verdict(1.0, NOT_ENOUGH)
-            elif rows.counts[i, k] >= self.few and found[i, k] < self.least_of_class:
-                verdict = Verdict(
-                    0.0, f"other sites' sets call {100 * (1 - float(found[i, k])):.0f} % of them otherwise"
-                )
+            elif others[i, k] > 2 and rows.counts[i, k] >= self.few and found[i, k] < self.least_of_class:
+                verdict = Verdict(0.0, f"others' sets call {100 * (1 - float(found[i, k])):.0f} % of them otherwise")
             verdicts[answers[i].site, rows.classes[k]] = verdict
         return verdicts
 
     def agreement(self, rows: Rows, trusted: Tensor) -> Tensor:
-        """Return the share of each site's images of a class that the other trusted sets call so, (S, K); else nan."""
+        """Return the share of each site's images of a class that the others call so, (S, K); nan where none can tell.
+
+        Args:
+            rows: Of all sites.
+            trusted: How much each site's sets count, (S,), from 0.
+        """
         held = (rows.counts > 0).double() * trusted.double().unsqueeze(1)
-        weights = held[rows.sites, rows.labels] / (
-            rows.counts[rows.sites, rows.labels] * held.sum(0)[rows.labels].clamp_min(1)
-        )
+        whole = held.sum(0)[rows.labels].clamp_min(1e-9)
+        weights = held[rows.sites, rows.labels] / (rows.counts[rows.sites, rows.labels] * whole)
         x = F.pad(rows.features, (0, 1), value=1.0)
         weighted = x * weights.unsqueeze(1)
         targets = F.one_hot(rows.labels, len(rows.classes)).double()
         gram, products = weighted.T @ x, weighted.T @ targets
-        found, others = torch.full_like(rows.counts, math.nan), _others(rows, trusted)
+        found, others = torch.full_like(rows.counts, math.nan), _others(rows, trusted > 0)
         for i in range(len(found)):
             mine = rows.sites == i
             own_gram, own_products = gram - weighted[mine].T @ x[mine], products - weighted[mine].T @ targets[mine]

@@ -219,7 +219,7 @@ class Rounds(Strategy):
         for name, reason in outgrown.items():
             _LOG.warning("round %d: the set that %s sent earlier is left out: %s", server_round, name, reason)
         state = state.but(sets={name: one for name, one in state.sets.items() if name not in outgrown})
-        if self.screen is not None:
+        if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             known = Known(self.limits.classes, server_round, self.asking.seed)
             answers, gone, self.cut, self.verdicts = screened(self.screen, answers, known)
             refused += [Refusal(site, why) for site, why in gone.items()]

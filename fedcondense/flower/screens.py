@@ -74,7 +74,7 @@ class All:
         return verdicts
 
 
-SCREENS: dict[str, Screen] = {"share": Share(), "agreement": Agreement(), "means": Means()}
+SCREENS: dict[str, Screen] = {"agreement": Agreement(), "means": Means(), "share": Share()}
 """By the names that a server's ``screens`` takes, in the order in which several are applied."""
 
 
