@@ -1,4 +1,4 @@
-"""What a cap on the seconds of condensing costs: four digits at 64 pixels, replayed. Results: memories.md.
+"""What a cap on the seconds of condensing costs: four digits at 64 pixels, replayed.
 
     python experiments/capped.py [--seeds 0 1 2] [--caps 2 8 20]
 
@@ -86,7 +86,10 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for seed in arguments.seeds:
         makers: list[tuple[float | None, Maker]] = [(None, Selector("half-resolution"))]
-        makers += [(cap, Condenser(network="convnet3-w16", max_seconds=cap)) for cap in (*sorted(arguments.caps), None)]
+        makers += [
+            (cap, Condenser(network="convnet3-w16", steps=100, max_seconds=cap))
+            for cap in (*sorted(arguments.caps), None)
+        ]
         for cap, make in makers:
             if any((r["seed"], r["memory"], r["max_seconds"]) == (seed, repr(make), cap) for r in rows):
                 continue

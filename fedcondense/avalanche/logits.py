@@ -11,6 +11,7 @@ from avalanche.benchmarks.utils.data_attribute import TensorDataAttribute
 from avalanche.benchmarks.utils.flat_data import FlatData
 from avalanche.models.utils import avalanche_forward
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from fedcondense.avalanche.buffer import CondensedBuffer
 from fedcondense.avalanche.decoded import Decoded
@@ -135,9 +136,22 @@ class CondensedBufferWithLogits(CondensedBuffer):
             raise SettingError("a buffer without logits, as a file has none; call take_logits(strategy) first")
         column = decoded.targets.argmax(1)[index]
         dtype = self.layout.dtype if self.layout.dtype.is_floating_point else torch.float32
-        rows = list(logits[index].to(dtype))
+        rows = _Copies(logits[index].to(dtype))
         extra: list[DataAttribute] = [TensorDataAttribute(FlatData([rows]), name="logits", use_in_getitem=True)]
         return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout, extra)
+
+
+class _Copies(Dataset[Tensor]):
+    """Rows of a tensor (N, K), each handed out as a copy (K,)."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index].clone()
 
 
 def _keys(decoded: Decoded) -> list[tuple[int, int, bytes]]:

@@ -44,7 +44,7 @@ def waited_enough(sizes: Mapping[str, int], minimum: int, most: int) -> list[str
     """Return the groups with at least `minimum` images, and the largest others until at most `most` images wait."""
     ready = [name for name, n in sizes.items() if n >= minimum]
     rest = {name: n for name, n in sizes.items() if n < minimum}
-    while sum(rest.values()) > most:
+    while rest and sum(rest.values()) > most:
         ready.append(max(rest, key=lambda name: rest[name]))
         del rest[ready[-1]]
     return ready
