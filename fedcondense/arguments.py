@@ -108,7 +108,8 @@ def called(function: Callable[..., Any]) -> str:
     if isinstance(name, str):
         return name
     kind = type(function)
-    return kind.__name__ if kind.__repr__ in (object.__repr__, torch.nn.Module.__repr__) else repr(function)
+    plain = "__repr__" not in vars(kind) or isinstance(function, torch.nn.Module)  # else it holds an address
+    return kind.__name__ if plain else repr(function)
 
 
 def _told(value: object) -> str:

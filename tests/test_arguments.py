@@ -85,7 +85,7 @@ def test_functions_are_called_alike_in_every_process() -> None:
 
 def few() -> Data:
     data = load_data("digits").train
-    return data.subset(range(60))
+    return data.subset(torch.arange(60))
 
 
 class Noise:
@@ -95,7 +95,8 @@ class Noise:
 
 @pytest.mark.parametrize(("start", "name"), [(partial(STARTS["noise"]), "noise"), (Noise(), "Noise")])
 def test_a_start_is_anything_that_can_be_called(start: Any, name: str) -> None:
-    made = condense(few(), np.int64(1), "dm", network="convnet1-w16", steps=np.int64(0), start=start)
+    none: Any = np.int64(0)
+    made = condense(few(), none + 1, "dm", network="convnet1-w16", steps=none, start=start)
     assert made.record.start == name
     usual = condense(few(), 1, "dm", network="convnet1-w16", steps=0, start="noise")
     assert torch.equal(made.pixels().images, usual.pixels().images)
@@ -126,7 +127,8 @@ def test_arguments_of_another_kind_are_refused_in_one_line(given: dict[str, Any]
 
 def test_evaluation_takes_seeds_and_refuses_another_recipe() -> None:
     made = condense(few(), 1, "dm", network="convnet1-w16", steps=0)
-    options: dict[str, Any] = {"network": "convnet1-w16", "recipe": Fit(steps=np.int64(1))}
+    one: Any = np.int64(1)
+    options: dict[str, Any] = {"network": "convnet1-w16", "recipe": Fit(steps=one)}
     assert evaluate(made, few(), seeds=np.arange(2), **options).to_dict()["seeds"] == [0, 1]
     with pytest.raises(SettingError, match="recipe: a Recipe; needed: a Fit"):
         evaluate(made, few(), network="convnet1-w16", recipe=GradientMatching.recipe)  # type: ignore[arg-type]

@@ -153,8 +153,14 @@ def _probe(
     weights, least = None, sum(counts)
     if isinstance(objective, GradientMatching):
         weights, least = objective.weights, min(counts)
-    options = {"layer": layer, "second_order": objective.second_order, "weights": weights, "images": min(2, least)}
-    probe(network, spec.shape, len(spec.classes), **options)
+    second_order = objective.second_order
+    probe(
+        *(network, spec.shape, len(spec.classes)),
+        layer=layer,
+        second_order=second_order,
+        weights=weights,
+        images=min(2, least),
+    )
 
 
 def _begin(holder: Holder, start: str | Start | None, recipe: Recipe) -> Start:

@@ -6,7 +6,7 @@ Kim et al., ICML 2022, https://arxiv.org/abs/2205.14959
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TypeGuard, cast
@@ -92,7 +92,7 @@ class GradientMatching(Objective):
         """Return the gradients of each class that the data have: one tensor a weight."""
         return self.answer(draw, self.sample(draw, data))
 
-    def loss(self, draw: Draw, observed: ClassGradients, synthetic: Synthetic) -> Tensor:
+    def loss(self, draw: Draw, observed: Mapping[int, Sequence[Tensor | None]], synthetic: Synthetic) -> Tensor:
         """Return the sum over the classes that both sides have."""
         weights = self.weights(draw.network)
         total = synthetic.images.new_zeros(())

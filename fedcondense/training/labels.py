@@ -87,8 +87,7 @@ def relabel(
     began = time.monotonic()
     data = data.to(device_of(device)) if device is not None else data
     network = network or default_network(data.spec.shape)
-    batch = min(2, recipe.batch, max(1, len(data)))
-    probe(network, data.spec.shape, len(data.spec.classes), images=batch)
+    probe(network, data.spec.shape, len(data.spec.classes), images=min(2, recipe.batch, max(1, len(data))))
     columns = [[data.spec.classes.index(name) for name in part.record.classes] for part in synthetic.parts]
     batches = [part.decode(data.device) for part in synthetic.parts]
     said = [torch.zeros_like(batch.targets) for batch in batches]
