@@ -27,6 +27,7 @@ import iterative
 import labels
 import screens
 from cells import RESULTS, read
+from trust import __main__ as trust
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -222,6 +223,8 @@ def architectures() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "iterative": iterative.table,
     "deployment": deployment.table,
+    "trust": trust.quoted,
+    "trust short": trust.quoted_short,
     "federated": federated.table,
     "federated six": federated_six,
     "central": lambda: central.table(RESULTS / "central.json"),

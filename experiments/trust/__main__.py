@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from trust.rows import Check, Row
 
@@ -86,8 +87,7 @@ def _run_apart(name: str, count: int, seed: int) -> Row:
             return Row(1, 1, notes=(f"crashed: the check itself ended with {ended.returncode}: {said}",))
         fields = json.loads(path.read_text(encoding="utf-8"))
     seconds = round(time.monotonic() - began, 1)
-    lists = {"notes": tuple(fields["notes"]), "equal": fields["equal"] and tuple(fields["equal"])}
-    return Row(**{**fields, **lists, "seconds": seconds})
+    return _row({**fields, "seconds": seconds})
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -105,6 +105,37 @@ def table(rows: dict[str, Row]) -> str:
         cells = (f"{row.tried:,}", row.crashed, row.wrong, slowest, f"{row.peak:,.0f} MiB", equal, f"{row.seconds:.0f}")
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def quoted() -> str:
+    """Return the table of the kept result."""
+    found = json.loads(RESULT.read_text(encoding="utf-8"))["checks"]
+    return table({name: _row(fields) for name, fields in found.items()})
+
+
+def quoted_short() -> str:
+    """Return the kept result in a sentence."""
+    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    rows = {name: _row(fields) for name, fields in found["checks"].items()}
+    killed = [row for name, row in rows.items() if name.startswith("kills")]
+    equal, kills = (sum(row.equal[k] for row in killed if row.equal) for k in (0, 1))
+    crashed, wrong = (sum(getattr(row, name) for row in rows.values()) for name in ("crashed", "wrong"))
+    files = rows["mutants of set files"].tried + rows["set files by hand"].tried
+    messages = sum(row.tried for name, row in rows.items() if "server" in name or "flood" in name)
+    minutes, disks = (
+        found["about"]["seconds"] / 60,
+        sum(rows[name].tried for name in ("full disks", "read-only folders")),
+    )
+    return (
+        f"`make trust` ({minutes:.0f} minutes) tries {files:,} spoiled set files, {messages:,} hostile messages, {kills} kills "
+        f"and {disks} full or read-only disks: {crashed} crashed anything, {wrong} were accepted wrongly, and {equal} of "
+        f"{kills} killed runs ended equal bit by bit."
+    )
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    lists = {"notes": tuple(fields["notes"]), "equal": fields["equal"] and tuple(fields["equal"])}
+    return Row(**{**fields, **lists})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
