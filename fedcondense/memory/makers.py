@@ -72,7 +72,7 @@ class Condenser:
         progress: As in `condense`.
         max_seconds: When to stop, in seconds per call, which is once per experience; None: never. What was made until
             then is taken; of less than a tenth of the steps, real images in as many bytes in its place. The log is told
-            of either. `experiments/capped.py` measures what it costs.
+            of either. What it costs: `experiments/memories.md`.
     """
 
     objective: str | Objective = "dm-ridge"
