@@ -122,14 +122,11 @@ def quoted_short() -> str:
     crashed, wrong = (sum(getattr(row, name) for row in rows.values()) for name in ("crashed", "wrong"))
     files = rows["mutants of set files"].tried + rows["set files by hand"].tried
     messages = sum(row.tried for name, row in rows.items() if "server" in name or "flood" in name)
-    minutes, disks = (
-        found["about"]["seconds"] / 60,
-        sum(rows[name].tried for name in ("full disks", "read-only folders")),
-    )
+    disks = sum(rows[name].tried for name in ("full disks", "read-only folders"))
     return (
-        f"`make trust` ({minutes:.0f} minutes) tries {files:,} spoiled set files, {messages:,} hostile messages, {kills} kills "
-        f"and {disks} full or read-only disks: {crashed} crashed anything, {wrong} were accepted wrongly, and {equal} of "
-        f"{kills} killed runs ended equal bit by bit."
+        f"`make trust` ({found['about']['seconds'] / 60:.0f} minutes) tries {files:,} spoiled set files, {messages:,} "
+        f"hostile messages, {kills} kills and {disks} full or read-only disks: {crashed} crashed anything, {wrong} were "
+        f"accepted wrongly, and {equal} of {kills} killed runs ended equal bit by bit."
     )
 
 
