@@ -117,6 +117,10 @@ def cut(sets: Sequence[SyntheticSet], most: Mapping[str, int], uniform: Callable
     return [one for one in kept if one is not None]
 
 
+_OF_ONE_MAKING = {"classes", "counts", "ipc", "seed", "steps", "seconds"}
+"""What the records of two sets that were made alike may differ in."""
+
+
 def merge(sets: Sequence[SyntheticSet]) -> list[SyntheticSet]:
     """Return the sets with fewer parts: those that were made alike are one, and the file holds their record once.
 
@@ -125,7 +129,7 @@ def merge(sets: Sequence[SyntheticSet]) -> list[SyntheticSet]:
     """
     alike: dict[Any, list[Part]] = {}
     for k, part in enumerate(part for one in sets for part in one.parts):
-        same = replace(part.record, classes=(), counts=(), ipc=0, seed=0, steps=0, seconds=0.0)
+        same = {name: value for name, value in vars(part.record).items() if name not in _OF_ONE_MAKING}
         alike.setdefault((repr(part.parametrization), repr(same)) if part.is_separable else k, []).append(part)
     return [SyntheticSet([_merged(parts)]) for parts in alike.values()]
 
