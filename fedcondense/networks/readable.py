@@ -97,7 +97,8 @@ def _pass(module: nn.Module, name: str, shape: Shape, classes: int) -> nn.Module
             hook.remove()
     check_logits(name, logits, 2, classes)
     last = [m for m, out in inputs if out is logits] or [m for m, _ in inputs if m.out_features == classes]
-    return (last or [m for m, _ in inputs] or [None])[-1]
+    heads = last or [m for m, _ in inputs]
+    return heads[-1] if heads else None
 
 
 def check_logits(name: str, logits: object, images: int, classes: int) -> None:

@@ -103,7 +103,7 @@ def out(verdicts: Mapping[tuple[Site, str], Verdict]) -> set[tuple[int, str]]:
 def ten(train: Data) -> list[SyntheticSet]:
     """Ten honest sites of a skewed division; real images stand for their sets."""
     held = partition(train, 10, "dirichlet", alpha=0.3, seed=3)
-    return [select(train.subset(index), 8, "random", seed=k, limit=None) for k, index in enumerate(held.indices)]
+    return [select(train.subset(index), 8, "random", seed=k) for k, index in enumerate(held.indices)]
 
 
 class TestScreens:

@@ -155,7 +155,8 @@ class OnceOnly(Net):
     """Hardsigmoid of torch has no second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.hardsigmoid(super().forward(x))
+        out: Tensor = F.hardsigmoid(super().forward(x))
+        return out
 
 
 class Maps(Net):
@@ -260,16 +261,17 @@ def test_no_source_moves_what_a_maker_froze(kind: type[NetworkSource], monkeypat
     make = partial(Net, parts=frozenset({"frozen"}))
 
     def keep(seed: int) -> nn.Module:
-        network: Any = build(make, SHAPE, CLASSES, seed)
-        built.append((network, network.module.conv.weight.clone()))
+        network = build(make, SHAPE, CLASSES, seed)
+        built.append((network, network.get_parameter("module.conv.weight").clone()))
         return network
 
-    more: dict[str, Any] = {
+    options: dict[type[NetworkSource], dict[str, Any]] = {
         TrainedOnSynthetic: {"outer": 5, "epochs": 1},
         OnlineTrained: {"size": 1},
         Trajectories: {"experts": 1, "latest": 0, "span": 1, "interval": 2},
         Near: {"weights": build(make, SHAPE, CLASSES, 5).state_dict(), "radius": 3.0},
-    }[kind]
+    }
+    more = options[kind]
     source = kind(keep, (), CLASSES, **more)  # type: ignore[call-arg]
     objective = "mtt" if kind is Trajectories else "dm"
     condense(small(), 1, objective, network=make, steps=3, source=source)
