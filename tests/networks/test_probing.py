@@ -125,7 +125,8 @@ class NoGradient(Net):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             x = torch.relu(self.conv(x))
-        return self.head(F.avg_pool2d(x, 2).flatten(1))
+        out: Tensor = self.head(F.avg_pool2d(x, 2).flatten(1))
+        return out
 
 
 class Rounded(Net):
@@ -161,7 +162,8 @@ class OnceOnly(Net):
 
 class Maps(Net):
     def features(self, x: Tensor, layer: str = "embedding") -> Tensor:
-        return self.conv(x) if layer == "embedding" else self(x)
+        out: Tensor = self.conv(x) if layer == "embedding" else self(x)
+        return out
 
 
 class NoLinear(nn.Module):
