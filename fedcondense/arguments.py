@@ -1,19 +1,18 @@
-"""Arguments as callers give them, made into what the toolkit takes: devices, whole numbers, seeds, functions' names."""
+"""Arguments as callers give them, made into what the toolkit takes: devices, instances, functions' names."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedcondense.errors import SettingError
 
-__all__ = ["called", "device_of", "instance_of", "seeds_of", "whole"]
+__all__ = ["called", "device_of", "instance_of"]
+
+_WITHOUT_OWN_TEXT: tuple[object, ...] = (object.__repr__, torch.nn.Module.__repr__)
 
 
 def device_of(device: object) -> torch.device:
@@ -23,7 +22,7 @@ def device_of(device: object) -> torch.device:
         device: A `torch.device`, its name, or the number of a GPU.
 
     Raises:
-        SettingError: There is none of this name here, or it holds no values, as ``"meta"`` does not.
+        SettingError: There is none of this name here, it holds no values, as ``"meta"`` does not, or cannot compute.
     """
     try:
         if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
@@ -32,7 +31,7 @@ def device_of(device: object) -> torch.device:
         if found.type == "meta":
             raise RuntimeError("it holds no values")
         if found.type != "cpu":
-            torch.empty(0, device=found)
+            torch.zeros(1, dtype=torch.float32, device=found).add_(1)
         elif found.index:
             raise RuntimeError("there is one cpu")
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError, ImportError) as error:
@@ -40,39 +39,6 @@ def device_of(device: object) -> torch.device:
         number = torch.cuda.device_count() if torch.cuda.is_available() else 0
         here = ", ".join(["cpu", *(f"cuda:{k}" for k in range(number))])
         raise SettingError(f"device {device!r} cannot be used ({reason}); on this machine: {here}") from None
-    return found
-
-
-def whole(name: str, value: object, least: int = 0) -> int:
-    """Return a whole number as an `int`: of numpy or torch, too, but no truth value and no text.
-
-    Raises:
-        SettingError: It is something else, or less than `least`.
-    """
-    number: int | None = None
-    if isinstance(value, Tensor):
-        value = value.item() if value.ndim == 0 else value
-    if type(value).__name__ not in ("bool", "bool_"):
-        with suppress(TypeError):
-            number = operator.index(value)  # type: ignore[arg-type]
-    if number is None or number < least:
-        raise SettingError(f"{name} {value!r:.100}; needed: a whole number, {least} or more")
-    return number
-
-
-def seeds_of(seeds: Iterable[object]) -> tuple[int, ...]:
-    """Return seeds as a tuple: of a list, range, array, tensor or generator of whole numbers.
-
-    Raises:
-        SettingError: There are none, or they are something else.
-    """
-    if isinstance(seeds, (str, bytes, Mapping, set, frozenset)) or not hasattr(seeds, "__iter__"):
-        raise SettingError(f"seeds {seeds!r:.100}; needed: whole numbers in their order, such as [0, 1, 2]")
-    if getattr(seeds, "ndim", 1) != 1:
-        raise SettingError(f"seeds {seeds!r:.100}; needed: one row of whole numbers, such as [0, 1, 2]")
-    found = tuple(whole("seed", seed) for seed in seeds)
-    if not found:
-        raise SettingError("no seeds; give one per network, such as [0, 1, 2]")
     return found
 
 

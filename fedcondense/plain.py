@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedcondense.errors import SettingError
@@ -23,13 +23,13 @@ _SPACES = str.maketrans("\t\n\v\f\r", "     ")
 
 
 def whole_number(given: Any, what: str, least: int = 0, below: int = 2**63) -> int:
-    """Return a whole number as an int; a truth value, text or float is none.
+    """Return a whole number as an int, of numpy or torch, too; a truth value, text, float or row is none.
 
     Raises:
         SettingError: It is none, or out of range; the message begins with `what`.
     """
     number = given if type(given) is int else None
-    if number is None and not _is_truth(given):
+    if number is None and not _is_truth(given) and getattr(given, "shape", ()) == ():
         try:
             number = int(operator.index(given))
         except (TypeError, ValueError, RuntimeError):
@@ -104,12 +104,13 @@ def plain_values(given: Any, what: str) -> dict[str, str | int | float | bool | 
 
 
 def listed(given: Any, what: str) -> tuple[Any, ...]:
-    """Return the values of a list, tuple, array or tensor.
+    """Return the values of one row: a list, tuple, range, array, tensor or iterator.
 
     Raises:
-        SettingError: It is none of them.
+        SettingError: It is something else: a single value, a text, a table, or values that have no order.
     """
-    if not isinstance(given, list | tuple) and getattr(given, "shape", ()) == ():
+    unordered = isinstance(given, str | bytes | Mapping | set | frozenset)
+    if unordered or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
         raise SettingError(f"{what} {_short(given)}; needed: a sequence")
     return tuple(given)
 

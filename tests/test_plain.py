@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedcondense.errors import SettingError
 from fedcondense.plain import finite_number, hidden, listed, plain_text, plain_value, plain_values, whole_number
 from fedcondense.randomness import child_seed
 
+INTEGERS: tuple[Callable[[int], Any], ...] = (int, np.int64, np.uint8, np.int16, np.array, torch.tensor)
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -31,25 +33,67 @@ VALUES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("given_number", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
-def test_numbers_of_other_libraries_become_python_s(given_number: Any) -> None:
-    number = whole_number(given_number, "seed")
-    assert number == 3
-    assert type(number) is int
-    assert child_seed(given_number, "a") == child_seed(3, "a")
+@settings(deadline=None, derandomize=True)
+@given(st.integers(0, 127), st.sampled_from(INTEGERS))
+def test_whole_numbers_of_other_libraries_become_python_s(number: int, kind: Callable[[int], Any]) -> None:
+    found = whole_number(kind(number), "seed")
+    assert found == number
+    assert type(found) is int
+    assert child_seed(kind(number), "a") == child_seed(number, "a")
 
 
-@pytest.mark.parametrize("given_number", [2.0, True, np.True_, torch.tensor(True), "4", None, -1, 2**63, np.array([3])])
-def test_what_is_no_seed_is_refused_by_name(given_number: Any) -> None:
+@settings(deadline=None, derandomize=True)
+@given(
+    st.one_of(
+        st.booleans(),
+        st.floats(),
+        st.text(),
+        st.none(),
+        st.lists(st.integers()),
+        st.integers(max_value=-1),
+        st.integers(min_value=2**63),
+        st.builds(np.bool_, st.booleans()),
+        st.builds(torch.tensor, st.one_of(st.booleans(), st.floats(width=32))),
+        st.builds(np.float32, st.floats(width=32)),
+        st.lists(st.integers(0, 9), min_size=1, max_size=2).map(np.array),
+        st.lists(st.integers(0, 9), min_size=1, max_size=2).map(torch.tensor),
+    )
+)
+def test_all_else_is_no_whole_number_and_is_refused_by_name(value: Any) -> None:
     with pytest.raises(SettingError, match=r"^seed .*; needed: a whole number from 0, below 2\*\*63$"):
-        whole_number(given_number, "seed")
+        whole_number(value, "seed")
 
 
-def test_sequences_and_dicts_are_told_from_single_values() -> None:
-    assert listed(np.array([1, 2]), "mean") == listed([1, 2], "mean") == (1, 2)
-    for single in (0.5, "ab", None, np.float32(1), torch.tensor(1), {"a": 1}):
-        with pytest.raises(SettingError, match=r"mean .*needed: a sequence"):
-            listed(single, "mean")
+@pytest.mark.parametrize(
+    "row", [[0, 1], (0, 1), range(2), np.arange(2), torch.arange(2), {0: "a", 1: "b"}.keys(), (k for k in range(2))]
+)
+def test_a_row_of_any_kind_is_listed(row: Any) -> None:
+    assert listed(row, "mean") == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        3,
+        0.5,
+        "01",
+        b"01",
+        {0, 1},
+        {0: 1},
+        None,
+        list,
+        np.eye(2, dtype=int),
+        np.float32(1),
+        torch.tensor(1),
+        torch.eye(2),
+    ],
+)
+def test_what_is_no_row_is_refused_by_name(other: Any) -> None:
+    with pytest.raises(SettingError, match=r"^mean .*; needed: a sequence$"):
+        listed(other, "mean")
+
+
+def test_dicts_of_plain_values_are_told_from_others() -> None:
     assert plain_values({"a": np.float64(0.5), "b": None}, "privacy") == {"a": 0.5, "b": None}
     for broken in ({"a": {"b": 1}}, {"a": math.nan}, {1: 2}, [1], {"a\nb": 1, "a b": 2}):
         with pytest.raises(SettingError, match=r"^privacy"):

@@ -58,15 +58,15 @@ def test_lines_are_never_closer_than_ten_seconds_nor_missing_for_longer_than_two
     handler.emit = lambda record: said.append(clock.now)  # type: ignore[method-assign]
     logger = logging.getLogger("fedcondense.progress")
     logger.addHandler(handler)
-    before, logger.level = logger.level, logging.INFO
-    real, progress.time = progress.time, clock  # type: ignore[assignment]
     try:
-        with reporting("work") as report:
-            for pause in pauses:
-                clock.now += pause
-                report(0.5)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(progress, "time", clock)
+            patch.setattr(logger, "level", logging.INFO)
+            with reporting("work") as report:
+                for pause in pauses:
+                    clock.now += pause
+                    report(0.5)
     finally:
-        progress.time, logger.level = real, before
         logger.removeHandler(handler)
     moments = [100.0, *said]
     gaps = [b - a for a, b in itertools.pairwise(moments)]

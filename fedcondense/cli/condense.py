@@ -45,7 +45,7 @@ from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Number, Whole
 from fedcondense.errors import DataError, DivergenceError, OutputError, SettingError, look_up
 from fedcondense.files import hold
-from fedcondense.machine import pick_device
+from fedcondense.machine import usual_device
 from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def condense(
     JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
     `accuracy_std` (both null with --no-evaluate), `output`.
     """
+    from fedcondense.arguments import device_of
     from fedcondense.condensing import condense as condense_data
     from fedcondense.condensing.checkpoints import Checkpoint
     from fedcondense.data.loading import load_data
@@ -126,8 +127,8 @@ def condense(
         options["recipe"] = kept_in(experts, named.recipe)
     if method is not None and options:
         raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
-    device = pick_device(device)
-    train, test = (split.to(device) for split in load_data(name, data_root))
+    place = device_of(device or usual_device())
+    train, test = (split.to(place) for split in load_data(name, data_root))
     if not (len(test) or no_evaluate):
         raise DataError(f"{name} has no test part to measure on; pass --no-evaluate, and test it on real data later")
     with hold(output), _kept(checkpoint, output):

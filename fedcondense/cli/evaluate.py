@@ -31,7 +31,7 @@ from fedcondense.cli.terminal import (
 )
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Whole
-from fedcondense.machine import pick_device
+from fedcondense.machine import usual_device
 
 if TYPE_CHECKING:
     pass
@@ -76,7 +76,9 @@ def evaluate(
     name = named_data(synthetic, data)
     test = load_data(name, data_root).test
     as_recorded = network is None and seeds is None and synthetic.evaluation is not None
-    measured = measure(synthetic, test.to(pick_device(device)), 3 if seeds is None else seeds, network, as_recorded)
+    measured = measure(
+        synthetic, test.to(device or usual_device()), 3 if seeds is None else seeds, network, as_recorded
+    )
     per_class = {name: round(v, 3) for name, v in zip(test.spec.classes, measured.per_class, strict=True)}
     result = measured.to_dict() | {"per_class": per_class, "nbytes": synthetic.nbytes, "data": name, "file": file}
     emit(result, describe(synthetic.with_evaluation(measured.to_dict())), form)

@@ -32,7 +32,7 @@ from fedcondense.cli.terminal import (
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import DataError, OutputError, SettingError
-from fedcondense.machine import pick_device
+from fedcondense.machine import usual_device
 from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
@@ -107,12 +107,13 @@ def federate(
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
     _check_folder(output, resume, overwrite)
+    from fedcondense.arguments import device_of
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import partition as split
     from fedcondense.flower.rounds import AggregationError
 
-    device = pick_device(device)
-    train, test = (part.to(device) for part in load_data(name, data_root))
+    place = device_of(device or usual_device())
+    train, test = (part.to(place) for part in load_data(name, data_root))
     rule = given(num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition)
     held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
     wanted = given(objective=objective, parametrization=parametrization, network=network, steps=steps, start=start)

@@ -36,7 +36,7 @@ from fedcondense.cli.terminal import (
 )
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Number, Whole
-from fedcondense.machine import pick_device
+from fedcondense.machine import usual_device
 from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def relabel(
 
     JSON keys: those of `fedcondense condense`.
     """
+    from fedcondense.arguments import device_of
     from fedcondense.data.loading import load_data
     from fedcondense.sets.synthetic import SyntheticSet
     from fedcondense.training.labels import relabel as relabel_set
@@ -90,8 +91,8 @@ def relabel(
     set_up(threads, plugin, precision)
     check_output(output, overwrite)
     synthetic = SyntheticSet.load(file)
-    device = pick_device(device)
-    train, test = (split.to(device) for split in load_data(named_data(synthetic, data), data_root))
+    place = device_of(device or usual_device())
+    train, test = (split.to(place) for split in load_data(named_data(synthetic, data), data_root))
     with reporting("training teachers") as update:
 
         def follow(step: int, steps: int) -> None:

@@ -15,7 +15,7 @@ from fedcondense.cli.outputs import SWEEP, check_output_folder
 from fedcondense.cli.terminal import DataRoot, Device, Format, Output, Plugin, Precisely, Precision, set_up
 from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import SettingError
-from fedcondense.machine import pick_device
+from fedcondense.machine import usual_device
 
 if TYPE_CHECKING:
     from fedcondense.sweeps import Cell, Site, Workers
@@ -172,17 +172,19 @@ def listed_controls(common: Sweeping, default: str | None = None) -> list[str]:
 
 def site_of(common: Sweeping) -> Site:
     """Return where data lie and cells are computed."""
+    from fedcondense.arguments import device_of
     from fedcondense.sweeps import Site
 
     root = None if common.data_root is None else str(common.data_root)
-    return Site(root, pick_device(common.device))
+    return Site(root, str(device_of(common.device or usual_device())))
 
 
 def workers_of(common: Sweeping) -> Workers:
     """Return who computes the cells: this process, others, or a Ray cluster."""
+    from fedcondense.arguments import device_of
     from fedcondense.sweeps import Here, Processes, Ray
 
     start = partial(set_up, 1, common.plugin)
     if common.ray is not None:
-        return Ray(common.ray, start, gpus=1.0 if pick_device(common.device).startswith("cuda") else 0.0)
+        return Ray(common.ray, start, gpus=float(device_of(common.device or usual_device()).type == "cuda"))
     return Here() if common.workers == 1 else Processes(common.workers, start)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
-from fedcondense.arguments import called, instance_of, whole
+from fedcondense.arguments import called, instance_of
 from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
 from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
@@ -60,7 +60,7 @@ def prepare(
     seed = whole_number(seed, "seed")
     holder = held_by(holder, device)
     spec, device = holder.spec, holder.device
-    ipc = whole("ipc", ipc, 1)
+    ipc = whole_number(ipc, "ipc", 1)
     objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
     instance_of("objective", objective, Objective, f"one of {', '.join(OBJECTIVES)}, or an Objective")
     if isinstance(parametrization, str):
@@ -71,7 +71,7 @@ def prepare(
     if source is not None:
         instance_of("source", source, NetworkSource, "a NetworkSource, built, or None for the recipe's")
     begin = _begin(holder, start, recipe)
-    steps = whole("steps", recipe.steps if steps is None else steps)
+    steps = whole_number(recipe.steps if steps is None else steps, "steps")
     recipe = replace(recipe, steps=steps, start=called(begin))
     network = network or default_network(spec.shape)
     shares = images_per_class(holder, ipc, limit)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from flwr.app import Context
 
+from fedcondense.arguments import device_of
 from fedcondense.condensing import Progress
 from fedcondense.data import Data
 from fedcondense.errors import SettingError
@@ -21,7 +22,7 @@ from fedcondense.flower.ledger import Allowance, Ledger
 from fedcondense.flower.settings import keys_of, number, place, read_all
 from fedcondense.flower.sites import is_name
 from fedcondense.flower.wire import NO_DATA
-from fedcondense.machine import MOST_THREADS, pick_device
+from fedcondense.machine import MOST_THREADS, usual_device
 
 __all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "place_of"]
 
@@ -97,7 +98,7 @@ class Placed(NamedTuple):
             most = int(data.counts.max())
             needed = f"no class has {self.caps.min_records} records, of which this node asks (min-records)"
             raise SettingError(f"{needed}; its largest has {most}")
-        return left.to(pick_device(self.config.device))
+        return left.to(self.config.device or usual_device())
 
 
 class Desk(NamedTuple):
@@ -142,7 +143,7 @@ def place_of(context: Context, desk: Desk) -> Placed:
         most = config.num_partitions - 1
         raise SettingError(f"partition-id = {config.partition_id} in this node's config; needed: 0 to {most}")
     if config.device:
-        pick_device(config.device)
+        device_of(config.device)
     return Placed(config, caps, allowance)
 
 

@@ -219,8 +219,8 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    named = {"network": settings.network, "seed": settings.seed, "screen": screen_of(settings.screens)}
-    return ServerSide(own, trained, settings.asked, limits, spec, test=test, **named)
+    network, seed, screen = settings.network, settings.seed, screen_of(settings.screens)
+    return ServerSide(own, trained, settings.asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
 
 
 def _values(side: ServerSide) -> dict[str, Any]:

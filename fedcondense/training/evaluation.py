@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from fedcondense.ambient import in_own_state
-from fedcondense.arguments import device_of, instance_of, seeds_of, whole
+from fedcondense.arguments import device_of, instance_of
 from fedcondense.data.images import Data
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
+from fedcondense.plain import listed, whole_number
 from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
@@ -109,7 +110,9 @@ def evaluate(
         SettingError: No seeds, the shapes differ, no class of the set is one of the test data, or the network cannot be
             trained on them.
     """
-    seeds = seeds_of(seeds)
+    seeds = tuple(whole_number(seed, "seed") for seed in listed(seeds, "seeds"))
+    if not seeds:
+        raise SettingError("no seeds; give one per network, such as [0, 1, 2]")
     if not len(test):
         raise DataError(f"{test.spec.name}: no images to test on; give a test part, or data that have one")
     began = time.monotonic()
@@ -207,7 +210,7 @@ def train_on(
         SettingError: As in `evaluate`.
     """
     _check_training(synthetic, like, network, recipe)
-    seed = whole("seed", seed)
+    seed = whole_number(seed, "seed")
     device = device_of(device) if device is not None else like.device
     return _train_on(synthetic, like, network, recipe, seed, weighted, device, progress)
 

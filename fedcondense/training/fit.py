@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedcondense.ambient import in_own_state
-from fedcondense.arguments import whole
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import unfreeze
+from fedcondense.plain import whole_number
 from fedcondense.progress import counted
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import captured, is_plain
@@ -63,7 +63,7 @@ class Fit:
         if self.schedule not in _SCHEDULES:
             raise SettingError(f"schedule {self.schedule!r}; needed: one of {', '.join(_SCHEDULES)}")
         for name, least in (("steps", 0), ("batch", 1)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
         for name in ("lr", "momentum", "weight_decay"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:

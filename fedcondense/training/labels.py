@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fedcondense.ambient import in_own_state
-from fedcondense.arguments import device_of, instance_of, whole
+from fedcondense.arguments import device_of, instance_of
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, probe
 from fedcondense.networks.passes import repeatable
+from fedcondense.plain import whole_number
 from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
@@ -70,7 +71,7 @@ def relabel(
         DivergenceError: A teacher's answers are no longer finite; the set as it was given is in its `synthetic`.
     """
     instance_of("recipe", recipe, Fit, "a Fit, which says how a network is trained")
-    teachers, seed = whole("teachers", teachers), whole("seed", seed)
+    teachers, seed = whole_number(teachers, "teachers"), whole_number(seed, "seed")
     if not (teachers >= 1 and 0 < share <= 1 and temperature > 0):
         given = f"{teachers} teachers, a share of {share:g} and a temperature of {temperature:g}"
         raise SettingError(f"{given}; needed: 1 or more, a share above 0 and up to 1, a temperature above 0")

@@ -264,7 +264,7 @@ class TestPool:
 class TestData:
     @pytest.mark.parametrize("ipc", [0, -1, 1.5, True, "2", None])
     def test_an_ipc_that_is_no_whole_number_from_one_is_refused(self, ipc: Any) -> None:
-        with pytest.raises(SettingError, match=r"ipc .*; needed: a whole number, 1 or more"):
+        with pytest.raises(SettingError, match=r"ipc .*; needed: a whole number from 1, below"):
             condense(toy(), ipc, network=TINY)
 
     def test_a_class_smaller_than_ipc_gives_what_it_has_and_the_log_says_so(
@@ -344,8 +344,8 @@ class TestRecord:
         ({"parametrization": "pixel"}, r"no parametrization is called 'pixel'; did you mean 'pixels'"),
         ({"network": "convnet"}, r"no network is called 'convnet'"),
         ({"start": "gausian"}, r"no start is called 'gausian'; did you mean 'gaussian'"),
-        ({"steps": -1}, r"steps -1; needed: a whole number, 0 or more"),
-        ({"steps": 1.5}, r"steps 1\.5; needed: a whole number, 0 or more"),
+        ({"steps": -1}, r"steps -1; needed: a whole number from 0, below"),
+        ({"steps": 1.5}, r"steps 1\.5; needed: a whole number from 0, below"),
         (
             {"parametrization": MultiFormation(3)},
             r"factor 3 does not divide images of 8x8; factors that do: \[2, 4, 8\]",

@@ -25,6 +25,12 @@ from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 
 RANDOM = Selector("random")
+OTHER_MAKERS: list[dict[str, Any]] = [
+    {"objective": "mine"},
+    {"network": "mine"},
+    {"network": lambda shape, classes: torch.nn.Linear(1, classes)},
+    {"recipe": replace(OBJECTIVES["dm"].recipe, lr=0.5)},
+]
 
 
 def numbered(name: str, first: int, last: int) -> Data:
@@ -111,12 +117,7 @@ class TestFile:
 
     @pytest.mark.parametrize(
         "change",
-        [
-            {"objective": "mine"},
-            {"network": "mine"},
-            {"network": lambda shape, classes: torch.nn.Linear(1, classes)},
-            {"recipe": replace(OBJECTIVES["dm"].recipe, lr=0.5)},
-        ],
+        OTHER_MAKERS,
         ids=["a plugin's objective", "a plugin's network", "a function", "a recipe"],
     )
     def test_other_code_of_its_maker_is_other_settings(

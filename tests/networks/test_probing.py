@@ -156,7 +156,8 @@ class OnceOnly(Net):
     """Hardsigmoid of torch has no second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.hardsigmoid(super().forward(x))
+        out: Tensor = F.hardsigmoid(super().forward(x))
+        return out
 
 
 class Maps(Net):

@@ -173,7 +173,9 @@ def test_the_graph_holds_one_class_at_a_time(step: MakeStep, monkeypatch: pytest
     seen: list[int] = []
     loss = GradientMatching.loss
 
-    def spy(self: GradientMatching, draw: Draw, observed: dict[int, Sequence[Tensor]], group: Synthetic) -> Tensor:
+    def spy(
+        self: GradientMatching, draw: Draw, observed: dict[int, Sequence[Tensor | None]], group: Synthetic
+    ) -> Tensor:
         seen.append(len(group.images))
         return loss(self, draw, observed, group)
 

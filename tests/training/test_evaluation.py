@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -178,6 +179,13 @@ class TestEvaluation:
     def test_no_seeds_are_refused(self) -> None:
         with pytest.raises(SettingError, match="no seeds; give one per network"):
             evaluate(synthetic([0], ("a",)), real([0], ("a",)), seeds=())
+
+    @pytest.mark.parametrize(
+        "seeds", [3, "01", b"01", {0, 1}, {0: 1}, None, list, np.eye(2, dtype=int), [0.5], [True], [-1], [2**63]]
+    )
+    def test_what_is_no_row_of_seeds_is_refused(self, seeds: Any) -> None:
+        with pytest.raises(SettingError, match=r"^seeds? .*; needed: a "):
+            evaluate(synthetic([0], ("a",)), real([0], ("a",)), seeds=seeds)
 
     def test_a_condensed_set_is_worth_more_than_its_start(self, digits: DataSet) -> None:
         """And both more than a guess: the whole of the core at work."""

@@ -251,8 +251,8 @@ def test_a_callers_autocast_is_heeded() -> None:
     ("settings", "message"),
     [
         ({"schedule": "cosine"}, "schedule 'cosine'; needed: one of one-cycle, step, constant"),
-        ({"steps": -1}, "steps -1; needed: a whole number, 0 or more"),
-        ({"batch": 0}, "batch 0; needed: a whole number, 1 or more"),
+        ({"steps": -1}, "steps -1; needed: a whole number from 0, below"),
+        ({"batch": 0}, "batch 0; needed: a whole number from 1, below"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(settings: dict[str, object], message: str) -> None:

@@ -25,6 +25,7 @@ from fedcondense.files import write_file
 from fedcondense.flower.checked_grid import CheckedGrid, averageable
 from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.hosts.inprocess import InProcessGrid, log_from, run_in_process
+from fedcondense.flower.run_folder import plain
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.averaging import LocalTraining, training_config
 from fedcondense.identity import identity
@@ -44,6 +45,20 @@ class FedAvgRow(NamedTuple):
     bytes_down: float
     seconds: float  # wall clock, clients one after another
     failed: int = 0  # answers that were left out so far because a client failed, diverged say
+
+    def to_dict(self, training: LocalTraining) -> dict[str, Any]:
+        """Return the row of a comparison that this training makes."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_std": None,
+            "per_class": plain(self.per_class),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "seconds": round(self.seconds, 2),
+            "lr": training.lr,
+            "local_epochs": training.epochs,
+            "failed": self.failed,
+        }
 
 
 class Kept(NamedTuple):

@@ -23,7 +23,7 @@ from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.comparison.result import FederationProgress, FederationResult
 from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
 from fedcondense.flower.rounds import AggregationError, Rounds
-from fedcondense.flower.run_folder import RunFolder, plain, refusals
+from fedcondense.flower.run_folder import RunFolder, refusals
 from fedcondense.flower.settings import check
 from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.one_shot import Condense
@@ -236,24 +236,21 @@ class _Comparison:
             if (row.strategy, k) not in self.averaged:
                 name = f"{row.strategy}-{k}.safetensors"
                 kept = None if self.bench.work is None else Kept(self.bench.work / name, self.resume)
-                given = {"strategy": row.strategy, "evaluate_at": wanted, "kept": kept, "progress": done}
                 try:
-                    self.averaged[row.strategy, k] = fedavg(self.bench, wanted[-1], training, **given)  # type: ignore[arg-type]
+                    self.averaged[row.strategy, k] = fedavg(
+                        self.bench,
+                        wanted[-1],
+                        training,
+                        strategy=row.strategy,
+                        evaluate_at=wanted,
+                        kept=kept,
+                        progress=done,
+                    )
                 except AggregationError as error:  # others of the grid may work
                     self.averaged[row.strategy, k], diverged = {}, error
             found = self.averaged[row.strategy, k].get(row.rounds)
             if found is not None and found.accuracy > best["accuracy"]:
-                best = {
-                    "accuracy": found.accuracy,
-                    "accuracy_std": None,
-                    "per_class": plain(found.per_class),
-                    "bytes_up": found.bytes_up,
-                    "bytes_down": found.bytes_down,
-                    "seconds": round(found.seconds, 2),
-                    "lr": training.lr,
-                    "local_epochs": training.epochs,
-                    "failed": found.failed,
-                }
+                best = found.to_dict(training)
         if diverged is not None and best["accuracy"] < 0:
             raise diverged
         return best
