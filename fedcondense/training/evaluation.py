@@ -89,6 +89,7 @@ def evaluate(
     weighted: bool = False,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    trained: Callable[[torch.nn.Module], None] | None = None,
 ) -> Evaluation:
     """Train one network per seed on the set, and test each after its last step.
 
@@ -104,6 +105,7 @@ def evaluate(
             it cost 1 to 5 points (`experiments/federation.md`), and the counts of a federation are what clients claim.
         device: Where to run; None: where `test` is.
         progress: Called with (step, steps), over all networks; without one a bar is drawn on a terminal.
+        trained: Called with each network once it is trained.
 
     Raises:
         DataError: No test images.
@@ -123,6 +125,8 @@ def evaluate(
     for k, seed in enumerate(seeds):
         step = of_network(progress, k, len(seeds))
         module = _train_on(synthetic, test, network, recipe, seed, weighted, device, step)
+        if trained is not None:
+            trained(module)
         percent, classes = accuracy(module, test)
         accuracies.append(percent)
         per_class.append(classes)

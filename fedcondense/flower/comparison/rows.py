@@ -26,7 +26,6 @@ from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import Condense, OneShot
 from fedcondense.flower.strategies.ridge import ridge_dims
 from fedcondense.flower.wire import NO_DATA
-from fedcondense.networks import NETWORKS
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import Evaluation, evaluate
 
@@ -158,18 +157,12 @@ class Runner:
         def trained(joined: SyntheticSet) -> nn.Module:
             networks: list[nn.Module] = []
 
-            def make(shape: tuple[int, int, int], classes: int) -> nn.Module:
-                networks.append(NETWORKS[bench.network](shape, classes))
-                return networks[-1]
-
             def trains(step: int, steps: int) -> None:
                 detail = f"training on {len(joined)} images, step {step} of {steps}"
                 bench.progress(FederationProgress(row.name, detail, 0.9 + 0.1 * step / steps))
 
-            make.__name__ = bench.network  # by which the set's record calls it
-            found.append(
-                evaluate(joined, bench.test, network=make, recipe=bench.recipe, seeds=bench.seeds, progress=trains)
-            )
+            measured: dict[str, Any] = {"network": bench.network, "recipe": bench.recipe, "seeds": bench.seeds}
+            found.append(evaluate(joined, bench.test, **measured, progress=trains, trained=networks.append))
             return networks[0]
 
         side = self._side(row, bench.seed)._replace(fit=trained)
