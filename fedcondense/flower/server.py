@@ -274,8 +274,8 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    named = {"network": settings.network, "seed": settings.seed, "screen": screen_of(settings.screens)}
-    return ServerSide(own, trained, settings.asked, limits, spec, test=test, **named)
+    side = ServerSide(own, trained, settings.asked, limits, spec, settings.network, settings.seed, test=test)
+    return side._replace(screen=screen_of(settings.screens))
 
 
 def _values(side: ServerSide) -> dict[str, Any]:
