@@ -59,7 +59,7 @@ _CORNER = 3
 
 def changed(
     one: SyntheticSet, label: Callable[[int, int, int], int], image: Callable[..., Tensor] | None = None
-) -> Any:
+) -> SyntheticSet:
     """Return a set with other labels, by label, place in the class and size of the class, and other images."""
     parts = []
     for part in one.parts:
