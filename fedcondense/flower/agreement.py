@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from fedcondense.contract import Network
 from fedcondense.flower.contract import Answer, Known, Site, Verdict
 from fedcondense.networks import build, default_network
+from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["NOT_ENOUGH", "Agreement", "Means", "Rows", "rows_of"]
@@ -27,6 +28,7 @@ NOT_ENOUGH = "not enough others"
 """Why a class counts that nobody else could vouch for or against."""
 
 _MOST = 20  # images of a site and class that are looked at
+_DIMS = 256  # of one network's features, projected at random where there are more
 _SETTLES = 6  # rounds in which trust settles
 _AT_ONCE = 500  # images in a forward pass
 
@@ -67,7 +69,10 @@ def rows_of(answers: Sequence[Answer[SyntheticSet]], known: Known, networks: int
         for k in range(networks):
             seed = int.from_bytes(drawn[4 * k : 4 * k + 4], "big")
             network = cast(Network, build(default_network(shape), shape, max(2, len(classes)), seed).eval())
-            pieces.append(torch.cat([network.features(some) for some in whole.split(_AT_ONCE)]))
+            found = torch.cat([network.features(some) for some in whole.split(_AT_ONCE)])
+            if found.shape[1] > _DIMS:  # a ridge takes their cube
+                found = found @ (torch.randn(found.shape[1], _DIMS, generator=stream(seed, "projection")) / _DIMS**0.5)
+            pieces.append(found)
     features = torch.cat(pieces, 1).double()
     features = (features - features.mean(0)) / features.std().clamp_min(1e-9)
     label, site = torch.tensor(labels), torch.tensor(sites)

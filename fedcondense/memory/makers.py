@@ -85,7 +85,9 @@ class Condenser:
     prefixes: bool = False
     device: str | None = None
     progress: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
-    max_seconds: float | None = field(default=None, repr=False)  # of the machine, not of what the sets are
+    max_seconds: float | None = field(
+        default=None, repr=False, compare=False
+    )  # of the machine, not of what the sets are
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "float32", "bfloat16", "float16"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from fedcondense.sets.synthetic import SyntheticSet
 
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
+_BEFORE = rb"\"crc32\":\""  # the digits of a set's checksum, which a sender makes as he likes
 
 
 class TestBadInput:
@@ -93,7 +95,9 @@ class TestBadInput:
         elif damage == "newer":
             blob = re.sub(rb'(\\"version\\":)\d', rb"\g<1>9", made.read_bytes(), count=1)
             assert blob != made.read_bytes()
-            file.write_bytes(blob)
+            at = blob.index(_BEFORE) + len(_BEFORE)
+            sum_of_both = zlib.crc32(blob[at + 8 :], zlib.crc32(blob[:at]))
+            file.write_bytes(blob[:at] + b"%08x" % sum_of_both + blob[at + 8 :])
         options = ("--output", tmp_path / "grid.png") if name == "show" else ()
         said = cli.refused(name, file, *options)
         assert str(file) in said
@@ -112,12 +116,17 @@ class TestBadInput:
         assert cli.run("evaluate", file, "--data", "digits", "--seeds", 1).exit_code == 0
 
     def test_names_in_a_file_cannot_reach_the_terminals_controls(self, cli: Any, made: Path, tmp_path: Path) -> None:
-        synthetic = SyntheticSet.load(made).with_record(method="evil\n\x1b[2J", data="no\x1b[31mne")
-        file = synthetic.save(tmp_path / "odd.safetensors")
-        ended = cli.run("show", file, "--output", tmp_path / "grid.png")
-        assert ended.exit_code == 0
-        assert "\x1b" not in ended.output
-        assert "\x1b" not in cli.refused("evaluate", file)
+        blob = SyntheticSet.load(made).with_record(data="a name to be!").to_bytes()
+        evil = blob.replace(b"a name to be!", rb"\\u001b[31mne")
+        assert evil != blob
+        at = evil.index(_BEFORE) + len(_BEFORE)
+        sum_of_both = zlib.crc32(evil[at + 8 :], zlib.crc32(evil[:at]))
+        file = tmp_path / "odd.safetensors"
+        file.write_bytes(evil[:at] + b"%08x" % sum_of_both + evil[at + 8 :])
+        for command in (("show", file, "--output", tmp_path / "grid.png"), ("evaluate", file)):
+            said = cli.refused(*command)
+            assert "\x1b" not in said
+            assert "U+001B" in said
 
     def test_no_result_in_a_folder(self, cli: Any, tmp_path: Path) -> None:
         assert "result.json does not exist" in cli.refused("report", tmp_path)

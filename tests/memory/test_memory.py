@@ -25,7 +25,7 @@ def numbered(name: str, first: int, last: int) -> Data:
     """Return images (N, 1, 2, 2) of one group whose bytes count up, so that each says when it came."""
     values = torch.arange(first, last)
     images = torch.stack([values // 256, values % 256], 1).to(torch.uint8).view(-1, 1, 2, 1).repeat(1, 1, 1, 2)
-    return Data(images, torch.zeros(len(values)), Spec("numbers", (1, 2, 2), (name,), (0.5,), (0.25,)))
+    return Data(images, torch.zeros_like(values), Spec("numbers", (1, 2, 2), (name,), (0.5,), (0.25,)))
 
 
 def numbers(memory: Memory) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.images import Data, Spec
-from fedcondense.errors import SettingError
+from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet, build
 from fedcondense.randomness import stream
 from fedcondense.training.fit import Fit, _cutmix, _draw_box, _Given, accuracy, fit
@@ -297,7 +297,6 @@ class TestAccuracy:
         accuracy(module.eval(), self.toy([0], [0]))
         assert not module.training
 
-    def test_no_images_are_no_number(self) -> None:
-        percent, per_class = accuracy(self.Says(), self.toy([], []))
-        assert percent != percent
-        assert per_class.isnan().all()
+    def test_without_images_there_is_nothing_to_say(self) -> None:
+        with pytest.raises(DataError, match="no images to test on"):
+            accuracy(self.Says(), self.toy([0], [0]).subset(torch.tensor([], dtype=torch.int64)))
