@@ -125,8 +125,8 @@ def quoted_short() -> str:
     disks = sum(rows[name].tried for name in ("full disks", "read-only folders"))
     return (
         f"`make trust` ({found['about']['seconds'] / 60:.0f} minutes) tries {files:,} spoiled set files, {messages:,} "
-        f"hostile messages, {kills} kills and {disks} full or read-only disks: {crashed} crashed anything, {wrong} were "
-        f"accepted wrongly, and {equal} of {kills} killed runs ended equal bit by bit."
+        f"hostile messages, {kills} kills and {disks} full or read-only disks: {crashed} crashed anything, {wrong} "
+        f"were accepted wrongly, and {equal} of {kills} killed runs ended equal bit by bit."
     )
 
 

@@ -238,13 +238,14 @@ class TestFile:
         if when == "write":
 
             class Full:
-                def __init__(self, *_: object) -> None:
-                    (tmp_path / f".set.safetensors.{os.getpid()}.part").touch()
+                def __init__(self, file: int, mode: str) -> None:
+                    self.file = file
 
                 def __enter__(self) -> Full:
                     return self
 
-                def __exit__(self, *_: object) -> None: ...
+                def __exit__(self, *_: object) -> None:
+                    os.close(self.file)
 
                 write = full
 
