@@ -56,6 +56,7 @@ CHECKS: dict[str, Check] = {
             ("avalanche", 16),
         )
     },
+    "poisoned sites": Check(_in("poison"), 5, 5),
     "full disks": Check(_in("disks", "check_full"), 5, 6),
     "read-only folders": Check(_in("disks", "check_read_only"), 1, 1),
     "nothing unsafe is called": Check(_in("unsafe"), 1, 1),
