@@ -57,7 +57,9 @@ COMMANDS_NOT_RUN = {  # by how the command begins
     "export FLWR_": "for flwr alone",
     "flwr run": "starts processes; tests/flower/test_processes.py runs strategies/one-shot, alone and by deploy.sh",
     "flwr supernode register": "needs a SuperLink; tests/flower/test_processes.py does it by deploy.sh",
+    "openssl rand": "as above",
     "flower-superlink": "as above",
+    "flower-superexec": "as above",
     "flower-supernode": "as above",
     "fedcondense report /tmp/one-shot": "of the `flwr run` above it",
 }

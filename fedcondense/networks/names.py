@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "NETWORKS",
     "OTHERS",
     "NetworkMaker",
+    "WithOutputs",
     "build",
     "default_network",
     "describe",
@@ -67,6 +69,23 @@ A ConvNet is called by its depth, its width and, unless it is the published inst
 _SHIPPED = frozenset(id(make) for make in NETWORKS.values())  # the dicts above keep them, whatever a user puts here
 
 
+@dataclass(frozen=True)
+class WithOutputs:
+    """A network of the toolkit with a number of outputs of its own, whatever classes the data have.
+
+    Args:
+        network: Its name in `NETWORKS`.
+        outputs: How many.
+    """
+
+    network: str
+    outputs: int
+
+    def __call__(self, shape: Shape, classes: int) -> nn.Module:
+        """Build it, always with the same weights."""
+        return build(self.network, shape, self.outputs, 0)
+
+
 def default_network(shape: Shape) -> str:
     """Return the default network's name: width 32, with a depth that follows from the images' size."""
     side = min(shape[1:])
@@ -86,6 +105,8 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
     """
     makers = network_kinds(network)
     make = makers[seed % len(makers)]
+    if isinstance(make, WithOutputs):
+        return make(shape, classes)
     if is_shipped(make):
         with Drawn(seed):
             return mark_as_ours(make(shape, classes))
@@ -94,7 +115,7 @@ def build(network: str | NetworkMaker, shape: Shape, classes: int, seed: int) ->
 
 def is_shipped(make: NetworkMaker) -> bool:
     """Say whether a network is one of the toolkit's own, which are known to work."""
-    return id(make) in _SHIPPED
+    return isinstance(make, WithOutputs) or id(make) in _SHIPPED
 
 
 def made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -144,4 +165,6 @@ def named(name: str) -> NetworkMaker:
 
 def describe(network: str | NetworkMaker) -> str:
     """Return a network's name for a record."""
+    if isinstance(network, WithOutputs):
+        return network.network
     return network if isinstance(network, str) else called(network)

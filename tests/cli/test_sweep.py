@@ -84,7 +84,7 @@ class TestTable:
         for row in rows:
             sizes = [path.stat().st_size for path in (whole / "sets").glob(f"digits-{row['objective']}-*")]
             assert len(sizes) == 2
-            assert all(abs(size - row["nbytes"]) <= 16 for size in sizes)  # the seconds in the record
+            assert all(abs(size - row["nbytes"]) <= 32 for size in sizes)  # seed and seconds: 0 is left out
 
     def test_the_picture_is_one(self, whole: Path) -> None:
         with Image.open(whole / "figure.png") as image:
@@ -152,7 +152,7 @@ class TestTheOtherSweeps:
             ("mmd-ridge", "pixels"),
             ("mmd-ridge", "multi-formation"),
         ]
-        assert max(row["nbytes"] for row in rows) < 1.05 * min(row["nbytes"] for row in rows)
+        assert max(row["nbytes"] for row in rows) - min(row["nbytes"] for row in rows) < 100  # of names in the records
 
     def test_architectures_print_the_matrix_and_share_the_sets(self, cli: Any, tmp_path: Path) -> None:
         ended = cli.run("sweep", "architectures", "digits", "--objective", "dm", "--ipc", 1, "--steps", 2, *QUICK,

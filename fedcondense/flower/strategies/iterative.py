@@ -25,6 +25,7 @@ from fedcondense.flower.stores import Latest
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import condensing, log_absent
 from fedcondense.networks import build, default_network
+from fedcondense.networks.names import WithOutputs
 from fedcondense.networks.passes import repeatable
 from fedcondense.objectives.distribution import DistributionMatching
 from fedcondense.sets.format import Limits
@@ -109,7 +110,7 @@ class MatchNear(Task[SyntheticSet]):
             self.ipc,
             BothLayers(),
             "pixels",
-            network=_with_outputs(network, len(self.classes)),
+            network=WithOutputs(network, len(self.classes)),
             seed=node.seed(self.seed),
             recipe=recipe,
             start=_continued(None if self.round == 1 or node.kept is None else node.kept.get(kept)),
@@ -124,16 +125,6 @@ class MatchNear(Task[SyntheticSet]):
             return made
 
         return Job(job.cost, run)
-
-
-def _with_outputs(network: str, outputs: int) -> Callable[[tuple[int, int, int], int], nn.Module]:
-    """Return a maker of the global network: its outputs are the run's classes, whatever classes a site has."""
-
-    def make(shape: tuple[int, int, int], classes: int) -> nn.Module:
-        return build(network, shape, outputs, 0)
-
-    make.__name__ = network
-    return make
 
 
 def _continued(blob: bytes | None) -> Callable[..., Tensor]:
