@@ -114,7 +114,7 @@ class Loop:
     def finished(self) -> SyntheticSet:
         """Return the set as it stands, rounded to what is stored."""
         codes, targets = to_storage(self.codes, self.targets, self.parametrization)
-        record = replace(self.record, steps=self.done, seconds=round(time.monotonic() - self.began, 1))
+        record = replace(self.record, steps=self.done, seconds=round(max(0.0, time.monotonic() - self.began), 1))
         return SyntheticSet([Part(codes, targets, self.parametrization, record)])
 
     @contextmanager

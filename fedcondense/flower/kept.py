@@ -53,8 +53,9 @@ class Kept:
         self._thread = threading.Lock()
         if folder is not None:
             try:
-                if not folder.is_dir():  # another's folder keeps its mode: the entries are closed to others by theirs
-                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if all(path.name.endswith((_ENDING, PART, ".lock", ".checkpoint")) for path in folder.iterdir()):
+                    folder.chmod(0o700)  # a folder that holds other things keeps its mode; ours are closed by theirs
             except OSError as error:
                 raise OutputError(f"{folder}: {error.strerror}; choose a folder of the node's own") from error
 

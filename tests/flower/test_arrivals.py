@@ -54,7 +54,7 @@ class Slowly(InProcessGrid):
             yield identifier
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        for identifier in [one for one in message_ids if one in self._waiting][:1]:
+        for identifier in [one for one in sorted(message_ids) if one in self._waiting][:1]:
             if not self.lives:
                 raise Killed
             self.lives -= 1
