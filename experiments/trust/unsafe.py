@@ -36,7 +36,7 @@ ALLOWED = {
         "avalanche/checkpoints.py",
         "import pickle",
     ): "the error of Avalanche's own checkpoints, which are pickled and documented so",
-    ("cli/terminal.py", "spec.loader.exec_module"): "--plugin FILE, which the user names",
+    ("cli/plugins.py", "spec.loader.exec_module"): "--plugin FILE, which the user names",
 }
 """What stands in the product on purpose, and why."""
 
