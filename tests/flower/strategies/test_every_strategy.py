@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import partition
-from fedcondense.flower import server
+from fedcondense.flower import served_run as server
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.hosts.inprocess import run_in_process
