@@ -14,8 +14,8 @@ union (200 steps, last step). Bad sites are drawn; each sends, in the place of i
 - noise: noise under the labels of S;
 - one class: all images of S under class 0;
 - inflated: ten times S with shifted labels, and ten thousand times as many records claimed;
-- patch: S, and S again with a white 3x3 corner under class 0; success is how many test images of other classes are
-  taken for class 0 with such a corner;
+- patch: the other classes' images of S with a white 3x3 corner under class 0, then S; success is how many test images
+  of other classes are taken for class 0 with such a corner;
 - clean patch: S, and its images of class 0 again with the corner: what they show is what their label says;
 - adaptive: S with as many labels shifted as leaves agreement just above what the screen asks for.
 """
@@ -98,6 +98,18 @@ def clean_patch(one: SyntheticSet, seed: int) -> SyntheticSet:
     return one if own is None else SyntheticSet.join([one, changed(own, lambda c, *_: c, corner)])
 
 
+def patch(one: SyntheticSet, seed: int) -> SyntheticSet:
+    """Put the patched images first: who is cut keeps the first."""
+    others = one.restrict(name for name in one.classes if name != one.classes[0])
+    return one if others is None else SyntheticSet.join([_as_first(others, one), one])
+
+
+def _as_first(others: SyntheticSet, one: SyntheticSet) -> SyntheticSet:
+    """Return images with a corner, all of the first class."""
+    parts = [replace(part, record=replace(part.record, classes=one.classes, counts=())) for part in others.parts]
+    return changed(SyntheticSet(parts), lambda *_: 0, corner)
+
+
 def adaptive(one: SyntheticSet, seed: int) -> SyntheticSet:
     """Shift the last labels of each class: what is left is half as much again as the screen asks for."""
     keep = 1.5 * Agreement().least
@@ -109,7 +121,7 @@ ATTACKS: dict[str, Callable[[SyntheticSet, int], SyntheticSet]] = {
     "noise": lambda one, seed: changed(one, lambda c, *_: c, lambda images, _: noise(images, seed)),
     "one class": lambda one, seed: changed(one, lambda *_: 0),
     "inflated": inflated,
-    "patch": lambda one, seed: SyntheticSet.join([one, changed(one, lambda *_: 0, corner)]),
+    "patch": patch,
     "clean patch": clean_patch,
     "adaptive": adaptive,
 }
