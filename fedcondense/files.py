@@ -206,8 +206,12 @@ def _locked(path: Path, wait: bool) -> int | None:
                 os.close(file)
                 return None
             if _is_at(file, path):
-                os.ftruncate(file, 0)
-                os.write(file, b"%d\n" % os.getpid())
+                try:
+                    os.ftruncate(file, 0)
+                    os.write(file, b"%d\n" % os.getpid())
+                except OSError:  # a full disk: nothing stays behind
+                    remove(path)
+                    raise
                 return file
         except OSError:
             os.close(file)

@@ -94,8 +94,7 @@ def _relabel(folder: Path, way: str) -> None:
     import fedcondense as fc
 
     source = folder / "set.safetensors"
-    if not source.exists():
-        fc.select(fc.load_data("digits").train, 1, "random").save(source)
+    fc.select(fc.load_data("digits").train, 1, "random").save(source, overwrite=True)
     _command(
         *("relabel", str(source), "--data", "digits", "--network", "convnet1-w16", "--no-evaluate", "--threads", "1"),
         *("--output", str(folder / "soft.safetensors")),
