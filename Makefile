@@ -40,7 +40,7 @@ test: lint
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
 trust: $(VENV)/.installed-dev
-	cd experiments && ../$(BIN)/python -m trust
+	cd experiments && ../$(BIN)/python -m trust && ../$(BIN)/python tables.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
