@@ -63,6 +63,7 @@ class Drawn(TorchDispatchMode):
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
+        self.draws = 0  # operations that drew
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(
@@ -75,6 +76,7 @@ class Drawn(TorchDispatchMode):
         device = _device_of(args, kwargs)
         if device.type == "meta":
             return func(*args, **kwargs)
+        self.draws += 1
         with_generator = _with_generator(func)
         if with_generator is not None:
             return with_generator(*args, **{**kwargs, "generator": self._generator(device)})

@@ -70,7 +70,7 @@ def condense(
     `plan` says what other settings take. It heeds a `torch.autocast` around it: bfloat16 features take 0.6 of the time
     on a CPU with AMX, at the same accuracy. Equal arguments give equal sets, bit by bit, on one CPU with as many
     threads, in any thread and whatever the caller's grad mode, default dtype or device. A network of one's own may draw
-    in its passes; only dropout inside of `torch.utils.checkpoint` cannot be repeated.
+    in its passes; dropout inside of `torch.utils.checkpoint` cannot be repeated, and is refused.
 
     Args:
         data: The real images, or who answers for them; classes may be absent or of any size.

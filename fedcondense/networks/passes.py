@@ -30,8 +30,8 @@ def repeatable(network: Any, seed: int, *purpose: str | int) -> AbstractContextM
     """Return the context of a pass: what the network draws in it follows from a seed and a purpose, in this thread.
 
     Equal seeds and purposes draw equally, so that a pass can be repeated: for the second half of a two-pass gradient,
-    or to build a graph again. For a user's network this costs some microseconds an operation. One thing cannot be
-    repeated: dropout inside of `torch.utils.checkpoint`, which draws again from torch's global generator.
+    or to build a graph again. For a user's network this costs some microseconds per operation. Dropout inside of
+    `torch.utils.checkpoint` cannot be repeated, and is refused before a run (`networks.probing`).
 
     Args:
         network: Any.

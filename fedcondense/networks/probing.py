@@ -60,7 +60,7 @@ def probe(
             _refuse_shared(name, shared)
         before = {key: buffer.clone() for key, buffer in shared.items() if not isinstance(buffer, nn.Parameter)}
         with (
-            Drawn(0),
+            Drawn(0) as drawn,
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
@@ -70,9 +70,36 @@ def probe(
                 _try_features(name, module, pixels, layer)
             else:
                 _try_training(name, module, pixels, classes, second_order, weights)
+            takes_weights = layer is None and (second_order or weights is not None)
+            _refuse_second_pass(name, module, pixels, drawn, takes_weights)
         changed = [key for key, value in before.items() if not torch.equal(value, shared[key])]
         if changed:
             _refuse_shared(name, changed)
+
+
+def _refuse_second_pass(name: str, module: nn.Module, pixels: Tensor, drawn: Drawn, takes_weights: bool) -> None:
+    """Refuse a network that passes again for its gradient, where that pass would draw or take weights anew."""
+    module.train()
+    calls: list[nn.Module] = []
+    hooks = [one.register_forward_pre_hook(lambda called, _: calls.append(called)) for one in module.modules()]
+    try:
+        logits = _done(f"{name}: training on {len(pixels)} images", lambda: cast(Tensor, module(pixels)))
+        draws, first = drawn.draws, len(calls)
+        if logits.requires_grad:
+            _done(f"{name}: its gradient", lambda: logits.float().sum().backward(inputs=[pixels]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if drawn.draws > draws:
+        raise SettingError(
+            f"{name} draws by chance (dropout, noise) inside of torch.utils.checkpoint, which draws anew for the "
+            "gradient; leave one of the two out"
+        )
+    if takes_weights and len(calls) > first:
+        raise SettingError(
+            f"{name} passes again for its gradient (torch.utils.checkpoint), with other weights than this objective "
+            "has given it; leave checkpointing out, or take an objective on features"
+        )
 
 
 def _try_features(name: str, module: nn.Module, pixels: Tensor, layer: str) -> None:

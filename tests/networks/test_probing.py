@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fedcondense import Fit, condense, evaluate, load_data, relabel
 from fedcondense.contract import NetworkSource
@@ -166,6 +167,22 @@ class Maps(Net):
         return out
 
 
+class PassedAgain(Net):
+    """A network that keeps no activations of its body, and passes that again for the gradient."""
+
+    def __init__(self, shape: Shape, classes: int, dropout: float = 0.0) -> None:
+        super().__init__(shape, classes)
+        self.dropout = dropout
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def body(images: torch.Tensor) -> torch.Tensor:
+            rows = F.avg_pool2d(torch.relu(self.conv(images)), 2).flatten(1)
+            return F.dropout(rows, self.dropout, self.training) if self.dropout else rows
+
+        rows: torch.Tensor = checkpoint(body, images, use_reentrant=False)
+        return cast(torch.Tensor, self.head(rows))
+
+
 class NoLinear(nn.Module):
     def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
@@ -218,6 +235,9 @@ def around(body: nn.Module, shape: Shape, classes: int) -> nn.Module:
         (OnceOnly, "dsa", "cannot be computed .*derivative for aten::hardsigmoid_backward is not implemented"),
         (Maps, "dm", r"its features of 2 images are \(2, 4, 8, 8\); needed: one row per image"),
         (NoLinear, "dm", r"calls no nn\.Linear"),
+        (partial(PassedAgain, dropout=0.5), "dm", r"draws by chance .* inside of torch\.utils\.checkpoint"),
+        (partial(PassedAgain, dropout=0.5), "dsa", r"draws by chance .* inside of torch\.utils\.checkpoint"),
+        (PassedAgain, "dsa", r"passes again for its gradient \(torch\.utils\.checkpoint\), with other weights"),
         (lambda shape, classes: Net(shape, classes).requires_grad_(False), "dsa", "all its weights are frozen"),
     ],
 )
@@ -229,7 +249,7 @@ def test_what_cannot_work_is_refused_by_a_sentence_before_a_step(make: Any, obje
     assert not called
 
 
-@pytest.mark.parametrize("make", [OneAtATime, OnceOnly, Maps, NoLinear, partial(around, FIXED)])
+@pytest.mark.parametrize("make", [OneAtATime, OnceOnly, Maps, NoLinear, PassedAgain, partial(around, FIXED)])
 def test_what_one_objective_cannot_use_can_be_trained(make: Any) -> None:
     assert evaluate(one_of_each(), small(), network=make, recipe=Fit(steps=2), seeds=[0]).accuracy >= 0
 
