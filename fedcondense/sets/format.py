@@ -7,8 +7,8 @@ Version 2, which is written: the header's `__metadata__` holds one text, `fedcon
 - `version`: 2. A reader of version 1 parses this header and refuses it by its version;
 - `classes`: all class names, once, in the order in which parts first name them;
 - `parts`: per part `parametrization`, a name in `PARAMETRIZATIONS`; `settings`, its fields, if it has any; `record`,
-  the fields of `Record` that differ from their defaults. Its `classes` are places in the table, and are left out if
-  the part has all of them in their order. `codec` is reserved for how the codes of a part are packed: none is, yet, and
+  the seconds and those fields of `Record` that differ from their defaults. Its `classes` are places in the table, and
+  are left out if the part has all of them in their order. `codec` is reserved for how the codes of a part are packed: none is, yet, and
   a part that names one is refused;
 - `evaluation`: what was measured on the set, if anything was;
 - `beside`: values of whoever wrote the file, by name, as a memory's settings. Everything else is refused.
@@ -94,9 +94,12 @@ def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **b
 
 
 def _compact(record: Record) -> dict[str, Any]:
-    """Leave out what is as if it had not been said: the record travels with every set."""
+    """Leave out what is as if it had not been said: the record travels with every set.
+
+    Seconds are always said, since the size of a file would depend on the clock otherwise.
+    """
     values = {field.name: (getattr(record, field.name), field.default) for field in fields(record)}
-    return {name: value for name, (value, default) in values.items() if value != default}
+    return {name: value for name, (value, default) in values.items() if value != default or name == "seconds"}
 
 
 def _slots(part: Part) -> dict[str, Slot]:

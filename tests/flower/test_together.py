@@ -46,6 +46,15 @@ def made(
     return SyntheticSet([one] * parts)
 
 
+class Blob(NamedTuple):
+    """Bytes that no set of ours has, as an answer's payload."""
+
+    blob: bytes
+
+    def to_bytes(self) -> bytes:
+        return self.blob
+
+
 class Bad(NamedTuple):
     """What a bad site sends, as whom."""
 
@@ -70,7 +79,7 @@ ANY: dict[str, Callable[[int], Bad]] = {  # by a number that varies the kind; al
     "images of another shape": lambda n: Bad(made("01", shape=(1 + 2 * (n % 2), 9 + n % 7, 8))),
     "a tiny deviation": lambda n: Bad(made("01", std=(10.0 ** -(1 + n % 5),))),
     "a mean at the end": lambda n: Bad(made("01", mean=(float(n % 2),))),
-    "half a character for a name": lambda n: Bad(made(("\ud800", "1"))),
+    "half a character for a name": lambda n: Bad(Blob(made(("ab", "1")).to_bytes().replace(b"ab", b"\xed\xa0"))),
     "another's name": lambda n: Bad(made("01"), claims=f"site-{n % HONEST}"),
     "another's name, and too much": lambda n: Bad(made("01", 2000), claims=f"site-{n % HONEST}"),
     "an answer to another's question": lambda n: Bad(made("01"), from_node=n % HONEST),
@@ -108,7 +117,7 @@ def answered(honest: Sequence[SyntheticSet], bad: Sequence[Bad], order: Sequence
     for k, one in enumerate([*(Bad(one, f"site-{k}") for k, one in enumerate(honest)), *bad]):
         sent = asked[k] if one.from_node is None else asked[one.from_node]
         content = one.content
-        if isinstance(content, SyntheticSet):
+        if isinstance(content, SyntheticSet | Blob):
             content = pack_answer(content, About(WIRE), (one.claims, 0), 10, 1.0)
         with task_identity():
             reply = Message(content, reply_to=sent.message)
