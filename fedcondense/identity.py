@@ -29,7 +29,17 @@ import logging
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+    Sequence,
+)
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -45,6 +55,7 @@ _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, re.Pattern)
 _ATTRIBUTES = {"training", "_is_protocol", "_is_runtime_protocol", "_abc_impl"}  # that say nothing of what is computed
 _CHANGING = (io.IOBase, logging.Logger, logging.Handler)  # by what others do with them
+_LOADING = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_ATTR"}
 _ADDING = {
     "add",
     "append",
@@ -55,7 +66,6 @@ _ADDING = {
     "insert",
     "pop",
     "remove",
-    "setdefault",
     "update",
 }
 _DEEPEST = 60  # objects in objects; below it, a class stands for its object
@@ -150,9 +160,10 @@ class _Reader:
         return self._object(value)
 
     def _function(self, value: types.FunctionType) -> str:
-        changed = _changed_by(value.__code__)
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        closed = [_content(cell) for name, cell in cells if name not in changed]
+        cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+        held = ChainMap({name: _content(cell) for name, cell in cells.items()}, value.__globals__)
+        changed = _changed_by(value.__code__, held)
+        closed = [held[name] for name in cells if name not in changed]
         if lies_with_installed(value.__code__.co_filename):
             name = f"{value.__globals__.get('__name__')}.{value.__qualname__}"
             return f"{name}[{_hash(*map(self.read, closed))}]" if closed else name
@@ -174,7 +185,8 @@ class _Reader:
     def _class(self, value: type) -> str:
         told = [self.read(base) for base in value.__bases__]
         functions = [one for member in vars(value).values() for one in _functions_of(member)]
-        changed = {name for one in functions if hasattr(one, "__code__") for name in _changed_by(one.__code__)}
+        codes = [one.__code__ for one in functions if hasattr(one, "__code__")]
+        changed = {name for code in codes for name in _changed_by(code, vars(value))}
         for name, member in sorted(vars(value).items()):
             if name in _ATTRIBUTES or name in changed or _is_generated(value, member):
                 continue
@@ -253,17 +265,33 @@ def _imports_of(code: types.CodeType) -> Iterator[str]:
         yield from _imports_of(inner)
 
 
-def _changed_by(code: types.CodeType) -> set[str]:
-    """Return the names of what code adds to, puts items into or replaces, beyond its own local names."""
+def _changed_by(code: types.CodeType, held: Mapping[str, Any]) -> set[str]:
+    """Return the names of what code adds to, puts items into or replaces, beyond its own local names.
+
+    Only containers are added to: a tensor has an `add` as well, which changes nothing.
+    """
     steps, changed = list(dis.get_instructions(code)), set[str]()
     for k, step in enumerate(steps):
         if step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _ADDING and k:
-            changed.add(str(steps[k - 1].argval))
-        elif step.opname == "STORE_SUBSCR" and k > 1:
-            changed.add(str(steps[k - 2].argval))
+            if isinstance(held.get(str(steps[k - 1].argval)), MutableSequence | MutableMapping | MutableSet):
+                changed.add(str(steps[k - 1].argval))
+        elif step.opname == "STORE_SUBSCR" and (into := _put_into(steps[:k])) is not None:
+            changed.add(into)
         elif step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars):
             changed.add(step.argval)
-    return changed.union(*map(_changed_by, _inner(code)))
+    return changed.union(*(_changed_by(inner, held) for inner in _inner(code)))
+
+
+def _put_into(steps: Sequence[dis.Instruction]) -> str | None:
+    """Return what an item is put into by the step after these: what was loaded before the steps that make its key."""
+    left, k = 1, len(steps)
+    while left and k:
+        k -= 1
+        left -= dis.stack_effect(steps[k].opcode, steps[k].arg, jump=False)
+    if steps[k : k + 1] and steps[k].opname == "COPY":  # of `held[key] += 1`: both are made before they are copied
+        return _put_into(steps[:k])
+    made = steps[k - 1] if k else None
+    return str(made.argval) if made is not None and made.opname in _LOADING else None
 
 
 def _inner(code: types.CodeType) -> Iterable[types.CodeType]:

@@ -259,3 +259,38 @@ def test_it_is_the_same_in_another_process_and_another_if_an_imported_file_is(tm
     assert printed(2) == first
     (tmp_path / "deeper.py").write_text("SCALE = 2\n")
     assert printed(1) != first
+
+
+def test_what_indexes_or_has_an_add_of_its_own_is_no_container_that_code_changes() -> None:
+    def told(key: Any) -> tuple[str, ...]:
+        def by_index(x: Any) -> Any:
+            x[:, key] = 0
+            return x
+
+        def by_sum(x: Any) -> Any:
+            return key.add(x)
+
+        def by_place(x: Any) -> Any:
+            x[len(x) - 1 + key] = 1
+            return x
+
+        return identity(by_index), identity(by_sum), identity(by_place)
+
+    first, second = told(torch.zeros(3)), told(torch.ones(3))
+    assert not set(first) & set(second)
+    assert told(torch.ones(3)) == second
+
+
+def test_what_code_counts_is_not_part_of_it() -> None:
+    seen: list[int] = []
+    counts = {"calls": 0}
+
+    def counting(x: int) -> int:
+        seen.append(x)
+        counts["calls"] += 1
+        return x
+
+    before = identity(counting)
+    counting(3)
+    assert (seen, counts) == ([3], {"calls": 1})
+    assert identity(counting) == before

@@ -81,7 +81,11 @@ def _refuse_second_pass(name: str, module: nn.Module, pixels: Tensor, drawn: Dra
     """Refuse a network that passes again for its gradient, where that pass would draw or take weights anew."""
     module.train()
     calls: list[nn.Module] = []
-    hooks = [one.register_forward_pre_hook(lambda called, _: calls.append(called)) for one in module.modules()]
+    hooks = [
+        one.register_forward_pre_hook(lambda called, _: calls.append(called))
+        for one in module.modules()
+        if not isinstance(one, torch.jit.ScriptModule)
+    ]
     try:
         logits = _done(f"{name}: training on {len(pixels)} images", lambda: cast(Tensor, module(pixels)))
         draws, first = drawn.draws, len(calls)

@@ -8,8 +8,8 @@ Version 2, which is written: the header's `__metadata__` holds one text, `fedcon
 - `classes`: all class names, once, in the order in which parts first name them;
 - `parts`: per part `parametrization`, a name in `PARAMETRIZATIONS`; `settings`, its fields, if it has any; `record`,
   the seconds and those fields of `Record` that differ from their defaults. Its `classes` are places in the table, and
-  are left out if the part has all of them in their order. `codec` is reserved for how the codes of a part are packed: none is, yet, and
-  a part that names one is refused;
+  are left out if the part has all of them in their order. `codec` is reserved for how the codes of a part are packed:
+  none is, yet, and a part that names one is refused;
 - `evaluation`: what was measured on the set, if anything was;
 - `beside`: values of whoever wrote the file, by name, as a memory's settings. Everything else is refused.
 

@@ -13,8 +13,9 @@ import torch
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of
 from fedcondense.data.images import Data
-from fedcondense.errors import DataError, SettingError
+from fedcondense.errors import DataError, DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
+from fedcondense.networks.passes import repeatable
 from fedcondense.plain import listed, whole_number
 from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
@@ -109,6 +110,7 @@ def evaluate(
 
     Raises:
         DataError: No test images.
+        DivergenceError: A network's outputs are not finite after training.
         SettingError: No seeds, the shapes differ, no class of the set is one of the test data, or the network cannot be
             trained on them.
     """
@@ -125,6 +127,7 @@ def evaluate(
     for k, seed in enumerate(seeds):
         step = of_network(progress, k, len(seeds))
         module = _train_on(synthetic, test, network, recipe, seed, weighted, device, step)
+        _check_finite(module, test, seed)
         if trained is not None:
             trained(module)
         percent, classes = accuracy(module, test)
@@ -217,6 +220,19 @@ def train_on(
     seed = whole_number(seed, "seed")
     device = device_of(device) if device is not None else like.device
     return _train_on(synthetic, like, network, recipe, seed, weighted, device, progress)
+
+
+def _check_finite(module: torch.nn.Module, test: Data, seed: int) -> None:
+    """Refuse a network that left the finite numbers: the class that it names is always the first."""
+    module.eval()
+    with torch.no_grad(), repeatable(module, 0, "finite"):
+        outputs = module(test.batch(torch.arange(min(2, len(test)), device="cpu")).images)
+    module.train()
+    if not bool(outputs.isfinite().all()):
+        raise DivergenceError(
+            f"the network of seed {seed} gives outputs that are not finite after training; take a smaller step size "
+            "(Fit(lr=...)), or mend its forward pass"
+        )
 
 
 def _check_training(synthetic: SyntheticSet, like: Data, network: str | NetworkMaker | None, recipe: Fit) -> None:

@@ -54,6 +54,10 @@ class Blob(NamedTuple):
     def to_bytes(self) -> bytes:
         return self.blob
 
+    @classmethod
+    def from_bytes(cls, blob: bytes | memoryview, limits: Limits = Limits()) -> Blob:
+        return cls(bytes(blob))
+
 
 class Bad(NamedTuple):
     """What a bad site sends, as whom."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedcondense.condensing import condense
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.loading import load_data
-from fedcondense.errors import SettingError
+from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.parts import Part, Record
@@ -260,3 +260,9 @@ for path in sys.argv[1:]:
         made = synthetic([0], ("a",)).with_evaluation({"accuracy": 50})
         with pytest.raises(SettingError, match=r"this set's evaluation cannot be repeated \('recipe'\)"):
             evaluate_as_recorded(made, real([0], ("a",)))
+
+
+def test_a_network_that_left_the_finite_numbers_has_no_accuracy() -> None:
+    train, test = load_data("digits")
+    with pytest.raises(DivergenceError, match="outputs that are not finite after training; take a smaller step size"):
+        evaluate(select(train, 1, "random"), test, network="mlp", recipe=Fit(steps=30, lr=1e9), seeds=[0])
