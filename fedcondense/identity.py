@@ -20,7 +20,6 @@ adds to or replaces, such as a cache or a count of calls, does not count; other 
 from __future__ import annotations
 
 import dataclasses
-import dis
 import enum
 import functools
 import hashlib
@@ -32,13 +31,8 @@ import types
 from collections import ChainMap
 from collections.abc import (
     Callable,
-    Iterable,
     Iterator,
     Mapping,
-    MutableMapping,
-    MutableSequence,
-    MutableSet,
-    Sequence,
 )
 from functools import partial
 from pathlib import PurePath
@@ -47,6 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedcondense.bytecode import changed_by, globals_of, imports_of
 from fedcondense.installed import is_installed, is_installed_class, is_standard, lies_with_installed, source, source_of
 
 __all__ = ["identity"]
@@ -55,19 +50,6 @@ _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, re.Pattern)
 _ATTRIBUTES = {"training", "_is_protocol", "_is_runtime_protocol", "_abc_impl"}  # that say nothing of what is computed
 _CHANGING = (io.IOBase, logging.Logger, logging.Handler)  # by what others do with them
-_LOADING = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_ATTR"}
-_ADDING = {
-    "add",
-    "append",
-    "appendleft",
-    "clear",
-    "discard",
-    "extend",
-    "insert",
-    "pop",
-    "remove",
-    "update",
-}
 _DEEPEST = 60  # objects in objects; below it, a class stands for its object
 
 
@@ -162,14 +144,14 @@ class _Reader:
     def _function(self, value: types.FunctionType) -> str:
         cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
         held = ChainMap({name: _content(cell) for name, cell in cells.items()}, value.__globals__)
-        changed = _changed_by(value.__code__, held)
+        changed = changed_by(value.__code__, held)
         closed = [held[name] for name in cells if name not in changed]
         if lies_with_installed(value.__code__.co_filename):
             name = f"{value.__globals__.get('__name__')}.{value.__qualname__}"
             return f"{name}[{_hash(*map(self.read, closed))}]" if closed else name
-        names = [name for name in dict.fromkeys(_globals_of(value.__code__)) if name not in changed]
+        names = [name for name in dict.fromkeys(globals_of(value.__code__)) if name not in changed]
         used = {name: value.__globals__[name] for name in names if name in value.__globals__}
-        imported = {name: source_of(name) for name in _imports_of(value.__code__) if not is_installed(name)}
+        imported = {name: source_of(name) for name in imports_of(value.__code__) if not is_installed(name)}
         parts = [self._bytecode(value.__code__, value.__doc__)]
         parts += [self.read(part) for part in (value.__defaults__, value.__kwdefaults__, closed, used, imported)]
         return f"{value.__qualname__}@{_hash(*parts)}"
@@ -186,7 +168,7 @@ class _Reader:
         told = [self.read(base) for base in value.__bases__]
         functions = [one for member in vars(value).values() for one in _functions_of(member)]
         codes = [one.__code__ for one in functions if hasattr(one, "__code__")]
-        changed = {name for code in codes for name in _changed_by(code, vars(value))}
+        changed = {name for code in codes for name in changed_by(code, vars(value))}
         for name, member in sorted(vars(value).items()):
             if name in _ATTRIBUTES or name in changed or _is_generated(value, member):
                 continue
@@ -246,56 +228,6 @@ def _content(cell: types.CellType) -> object:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return None
-
-
-def _globals_of(code: types.CodeType) -> Iterator[str]:
-    """Yield the names of globals that code reads, in its own order."""
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield step.argval
-    for inner in _inner(code):
-        yield from _globals_of(inner)
-
-
-def _imports_of(code: types.CodeType) -> Iterator[str]:
-    for step in dis.get_instructions(code):
-        if step.opname == "IMPORT_NAME" and step.argval:
-            yield step.argval
-    for inner in _inner(code):
-        yield from _imports_of(inner)
-
-
-def _changed_by(code: types.CodeType, held: Mapping[str, Any]) -> set[str]:
-    """Return the names of what code adds to, puts items into or replaces, beyond its own local names.
-
-    Only containers are added to: a tensor has an `add` as well, which changes nothing.
-    """
-    steps, changed = list(dis.get_instructions(code)), set[str]()
-    for k, step in enumerate(steps):
-        if step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _ADDING and k:
-            if isinstance(held.get(str(steps[k - 1].argval)), MutableSequence | MutableMapping | MutableSet):
-                changed.add(str(steps[k - 1].argval))
-        elif step.opname == "STORE_SUBSCR" and (into := _put_into(steps[:k])) is not None:
-            changed.add(into)
-        elif step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars):
-            changed.add(step.argval)
-    return changed.union(*(_changed_by(inner, held) for inner in _inner(code)))
-
-
-def _put_into(steps: Sequence[dis.Instruction]) -> str | None:
-    """Return what an item is put into by the step after these: what was loaded before the steps that make its key."""
-    left, k = 1, len(steps)
-    while left and k:
-        k -= 1
-        left -= dis.stack_effect(steps[k].opcode, steps[k].arg, jump=False)
-    if steps[k : k + 1] and steps[k].opname == "COPY":  # of `held[key] += 1`: both are made before they are copied
-        return _put_into(steps[:k])
-    made = steps[k - 1] if k else None
-    return str(made.argval) if made is not None and made.opname in _LOADING else None
-
-
-def _inner(code: types.CodeType) -> Iterable[types.CodeType]:
-    return (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
 
 
 def _functions_of(member: object) -> Iterator[Callable[..., Any]]:
