@@ -25,7 +25,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 
 SOFT = with_learned_labels(OBJECTIVES["mmd-ridge"])
 FEW = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 Pieces = Callable[..., Data]
 

@@ -48,7 +48,7 @@ NESTED = st.recursive(
     max_leaves=5,
 )
 FIELDS = [*Record.__dataclass_fields__]
-OFTEN = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+OFTEN = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def equal(one: SyntheticSet, other: SyntheticSet) -> bool:
