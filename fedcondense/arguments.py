@@ -12,8 +12,6 @@ from fedcondense.errors import SettingError
 
 __all__ = ["called", "device_of", "instance_of"]
 
-_WITHOUT_OWN_TEXT: tuple[object, ...] = (object.__repr__, torch.nn.Module.__repr__)
-
 
 def device_of(device: object) -> torch.device:
     """Return a device of this machine.
