@@ -13,7 +13,6 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Message
@@ -22,6 +21,7 @@ from flwr.serverapp import Grid
 from fedcondense.checksums import dump_tensors, load_tensors
 from fedcondense.errors import OutputError
 from fedcondense.files import remove, write_file
+from fedcondense.flower.around import GridAround
 from fedcondense.flower.serialised import message_of, message_parts
 from fedcondense.flower.sites import unnamed
 
@@ -34,7 +34,7 @@ _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _POLL_S = 0.2
 
 
-class KeepingGrid(Grid):
+class KeepingGrid(GridAround):
     """A grid that writes each reply to a folder before it hands it out, and asks nobody whose reply is there.
 
     Args:
@@ -43,7 +43,8 @@ class KeepingGrid(Grid):
     """
 
     def __init__(self, grid: Grid, folder: Path) -> None:
-        self.grid, self.folder = grid, folder
+        super().__init__(grid)
+        self.folder = folder
         self._paths: dict[str, tuple[int, Path]] = {}  # by the question's id: whose reply goes where
         self._found: dict[str, Message] = {}  # replies of an earlier run, by the ids of this one's questions
 
@@ -135,27 +136,6 @@ class KeepingGrid(Grid):
         content = message.content.object_id if message.has_content() else ""
         text = "\0".join((site, about.message_type, about.group_id, content))
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{ENDING}"
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the connected nodes."""
-        return self.grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[Any]:
-        """Return what is known of them."""
-        return self.grid.get_nodes()
-
-    def set_run(self, run: Any) -> None:
-        """Pass it on."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run of the grid below."""
-        return self.grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Any:
-        """Pass it on."""
-        return self.grid.create_message(*args, **kwargs)
 
 
 def _read(path: Path) -> Message | None:

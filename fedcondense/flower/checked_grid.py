@@ -10,7 +10,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -19,6 +18,7 @@ from flwr.serverapp.exception import AggregationError
 from torch import Tensor, nn
 
 from fedcondense.errors import UntrustedSetError
+from fedcondense.flower.around import GridAround
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
@@ -81,7 +81,7 @@ def numbers_in(content: RecordDict) -> frozenset[str]:
     return frozenset(numbers)
 
 
-class CheckedGrid(Grid):
+class CheckedGrid(GridAround):
     """A grid that leaves out replies whose weights are not sound, and counts who failed; Flower's own trust all.
 
     Args:
@@ -91,7 +91,8 @@ class CheckedGrid(Grid):
     """
 
     def __init__(self, grid: Grid, network: nn.Module, failed: int = 0) -> None:
-        self.grid, self.network, self.failed = grid, network, failed
+        super().__init__(grid)
+        self.network, self.failed = network, failed
         self.up, self.down, self.nodes = 0, 0, set[int]()  # bytes of messages, all rounds, and who was asked
 
     @property
@@ -155,28 +156,3 @@ class CheckedGrid(Grid):
         except UntrustedSetError as broken:
             return safe_text(str(broken))
         return ""
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the connected nodes."""
-        return self.grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass them on."""
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass them on."""
-        return self.grid.pull_messages(message_ids)
-
-    def set_run(self, run: Any) -> None:
-        """Pass it on."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run of the grid below."""
-        return self.grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Any:
-        """Pass it on."""
-        return self.grid.create_message(*args, **kwargs)
