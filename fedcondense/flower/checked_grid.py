@@ -22,7 +22,8 @@ from fedcondense.flower.around import GridAround
 from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.serialised import message_bytes
-from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
+from fedcondense.flower.untrusted import safe_text, untrusted_array
+from fedcondense.flower.wire import NO_DATA
 
 __all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
 

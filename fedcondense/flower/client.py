@@ -23,7 +23,7 @@ from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
-from fedcondense.flower.wire import safe_text
+from fedcondense.flower.untrusted import safe_text
 from fedcondense.progress import reporting
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]

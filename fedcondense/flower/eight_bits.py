@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Keeper
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.wire import untrusted_array
+from fedcondense.flower.untrusted import untrusted_array
 from fedcondense.identity import identity
 from fedcondense.sets.format import Limits
 

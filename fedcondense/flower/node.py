@@ -115,7 +115,7 @@ def answer(
         _check_bytes(len(payload.to_bytes()), caps)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
-    return pack_answer(payload, about, (name, place), len(data), seconds)
+    return pack_answer(payload, about, (name, place), len(data), seconds, data.spec.classes)
 
 
 def _kept_answer(kept: Kept, key: str, kind: type[Question]) -> Payload | None:
