@@ -130,7 +130,7 @@ def pack_question(task: Question, server_round: int, classes: Sequence[str] | No
         value, key = getattr(task, item.name), item.name.replace("_", "-")
         if kinds[item.name] in CARRIED:
             records[key] = ArrayRecord({"file": Array(np.frombuffer(value.to_bytes(), np.uint8))})
-        else:
+        elif "later" not in item.metadata or value != item.default:
             config[key] = list(value) if isinstance(value, tuple) else value
     records["config"] = ConfigRecord(config)
     return RecordDict(records)

@@ -24,7 +24,7 @@ from fedcondense.flower.run_folder import plain
 from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, run_strategy, scores_of
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import Condense, OneShot
-from fedcondense.flower.strategies.ridge import ridge_dims
+from fedcondense.flower.strategies.ridge import RIDGE, ridge_dims
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import Evaluation, evaluate
@@ -60,7 +60,8 @@ class Row(NamedTuple):
         """What the row says of itself."""
         about = self.entry.about(self.rounds)
         if self.name.endswith(_EQUAL):
-            about |= {"label": f"{self.entry.label}, equal bytes", "travels": "sums of few random features"}
+            travels = self.entry.travels.replace("sums of", "sums of few")
+            about |= {"label": f"{self.entry.label}, equal bytes", "travels": travels}
         return about
 
 
@@ -70,8 +71,9 @@ def row_of(name: str) -> Row:
     Raises:
         SettingError: There is none.
     """
-    if name == f"ridge{_EQUAL}":
-        return Row(name, STRATEGIES["ridge"], "ridge")
+    statistics_of = name.removesuffix(_EQUAL)
+    if name != statistics_of and statistics_of in RIDGE:
+        return Row(name, STRATEGIES[statistics_of], statistics_of)
     if name in STRATEGIES:
         return Row(name, STRATEGIES[name], name, STRATEGIES[name].rounds)
     head, _, rounds = name.rpartition("-")
@@ -122,7 +124,8 @@ class Runner:
         given |= {"network": bench.network} if "network" in shared else {}
         given |= {"steps": self.asked.steps or own.steps} if "steps" in shared else {}
         if row.name.endswith(_EQUAL):
-            given["dims"] = ridge_dims(self.set_bytes or self._pixels(), len(bench.train.spec.classes))
+            most = self.set_bytes or self._pixels()
+            given["dims"] = ridge_dims(most, len(bench.train.spec.classes), own.precision)
         spec = bench.test.spec
         return ServerSide(
             replace(own, **given),

@@ -24,7 +24,12 @@ def test_every_strategy_and_default_row_has_a_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "strategy", "rounds"),
-    [("fedavg-7", "fedavg", 7), ("iterative-2", "iterative", 2), ("fedavg", "fedavg", 20)],
+    [
+        ("fedavg-7", "fedavg", 7),
+        ("iterative-2", "iterative", 2),
+        ("fedavg", "fedavg", 20),
+        ("fedavg-8bit-5", "fedavg-8bit", 5),
+    ],
 )
 def test_what_starts_from_weights_takes_a_number_of_rounds(name: str, strategy: str, rounds: int) -> None:
     row = row_of(name)
@@ -44,6 +49,9 @@ def test_other_names_are_refused_with_what_there_is(name: str) -> None:
 def test_two_rows_of_ridge_differ_in_what_they_say() -> None:
     assert row_of("ridge").about["label"] == "ridge"
     assert row_of("ridge-equal-bytes").about["label"] == "ridge, equal bytes"
+    about = row_of("ridge-8bit-equal-bytes").about
+    assert about["label"] == "ridge, 8 bits, equal bytes"
+    assert about["travels"] == "sums of few random features, as a factor at 8 bits"
 
 
 def test_a_strategy_is_made_with_what_the_bench_says(
