@@ -15,6 +15,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.contract import Parametrization
 from fedcondense.data.images import Data, Spec
 from fedcondense.parametrizations import Pixels
+from fedcondense.sets.coded import put_together
 from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
@@ -72,8 +73,7 @@ def count_stored(sets: Iterable[SyntheticSet]) -> dict[str, int]:
         labels = part.labels()
         found = torch.bincount(labels, minlength=len(part.record.classes)).tolist()
         if part.parametrization.shared:
-            shapes = {name: tuple(code.shape) for name, code in part.codes.items()}
-            decoded = part.parametrization.decoded(shapes, part.record.shape)
+            decoded = part.parametrization.decoded(part.shapes, part.record.shape)
             per_row = decoded / max(1, len(labels)) / part.parametrization.start_count(1)
             found = [math.ceil(round(n * per_row, 6)) for n in found]
         counts.update(dict(zip(part.record.classes, found, strict=True)))
@@ -81,9 +81,8 @@ def count_stored(sets: Iterable[SyntheticSet]) -> dict[str, int]:
 
 
 def image_bytes(synthetic: SyntheticSet | None) -> int:
-    """Return the bytes of the stored codes alone, without labels and header."""
-    codes = [code for part in synthetic.parts for code in part.codes.values()] if synthetic else []
-    return sum(code.numel() * code.element_size() for code in codes)
+    """Return the bytes of the codes alone as they are stored, without labels and header."""
+    return sum(part.code_bytes for part in synthetic.parts) if synthetic else 0
 
 
 def with_inseparable(sets: Iterable[SyntheticSet], names: Sequence[str]) -> list[str]:
@@ -130,7 +129,8 @@ def merge(sets: Sequence[SyntheticSet]) -> list[SyntheticSet]:
     alike: dict[Any, list[Part]] = {}
     for k, part in enumerate(part for one in sets for part in one.parts):
         same = {name: value for name, value in vars(part.record).items() if name not in _OF_ONE_MAKING}
-        alike.setdefault((repr(part.parametrization), repr(same)) if part.is_separable else k, []).append(part)
+        like = (repr(part.parametrization), part.codec, repr(same))
+        alike.setdefault(like if part.is_separable else k, []).append(part)
     return [SyntheticSet([_merged(parts)]) for parts in alike.values()]
 
 
@@ -151,7 +151,7 @@ def _merged(parts: Sequence[Part]) -> Part:
         steps=min(one.steps for one in records),
         seconds=round(sum(one.seconds for one in records), 1),
     )
-    codes = {name: torch.cat([part.codes[name] for part in parts]) for name in parts[0].codes}
+    codes = put_together([part.codes for part in parts])
     targets = torch.cat(labels).to(torch.uint8 if len(counts) <= 256 else torch.int16)
     return Part(codes, targets, parts[0].parametrization, record)
 
