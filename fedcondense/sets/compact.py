@@ -5,7 +5,7 @@ written shortly is always written shortly: a long form of it is refused, so that
 
 - a record whose `counts` are all equal names that number once;
 - a record without `augmentation` has all six operations, and one without any has an empty list;
-- an evaluation whose `recipe` is the usual one has an empty object there.
+- an evaluation's `recipe` names those fields alone that differ from the usual ones.
 
 The tables below belong to the format: where a default of `Fit` or the operations change, these stay as they are.
 """
@@ -75,8 +75,10 @@ def long_record(given: Mapping[str, Any], classes: int) -> dict[str, Any]:
 
 def short_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return an evaluation as a header holds it."""
-    usual = _exact(evaluation.get("recipe")) == _exact(USUAL_RECIPE)
-    return {**evaluation, "recipe": {}} if usual else dict(evaluation)
+    recipe = evaluation.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return dict(evaluation)
+    return {**evaluation, "recipe": {k: v for k, v in recipe.items() if not _is_usual(k, v)}}
 
 
 def long_evaluation(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,14 +88,15 @@ def long_evaluation(given: Mapping[str, Any]) -> dict[str, Any]:
         UntrustedSetError: It would be written in another way.
     """
     if short_evaluation(given) != given:
-        refuse("the usual recipe of an evaluation, which is written as an empty object")
-    return {**given, "recipe": dict(USUAL_RECIPE)} if given.get("recipe") == {} else dict(given)
+        refuse("a recipe of an evaluation with usual values, which are left out")
+    recipe = given.get("recipe")
+    return {**given, "recipe": {**USUAL_RECIPE, **recipe}} if isinstance(recipe, Mapping) else dict(given)
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    """Say whether a recipe's value is the usual one, of its type too: True is no 1 here."""
+    return name in USUAL_RECIPE and repr(USUAL_RECIPE[name]) == repr(value)
 
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _exact(recipe: Any) -> Any:
-    """Return what is equal for recipes of equal values and types: True is no 1 here."""
-    return sorted((k, repr(v)) for k, v in recipe.items()) if isinstance(recipe, Mapping) else None

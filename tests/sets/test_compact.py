@@ -46,7 +46,7 @@ def test_any_record_and_recipe_come_back(counts: list[int], operations: list[str
     after = SyntheticSet.from_bytes(before.to_bytes())
     assert after.record == record
     assert after.evaluation is not None
-    assert after.evaluation["recipe"] == (recipe or USUAL_RECIPE)
+    assert after.evaluation["recipe"] == {**USUAL_RECIPE, **recipe}
     assert after.to_bytes() == before.to_bytes()
 
 
@@ -54,7 +54,7 @@ def test_what_is_usual_takes_few_bytes() -> None:
     bare = coded(replace(RECORD, counts=(), augmentation=()))
     assert coded(RECORD).nbytes - bare.nbytes <= 16
     unusual = {**EVALUATION, "recipe": {**USUAL_RECIPE, "steps": 401}}
-    assert coded(RECORD, unusual).nbytes - coded(RECORD, EVALUATION).nbytes > 150
+    assert 0 <= coded(RECORD, unusual).nbytes - coded(RECORD, EVALUATION).nbytes <= 16
 
 
 def test_a_set_that_nothing_packs_is_written_as_before() -> None:
@@ -81,7 +81,7 @@ def test_a_record_that_is_written_in_another_way_is_refused(given: dict[str, Any
 
 
 def test_the_usual_recipe_in_words_is_refused() -> None:
-    with pytest.raises(UntrustedSetError, match="written as an empty object"):
+    with pytest.raises(UntrustedSetError, match="with usual values, which are left out"):
         long_evaluation(EVALUATION)
     assert long_evaluation(short_evaluation(EVALUATION)) == EVALUATION
     assert short_evaluation({"accuracy": 1.0}) == long_evaluation({"accuracy": 1.0}) == {"accuracy": 1.0}
