@@ -11,12 +11,12 @@ from dataclasses import MISSING, fields
 
 from fedcondense.errors import SettingError, unknown
 from fedcondense.sets.codecs.bits import Bits
-from fedcondense.sets.codecs.contract import Chunk, Codec
+from fedcondense.sets.codecs.contract import Chunk, Codec, Inexact
 from fedcondense.sets.codecs.jpeg import Jpeg
 from fedcondense.sets.codecs.palette import Palette
 from fedcondense.sets.codecs.webp import WebP
 
-__all__ = ["CODECS", "RAW", "Bits", "Chunk", "Codec", "Jpeg", "Palette", "WebP", "codec_named", "name_of"]
+__all__ = ["CODECS", "RAW", "Bits", "Chunk", "Codec", "Inexact", "Jpeg", "Palette", "WebP", "codec_named", "name_of"]
 
 RAW = "raw"
 
