@@ -10,6 +10,7 @@ from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
+from fedcondense.flower.strategies.in_bytes import InBytes
 from fedcondense.flower.strategies.one_shot import OneShot, cost_of
 from fedcondense.sets.selection import SELECTIONS, select_quietly
 from fedcondense.sets.synthetic import SyntheticSet
@@ -18,13 +19,16 @@ __all__ = ["Select", "selection"]
 
 
 @dataclass(frozen=True)
-class Select(Task[SyntheticSet]):
+class Select(InBytes, Task[SyntheticSet]):
     """Select records of a site, which publishes them: a node refuses unless its config has ``allow-real = true``.
 
     Args:
         ipc: Images per class whose bytes a class's images take; at most one for each ``min-records`` of its records.
         method: A name in the node's `SELECTIONS`.
         seed: The root seed; each node draws from a child of it.
+        budget: As in `InBytes`; `ipc` plays no part then.
+        codec: As in `InBytes`.
+        codecs: As in `InBytes`.
     """
 
     ipc: int = number(10, 1)
@@ -45,6 +49,7 @@ class Select(Task[SyntheticSet]):
         if holder.data is None:
             raise SettingError(f"method {self.method!r} takes records, which this node's holder does not hand out")
         chosen = select_quietly(holder.data, self.ipc, self.method, seed=node.seed(self.seed), limit=node.caps.share)
+        chosen = chosen.recode(self.checked_codec())
         return Job(cost_of(chosen, is_real=True), lambda: chosen)
 
 
