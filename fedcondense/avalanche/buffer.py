@@ -7,16 +7,17 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
-from fedcondense.avalanche.decoded import Decoded, decode
+from fedcondense.avalanche.decoded import Decoded, Working, decode
 from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read, read_note
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
@@ -67,6 +68,8 @@ class CondensedBuffer(ExemplarsBuffer):
         mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
             values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
         std: What it divides by then, one value per channel.
+        working_bytes: What the decoded images may take in memory while an experience is trained on, beside what is
+            stored. They are decoded once after each update, to float32 numbers if that fits, else to 8 bits.
         seed: All that is random follows from it.
     """
 
@@ -85,6 +88,7 @@ class CondensedBuffer(ExemplarsBuffer):
         operations: tuple[str, ...] = _KEEPS_LABELS,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        working_bytes: int = 1 << 30,
         seed: int = 0,
     ) -> None:
         if (max_size is None) == (max_bytes is None):
@@ -120,7 +124,7 @@ class CondensedBuffer(ExemplarsBuffer):
         )
         if max_bytes is not None and shape is not None:  # refused now where no stream could do
             self.memory.check_room(Spec("stream", shape, (), (0.0,) * shape[0], (1.0,) * shape[0], operations))
-        self.shape, self.operations = shape, operations
+        self.shape, self.operations, self.working_bytes = shape, operations, working_bytes
         self.range = Range.normalised(mean, std) if mean and std else None
         self.layout: Layout | None = None
         self._cache: dict[str, Any] = {}
@@ -193,7 +197,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """The samples of each label."""
 
         def make() -> dict[int, Group]:
-            decoded = self._held
+            decoded = self.working
             if decoded is None:
                 return {}
             labels = decoded.labels[decoded.targets.argmax(1)]
@@ -210,8 +214,7 @@ class CondensedBuffer(ExemplarsBuffer):
     @property
     def decoded(self) -> Decoded | None:
         """A copy of the replayed images, as tensors in the stream's values; None before the first experience."""
-        held = self._held
-        return None if held is None else Decoded(*(value.clone() for value in held))
+        return None if self.working is None else self.working.decoded
 
     @property
     def nbytes(self) -> int:
@@ -265,17 +268,23 @@ class CondensedBuffer(ExemplarsBuffer):
         return Spec("stream", shape, (), tuple(mean.tolist()), tuple(std.tolist()), self.operations)
 
     @property
-    def _held(self) -> Decoded | None:
-        """What `decoded` copies."""
-        decoded: Decoded | None = self._cached("decoded", lambda: decode(self.memory, self.range))
-        return decoded
+    def working(self) -> Working | None:
+        """What `decoded` copies, and every reader shares: change nothing in it."""
+        working: Working | None = self._cached("decoded", lambda: decode(self.memory, self.range, self.working_bytes))
+        return working
 
     def _dataset(self, index: Tensor | slice) -> AvalancheDataset:
-        decoded = self._held
-        if decoded is None or self.layout is None:
+        working = self.working
+        if working is None or self.layout is None:
             return concat_datasets([])
-        column = decoded.targets.argmax(1)[index]
-        return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout)
+        rows = torch.arange(len(working.images))[index]
+        column = working.targets.argmax(1)[rows]
+        image = partial(working.image, rows)
+        return as_dataset(image, working.labels[column], working.tasks[column], self.layout, self._beside(rows))
+
+    def _beside(self, rows: Tensor) -> list[DataAttribute]:
+        """Return what samples have beside image and labels."""
+        return []
 
     @in_own_state
     def _cached(self, name: str, make: Callable[[], Any]) -> Any:

@@ -212,7 +212,7 @@ class Memory(Contents):
         ready = {name: self._way.group(name, self.added) for name in waited_enough(sizes, self.minimum, most)}
         self.waiting |= {group: self.waiting.pop(name) for name, group in ready.items()}
         share = self.share(len(self.names))
-        if self.max_bytes is None:
+        if self.max_bytes is None or not self.names:
             self.remake(list(ready.values()), share, self.made)
             return
         forecast = partial(self._forecast, list(ready.values()), most)
