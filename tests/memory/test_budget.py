@@ -96,7 +96,7 @@ def test_the_file_is_within_the_bytes_after_each_call(
             assert "cannot hold" in str(refused)  # noqa: PT017
         path = memory.save(tmp_path_factory.mktemp("memory") / "file")
         assert path.stat().st_size == memory.nbytes <= max_bytes
-        assert sum(map(len, memory.waiting.values())) <= memory.images
+        assert sum(map(len, memory.waiting.values())) <= (memory.images or 0)
 
 
 @pytest.mark.parametrize("make", ["random", "dm multi-formation", "dm pixels"])
