@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedcondense.networks.saved import load_network
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
+    from fedcondense.sets.codecs import CODECS
     from fedcondense.sets.exchange import export, import_tensors
     from fedcondense.sets.format import Limits
     from fedcondense.sets.selection import SELECTIONS, select
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CODECS": "sets.codecs",
     "Checkpoint": "condensing",
     "Data": "data.images",
     "DataSet": "data.images",
@@ -68,6 +70,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CODECS",
     "NETWORKS",
     "OBJECTIVES",
     "PARAMETRIZATIONS",

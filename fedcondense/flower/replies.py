@@ -230,7 +230,7 @@ def check_set(synthetic: SyntheticSet, limits: ReplyLimits) -> None:
         except SettingError as impossible:
             raise UntrustedSetError(str(impossible)) from None
         # Floats that are finite may still overflow when they are decoded; bytes cannot.
-        if any(code.is_floating_point() for code in part.codes.values()):
+        if any(dtype.is_floating_point for dtype in part.parametrization.storage.values()):
             images = part.decode().images
             if not bool(torch.isfinite(images).all()) or float(images.min()) < -0.5 or float(images.max()) > 1.5:
                 raise UntrustedSetError("decodes to pixels far outside of [0, 1]")

@@ -160,4 +160,4 @@ class _Union:
 
 
 def _tensor_bytes(synthetic: SyntheticSet) -> int:
-    return sum(t.nbytes for part in synthetic.parts for t in (*part.codes.values(), part.targets))
+    return sum(part.code_bytes + part.targets.nbytes for part in synthetic.parts)

@@ -8,13 +8,14 @@ Version 2, which is written: the header's `__metadata__` holds one text, `fedcon
 - `classes`: all class names, once, in the order in which parts first name them;
 - `parts`: per part `parametrization`, a name in `PARAMETRIZATIONS`; `settings`, its fields, if it has any; `record`,
   the seconds and those fields of `Record` that differ from their defaults. Its `classes` are places in the table, and
-  are left out if the part has all of them in their order. `codec` is reserved for how the codes of a part are packed:
-  none is, yet, and a part that names one is refused;
+  are left out if the part has all of them in their order; `codec`, if tensors of the part are packed: of each of those
+  the codec's name and the tensor's shape, from which its bytes are known before anything is unpacked;
 - `evaluation`: what was measured on the set, if anything was;
 - `beside`: values of whoever wrote the file, by name, as a memory's settings. Everything else is refused.
 
 Then tensors follow, back to back, in the header's order: `i.name` is code `name` of part `i`, `i.targets` its labels or
-probabilities. Any safetensors reader opens the file. JSON is UTF-8, a name in it occurs once, its numbers are finite.
+probabilities; packed ones are bytes (`packing.py`, `coded.py`). Any safetensors reader opens the file. JSON is UTF-8, a
+name in it occurs once, its numbers are finite.
 
 Version 1, which is still read, has no checksum; its parts hold their settings beside `parametrization`, and the names
 of all their classes; what stands beside the set does so by its own name.
@@ -27,10 +28,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
-from fedcondense.contract import Codes
 from fedcondense.data.class_names import check_class_names
 from fedcondense.errors import DataError, SettingError, UntrustedSetError
 from fedcondense.sets.checks import (
@@ -46,7 +47,9 @@ from fedcondense.sets.checks import (
     refuse,
     shorten,
 )
+from fedcondense.sets.coded import Coded
 from fedcondense.sets.header import read_header, read_tensors, write_file_bytes
+from fedcondense.sets.packing import Packed, pack_part, read_packed, unpack_part
 from fedcondense.sets.parts import Part, Record, check_joinable
 
 __all__ = ["VERSION", "Limits", "dump", "parse", "read_beside"]
@@ -54,7 +57,7 @@ __all__ = ["VERSION", "Limits", "dump", "parse", "read_beside"]
 VERSION = 2
 
 _KEYS = {"crc32", "version", "classes", "parts", "evaluation", "beside"}
-_PART_KEYS = {"parametrization", "settings", "record"}
+_PART_KEYS = {"parametrization", "settings", "record", "codec"}
 _ANY = Limits(*[1 << 62] * 7)
 
 
@@ -79,10 +82,10 @@ def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **b
             record = _compact(part.record) | {"classes": written[part.record.classes]}
             if record["classes"] is None:
                 del record["classes"]
-            described = {"parametrization": name, "settings": settings, "record": record}
-            descriptions.append({k: v for k, v in described.items() if v or k != "settings"})
-            tensors |= {f"{i}.{name}": code for name, code in part.codes.items()}
-            tensors[f"{i}.targets"] = part.targets
+            packed = pack_part(part)
+            described = {"parametrization": name, "settings": settings, "codec": packed.described, "record": record}
+            descriptions.append({k: v for k, v in described.items() if v or k not in ("settings", "codec")})
+            tensors |= {f"{i}.{name}": tensor for name, tensor in packed.tensors.items()}
     except SettingError:
         raise
     except ValueError as error:
@@ -103,8 +106,11 @@ def _compact(record: Record) -> dict[str, Any]:
 
 
 def _slots(part: Part) -> dict[str, Slot]:
-    tensors = {**part.codes, "targets": part.targets}
-    return {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    dtypes = part.parametrization.storage
+    codes = part.codes
+    kinds = {name: dtypes.get(name, torch.uint8) if isinstance(codes, Coded) else codes[name].dtype for name in codes}
+    slots = {name: Slot(kinds[name], shape) for name, shape in part.shapes.items()}
+    return slots | {"targets": Slot(part.targets.dtype, tuple(part.targets.shape))}
 
 
 def read_beside(blob: bytes, name: str) -> Any:
@@ -152,6 +158,7 @@ def _parse(blob: memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, A
     if version > 1:
         descriptions = _with_classes(content, limits)
     described = []
+    packed: list[dict[str, Packed]] = []
     slots: list[dict[str, Slot]] = [{} for _ in descriptions]
     for name, slot in header.slots.items():
         number, _, code = name.partition(".")
@@ -162,8 +169,12 @@ def _parse(blob: memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, A
         settings = dict(description)
         record = read_record(settings.pop("record"), limits)
         name = settings.pop("parametrization")
+        codec = settings.pop("codec", {}) if version > 1 else {}
         settings = settings.pop("settings", {}) if version > 1 else settings
-        described.append((read_parametrization(name, settings), record, slots[i]))
+        parametrization = read_parametrization(name, settings)
+        named = version > 1 and "codec" in description
+        packed.append(read_packed(i, codec, parametrization, record, slots[i]) if named else {})
+        described.append((parametrization, record, slots[i] | {name: one.slot for name, one in packed[i].items()}))
     check_parts(described, limits)
     evaluation = content.get("evaluation")
     if evaluation is not None:
@@ -171,8 +182,8 @@ def _parse(blob: memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, A
     tensors = read_tensors(header)
     parts = []
     for i, (parametrization, record, _) in enumerate(described):
-        codes: Codes = {name: tensors[f"{i}.{name}"] for name in parametrization.storage}
-        parts.append(Part(codes, tensors[f"{i}.targets"], parametrization, record))
+        mine = {name: tensors[f"{i}.{name}"] for name in (*parametrization.storage, "targets")}
+        parts.append(unpack_part(mine, packed[i], parametrization, record))
         check_values(i, parts[i])
     check_joinable(parts)
     return parts, evaluation
@@ -196,8 +207,6 @@ def _with_classes(content: Mapping[str, Any], limits: Limits) -> list[dict[str, 
     everything, names, used = list(range(len(table))), 0, 0
     filled = []
     for i, description in enumerate(content["parts"]):
-        if "codec" in description:
-            refuse(f"part {i} is packed by {shorten(description['codec'])}, which needs a newer fedcondense")
         if extra := set(description) - _PART_KEYS:
             refuse(f"part {i} holds {shorten(sorted(extra))}, which are not known")
         record = dict(description["record"])

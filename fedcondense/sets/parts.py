@@ -14,6 +14,8 @@ from fedcondense.contract import Batch, Codes, Parametrization
 from fedcondense.data.images import settle_spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.plain import finite_number, listed, plain_text, plain_values, whole_number
+from fedcondense.sets.codecs import RAW, name_of
+from fedcondense.sets.coded import Coded
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
@@ -96,14 +98,15 @@ class Part:
     """Codes of one kind, in the dtypes they are stored in.
 
     Args:
-        codes: By the names and dtypes of ``parametrization.storage``; uint8 stands for [0, 1].
+        codes: By the names and dtypes of ``parametrization.storage``; uint8 stands for [0, 1]. `Coded` ones keep the
+            bytes that they are stored in.
         targets: (M,) uint8 or int16 labels, or (M, K) float16 probabilities, one for each stored image; or (N, K), one
             for each of the more images that they decode to.
         parametrization: Decodes the codes.
         record: Where they come from.
     """
 
-    codes: Codes
+    codes: Mapping[str, Tensor]
     targets: Tensor
     parametrization: Parametrization
     record: Record
@@ -125,7 +128,32 @@ class Part:
     @property
     def stored(self) -> int:
         """How many images are stored, M."""
-        return len(self.codes[next(iter(self.parametrization.storage))])
+        return self.shapes[next(iter(self.parametrization.storage))][0]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the codes; coded ones are not decoded for it."""
+        if isinstance(self.codes, Coded):
+            return self.codes.shapes
+        return {name: tuple(code.shape) for name, code in self.codes.items()}
+
+    @property
+    def codec(self) -> str:
+        """The name of what packs the codes; ``"raw"``: nothing does."""
+        return name_of(self.codes.codec) if isinstance(self.codes, Coded) else RAW
+
+    @property
+    def code_bytes(self) -> int:
+        """The bytes of the codes as they are stored."""
+        if isinstance(self.codes, Coded):
+            return sum(len(one.to_bytes()) for one in self.codes.stored.values())
+        return sum(code.nbytes for code in self.codes.values())
+
+    def rows(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """Return the codes of some stored images, (M,) int64 ascending; coded ones without another loss."""
+        if isinstance(self.codes, Coded):
+            return self.codes.rows(rows)
+        return {name: code[rows] for name, code in self.codes.items()}
 
     def labels(self) -> Tensor:
         """Return the class of each stored image, (M,) int64; of a soft label the likeliest, of several their mean's."""

@@ -20,6 +20,7 @@ from fedcondense.files import write_file
 from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
+from fedcondense.sets.recoding import recode_part
 
 __all__ = ["Part", "Record", "SyntheticSet", "images_by_class", "to_storage"]
 
@@ -122,6 +123,23 @@ class SyntheticSet:
         """Return the same set with what was measured on it (`Evaluation.to_dict()`) in its record."""
         return SyntheticSet(self.parts, dict(evaluation))
 
+    def recode(self, codec: str | None = None, *, labels: str | None = None) -> SyntheticSet:
+        """Return the set with its images in another codec; its evaluation is left out, since it was of other images.
+
+        Everything else keeps coded bytes: `load`, `save`, `join`, `restrict`, `with_evaluation`.
+
+        Args:
+            codec: ``"bits-2"``, ``"bits-2-patch"``, ``"jpeg-10"``, ``"webp-20"``, ``"palette-16"`` (`CODECS`) or
+                ``"raw"``. Codes that none takes (bases, latents) keep their bytes, and the log is told. None: as is.
+            labels: How soft labels are stored, ``"top-3"`` say: the likeliest three, in 8 bits each. None: as is.
+
+        Raises:
+            SettingError: An unknown name, or images that the codec does not take.
+        """
+        parts = [recode_part(part, codec, labels) for part in self.parts]
+        same = all(new is old for new, old in zip(parts, self.parts, strict=True))
+        return self if same else SyntheticSet(parts)
+
     def with_record(self, **changes: Any) -> SyntheticSet:
         """Return the same set with some fields of every part's record replaced."""
         return SyntheticSet([replace(p, record=replace(p.record, **changes)) for p in self.parts], self.evaluation)
@@ -164,9 +182,11 @@ class SyntheticSet:
             labels[kept] = torch.arange(len(kept)).to(labels.dtype)
             counts = tuple(record.counts[c] for c in kept) if record.counts else ()
             record = replace(record, classes=tuple(record.classes[c] for c in kept), counts=counts)
-            codes = {name: code[rows] for name, code in part.codes.items()}
-            cut = Part(codes, labels[targets[rows]], part.parametrization, record)
-            parts.append(part if bool(rows.all()) and len(kept) == len(part.record.classes) else cut)
+            if bool(rows.all()) and len(kept) == len(part.record.classes):
+                parts.append(part)
+            else:
+                codes = part.rows(rows.nonzero().flatten())
+                parts.append(Part(codes, labels[targets[rows]], part.parametrization, record))
         if not parts:
             return None
         return self if list(map(id, parts)) == list(map(id, self.parts)) else SyntheticSet(parts)
@@ -245,8 +265,7 @@ class SyntheticSet:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        shapes = [{name: tuple(t.shape) for name, t in part.codes.items()} for part in self.parts]
-        return [p.parametrization.decoded(s, p.record.shape) for p, s in zip(self.parts, shapes, strict=True)]
+        return [part.parametrization.decoded(part.shapes, part.record.shape) for part in self.parts]
 
     def _columns(self, part: Part) -> list[int]:
         return [self._places[name] for name in part.record.classes]
