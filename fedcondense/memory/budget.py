@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BALANCES", "check_settings", "largest_share", "largest_within", "takes_whole_classes"]
 
-BALANCES = ("class", "records")
+BALANCES = ("class", "reservoir")
 _TRIES = 12
 
 
@@ -95,21 +95,23 @@ def largest_share(most: int, max_bytes: int, groups: int, nbytes: Callable[[int]
     return share
 
 
-def largest_within(most: int, bound: int, nbytes: Callable[[int], int]) -> int:
+def largest_within(most: int, bound: int, nbytes: Callable[[int], int], first: int | None = None) -> int:
     """Return a number of images that takes no more than a bound; next to the largest, to one in a hundred.
 
-    Each try costs as much as encoding does, so there are twelve at most: the largest number comes first, and the next
-    one lies where a straight line through the nearest known sizes meets the bound.
+    Each try costs as much as encoding does, so there are twelve at most: the next number lies where a straight line
+    through the nearest known sizes meets the bound.
 
     Args:
         most: The largest number that comes into question, 1 or more.
         bound: In bytes.
         nbytes: The bytes of so many images; about linear.
+        first: The number to begin with; None: the largest.
 
     Returns:
         Such a number, whose bytes were asked for; 0 if that of one image is more than the bound, or none was found.
     """
-    low, at_low, high, at_high, guess = 0, 0, most + 1, 0, most
+    low, at_low, high, at_high = 0, 0, most + 1, 0
+    guess = most if first is None else min(first, most)
     for left in range(_TRIES, 0, -1):
         if (found := nbytes(guess)) <= bound:
             low, at_low = guess, found
@@ -117,7 +119,9 @@ def largest_within(most: int, bound: int, nbytes: Callable[[int], int]) -> int:
             high, at_high = guess, found
         if high - low <= max(1, low // 100):
             break
-        slope = max(1.0, (at_high - at_low) / (high - low))
-        guess = low + int((bound - at_low) / slope) if low else int(high * bound / at_high)
+        if low and at_high:
+            guess = low + int((bound - at_low) * (high - low) / max(1, at_high - at_low))
+        else:
+            guess = int(bound * (low or high) / max(1, at_low or at_high))
         guess = 1 if not low and left == 2 else min(max(guess, low + 1), high - 1)
     return low

@@ -232,9 +232,10 @@ class Contents:
         return {name: self.seen.get(name, 0) + len(self.waiting.get(name, ())) for name in self.names}
 
     def _cut(self, most: dict[str, int]) -> list[SyntheticSet]:
-        if takes_whole_classes(self.codec):
-            stored = count_stored(self.sets)
-            most = {name: stored[name] if name in most else 0 for name in stored}
+        if self.fits_coded:  # what cannot be cut stays whole: bytes are the bound
+            is_whole = takes_whole_classes(self.codec)
+            whole = [one for one in self.sets if is_whole or not all(part.is_separable for part in one.parts)]
+            most = most | {name: n for name, n in count_stored(whole).items() if name in most}
         if self.max_bytes is not None and not getattr(self.make, "prefixes", False):
             return self._leave_out(self.sets, most)  # they are merged: the first images are the oldest
         return cut(self.sets, most, partial(self._uniform, "cut"))

@@ -73,46 +73,44 @@ def _fit_coded(memory: Memory, ready: Sequence[str], waiting: int) -> Memory:
     least, bare = (_blank(memory, ready, one, left) for left in (waiting, None))
     ahead = _beside_images(least) - _beside_images(bare)
     trials: dict[Shares, Memory] = {}
+    sizes: list[int] = []
 
     def size(shares: Shares, make: Making, again: Sequence[str]) -> int:
         trial = trials[shares] = memory.copy()
         trial.remake(ready, shares, make, again)
-        return trial.total_bytes + ahead + int((whole - 1) * _images(trial))
+        sizes.append(trial.total_bytes + ahead + int((whole - 1) * _images(trial)))
+        return sizes[-1]
+
+    def found(shares: Shares) -> Memory:
+        if shares in trials and (shares.made or (memory.real_fraction == 1 and shares.real)):
+            return trials[shares]
+        raise SettingError(
+            f"a memory of {bound} bytes cannot hold {len(memory.names)} groups: with about one image each, and what is "
+            f"to come, its file takes {min(sizes)} bytes; give it that at least, or fewer groups"
+        )
 
     free = bound - _beside_images(least)
     real = _real_share(memory, ready, most, free, whole)
     if memory.real_fraction == 1:
-        shares = Shares(0, largest_within(most, bound, lambda n: size(Shares(0, n), memory.made, ())))
-        return _fitting(memory, trials, shares, shares.real, least)
+        return found(Shares(0, largest_within(most, bound, lambda n: size(Shares(0, n), memory.made, ()), _SAMPLE)))
     free -= int(whole * image_bytes(memory.chosen(ready, real)))
     most = max(1, most - real if memory.images is not None else most // memory.make.per_image)
     asked = min(most, max(1, int(free / (_rate(memory, ready) * groups))))
     again = memory.made_again(ready, asked)
     made = memory.made(again, asked) if again else None
     if made is None or all(part.is_separable for part in made.parts):
-        share = largest_within(asked, bound, lambda n: size(Shares(n, real), _first_of(made), again))
-        return _fitting(memory, trials, Shares(share, real), share, least)
+        cut = _first_of(made)
+        return found(Shares(largest_within(asked, bound, lambda n: size(Shares(n, real), cut, again)), real))
     for _ in range(_AGAIN):
-        if (found := size(Shares(asked, real), memory.made, again)) <= bound:
+        if (taken := size(Shares(asked, real), memory.made, again)) <= bound:
             return trials[Shares(asked, real)]
-        asked = max(1, min(asked - 1, int(0.98 * asked * bound / found)))
-    return _fitting(memory, trials, Shares(0, real), 0, least)
+        asked = max(1, min(asked - 1, int(0.98 * asked * bound / taken)))
+    return found(Shares(0, real))
 
 
 def _bound(memory: Memory) -> int:
     assert memory.max_bytes is not None
     return memory.max_bytes
-
-
-def _fitting(memory: Memory, trials: dict[Shares, Memory], shares: Shares, share: int, least: Memory) -> Memory:
-    """Return the trial of a share that was found, or refuse."""
-    if share:
-        return trials[shares]
-    needed = min((trial.total_bytes for trial in trials.values()), default=least.total_bytes)
-    raise SettingError(
-        f"a memory of {memory.max_bytes} bytes cannot hold {len(memory.names)} groups: with one image each, its file "
-        f"takes about {needed} bytes; give it that at least, or fewer groups"
-    )
 
 
 def _first_of(made: SyntheticSet | None) -> Making:
@@ -132,7 +130,7 @@ def _real_share(memory: Memory, ready: Sequence[str], most: int, free: int, whol
     if not 0 < memory.real_fraction < 1:
         return 0
     bound = int(memory.real_fraction * free / whole)
-    return largest_within(most, bound, lambda share: image_bytes(memory.chosen(ready, share)))
+    return largest_within(most, bound, lambda share: image_bytes(memory.chosen(ready, share)), _SAMPLE)
 
 
 def _rate(memory: Memory, ready: Sequence[str]) -> float:

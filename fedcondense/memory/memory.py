@@ -55,8 +55,8 @@ class Memory(Contents):
         codec: What packs the images that are made, by its name in `CODECS`: ``"bits-2"``, say. They are encoded once,
             and keep their bytes until they leave. With `max_bytes`, the number of images follows from what they take.
         real_codec: What packs real images, ``"jpeg-10"``, say; None: as `codec`. Those that wait are not packed.
-        balance: Of the real images of a hybrid memory: ``"class"`` gives each group as many, ``"records"`` by how many
-            records it had, as one reservoir of the whole stream does.
+        balance: Of the real images of a hybrid memory: ``"class"`` gives each group as many, ``"reservoir"`` by how
+            many records it had, as one reservoir of the whole stream does.
         seed: All that is random follows from it.
     """
 
@@ -132,13 +132,16 @@ class Memory(Contents):
     def check_room(self, spec: Spec) -> None:
         """Refuse a `max_bytes` that has no room for one image per group, of those that are known, in any stream.
 
+        Of coded ones nothing is known, so there has to be room for all else.
+
         Raises:
             SettingError: It has none.
         """
         trial = self.copy()
         trial.spec, trial.added = spec, 1
         trial.sets = [trial.blank(["0"] if self.groups is None else list(map(str, range(self.groups))), 1)]
-        if self.max_bytes is not None and (least := len(trial.to_bytes())) > self.max_bytes:
+        least = len(trial.to_bytes()) - (trial.image_bytes if self.fits_coded else 0)
+        if self.max_bytes is not None and least > self.max_bytes:
             raise SettingError(
                 f"a memory of {self.max_bytes} bytes; needed: {least} at least, the file of one image per group"
             )
@@ -238,7 +241,7 @@ class Memory(Contents):
             assert self.images is not None
             return self.images
         plain = self.max_bytes // math.prod(self.spec.shape) if self.spec else 0
-        return (plain if self.images is None else self.images) // 2
+        return min(plain, plain if self.images is None else self.images) // 2
 
     def _take_over(self, state: MemoryState) -> None:
         vars(self).update(state._asdict(), changes=self.changes + 1)

@@ -53,7 +53,7 @@ def blank(parametrization: Parametrization, record: Record, ipc: int, *, soft: b
     stored, classes = len(codes[next(iter(parametrization.storage))]), len(record.classes)
     kind = torch.uint8 if classes <= 256 else torch.int16
     labels = torch.arange(classes).repeat_interleave(-(-stored // classes))[:stored].to(kind)
-    targets = torch.zeros(stored, classes, dtype=torch.float16) if soft else labels
+    targets = torch.full((stored, classes), 1 / classes, dtype=torch.float16) if soft else labels
     return SyntheticSet([Part(codes, targets, parametrization, record)])
 
 
