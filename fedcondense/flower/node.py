@@ -6,9 +6,10 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -29,6 +30,7 @@ from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
+from fedcondense.flower.serialised import content_bytes
 from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.progress import reporting
@@ -37,6 +39,7 @@ from fedcondense.sets.format import Limits
 __all__ = ["answer", "check_carried", "drawer_of", "kept_by"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_MESSAGE = 160  # bytes of a message around its content: its name, kind and numbers, each as wide as it may become
 
 
 class _Drawer(NamedTuple):
@@ -105,7 +108,8 @@ def answer(
         checkpoint = None if path is None else Checkpoint(path, resume=True, anew=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
-        node = Node(name, caps, until, drawer_of(kept, place), report, place, checkpoint)
+        takes = partial(_takes, about, (name, place), len(data), data.spec.classes)
+        node = Node(name, caps, until, drawer_of(kept, place), report, place, checkpoint, takes)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
         if kept.folder is not None:
             _keep_answer(kept, key, payload)
@@ -116,6 +120,11 @@ def answer(
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     return pack_answer(payload, about, (name, place), len(data), seconds, data.spec.classes)
+
+
+def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:
+    """Return how many bytes an answer takes at most, as Flower sends it."""
+    return content_bytes(pack_answer(payload, asked, site, records, 1e6, classes)) + _MESSAGE
 
 
 def _kept_answer(kept: Kept, key: str, kind: type[Question]) -> Payload | None:

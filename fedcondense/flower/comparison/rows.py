@@ -47,6 +47,7 @@ ROWS = (
 """What is run by default; any other name in `STRATEGIES`, NAME-N for N rounds of those that start from weights, and
 NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
 
+_BESIDE = 480  # bytes that a reply takes beside sums
 _EQUAL = "-equal-bytes"  # statistics of as many dimensions as fit into the bytes of a set
 
 
@@ -137,7 +138,7 @@ class Runner:
         given |= {"steps": self.asked.steps or own.steps} if "steps" in shared else {}
         given |= {"codec": row.codec} if row.codec else {}
         if row.name.endswith(_EQUAL):
-            most = self.asked.budget or self.set_bytes or self._pixels()
+            most = max(1, self.asked.budget - _BESIDE) if self.asked.budget else self.set_bytes or self._pixels()
             given["dims"] = ridge_dims(most, len(bench.train.spec.classes), own.precision)
         spec = bench.test.spec
         return ServerSide(
@@ -254,7 +255,9 @@ class Runner:
             raise AggregationError(f"{row.name}: {failed[0].site.name} failed: {failed[0].reason}")
 
     def _short(self) -> int:
-        """Return how many pairs of a client and a class had too few records for `ipc` images."""
+        """Return how many pairs of a client and a class had too few records for `ipc` images; 0 under a budget."""
+        if self.asked.budget:
+            return 0
         counts = torch.stack([torch.as_tensor(self._counts(k)) for k in range(self.bench.everyone)])
         held, share = counts >= max(1, self.bench.min_records), Caps.none(self.bench.min_records).share
         return int((held & ((counts * share).floor().clamp(min=1) < self.asked.ipc)).sum())

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from fedcondense.contract import Holder
 from fedcondense.errors import SettingError
+from fedcondense.flower.contract import Node
 from fedcondense.flower.settings import later
+from fedcondense.networks import default_network
+from fedcondense.parametrizations import Pixels
 from fedcondense.sets.codecs import CODECS, RAW, codec_named
+from fedcondense.sets.fitting import Within
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet
 
 __all__ = ["InBytes", "asked_in_bytes", "family_of"]
+
+_SPARE = 32  # bytes by which a header of today may be longer than a blank set's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +38,14 @@ class InBytes:
     codec: str = later("")
     codecs: tuple[str, ...] = later(())
 
-    def checked_codec(self, usual: str = RAW) -> str:
-        """Return the name of the codec that a node takes.
-
-        Args:
-            usual: Where the question names none and the server reads it.
+    def checked_codec(self) -> str:
+        """Return the name of the codec that is asked for; raw if none is.
 
         Raises:
-            SettingError: No codec has the name that was asked for, or the server does not read it.
+            SettingError: No codec has that name, or the server does not read it.
         """
         if not self.codec:
-            return usual if family_of(usual) in (RAW, *self.codecs) else RAW
+            return RAW
         codec_named(self.codec)
         if family_of(self.codec) not in (RAW, *self.codecs):
             reads = ", ".join((RAW, *self.codecs))
@@ -47,6 +54,51 @@ class InBytes:
                 "what it reads"
             )
         return self.codec
+
+    def within(self, holder: Holder, node: Node, usual: str = "") -> Within:
+        """Return what a set's file may take so that the reply with it keeps to the budget.
+
+        Args:
+            holder: The node's records.
+            node: The node, which knows what its replies take.
+            usual: A codec to be taken where the question names none and the server reads it; empty: the rate rule's.
+
+        Raises:
+            SettingError: The codec cannot be, or the budget is below what a reply takes without any image.
+        """
+        codec = self.checked_codec() if self.codec else usual
+        if not self.codec and family_of(codec or "bits") not in self.codecs:
+            codec = RAW
+        blanks = [blank.recode(codec or "bits-2") for blank in _blanks(holder, node)]
+        beside = (
+            max(node.takes(blank) - blank.nbytes for blank in blanks) + _SPARE
+        )  # below zero where headers are packed
+        if self.budget <= beside:
+            raise SettingError(f"budget {self.budget} bytes; a reply takes {beside} bytes without a set: ask for more")
+        return Within(self.budget - beside, codec or None, seeds=0, ipc=node.caps.max_ipc)
+
+    def checked(self, made: SyntheticSet, node: Node) -> SyntheticSet:
+        """Return a set whose reply keeps to the budget.
+
+        Raises:
+            SettingError: It does not.
+        """
+        if self.budget and (takes := node.takes(made)) > self.budget:
+            raise SettingError(f"a reply of {takes} bytes for a budget of {self.budget}: ask for {self.budget - 100}")
+        return made
+
+
+def _blanks(holder: Holder, node: Node) -> list[SyntheticSet]:
+    """Return two sets of a blank image per class: one whose record says little, and one whose says much."""
+    spec, counts = holder.spec, tuple(holder.counts.tolist())
+    held = [c for c, n in enumerate(counts) if n]
+    labels = torch.tensor(held, dtype=torch.uint8 if len(counts) <= 256 else torch.int16)
+    images = torch.zeros(len(labels), *spec.shape, dtype=torch.uint8)
+    of_data = (spec.name, spec.shape, spec.classes, spec.mean, spec.std)
+    little = Record(*of_data, method="random", ipc=9, start="real", augmentation=spec.operations, counts=counts)
+    made: dict[str, Any] = {"method": "mmd-ridge", "ipc": 100, "start": "gaussian", "steps": 1000, "seconds": 1000.1}
+    much = replace(little, **made, seed=node.seed(0), network=default_network(spec.shape))
+    return [SyntheticSet([Part({"images": images}, labels, Pixels(), record)]) for record in (little, much)]
 
 
 def asked_in_bytes(task: Any, reads: Sequence[str] | None = None) -> Any:

@@ -27,7 +27,6 @@ from fedcondense.flower.strategies.in_bytes import InBytes, asked_in_bytes
 from fedcondense.networks import default_network, network_kinds
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
-from fedcondense.sets.codecs import RAW
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
@@ -68,10 +67,12 @@ class Condense(InBytes, Task[SyntheticSet]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Prepare the loop once; its estimate leaves it as it was."""
-        node.caps.check_ipc(self.ipc)
         codec = self.checked_codec()
+        if not self.budget:
+            node.caps.check_ipc(self.ipc)
         objective = look_up("objective", self.objective, OBJECTIVES)
-        look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.parametrization or not self.budget:
+            look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
         look_up("start", self.start, STARTS)  # an empty one would be the recipe's own, real records of some
         steps = self.steps or objective.recipe.steps
         node.caps.check_steps(steps)
@@ -79,21 +80,24 @@ class Condense(InBytes, Task[SyntheticSet]):
         network_kinds(network)
         loop = prepare(
             holder,
-            self.ipc,
+            self.within(holder, node) if self.budget else self.ipc,
             self.objective,
-            self.parametrization,
+            self.parametrization or None,
+            codec=codec,
             network=network,
             seed=node.seed(self.seed),
             steps=steps,
             start=self.start,
             limit=node.caps.share,
         )
-        if warning := images_per_class(holder, self.ipc, node.caps.share).warning:
+        if not self.budget and (warning := images_per_class(holder, self.ipc, node.caps.share).warning):
             _LOG.info("%s: %s", node.name, warning)
-        return condensing(loop, node, loop.recipe.start == "real", codec)
+        job = condensing(loop, node, loop.recipe.start == "real")
+        nbytes = min(job.cost.nbytes, self.budget) if self.budget else job.cost.nbytes
+        return Job(job.cost.but(nbytes=nbytes), lambda: self.checked(job.run(), node))
 
 
-def condensing(loop: Any, node: Node, is_real: bool = False, codec: str = RAW) -> Job[SyntheticSet]:
+def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:
     """Return the job of running a prepared loop: what it costs, and the run within the node's time.
 
     The images are encoded once, at the end; the cost is that of raw ones, which no codec that is worth its name passes.
@@ -103,12 +107,7 @@ def condensing(loop: Any, node: Node, is_real: bool = False, codec: str = RAW) -
     cost = cost_of(loop.finished(), steps=loop.recipe.steps, is_real=is_real)
     if plan is not None:
         cost = cost.but(seconds=plan.seconds, memory=plan.memory)
-
-    def work() -> SyntheticSet:
-        made = run(loop, checkpoint=node.checkpoint, progress=node.progress, until=node.until)
-        return made if codec == RAW else made.recode(codec)
-
-    return Job(cost, work)
+    return Job(cost, lambda: run(loop, checkpoint=node.checkpoint, progress=node.progress, until=node.until))
 
 
 def cost_of(synthetic: SyntheticSet, steps: int = 0, is_real: bool = False) -> Cost:
