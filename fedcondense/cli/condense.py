@@ -102,8 +102,8 @@ def condense(
     DATA is a name that `fedcondense data` lists, folder:DIR (one sub-folder for each class) or npz:FILE (x_train,
     y_train, x_test, y_test). The training split is condensed, the test split measures.
 
-    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
-    `accuracy_std` (both null with --no-evaluate), `output`.
+    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `codec`, `seconds`, `network`, `accuracy`
+    (percent) and `accuracy_std` (both null with --no-evaluate), `output`.
     """
     from fedcondense.arguments import device_of
     from fedcondense.condensing import condense as condense_data
