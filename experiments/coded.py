@@ -9,17 +9,18 @@
     python experiments/coded.py --table              # Markdown, from what is there
     python experiments/coded.py leaves FOLDER        # once: train/ and test/ of FOLDER as leaves64.npz in the data root
 
-Width 32, 1,000 steps of batches of 64 (leaf photographs: 400), last step, hard labels. A budget is that of the file
-as it is written: header, labels and record included. `choose` trains one network on images drawn from the training
-images without the last 5,000 (of the leaves, the last 50 a class), and tests it on those; what it chose is in
-`results/coded.json`, from which the other commands read it. On the test images, three seeds: of the selection or the
-set, and of the network. Resumes.
+Width 32, 1,000 steps of batches of 64 (leaf photographs, and `ready` as the ready sets were made: 400), last step,
+hard labels. A budget is that of the file as it is written: header, labels and record included. `choose` trains a
+network on images drawn from the training images without the last 5,000 (of the leaves, the last 50 a class), tests it
+on those, and two more where codecs are within a point; the choices are in `results/coded.json`, from which the other
+commands read them. On the test images, three seeds: of the selection or the set, and of the network. Resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,7 @@ from cells import add_precision, read, run_at_precision
 from coded_plan import (
     BUDGETS,
     CANDIDATES,
+    CLOSE,
     CONDENSED,
     FULL,
     HALF,
@@ -41,7 +43,7 @@ from coded_plan import (
     PATH,
     READY,
     READY_NAMES,
-    READY_PICTURES,
+    READY_STEPS,
     SEEDS,
     SHAPES,
     STEPS,
@@ -113,7 +115,7 @@ def measured(synthetic: fc.SyntheticSet, test: Data, steps: int, seeds: Iterable
 def of_ready(name: str, codec: str) -> dict[str, Any]:
     data, _, ipc = name.rpartition("-ipc")
     recoded = fc.load_set(data, int(ipc)).recode(codec)
-    return measured(recoded, load(data, False)[1], STEPS[data], SEEDS)
+    return measured(recoded, load(data, False)[1], READY_STEPS, SEEDS)
 
 
 def of_condensed(name: str, ipc: int, codec: str, seed: int, held_out: bool) -> dict[str, Any]:
@@ -124,29 +126,35 @@ def of_condensed(name: str, ipc: int, codec: str, seed: int, held_out: bool) -> 
 
 
 def choices() -> Cells:
-    """Return the cells that choose, on held-out training images."""
+    """Return the cells that choose, on held-out training images: one network each, and three where it is close."""
+    results = read(PATH)
     cells: Cells = {}
-    for (name, budget), methods in CANDIDATES.items():
-        for method, codecs in methods.items():
-            for codec in codecs:
-                cells[f"choose | {name} | {budget} | {method} | {codec}"] = partial(
-                    of_real, name, method, codec, budget, 0, True
-                )
+    for seed in SEEDS:
+        for (name, budget), methods in CANDIDATES.items():
+            for method, codecs in methods.items():
+                for codec in codecs:
+                    if not seed or is_close(results, name, budget, method, codec):
+                        key = f"choose | {name} | {budget} | {method} | {codec} | seed {seed}"
+                        cells[key] = partial(of_real, name, method, codec, budget, seed, True)
     for (name, budget), shapes in SHAPES.items():
         for ipc, codec in shapes:
-            cells[f"choose | {name} | {budget} | {CONDENSED} | {ipc} {codec}"] = partial(
-                of_condensed, name, ipc, codec, 0, True
-            )
+            key = f"choose | {name} | {budget} | {CONDENSED} | {ipc} {codec} | seed 0"
+            cells[key] = partial(of_condensed, name, ipc, codec, 0, True)
     return cells
+
+
+def is_close(results: dict[str, Any], name: str, budget: int, method: str, codec: str) -> bool:
+    """Return whether a candidate and another one are within `CLOSE` points of the best."""
+    first = {key: accuracies[0] for key, accuracies in coded_tables.tried(results, name, budget, method).items()}
+    leaders = [key for key, accuracy in first.items() if accuracy > max(first.values()) - CLOSE]
+    return len(leaders) > 1 and codec in leaders
 
 
 def chosen(results: dict[str, Any], name: str, budget: int, method: str) -> str | None:
     """Return which candidate was best on held-out training images; None: none was tried."""
     family = FULL if method in ("herding", "k-means") else method
-    begin = f"choose | {name} | {budget} | {family} | "
-    tried = {key.removeprefix(begin): cell for key, cell in results.items() if key.startswith(begin)}
-    tried = {key: cell for key, cell in tried.items() if cell.get("nbytes", budget + 1) <= budget}
-    return max(tried, key=lambda key: tried[key]["accuracy"]) if tried else None
+    found = coded_tables.tried(results, name, budget, family)
+    return max(found, key=lambda key: (len(found[key]), statistics.fmean(found[key]))) if found else None
 
 
 def reals() -> Cells:
@@ -182,9 +190,9 @@ def ready() -> Cells:
     """Return the cells of the ready sets."""
     return {
         f"ready | {name} | {codec}": partial(of_ready, name, codec)
-        for codec in (*READY, *READY_PICTURES)
+        for codec in READY
         for name in READY_NAMES
-        if not ("patch" in codec or "class" in codec or codec == "bits-4") or name.endswith("ipc10")
+        if codec.count("-") < 2 or name.endswith("ipc10")
     }
 
 

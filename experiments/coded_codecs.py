@@ -40,7 +40,7 @@ _REPEATS = 7
 def images_of(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the codes of the ready set of 10 images a class, and their labels."""
     part = fc.load_set(data, 10).parts[0]
-    return part.codes["images"], part.labels()
+    return next(iter(part.codes.values())), part.labels()
 
 
 def speed(data: str, codec: str) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def speed(data: str, codec: str) -> dict[str, Any]:
     images, labels = images_of(data)
     made = codec_named(codec)
     assert made is not None
-    shape = tuple(images.shape)
+    n, c, height, width = images.shape
+    shape = (n, c, height, width)
     packed = made.encode(images, labels)
     spent = {}
     for what, run in (("encode", lambda: made.encode(images, labels)), ("decode", lambda: made.decode(packed, shape))):
@@ -78,15 +79,15 @@ def agreement(data: str, codec: str, other: Path) -> dict[str, Any]:
     train, _ = fc.load_data(data)
     said: dict[str, Any] = {}
     for kind, images, of in (("condensed", condensed, labels), ("real", train.images[:400], train.labels[:400])):
-        packed, shape = made.encode(images, of), list(images.shape)
+        (n, c, height, width), packed = images.shape, made.encode(images, of)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "packed"
             file.write_bytes(packed)
             environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])}
-            command = [sys.executable, __file__, codec, json.dumps(shape), str(file)]
+            command = [sys.executable, __file__, codec, json.dumps([n, c, height, width]), str(file)]
             version = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
             theirs = np.load(f"{file}.npy").astype(np.int64)
-        ours = made.decode(packed, tuple(shape)).numpy().astype(np.int64)
+        ours = made.decode(packed, (n, c, height, width)).numpy().astype(np.int64)
         apart = np.abs(ours - theirs)
         said[kind] = {"largest": int(apart.max()), "differ": round(float((apart > 0).mean()), 5)}
         said["versions"] = [versions(), version.strip()]
@@ -113,7 +114,7 @@ def decode_here() -> None:
     codec, shape, file = sys.argv[1:]
     made = codec_named(codec)
     assert made is not None
-    np.save(f"{file}.npy", made.decode(Path(file).read_bytes(), tuple(json.loads(shape))).numpy())
+    np.save(f"{file}.npy", made.decode(Path(file).read_bytes(), json.loads(shape)).numpy())
     print(versions())
 
 

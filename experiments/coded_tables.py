@@ -8,7 +8,7 @@ from typing import Any
 from cells import read
 from coded_codecs import CODECS as SPEEDS
 from coded_codecs import SETS
-from coded_plan import BUDGETS, CANDIDATES, CONDENSED, FULL, HALF, PATH, READY, READY_NAMES, READY_PICTURES, SEEDS
+from coded_plan import BUDGETS, CANDIDATES, CONDENSED, FULL, HALF, PATH, READY, READY_NAMES, SEEDS
 
 
 def spread(cells: list[dict[str, Any]]) -> str:
@@ -39,17 +39,28 @@ def table_at_budgets() -> str:
     return "\n".join(lines)
 
 
+def tried(results: dict[str, Any], name: str, budget: int, method: str) -> dict[str, list[float]]:
+    """Return the accuracies on held-out training images, the first network first, by candidate."""
+    found: dict[str, list[float]] = {}
+    begin = f"choose | {name} | {budget} | {method} | "
+    for key in sorted(results):  # by seed
+        if key.startswith(begin) and results[key].get("nbytes", budget + 1) <= budget:
+            found.setdefault(key.removeprefix(begin).partition(" | ")[0], []).append(results[key]["accuracy"])
+    return found
+
+
 def table_of_choices() -> str:
     """Return what was tried on held-out training images, the best first."""
     results = read(PATH)
-    lines = ["| data | bytes | set | tried, best first: accuracy of one network (images a class) |", "|---" * 4 + "|"]
+    lines = ["| data | bytes | set | tried, best first: accuracy (images a class; networks) |", "|---" * 4 + "|"]
     for (name, budget), methods in CANDIDATES.items():
         for method in (*methods, CONDENSED):
-            begin = f"choose | {name} | {budget} | {method} | "
-            tried = {key.removeprefix(begin): cell for key, cell in results.items() if key.startswith(begin)}
-            fits = sorted((c for c in tried.items() if "accuracy" in c[1]), key=lambda c: -c[1]["accuracy"])
-            if fits:
-                texts = [f"{codec} {cell['accuracy']:.1f} ({cell['images'] // 10})" for codec, cell in fits]
+            found = tried(results, name, budget, method)
+            texts = []
+            for codec in sorted(found, key=lambda codec: (-len(found[codec]), -statistics.fmean(found[codec]))):
+                images = results[f"choose | {name} | {budget} | {method} | {codec} | seed 0"]["images"] // 10
+                texts.append(f"{codec} {statistics.fmean(found[codec]):.1f} ({images}; {len(found[codec])})")
+            if texts:
                 lines.append(f"| {name} | {budget:,} | {method} | {', '.join(texts)} |")
     return "\n".join(lines)
 
@@ -59,7 +70,7 @@ def table_ready() -> str:
     results = read(PATH)
     names = READY_NAMES
     lines = [f"| codec | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for codec in (*READY, *READY_PICTURES):
+    for codec in READY:
         cells = [results.get(f"ready | {name} | {codec}") for name in names]
         texts = [f"{c['accuracy']:.1f} ± {c['std']:.1f} at {c['nbytes']:,}" if c else "" for c in cells]
         lines.append(f"| {codec} | {' | '.join(texts)} |")
