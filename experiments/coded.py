@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", choices=[*KINDS, "agreement", "leaves"])
     parser.add_argument("folder", nargs="?", type=Path, help="of `agreement` or `leaves`")
-    parser.add_argument("--only", default="", help="cells whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="cells whose names hold one of these")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--table", action="store_true")
     add_precision(parser)
@@ -232,7 +232,8 @@ def main() -> None:
         write_leaves(arguments.folder)
         return
     cells = coded_codecs.agreements(arguments.folder) if arguments.kind == "agreement" else KINDS[arguments.kind]()
-    run_at_precision(arguments, PATH, {name: cell for name, cell in cells.items() if arguments.only in name})
+    wanted = {name: cell for name, cell in cells.items() if any(one in name for one in arguments.only)}
+    run_at_precision(arguments, PATH, wanted)
 
 
 if __name__ == "__main__":
