@@ -15,9 +15,12 @@ STEPS = {"fashion-mnist": 1000, "cifar10": 1000, "leaves64": 400}
 BUDGETS = {"fashion-mnist": (10_000, 78_400), "cifar10": (30_000, 78_000, 307_200), "leaves64": (123_000, 262_000)}
 FULL, HALF, CONDENSED = "random", "half-resolution", "mmd-ridge"
 CANDIDATES: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
-    ("fashion-mnist", 10_000): {FULL: ("webp-10", "webp-20", "jpeg-10"), HALF: ("webp-20",)},
-    ("cifar10", 30_000): {FULL: ("jpeg-10", "jpeg-15", "jpeg-25"), HALF: ("jpeg-25",)},
-    ("fashion-mnist", 78_400): {FULL: ("webp-10", "webp-20", "jpeg-10"), HALF: ()},
+    ("fashion-mnist", 10_000): {
+        FULL: ("bits-1", "jpeg-10", "sheet-10", "bits-2", "webp-10", "webp-20"),
+        HALF: ("sheet-20",),
+    },
+    ("cifar10", 30_000): {FULL: ("jpeg-10", "jpeg-25"), HALF: ("jpeg-25",)},
+    ("fashion-mnist", 78_400): {FULL: ("jpeg-10", "bits-1", "webp-20", "bits-2"), HALF: ()},
     ("cifar10", 78_000): {FULL: ("jpeg-10", "jpeg-15"), HALF: ()},
     ("cifar10", 307_200): {FULL: ("jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25"), HALF: ()},
     ("leaves64", 123_000): {FULL: ("jpeg-10", "jpeg-25", "webp-10"), HALF: ()},

@@ -6,8 +6,7 @@ import statistics
 from typing import Any
 
 from cells import read
-from coded_codecs import CODECS as SPEEDS
-from coded_codecs import SETS
+from coded_codecs import MEASURED, SETS
 from coded_plan import BUDGETS, CANDIDATES, CONDENSED, FULL, HALF, PATH, READY, READY_NAMES, SEEDS
 
 
@@ -81,7 +80,7 @@ def table_of_speed() -> str:
     """Return speed by codec, and how far Pillows are apart."""
     results = read(PATH)
     lines = ["| codec | " + " | ".join(f"{d}: bytes, encode, decode MB/s" for d in SETS) + " |", "|---" * 3 + "|"]
-    for codec in SPEEDS:
+    for codec in MEASURED:
         found = [results.get(f"speed | {data} | {codec}") for data in SETS]
         texts = [f"{c['nbytes']:,}, {c['encode']:g}, {c['decode']:g}" if c else "" for c in found]
         lines.append(f"| {codec} | {' | '.join(texts)} |")
