@@ -22,7 +22,8 @@ _MEMORY = 40 * _SEEN  # how much of what neighbours counted is believed
 _ONE_EACH = np.arange(1, SYMBOLS + 1)
 
 Ints = NDArray[np.int64]
-Contexts = Callable[[Ints, int], Ints]
+Symbols = NDArray[np.uint8]
+Contexts = Callable[[Symbols, int], Ints]
 """Takes what is known, (P, N), and a column's number; returns (N,), which table serves each row."""
 
 
@@ -53,13 +54,13 @@ class Tables:
         ends[:, 1:] = until * ((1 << _BITS) - SYMBOLS) // until[:, -1:] + _ONE_EACH
         return ends
 
-    def learn(self, column: int, contexts: Ints, symbols: Ints) -> None:
+    def learn(self, column: int, contexts: Ints, symbols: Ints | Symbols) -> None:
         """Count what was seen."""
         seen = np.bincount(contexts * SYMBOLS + symbols, minlength=self.counts[column].size)
         self.counts[column] += _SEEN * seen.reshape(self.counts[column].shape)
 
 
-def encode(symbols: Ints, forerunners: list[list[int]], contexts: Contexts, kinds: int, lanes: int) -> bytes:
+def encode(symbols: Symbols, forerunners: list[list[int]], contexts: Contexts, kinds: int, lanes: int) -> bytes:
     """Return symbols (P, N), below 16, as the lanes' last states, four bytes each, and 16-bit words.
 
     Args:
@@ -76,7 +77,7 @@ def encode(symbols: Ints, forerunners: list[list[int]], contexts: Contexts, kind
         context_of = contexts(symbols, column)
         for rows in _blocks(symbols.shape[1], lanes):
             cumulated = tables.cumulated(column)
-            context, mine = context_of[rows], symbols[column, rows]
+            context, mine = context_of[rows], symbols[column, rows].astype(np.int64)
             begin = cumulated[context, mine]
             steps.append((begin, cumulated[context, mine + 1] - begin))
             tables.learn(column, context, mine)
@@ -93,7 +94,7 @@ def encode(symbols: Ints, forerunners: list[list[int]], contexts: Contexts, kind
 
 def decode(
     data: bytes, shape: tuple[int, int], forerunners: list[list[int]], contexts: Contexts, kinds: int, lanes: int
-) -> Ints:
+) -> Symbols:
     """Return what `encode` was given, (P, N).
 
     Raises:
@@ -103,7 +104,7 @@ def decode(
         raise ValueError(f"{len(data)} bytes of coded numbers; needed: an even number from {4 * lanes}")
     states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
     words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
-    tables, symbols, at = Tables(kinds, shape[0]), np.zeros(shape, np.int64), 0
+    tables, symbols, at = Tables(kinds, shape[0]), np.zeros(shape, np.uint8), 0
     for column, like in enumerate(forerunners):
         tables.begin(column, like)
         context_of = contexts(symbols, column)
@@ -125,7 +126,7 @@ def decode(
             symbols[column, rows] = mine
             tables.learn(column, context, mine)
     if at != len(words) or bool((states != _LOW).any()):
-        raise ValueError("coded numbers that do not end where they should")
+        raise ValueError(f"coded numbers that do not end where they should; needed: {shape[1]} rows")
     return symbols
 
 

@@ -26,7 +26,7 @@ _LATER = 3  # diagonals by which they come after it
 _BEYOND = counts.SYMBOLS - 1  # a magnitude from here on is stored apart
 _EDGES = np.array([1, 3, 6, 10])  # of the weighted sum of neighbours' magnitudes: the contexts
 _ROWS_PER_LANE = 16
-_AT_ONCE = 128  # tiles that are transformed together
+_AT_ONCE = 32  # tiles that are transformed together
 _SCALE = 12  # bits behind the point in the cosines
 _TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 _TO_RGB = np.array([[1024, 0, 1436], [1024, -352, -731], [1024, 1815, 0]], np.float64)  # in units of 1/1024
@@ -66,7 +66,8 @@ class Dct:
         """Transform, round and pack."""
         tiles = _Tiles.of(tuple(images.shape[1:]))
         cut = tiles.cut(images.cpu().numpy())
-        return _pack(np.concatenate([self._rounded(cut[k : k + _AT_ONCE]) for k in range(0, len(cut), _AT_ONCE)]), tiles)
+        pieces = [self._rounded(cut[k : k + _AT_ONCE]) for k in range(0, len(cut), _AT_ONCE)]
+        return _pack(np.concatenate(pieces), tiles)
 
     def decode(self, data: bytes, shape: tuple[int, int, int, int]) -> Tensor:
         """Unpack, and transform back."""
@@ -155,10 +156,11 @@ class _Columns:
     forerunners: list[list[int]]  # columns: a diagonal earlier, the row above and the column before
     neighbours: list[list[tuple[int, int]]]  # columns that are known earlier, and their weights
 
-    def context(self, symbols: Ints, column: int) -> Ints:
-        total = np.zeros(symbols.shape[1], np.int64)
+    def context(self, symbols: NDArray[np.uint8], column: int) -> Ints:
+        """Return which table each tile's symbol of a column is read with, (T,)."""
+        total = np.zeros(symbols.shape[1], np.uint8)  # at most 15 * 14
         for other, weight in self.neighbours[column]:
-            total += weight * symbols[other]
+            total += np.uint8(weight) * symbols[other]
         found: Ints = np.searchsorted(_EDGES, total, side="right")
         return found
 
@@ -172,7 +174,7 @@ def _order(tile: tuple[int, int, int]) -> Ints:
 def _columns(tile: tuple[int, int, int], active: NDArray[np.bool_]) -> _Columns:
     """Return the columns whose place in `_order` is active."""
     places = _order(tile)[active]
-    column_of = {place: k for k, place in enumerate(zip(*(one.tolist() for one in np.unravel_index(places, tile))))}
+    column_of = {(c, i, j): k for k, (c, i, j) in enumerate(np.stack(np.unravel_index(places, tile), 1).tolist())}
     forerunners, neighbours = [], []
     for c, i, j in column_of:
         near = [(c, i - 1, j, 2), (c, i, j - 1, 2), (c, i - 1, j - 1, 1), (c, i - 2, j, 1), (c, i, j - 2, 1)]
@@ -186,14 +188,14 @@ def _pack(rounded: NDArray[np.int16], tiles: _Tiles) -> bytes:
     """Return which columns are active, magnitudes, signs, and what magnitudes have beyond 15."""
     flat = rounded.reshape(len(rounded), -1)[:, _order(tiles.tile)].T
     active = flat.any(1)
-    values = flat[active].astype(np.int64)
-    symbols = np.minimum(np.abs(values), _BEYOND)
+    values = flat[active]
+    symbols = np.minimum(np.abs(values), _BEYOND).astype(np.uint8)
     columns = _columns(tiles.tile, active)
     lanes = -(-len(rounded) // _ROWS_PER_LANE)
     coded = counts.encode(symbols, columns.forerunners, columns.context, len(_EDGES) + 1, lanes)
     where = squeeze(np.packbits(active).tobytes())
     signs = np.packbits(values[values != 0] < 0).tobytes()
-    beyond = (np.abs(values[symbols == _BEYOND]) - _BEYOND).astype("<u2").tobytes()
+    beyond = (np.abs(values[symbols == _BEYOND]) - _BEYOND).astype("<i2").tobytes()
     head = b"".join(len(one).to_bytes(4, "little") for one in (where, coded))
     return head + where + coded + signs + (squeeze(beyond) if beyond else b"")
 
@@ -207,21 +209,21 @@ def _unpack(data: bytes, count: int, tiles: _Tiles) -> NDArray[np.int16]:
     tile = tiles.tile
     size, rows = math.prod(tile), count * tiles.down * tiles.across
     bits = np.frombuffer(inflate(data[ends[0] : ends[1]], -(-size // 8)), np.uint8)
-    active = np.unpackbits(bits, count=size).astype(bool)
+    active = np.unpackbits(bits, count=size) > 0
     columns = _columns(tile, active)
     lanes = -(-rows // _ROWS_PER_LANE)
     given = (data[ends[1] : ends[2]], (len(columns.places), rows), columns.forerunners, columns.context)
-    values = counts.decode(*given, len(_EDGES) + 1, lanes)
+    values = counts.decode(*given, len(_EDGES) + 1, lanes).astype(np.int16)
     large, there = values == _BEYOND, values != 0
     signed = -(-int(there.sum()) // 8)
     signs, beyond = data[ends[2] : ends[2] + signed], data[ends[2] + signed :]
     if len(signs) != signed or bool(beyond) != bool(large.any()):
         raise ValueError("more signs or magnitudes than coefficients, or fewer")
     if beyond:
-        values[large] += np.frombuffer(inflate(beyond, 2 * int(large.sum())), "<u2")
-    values[there] *= 1 - 2 * np.unpackbits(np.frombuffer(signs, np.uint8), count=int(there.sum())).astype(np.int64)
+        values[large] += np.frombuffer(inflate(beyond, 2 * int(large.sum())), "<i2").clip(0, 2**14)
+    values[there] *= 1 - 2 * np.unpackbits(np.frombuffer(signs, np.uint8), count=int(there.sum())).astype(np.int16)
     rounded = np.zeros((rows, size), np.int16)
-    rounded[:, columns.places] = values.T.clip(-(2**15), 2**15 - 1)
+    rounded[:, columns.places] = values.T
     return rounded.reshape(rows, *tile)
 
 
