@@ -187,7 +187,7 @@ def _columns(tile: tuple[int, int, int], active: NDArray[np.bool_]) -> _Columns:
 def _pack(rounded: NDArray[np.int16], tiles: _Tiles) -> bytes:
     """Return which columns are active, magnitudes, signs, and what magnitudes have beyond 15."""
     flat = rounded.reshape(len(rounded), -1)[:, _order(tiles.tile)].T
-    active = flat.any(1)
+    active = np.asarray(flat.any(1))
     values = flat[active]
     symbols = np.minimum(np.abs(values), _BEYOND).astype(np.uint8)
     columns = _columns(tiles.tile, active)
@@ -209,7 +209,7 @@ def _unpack(data: bytes, count: int, tiles: _Tiles) -> NDArray[np.int16]:
     tile = tiles.tile
     size, rows = math.prod(tile), count * tiles.down * tiles.across
     bits = np.frombuffer(inflate(data[ends[0] : ends[1]], -(-size // 8)), np.uint8)
-    active = np.unpackbits(bits, count=size) > 0
+    active = np.unpackbits(bits, count=size).astype(bool)
     columns = _columns(tile, active)
     lanes = -(-rows // _ROWS_PER_LANE)
     given = (data[ends[1] : ends[2]], (len(columns.places), rows), columns.forerunners, columns.context)
