@@ -49,7 +49,8 @@ def recode_part(part: Part, codec: str | None = None, labels: str | None = None)
         _LOG.warning("%s keep their bytes: codecs take 8-bit images that stand alone (pixels, multi-formation)", what)
         return part
     if isinstance(part.codes, Coded):
-        _LOG.warning("%s was packed by %s: %s is a second loss; recode the original", record.data, part.codec, codec)
+        what = f"{record.data} was coded by {part.codec}"
+        _LOG.warning("%s: %s is a second loss; recode the original if you have it", what, codec)
     return _encoded(part, chosen)
 
 
