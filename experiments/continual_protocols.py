@@ -35,6 +35,7 @@ STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
 BEST = "dm-ridge factor 2"
 ALIKE = f"{BEST}, group norm"  # made on networks with the learner's norm and width; final shares from the start
 KERNEL = "mmd factor 2"  # on networks of the learner's width; final shares from the start
+CAPPED = {f"{KERNEL}, {seconds} s": seconds for seconds in (4, 10, 25)}  # each call of the condenser
 STEPS = {"pixels": 1200, "multi-formation": 600}
 BUDGETS = (50, 100, 200, 400, 800, 1600)
 
@@ -100,6 +101,7 @@ PROTOCOLS = {
         ),
         steps={"dm factor 2": 300, ALIKE: 2000},
     ),
+    "capped": Protocol("fashion-mnist", 100, 16, 2000, rows=gdumb(KERNEL, *CAPPED, "half-resolution")),
     "full": FULL,
     # GDumb trains 300 epochs of the 400 images, whatever the memory
     "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, ALIKE, KERNEL, *CONTROLS)),
@@ -151,7 +153,7 @@ PROTOCOLS = {
 
 def is_adaptive(protocol: Protocol, memory: str) -> bool:
     """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
-    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE, KERNEL)
+    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE, KERNEL, *CAPPED)
     return protocol.stream != "classes" or shrinks or memory.endswith(", shrinking")
 
 
@@ -163,6 +165,7 @@ def maker(protocol: Protocol, memory: str) -> Maker:
     objective = name.removesuffix(" factor 2")
     stored_as = "pixels" if name == objective else "multi-formation"
     steps = protocol.steps.get(memory, STEPS[stored_as])
-    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.04 if memory == KERNEL else 0.02, steps=steps)
-    network = f"convnet3-w{protocol.width if memory in (ALIKE, KERNEL) else 16}" + "-group" * (memory == ALIKE)
-    return Condenser(objective, stored_as, network=network, recipe=recipe)
+    is_kernel = memory == KERNEL or memory in CAPPED
+    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.04 if is_kernel else 0.02, steps=steps)
+    network = f"convnet3-w{protocol.width if memory == ALIKE or is_kernel else 16}" + "-group" * (memory == ALIKE)
+    return Condenser(objective, stored_as, network=network, recipe=recipe, max_seconds=CAPPED.get(memory))
