@@ -7,6 +7,7 @@
     python experiments/continual.py domain online cifar100
     python experiments/continual.py coded-cifar10 coded-fashion-mnist  # codecs, 307,200 and 78,400 bytes of file
     python experiments/continual.py coded-cifar10-held-out             # how their codecs were chosen, one seed
+    python experiments/continual.py capped                # condensing stopped after 4, 10 and 25 seconds
     python experiments/continual.py prototype --table     # Markdown, from what is there
 
 Every row is a run of Avalanche 0.6.0. Class-incremental streams show the classes in an order that changes with the
@@ -52,8 +53,9 @@ CACHE = Path(tempfile.gettempdir()) / "fedcondense-continual"
 class Cached:
     """Makes each set once and keeps it: rows of one seed replay the same sets. `spent` adds up their CPU seconds."""
 
-    def __init__(self, make: Maker) -> None:
-        self.make, self.spent = make, [0.0]
+    def __init__(self, make: Maker, name: str) -> None:
+        self.make, self.name, self.spent = make, name, [0.0]
+        self.steps: list[int] = []  # that were made, of each set
 
     @property
     def per_image(self) -> int:
@@ -70,7 +72,7 @@ class Cached:
 
     def __call__(self, data: fc.Data, ipc: int, seed: int, stored: torch.Tensor) -> fc.SyntheticSet:
         """Return the set of before, or make it."""
-        told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, data.spec.operations)))
+        told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, self.name, data.spec.operations)))
         path = CACHE / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
         if not path.exists():
             began = time.process_time()
@@ -78,6 +80,7 @@ class Cached:
             made.with_record(seconds=round(time.process_time() - began, 1)).save(path, overwrite=True)
         kept = fc.SyntheticSet.load(path)
         self.spent[-1] += kept.record.seconds
+        self.steps.append(kept.record.steps)
         return kept
 
 
@@ -111,7 +114,7 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool 
     is_online, is_gdumb = protocol.stream == "online", learner.startswith("gdumb")
     coded = Coded.named(memory) if protocol.max_bytes else None
     makes = coded.makes if coded else memory
-    make = None if makes in ("", "none", "stock") else Cached(maker(protocol, makes))
+    make = None if makes in ("", "none", "stock") else Cached(maker(protocol, makes), makes)
     like_stream: dict[str, Any] = {"operations": spec.operations, "mean": spec.mean, "std": spec.std, "seed": seed}
     if coded is not None:
         buffer: Any = coded_buffer(coded, protocol, make, len(spec.classes), like_stream)
@@ -171,7 +174,9 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool 
     cell: dict[str, Any] = {"accuracy": round(percent, 2)} | ({"precision": "float32"} if float32 else {})
     if make is not None or coded is not None:
         cell |= {"nbytes": buffer.nbytes, "image_bytes": buffer.memory.image_bytes, "images": len(buffer.buffer)}
-        cell |= {"condense_cpu_s": [round(s, 1) for s in make.spent if s]} if make is not None else {}
+        cell |= (
+            {"condense_cpu_s": [round(s, 1) for s in make.spent if s], "steps": make.steps} if make is not None else {}
+        )
     return cell
 
 

@@ -96,7 +96,7 @@ def largest_share(most: int, max_bytes: int, groups: int, nbytes: Callable[[int]
 
 
 def largest_within(most: int, bound: int, nbytes: Callable[[int], int], first: int | None = None) -> int:
-    """Return a number of images that takes no more than a bound; next to the largest, to one in a hundred.
+    """Return a number of images that takes no more than a bound; near the largest, to one in a hundred or of bytes.
 
     Each try costs as much as encoding does, so there are twelve at most: the next number lies where a straight line
     through the nearest known sizes meets the bound.
@@ -117,7 +117,7 @@ def largest_within(most: int, bound: int, nbytes: Callable[[int], int], first: i
             low, at_low = guess, found
         else:
             high, at_high = guess, found
-        if high - low <= max(1, low // 100):
+        if high - low <= max(1, low // 100) or bound - bound // 100 <= found <= bound:
             break
         if low and at_high:
             guess = low + int((bound - at_low) * (high - low) / max(1, at_high - at_low))

@@ -15,7 +15,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.memory.budget import largest_share, largest_within
 from fedcondense.memory.contents import Making, Shares
-from fedcondense.memory.stored import image_bytes, join
+from fedcondense.memory.stored import count_stored, image_bytes, join
 from fedcondense.sets.codecs import RAW
 from fedcondense.sets.parts import Part, to_storage
 from fedcondense.sets.synthetic import SyntheticSet
@@ -92,7 +92,8 @@ def _fit_coded(memory: Memory, ready: Sequence[str], waiting: int) -> Memory:
     free = bound - _beside_images(least)
     real = _real_share(memory, ready, most, free, whole)
     if memory.real_fraction == 1:
-        return found(Shares(0, largest_within(most, bound, lambda n: size(Shares(0, n), memory.made, ()), _SAMPLE)))
+        first = _of_real(memory)
+        return found(Shares(0, largest_within(most, bound, lambda n: size(Shares(0, n), memory.made, ()), first)))
     free -= int(whole * image_bytes(memory.chosen(ready, real)))
     most = max(1, most - real if memory.images is not None else most // memory.make.per_image)
     asked = min(most, max(1, int(free / (_rate(memory, ready) * groups))))
@@ -130,7 +131,12 @@ def _real_share(memory: Memory, ready: Sequence[str], most: int, free: int, whol
     if not 0 < memory.real_fraction < 1:
         return 0
     bound = int(memory.real_fraction * free / whole)
-    return largest_within(most, bound, lambda share: image_bytes(memory.chosen(ready, share)), _SAMPLE)
+    return largest_within(most, bound, lambda share: image_bytes(memory.chosen(ready, share)), _of_real(memory))
+
+
+def _of_real(memory: Memory) -> int:
+    """Return how many real images of a group to try first: as many as there are."""
+    return max([1, *count_stored([memory.real]).values()]) if memory.real is not None else _SAMPLE
 
 
 def _rate(memory: Memory, ready: Sequence[str]) -> float:

@@ -24,7 +24,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 Pieces = Callable[..., Data]
 RANDOM = Selector("random")
 FEW = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -169,23 +169,30 @@ def test_real_images_are_as_many_of_each_class_or_by_how_many_there_were(balance
         assert 2.5 < counts["0"] / counts["1"] < 3.5
 
 
-@pytest.mark.parametrize("told", [{}, {"real_fraction": 1.0}, {"real_fraction": 1.0, "real_codec": "jpeg-95"}])
+@pytest.mark.parametrize("told", [{}, {"real_fraction": 1.0}, {"real_fraction": 1.0, "real_codec": "jpeg-90"}])
 def test_within_bytes_each_image_of_a_long_stream_is_as_likely_to_be_kept(told: dict[str, Any]) -> None:
-    """400 images that are told apart by their values; of 30 memories, each quarter of the stream gives a quarter."""
+    """400 images that are told apart by their values; of 15 memories, each quarter of the stream gives a quarter."""
     values = torch.randperm(400, generator=torch.Generator().manual_seed(0))
-    images = torch.stack([values // 20, values % 20], 1).to(torch.uint8).mul(12).view(-1, 1, 2, 1).repeat(1, 1, 1, 2)
+    images = (
+        torch.stack([values // 20, values % 20], 1)
+        .to(torch.uint8)
+        .mul(12)
+        .view(-1, 1, 2, 1)
+        .repeat_interleave(4, 2)
+        .repeat(1, 1, 1, 8)
+    )
     found: Counter[int] = Counter()
-    for seed in range(20):
+    for seed in range(15):
         memory = Memory(
             None if "real_codec" in told else 20,
             RANDOM,
-            max_bytes=1500 if "real_codec" in told else 900,
+            max_bytes=4000 if "real_codec" in told else 2200,
             seed=seed,
             update="reservoir",
             **told,
         )
         for first in range(0, 400, 100):
-            spec = Spec("numbers", (1, 2, 2), ("a",), (0.5,), (0.25,))
+            spec = Spec("numbers", (1, 8, 8), ("a",), (0.5,), (0.25,))
             piece = images[first : first + 100]
             memory.add(Data(piece, torch.zeros(100, dtype=torch.int64), spec))
         assert memory.synthetic is not None
@@ -193,7 +200,7 @@ def test_within_bytes_each_image_of_a_long_stream_is_as_likely_to_be_kept(told: 
         distance = (kept.unsqueeze(1) * 255 - images.unsqueeze(0)).abs().flatten(2).amax(2)
         found.update(number // 100 for number in distance.argmin(1).tolist())
     total = sum(found.values())
-    assert total > 150
+    assert total > 100
     spread = 4 * (total * 0.25 * 0.75) ** 0.5  # four standard deviations
     assert all(abs(found[quarter] - total / 4) < spread for quarter in range(4)), found
 
