@@ -85,7 +85,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
         try:
             budget = read_budget(str(value), "size")
         except SettingError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(str(error).removeprefix("size "), param, ctx)
         if budget.per_client and not self.per_client:
             self.fail(f"{value} is for a federation; needed: the bytes of one set, such as 4 kB", param, ctx)
         return str(value)
