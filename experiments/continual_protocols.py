@@ -25,6 +25,8 @@ class Protocol:
     rows: tuple[tuple[str, str], ...] = ()  # learner, memory
     steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else those of `STEPS`
     adaptive: bool = True  # share the memory among the classes seen so far, where that serves
+    max_bytes: int | None = None  # of the file, in the place of `images`; rows are coded memories then
+    held_out: int = 0  # images per class, of the training images left over, in the place of the test images
 
 
 CONTROLS = ("random", "herding", "k-means", "half-resolution")
@@ -64,7 +66,26 @@ FULL = Protocol(
     steps={ALIKE: 1000},
 )
 
+# chosen on held-out training images: see `memories.md`
+CODED_ROWS = {
+    "coded-cifar10": ("jpeg-5", "jpeg-10", "jpeg-25", f"{KERNEL} bits-2", f"{KERNEL} bits-2 + 0.5 jpeg-10"),
+    "coded-fashion-mnist": ("jpeg-5", "jpeg-10", "jpeg-25", f"{KERNEL} bits-2", f"{KERNEL} bits-2 + 0.5 jpeg-10"),
+}
+CODED = {
+    "coded-cifar10": Protocol("cifar10", 100, 32, 1000, updates=4000, steps={KERNEL: 200}, max_bytes=307_200),
+    "coded-fashion-mnist": Protocol(
+        "fashion-mnist", 100, 16, 2000, updates=4000, steps={KERNEL: 200}, max_bytes=78_400
+    ),
+}
+CANDIDATES = (
+    *("jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25", "webp-10"),
+    *(f"{KERNEL} bits-{bits}" for bits in (1, 2)),
+    *(f"{KERNEL} bits-2 + {share} jpeg-10" for share in (0.25, 0.5, 0.75)),
+)
+
 PROTOCOLS = {
+    **{name: replace(coded, rows=gdumb(*CODED_ROWS[name])) for name, coded in CODED.items()},
+    **{f"{name}-held-out": replace(coded, held_out=200, rows=gdumb(*CANDIDATES)) for name, coded in CODED.items()},
     "prototype": Protocol(
         "fashion-mnist",
         100,

@@ -99,6 +99,7 @@ _EVALUATION: dict[str, tuple[type, ...]] = {
     "recipe": (dict,),
     "seeds": (list,),
     "weighted": (bool,),
+    "decoder": (str,),
 }
 
 

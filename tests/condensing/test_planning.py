@@ -145,6 +145,9 @@ def test_a_plan_is_plain_values() -> None:
         "memory": 5,
         "network": "net",
         "advice": ["first", "second"],
+        "most": None,
+        "codec": "raw",
+        "ipc": 0,
     }
 
 
