@@ -107,6 +107,8 @@ class Jpeg:
         """
         n, channels, height, width = shape
         _, tall, wide = self._padded((channels, height, width))
+        if n > self.most((channels, height, width)):
+            raise ValueError(f"a strip of {n} images; needed: {self.most((channels, height, width))} or fewer")
         segments, begin = _segments(data)
         found = [kind for kind in segments if kind not in _OTHERS]
         if len(found) != 3 or found[0] not in _FRAMES or sorted(found[1:]) != [_SCAN, _INTERVAL]:

@@ -20,8 +20,8 @@ __all__ = [
     "write_picture",
 ]
 
-MOST_PIXELS = 1 << 26
-"""Of a picture that is written: Pillow warns of more than 89 million, and refuses twice as many."""
+MOST_PIXELS = 1 << 24
+"""Of a picture: libwebp takes some 16 bytes a pixel while it decodes, four times what grey images take as float32."""
 
 
 def check_quality(name: str, quality: object) -> None:

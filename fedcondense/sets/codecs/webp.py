@@ -72,8 +72,10 @@ class WebP:
         """Read the sheet and cut it up."""
         n, channels, height, width = shape
         rows, columns = _grid(shape)
-        if max(rows * height, columns * width) > _MOST:
-            raise ValueError(f"a sheet of {rows} x {columns} images of {height} x {width}; WebP has none")
+        if n > self.most((channels, height, width)):
+            raise ValueError(
+                f"a sheet of {n} images of {height} x {width}; a sheet has no more than {MOST_PIXELS} pixels"
+            )
         _check_header(data, columns * width, rows * height)
         sheet = read_picture(data, "WEBP", "RGB", (channels, rows * height, columns * width))
         tiles = sheet.reshape(channels, rows, height, columns, width).transpose(1, 3, 0, 2, 4)
