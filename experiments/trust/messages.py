@@ -30,7 +30,8 @@ from fedcondense.flower.wire import ANSWERS, WIRE, About, pack_answer, pack_ques
 from fedcondense.networks import build
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
-from trust.mutants import HOSTILE, mutate, originals
+from trust.coded import any_mutant
+from trust.mutants import HOSTILE
 from trust.rows import Row, Tally, limit_memory
 
 __all__ = ["check_floods", "check_nodes", "check_servers"]
@@ -236,9 +237,7 @@ def _replies() -> dict[str, Reply]:
     """Return what hostile nodes send: each a function of its draws and of an honest set."""
 
     def mutant(draw: random.Random, honest: bytes) -> RecordDict:
-        return pack_answer(
-            _Raw(mutate(draw.choice(sorted(originals().values())), draw)[0]), _about("x"), ("x", 0), 100, 1.0
-        )
+        return pack_answer(_Raw(any_mutant(draw)), _about("x"), ("x", 0), 100, 1.0)
 
     def short(draw: random.Random, honest: bytes) -> RecordDict:
         """Wire 3: a mutant behind a sound packed header, or a packed header that is damaged itself."""

@@ -15,7 +15,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.arguments import called, instance_of
 from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
-from fedcondense.condensing.rate import default_parametrization, rate_of
+from fedcondense.condensing.rate import Rate, default_parametrization, rate_at, rate_of
 from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
 from fedcondense.condensing.trial import on_trial
 from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, index_by_class
@@ -86,14 +86,18 @@ def prepare(
     record = Record.of(_records(holder), recorded(objective), 0, seed)
     counts = tuple(holder.counts.tolist())
     record = replace(record, network=describe(network), start=recipe.start, counts=counts, steps=steps)
-    rate = None
+    rate: Rate | None = None
+    told: dict[str, Any] = {"record": record, "soft": objective.learn_labels}
+    if within is not None or codec != RAW:
+        told["expect"] = on_trial(holder, _records(holder), parametrization, begin, seed)
     if within is not None:
-        rough = on_trial(holder, _records(holder), parametrization, begin, seed)
-        soft = objective.learn_labels
-        rate = rate_of(spec, counts, within, parametrization, limit=limit, record=record, expect=rough, soft=soft)
-    ipc = whole_number(ipc, "ipc", 1) if rate is None else rate.ipc
+        rate = rate_of(spec, counts, within, parametrization, limit=limit, **told)
+        ipc = rate.ipc
+    ipc = whole_number(ipc, "ipc", 1)
     shares = images_per_class(holder, ipc, limit)
     images = shares.images if rate is None else list(rate.images)
+    if rate is None and codec != RAW:
+        rate = rate_at(images, codec, parametrization, **told)
     make = partial(build, network, spec.shape, len(spec.classes))
     _probe(objective, parametrization, network, spec, images)
     if objective.learn_labels and objective.separable:
@@ -110,7 +114,7 @@ def prepare(
         "data": holder.fingerprint,
         **{f"{item.name} of the data": identity(getattr(spec, item.name)) for item in fields(spec)},
         "ipc": int(ipc),
-        **({} if rate is None else {"images": images}),
+        **({} if within is None else {"images": images}),
         "limit": float(limit),
         "prefixes": bool(prefixes),
         "objective": identity(objective),

@@ -35,13 +35,13 @@ from fedcondense.sets.forecast import file_bytes, largest_file
 from fedcondense.sets.parts import Record
 from fedcondense.sets.recoding import takes_codecs
 
-__all__ = ["Expected", "Rate", "default_parametrization", "rate_of", "typical"]
+__all__ = ["LONGEST", "Expected", "Rate", "default_parametrization", "rate_at", "rate_of", "typical"]
 
 _TWO, _ONE = "bits-2", "bits-1"
 _SIDE = 16  # pixels; smaller images have nothing to lose
 _TYPICAL = 0.9  # of the bytes that no entropy coder makes smaller
 _PICTURE = 0.4  # of raw bytes, where a codec has no bound
-_SECONDS = 9999999.9  # a record's, as wide as they may become
+LONGEST = 9999999.9  # seconds of a record, as wide as they may become
 
 
 class Expected(NamedTuple):
@@ -132,7 +132,7 @@ def rate_of(
     codecs = [within.codec] if within.codec else [_TWO, _ONE]
     if not takes_codecs(parametrization):
         codecs = [RAW]
-    wide = replace(record or _usual(spec, counts), seconds=_SECONDS)
+    wide = replace(record or _usual(spec, counts), seconds=LONGEST)
     cost = _Cost(within, parametrization, wide, tuple(counts), limit, expect, soft)
     if (needed := cost.surely(cost.fewest, codecs[-1])) > within.most:
         raise SettingError(
@@ -150,6 +150,32 @@ def rate_of(
         codec = more
     images = cost.images(total)
     return Rate(max(images), codec, images, cost.expected(total, codec), cost.most(total, codec))
+
+
+def rate_at(
+    images: Sequence[int],
+    codec: str,
+    parametrization: Parametrization,
+    record: Record,
+    *,
+    expect: Callable[[str], Expected] | None = None,
+    soft: bool = False,
+) -> Rate:
+    """Return what a number of images in a codec takes, without an evaluation.
+
+    Args:
+        images: How many each class gets, by label, counted in uncompressed ones.
+        codec: A name.
+        parametrization: Of the codes.
+        record: The set's, whose header is counted.
+        expect: As in `rate_of`.
+        soft: As in `rate_of`.
+    """
+    record = replace(record, ipc=max(images), seconds=LONGEST)
+    fixed, each = expect(codec) if expect else typical(codec, parametrization, record.shape)
+    most = largest_file(parametrization, record, images, codec, soft=soft)
+    found = file_bytes(parametrization, record, images, codec, fixed + each * sum(images), soft=soft)
+    return Rate(max(images), codec, tuple(images), found if most is None else min(found, most), most)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def file_bytes(
         record: The file's; numbers in it that are not known yet should be as long as they can be.
         images: How many images' bytes each class has, by label.
         codec: A name; codes that no codec takes are raw.
-        code_bytes: Of all codes of a codec.
+        code_bytes: Of all codes of a codec; no more are taken than the codec takes at most.
         evaluation: What will be added to the file.
         soft: Whether labels are probabilities.
     """
@@ -69,7 +69,8 @@ def file_bytes(
     shape, labels = _stored(parametrization, record, images)
     sizes = chunk_sizes(labels, packs, shape[1:])
     each = -(-round(code_bytes) // max(1, len(sizes)))
-    chunks = [Chunk(size, bytes(each)) for size in sizes]
+    bound = getattr(packs, "bound", lambda shape: each)
+    chunks = [Chunk(size, bytes(min(each, bound((size, *shape[1:]))))) for size in sizes]
     return _written(
         parametrization, record, images, Coded(packs, _named(parametrization, shape, chunks)), evaluation, soft
     )
