@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcondense.parametrizations import Bases, MultiFormation, Parametrization, Pixels
+from fedcondense.contract import Parametrization
+from fedcondense.parametrizations import Bases, MultiFormation, Pixels
 from fedcondense.sets.codecs import codec_named
 from fedcondense.sets.forecast import file_bytes, largest_file, widest_evaluation
 from fedcondense.sets.parts import Part, Record

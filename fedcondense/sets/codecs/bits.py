@@ -56,10 +56,10 @@ class Bits:
         n, c, height, width = shape
         symbols = 1 + most_packed((n * c, height, width), self.bits)
         if self.scale == "tensor":
-            return symbols + 2**self.bits
+            return symbols + (1 << self.bits)
         patches = c * -(-height // _PATCH) * -(-width // _PATCH) if self.scale == "patch" else 1
         groups: int = min(n, 256) if self.scale == "class" else _GROUPS
-        return symbols + groups * 2**self.bits + 5 + n * patches
+        return symbols + (groups << self.bits) + 5 + n * patches
 
     @in_own_state
     def encode(self, images: Tensor, labels: Tensor) -> bytes:
