@@ -87,7 +87,7 @@ def budget(data: str, size: str) -> Callable[[], dict[str, Any]]:
 @cache
 def _without_last(data: str) -> tuple[fc.Data, fc.Data, fc.SyntheticSet]:
     train = fc.load_data(data).train
-    first, last = train.subset(range(len(train) - HELD_OUT)), train.subset(range(len(train) - HELD_OUT, len(train)))
+    first, last = (train.subset(rows) for rows in torch.arange(len(train)).split(len(train) - HELD_OUT))
     return first, last, fc.condense(first, 10, parametrization="multi-formation")
 
 
