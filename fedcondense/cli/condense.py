@@ -108,8 +108,8 @@ def condense(
 
     With --budget the file takes at most so many bytes, with its evaluation; images and bits are chosen for it.
 
-    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
-    `accuracy_std` (both null with --no-evaluate), `output`.
+    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `codec`, `seconds`, `network`, `accuracy`
+    (percent) and `accuracy_std` (both null with --no-evaluate), `output`.
     """
     from fedcondense.arguments import device_of
     from fedcondense.condensing import condense as condense_data

@@ -23,7 +23,6 @@ from fedcondense.cli.terminal import (
     command,
     emit,
     finish,
-    note,
     set_up,
     typed,
 )
@@ -72,9 +71,6 @@ def recode(
     check_output(output, overwrite)
     before = SyntheticSet.load(file)
     after = before.recode(codec)
-    coded = sorted({part.codec for part in before.parts} - {"raw", codec})
-    if coded:
-        note(f"{file} is coded by {', '.join(coded)}: {codec} is a second loss; recode the original if you have it")
     test, was = None, None
     if data is not None:
         test = load_data(named_data(before, data), data_root).test.to(device_of(device or usual_device()))

@@ -131,6 +131,7 @@ def result_of(synthetic: SyntheticSet) -> dict[str, Any]:
         "ipc": record.ipc,
         "images": len(synthetic),
         "nbytes": synthetic.nbytes,
+        "codec": synthetic.codec,
         "seconds": synthetic.seconds,
         "network": record.network,
         "accuracy": evaluation.get("accuracy"),
@@ -143,10 +144,11 @@ def describe(synthetic: SyntheticSet) -> str:
     from fedcondense.report.units import human_bytes
 
     record, evaluation = synthetic.record, synthetic.evaluation
+    stored = f"{human_bytes(synthetic.nbytes)} ({synthetic.codec})"
     fields = [
         ("data", f"{record.data}, {len(synthetic.classes)} classes"),
         ("method", record.method),
-        ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}, made in {synthetic.seconds:.1f} s"),
+        ("set", f"{len(synthetic)} images in {stored}, made in {synthetic.seconds:.1f} s"),
     ]
     if evaluation and "accuracy" in evaluation:
         network = evaluation.get("network", "")
@@ -154,4 +156,5 @@ def describe(synthetic: SyntheticSet) -> str:
         spread = "" if once else f" ± {evaluation.get('accuracy_std', 0.0):.1f}"
         measured = f"{evaluation['accuracy']:.1f}{spread} %"
         fields.append(("accuracy", f"{measured} of {network}, trained on the set alone"))
+        fields += [("decoder", decoder) for decoder in [evaluation.get("decoder")] if decoder]
     return columns(fields)

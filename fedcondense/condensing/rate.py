@@ -193,7 +193,8 @@ class _Cost:
     @cached_property
     def _order(self) -> list[int]:
         """The class of each image, in the order in which they are granted: one each, then the larger classes first."""
-        caps = [max(1, int(self.limit * n)) if n else 0 for n in self.counts]
+        most = sum(self.counts) if self.within.ipc is None else self.within.ipc
+        caps = [min(most, max(1, int(self.limit * n))) if n else 0 for n in self.counts]
         falling = sorted(range(len(caps)), key=lambda c: -self.counts[c])
         return [c for level in range(max(caps)) for c in falling if level < caps[c]]
 

@@ -34,12 +34,14 @@ class Within:
         codec: How images are stored, by name; None: as the rate rule says.
         network: The network that will evaluate the set, if its name has more than 24 characters.
         seeds: How many networks the evaluation will train; 0: none is added to the file, and no room is left for one.
+        ipc: The most images of a class, counted in uncompressed ones; None: as many as fit.
     """
 
     nbytes: int | str | Budget
     codec: str | None = None
     network: str = ""
     seeds: int = 3
+    ipc: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nbytes", budget_bytes(self.nbytes))

@@ -13,7 +13,9 @@ from fedcondense.cli import app
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.synthetic import SyntheticSet
 
-KEYS = ["data", "method", "ipc", "images", "nbytes", "seconds", "network", "accuracy", "accuracy_std", "output"]
+KEYS = [
+    *("data", "method", "ipc", "images", "nbytes", "codec", "seconds", "network", "accuracy", "accuracy_std", "output")
+]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
 

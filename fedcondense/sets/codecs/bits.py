@@ -54,12 +54,13 @@ class Bits:
     def bound(self, shape: tuple[int, int, int, int]) -> int:
         """Return what `encode` takes at most for images of (N, C, H, W), whatever they show."""
         n, c, height, width = shape
-        symbols = 1 + most_packed((n * c, height, width), self.bits)
+        symbols: int = 1 + most_packed((n * c, height, width), self.bits)
+        levels: int = 2**self.bits
         if self.scale == "tensor":
-            return symbols + (1 << self.bits)
+            return symbols + levels
         patches = c * -(-height // _PATCH) * -(-width // _PATCH) if self.scale == "patch" else 1
         groups: int = min(n, 256) if self.scale == "class" else _GROUPS
-        return symbols + (groups << self.bits) + 5 + n * patches
+        return symbols + groups * levels + 5 + n * patches
 
     @in_own_state
     def encode(self, images: Tensor, labels: Tensor) -> bytes:

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Chunk", "Codec"]
+__all__ = ["Chunk", "Codec", "Inexact"]
 
 
 class Chunk(NamedTuple):
@@ -31,7 +31,7 @@ class Codec(Protocol):
     """
 
     exact: ClassVar[bool]
-    """Whether it decodes to the same bytes with any version of the libraries that it uses."""
+    """Whether it decodes to the same bytes with any version of the libraries that it uses; if not, it is `Inexact`."""
 
     by_class: ClassVar[bool]
     """Whether each class is a chunk of its own, since images cannot be left out of a chunk: `select` refuses."""
@@ -61,3 +61,11 @@ class Codec(Protocol):
         Raises:
             SettingError: It cannot, without decoding and encoding once more.
         """
+
+
+@runtime_checkable
+class Inexact(Codec, Protocol):
+    """A codec that other versions of its libraries may decode to values a few grey levels off."""
+
+    def decoder(self) -> str:
+        """Return what decodes here, with versions, in a few words; it is recorded beside an accuracy."""
