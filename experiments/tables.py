@@ -17,6 +17,7 @@ from typing import Any
 
 import ablation
 import central
+import coded_tables
 import continual
 import continual_protocols
 import deployed
@@ -240,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets,
     "ablation": ablation.table,
     "labels": labels.table,
+    **coded_tables.TABLES,
     "objectives": lambda: sweeps("objectives"),
     "scaling": lambda: sweeps("scaling"),
     "parametrizations": parametrizations,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedcondense.cli.terminal import columns, given, note, printable, typed
-from fedcondense.cli.values import Whole
+from fedcondense.cli.values import Bytes, Whole
 from fedcondense.errors import SettingError
 from fedcondense.progress import reporting
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from fedcondense.training.evaluation import Evaluation
 
 __all__ = [
+    "Amount",
+    "Codec",
     "DataName",
     "Ipc",
+    "IpcOrNot",
     "Network",
     "Objective",
     "Parametrization",
@@ -39,6 +42,18 @@ __all__ = [
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
 Ipc = Annotated[int, typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take.")]
+IpcOrNot = Annotated[
+    int | None,
+    typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take; default: 10."),
+]
+Amount = Annotated[
+    str | None,
+    typer.Option(click_type=Bytes(), help="Bytes that the file may take, evaluation included, such as '20 kB'."),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(help="How images are stored: raw, bits-2, jpeg-10, webp-20, ...; default: raw, or as a budget asks."),
+]
 _OBJECTIVES = (
     "mmd-ridge (default), dm-ridge, ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
 )

@@ -149,7 +149,7 @@ def test_soft_labels_keep_the_likeliest(ready: fc.SyntheticSet) -> None:
 def test_a_second_loss_is_said(ready: fc.SyntheticSet, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ready.recode("jpeg-10").recode("bits-2")
-    assert "was packed by jpeg-10: bits-2 is a second loss; recode the original" in caplog.text
+    assert "was coded by jpeg-10: bits-2 is a second loss; recode the original" in caplog.text
 
 
 def test_what_no_codec_takes_keeps_its_bytes(caplog: pytest.LogCaptureFixture) -> None:

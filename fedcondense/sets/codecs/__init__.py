@@ -12,15 +12,29 @@ from dataclasses import MISSING, fields
 from fedcondense.errors import SettingError, unknown
 from fedcondense.sets.codecs.bits import Bits
 from fedcondense.sets.codecs.contract import Chunk, Codec, Inexact
+from fedcondense.sets.codecs.dct import Dct
 from fedcondense.sets.codecs.jpeg import Jpeg
 from fedcondense.sets.codecs.palette import Palette
 from fedcondense.sets.codecs.webp import WebP
 
-__all__ = ["CODECS", "RAW", "Bits", "Chunk", "Codec", "Inexact", "Jpeg", "Palette", "WebP", "codec_named", "name_of"]
+__all__ = [
+    "CODECS",
+    "RAW",
+    "Bits",
+    "Chunk",
+    "Codec",
+    "Dct",
+    "Inexact",
+    "Jpeg",
+    "Palette",
+    "WebP",
+    "codec_named",
+    "name_of",
+]
 
 RAW = "raw"
 
-CODECS: dict[str, Callable[..., Codec]] = {"bits": Bits, "jpeg": Jpeg, "webp": WebP, "palette": Palette}
+CODECS: dict[str, Callable[..., Codec]] = {"bits": Bits, "jpeg": Jpeg, "webp": WebP, "palette": Palette, "dct": Dct}
 """What files may name and receivers look up; a user adds a line with a frozen dataclass."""
 
 _EXAMPLES = ("raw", "bits-2", "bits-2-patch", "jpeg-10", "webp-20", "palette-16")

@@ -26,7 +26,8 @@ class Codec(Protocol):
     """Packs images; a frozen dataclass whose fields are whole numbers and words, and are its name in this order.
 
     What it packs are the codes of a parametrization, one tensor at a time, and so it knows neither. An entry of
-    `CODECS` is its class, by the first word of its names: ``Bits(2, "patch")`` is named ``"bits-2-patch"``.
+    `CODECS` is its class, by the first word of its names: ``Bits(2, "patch")`` is named ``"bits-2-patch"``. One that
+    can say so has ``bound(shape)``, the most bytes that images of (N, C, H, W) take whatever they show.
     """
 
     exact: ClassVar[bool]

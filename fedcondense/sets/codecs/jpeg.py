@@ -123,9 +123,8 @@ class Jpeg:
         if [sizes, interval] != expected:
             raise ValueError(f"a strip of {sizes} with a mark every {interval} blocks; needed: {expected}")
         sampling = [data[frame + 11 + 3 * k] for k in range(data[frame + 9])]
-        if not len(sampling) == data[segments[_SCAN] + 4] == channels or (
-            channels == 3 and sampling != [0x22, 0x11, 0x11]
-        ):
+        usual = channels == 1 or sampling == [0x22, 0x11, 0x11]
+        if not (len(sampling) == data[segments[_SCAN] + 4] == channels and usual):
             raise ValueError(f"a JPEG sampled {sampling}; needed: {channels} channels, colour at half resolution")
         pieces = _MARKER.split(data[begin:-2])
         if pieces[1::2] != [bytes([0xD0 + k % 8]) for k in range(n - 1)]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
-from fedcondense.sets.codecs.symbols import pack, unpack
+from fedcondense.sets.codecs.symbols import most_packed, pack, unpack
 
 __all__ = ["Palette"]
 
@@ -45,6 +45,10 @@ class Palette:
         if shape[0] != 3:
             raise SettingError(f"palette stores colour, these images have {shape[0]} channels; choose bits-1 to bits-6")
         return max(1, (1 << 28) // (shape[1] * shape[2]))
+
+    def bound(self, shape: tuple[int, int, int, int]) -> int:
+        """Return what `encode` takes at most for images of (N, C, H, W), whatever they show."""
+        return 3 * self.colours + most_packed((shape[0], shape[2], shape[3]), self._bits)
 
     @in_own_state
     def encode(self, images: Tensor, labels: Tensor) -> bytes:
