@@ -109,7 +109,7 @@ def continual_short() -> str:
         "|---" * (len(memories) + 3) + "|",
     ]
     for name, protocol in continual_protocols.PROTOCOLS.items():
-        if name.startswith("budget"):
+        if name.startswith(("budget", "coded", "capped")):
             continue
         for learner, text in learners.items():
             cells = []
