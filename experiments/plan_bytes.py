@@ -36,7 +36,7 @@ BUDGETS = {
     "cifar10": ("12 kB", "30 kB"),
 }
 HELD_OUT = 5000
-KEPT = (("bits-2", 10), ("bits-2", 9), ("bits-2", 8), ("bits-2", 7), ("bits-2", 6), ("bits-2", 5), ("bits-1", 10))
+KEPT = (("bits-2", 10), ("bits-2", 8), ("bits-2", 7), ("bits-2", 5), ("bits-1", 10))
 KEPT_DATA = ("fashion-mnist", "cifar10")
 
 

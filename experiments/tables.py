@@ -26,6 +26,7 @@ import federated
 import gpu
 import iterative
 import labels
+import plan_bytes
 import screens
 from cells import RESULTS, read
 from trust import __main__ as trust
@@ -108,7 +109,7 @@ def continual_short() -> str:
         "|---" * (len(memories) + 3) + "|",
     ]
     for name, protocol in continual_protocols.PROTOCOLS.items():
-        if name.startswith("budget"):
+        if name.startswith(("budget", "coded", "capped")):
             continue
         for learner, text in learners.items():
             cells = []
@@ -242,6 +243,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation.table,
     "labels": labels.table,
     **coded_tables.TABLES,
+    **{f"plan {kind}": lambda kind=kind: plan_bytes.table(kind) for kind in ("sizes", "budgets", "kept")},  # type: ignore[misc]
     "objectives": lambda: sweeps("objectives"),
     "scaling": lambda: sweeps("scaling"),
     "parametrizations": parametrizations,

@@ -41,7 +41,7 @@ class Plan:
     """What `condense` would make of its arguments, and what it would cost on this machine.
 
     Args:
-        nbytes: The set's file; of coded images an estimate (`experiments/bytes.md` has its error on four data sets).
+        nbytes: The set's file; of coded images an estimate (`experiments/coded.md` has its error on four data sets).
             With a budget, room for the evaluation is counted.
         decoded: Images that it decodes to.
         steps: Optimisation steps.

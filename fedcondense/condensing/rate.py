@@ -5,7 +5,7 @@ The rule, and the measurements that it rests on:
 1. **Two bits a value, and as many images as fit.** On condensed images, two bits with levels of least squared error
    lose 0.2 (Fashion-MNIST) and 0.5 points (CIFAR-10) of what 8 bits reach, in 0.15 to 0.22 of the bytes; one bit loses
    2 to 3 points in half of those. Three bits take twice the bytes of two, which more images use better
-   (`experiments/plan_bytes.md` has the table).
+   (`experiments/coded.md` has the table).
 2. **One bit** only where not even one image of each class fits in two.
 3. **More bits** once every class has as many images as it may have (`limit`).
 4. **Four small images in the place of one** (`multi-formation`), unless the caller names a parametrization, where the

@@ -22,7 +22,7 @@ __all__ = ["on_trial"]
 
 _NOISE, _LOUDEST = 0.8, 0.2
 """What matching adds to a start: noise of this part of a pixel's deviation within its class, itself at most the second
-number. Chosen on the ready sets; its error on four data sets is measured in `experiments/plan_bytes.py`."""
+number. Chosen on the ready sets; its error on four data sets is measured in `experiments/coded.md`."""
 
 _FEW, _MORE = 1, 4  # images per class of the two trial sets
 _RECORDS = 500  # of a class, for its deviations

@@ -40,6 +40,8 @@ __all__ = ["Contents", "Making", "Shares"]
 _LOG = logging.getLogger(__name__)
 _WAVERS = 1.25  # how much more than its share a group may have before it is condensed again, where sizes are coded
 
+_LITTLE_MORE = 1.1  # how much more than its share a group may keep there: cutting takes time, and gains nobody much
+
 Making = Callable[[Sequence[str], int], SyntheticSet]
 """Makes a set of groups with so many stored images each."""
 
@@ -208,7 +210,7 @@ class Contents:
         there = {} if self.real is None else count_stored([self.real])
         most, new = self._real_shares(share), {}
         is_whole = takes_whole_classes(self.real_codec)  # bytes are what bounds them then
-        keep = {name: n if is_whole else min(n, most.get(name, share)) for name, n in there.items()}
+        keep = {name: n if is_whole else self._spared(n, most.get(name, share)) for name, n in there.items()}
         for name in ready if share else ():
             keep[name] = min(keep.get(name, 0), self._old_share(name, most[name]))
             order = torch.randperm(len(self.waiting[name]), generator=stream(self.seed, "real", self.added))
@@ -235,10 +237,16 @@ class Contents:
         if self.fits_coded:  # what cannot be cut stays whole: bytes are the bound
             is_whole = takes_whole_classes(self.codec)
             whole = [one for one in self.sets if is_whole or not all(part.is_separable for part in one.parts)]
-            most = most | {name: n for name, n in count_stored(whole).items() if name in most}
+            most = {name: self._spared(n, most[name]) for name, n in count_stored(self.sets).items() if name in most}
+            most |= {name: n for name, n in count_stored(whole).items() if name in most}
         if self.max_bytes is not None and not getattr(self.make, "prefixes", False):
             return self._leave_out(self.sets, most)  # they are merged: the first images are the oldest
         return cut(self.sets, most, partial(self._uniform, "cut"))
+
+    def _spared(self, stored: int, share: int) -> int:
+        """Return how many images of a group stay: its share, or all if they are little more and bytes decide."""
+        is_spared = share and self.fits_coded and self.images is None and stored <= _LITTLE_MORE * share
+        return stored if is_spared else min(stored, share)
 
     def _leave_out(self, sets: list[SyntheticSet], most: Mapping[str, int], why: str = "cut") -> list[SyntheticSet]:
         uniform = partial(self._uniform, why)

@@ -20,7 +20,7 @@ __all__ = ["LEAST_KEPT", "Within", "amount_of", "coarser", "finer", "fit_within"
 
 LEAST_KEPT = 0.75
 """The share of images that is left before all of them in fewer bits are the better choice: measured in
-`experiments/plan_bytes.py`."""
+`experiments/coded.md`."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fedcondense.sets.coded import Coded, Stored, chunk_sizes
 from fedcondense.sets.compact import USUAL_RECIPE
 from fedcondense.sets.format import dump
 from fedcondense.sets.parts import Part, Record
-from fedcondense.sets.recoding import takes_codecs
+from fedcondense.sets.recoding import decoders, takes_codecs
 
 __all__ = ["file_bytes", "largest_file", "widest_evaluation"]
 
@@ -144,4 +144,5 @@ def _written(
     if soft:
         targets = torch.full((rows, classes), 1 / classes, dtype=torch.float16)
     codes = blank if coded is None else Coded(coded.codec, coded.stored, blank)
-    return len(dump([Part(codes, targets, parametrization, record)], evaluation))
+    part = Part(codes, targets, parametrization, record)
+    return len(dump([part], None if evaluation is None else {**decoders([part]), **evaluation}))
