@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.condensing.rate import Expected
 from fedcondense.condensing.starts import Start
 from fedcondense.contract import Holder, Parametrization
@@ -28,6 +29,7 @@ _FEW, _MORE = 1, 4  # images per class of the two trial sets
 _RECORDS = 500  # of a class, for its deviations
 
 
+@in_own_state
 def on_trial(
     holder: Holder, records: Data, parametrization: Parametrization, start: Start, seed: int
 ) -> Callable[[str], Expected] | None:
