@@ -5,6 +5,9 @@
     python experiments/continual.py full-long             # GDumb trains four times as long
     python experiments/continual.py budgets               # 39,200 to 1,254,400 bytes, and hybrid memories
     python experiments/continual.py domain online cifar100
+    python experiments/continual.py coded-cifar10 coded-fashion-mnist  # codecs, 307,200 and 78,400 bytes of file
+    python experiments/continual.py coded-cifar10-held-out             # how their codecs were chosen, one seed
+    python experiments/continual.py capped                # condensing stopped after 4, 10 and 25 seconds
     python experiments/continual.py prototype --table     # Markdown, from what is there
 
 Every row is a run of Avalanche 0.6.0. Class-incremental streams show the classes in an order that changes with the
@@ -19,6 +22,7 @@ row condensed serves the other rows of the seed, with the CPU seconds that it to
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import statistics
 import tempfile
@@ -32,6 +36,7 @@ from typing import Any
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from cells import RESULTS, add_precision, read, run_cells
+from continual_coded import Coded, coded_buffer
 from continual_protocols import BUDGETS, CONTROLS, PROTOCOLS, SEEDS, Protocol, is_adaptive, maker
 from continual_streams import experiences, load
 from torch import nn
@@ -48,8 +53,9 @@ CACHE = Path(tempfile.gettempdir()) / "fedcondense-continual"
 class Cached:
     """Makes each set once and keeps it: rows of one seed replay the same sets. `spent` adds up their CPU seconds."""
 
-    def __init__(self, make: Maker) -> None:
-        self.make, self.spent = make, [0.0]
+    def __init__(self, make: Maker, name: str) -> None:
+        self.make, self.name, self.spent = make, name, [0.0]
+        self.steps: list[int] = []  # that were made, of each set
 
     @property
     def per_image(self) -> int:
@@ -66,7 +72,7 @@ class Cached:
 
     def __call__(self, data: fc.Data, ipc: int, seed: int, stored: torch.Tensor) -> fc.SyntheticSet:
         """Return the set of before, or make it."""
-        told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, data.spec.operations)))
+        told = "/".join(map(str, (data.fingerprint, ipc, seed, self.make, self.name, data.spec.operations)))
         path = CACHE / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"
         if not path.exists():
             began = time.process_time()
@@ -74,6 +80,7 @@ class Cached:
             made.with_record(seconds=round(time.process_time() - began, 1)).save(path, overwrite=True)
         kept = fc.SyntheticSet.load(path)
         self.spent[-1] += kept.record.seconds
+        self.steps.append(kept.record.steps)
         return kept
 
 
@@ -105,9 +112,14 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool 
     spec = domains[0].spec
     _, train_stream = experiences(protocol, domains, test, seed)
     is_online, is_gdumb = protocol.stream == "online", learner.startswith("gdumb")
-    make = None if memory in ("none", "stock") else Cached(maker(protocol, memory))
-    if make is None:
-        buffer: Any = ClassBalancedBuffer(protocol.images)
+    coded = Coded.named(memory) if protocol.max_bytes else None
+    makes = coded.makes if coded else memory
+    make = None if makes in ("", "none", "stock") else Cached(maker(protocol, makes), makes)
+    like_stream: dict[str, Any] = {"operations": spec.operations, "mean": spec.mean, "std": spec.std, "seed": seed}
+    if coded is not None:
+        buffer: Any = coded_buffer(coded, protocol, make, len(spec.classes), like_stream)
+    elif make is None:
+        buffer = ClassBalancedBuffer(protocol.images)
     else:
         waits = is_online and memory not in CONTROLS  # what waits takes the other half of the bytes
         buffer = CondensedBuffer(
@@ -117,10 +129,7 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool 
             total_num_groups=None if is_adaptive(protocol, memory) else len(spec.classes),
             real_fraction=0.5 if memory.startswith("half ") else 0.0,
             min_samples=protocol.images if waits else 1,
-            operations=spec.operations,
-            mean=spec.mean,
-            std=spec.std,
-            seed=seed,
+            **like_stream,
         )
     if learner == "gdumb-stock":
         plugin: Any = GDumbPlugin(buffer.max_size)
@@ -147,18 +156,27 @@ def run(protocol: Protocol, learner: str, memory: str, seed: int, float32: bool 
     )
     decoded = protocol.images * (1 if make is None else make.per_image)
     for number, experience in enumerate(train_stream, 1):
-        if is_gdumb:  # earlier networks are thrown away: only the last one is trained in full
-            last = number == protocol.experiences
-            strategy.train_epochs = max(1, round(protocol.updates * batch / decoded)) if last else 1
+        last = number == protocol.experiences
         if make is not None:
             make.spent.append(0.0)
+        if coded is not None and not last:
+            buffer.post_adapt(strategy, experience)
+            continue
+        if coded is not None:  # how many images there will be is known once they are encoded
+            trial = copy.deepcopy(buffer)
+            trial.post_adapt(strategy, experience)
+            decoded = len(trial.buffer)
+        if is_gdumb:  # earlier networks are thrown away: only the last one is trained in full
+            strategy.train_epochs = max(1, round(protocol.updates * batch / decoded)) if last else 1
         with torch.autocast("cpu", torch.bfloat16, enabled=not float32, cache_enabled=False):
             strategy.train(experience)
     percent, _ = accuracy(strategy.model, test)
     cell: dict[str, Any] = {"accuracy": round(percent, 2)} | ({"precision": "float32"} if float32 else {})
-    if make is not None:
+    if make is not None or coded is not None:
         cell |= {"nbytes": buffer.nbytes, "image_bytes": buffer.memory.image_bytes, "images": len(buffer.buffer)}
-        cell |= {"condense_cpu_s": [round(s, 1) for s in make.spent if s]}
+        cell |= (
+            {"condense_cpu_s": [round(s, 1) for s in make.spent if s], "steps": make.steps} if make is not None else {}
+        )
     return cell
 
 

@@ -25,6 +25,8 @@ class Protocol:
     rows: tuple[tuple[str, str], ...] = ()  # learner, memory
     steps: Mapping[str, int] = field(default_factory=dict)  # of condensing, by memory; else those of `STEPS`
     adaptive: bool = True  # share the memory among the classes seen so far, where that serves
+    max_bytes: int | None = None  # of the file, in the place of `images`; rows are coded memories then
+    held_out: int = 0  # images per class, of the training images left over, in the place of the test images
 
 
 CONTROLS = ("random", "herding", "k-means", "half-resolution")
@@ -33,6 +35,7 @@ STOCK = (("gdumb-stock", "stock"), ("replay-stock", "stock"))
 BEST = "dm-ridge factor 2"
 ALIKE = f"{BEST}, group norm"  # made on networks with the learner's norm and width; final shares from the start
 KERNEL = "mmd factor 2"  # on networks of the learner's width; final shares from the start
+CAPPED = {f"{KERNEL}, {seconds} s": seconds for seconds in (4, 10, 25)}  # each call of the condenser
 STEPS = {"pixels": 1200, "multi-formation": 600}
 BUDGETS = (50, 100, 200, 400, 800, 1600)
 
@@ -64,7 +67,35 @@ FULL = Protocol(
     steps={ALIKE: 1000},
 )
 
+# the first rows were chosen on held-out training images: `memories.md`; JPEG is the control
+CODED_ROWS = {
+    "coded-cifar10": ("dct-65", "jpeg-10", f"{KERNEL} bits-2 + 0.75 dct-65", f"{KERNEL} bits-2"),
+    "coded-fashion-mnist": ("dct-100", "jpeg-10", f"{KERNEL} bits-2 + 0.75 dct-100", f"{KERNEL} bits-2"),
+}
+CODED = {
+    "coded-cifar10": Protocol("cifar10", 100, 32, 1000, updates=2000, steps={KERNEL: 200}, max_bytes=307_200),
+    "coded-fashion-mnist": Protocol(
+        "fashion-mnist", 100, 16, 2000, updates=2000, steps={KERNEL: 300}, max_bytes=78_400
+    ),
+}
+CANDIDATES = {
+    "coded-cifar10": (
+        *("jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25", "dct-65", "dct-45"),
+        *(f"{KERNEL} bits-2 + {share} {codec}" for share in (0.5, 0.75) for codec in ("dct-65", "jpeg-10")),
+        f"{KERNEL} bits-2",
+    ),
+    "coded-fashion-mnist": (
+        *("jpeg-5", "jpeg-10", "jpeg-25", "webp-10", "dct-100", "dct-75"),
+        *(f"{KERNEL} bits-2 + {share} {codec}" for share in (0.5, 0.75, 0.85) for codec in ("dct-100", "jpeg-10")),
+        f"{KERNEL} bits-2",
+    ),
+}
+
 PROTOCOLS = {
+    **{name: replace(coded, rows=gdumb(*CODED_ROWS[name])) for name, coded in CODED.items()},
+    **{
+        f"{name}-held-out": replace(coded, held_out=200, rows=gdumb(*CANDIDATES[name])) for name, coded in CODED.items()
+    },
     "prototype": Protocol(
         "fashion-mnist",
         100,
@@ -79,6 +110,7 @@ PROTOCOLS = {
         ),
         steps={"dm factor 2": 300, ALIKE: 2000},
     ),
+    "capped": Protocol("fashion-mnist", 100, 16, 2000, rows=gdumb(KERNEL, *CAPPED, "half-resolution")),
     "full": FULL,
     # GDumb trains 300 epochs of the 400 images, whatever the memory
     "full-long": replace(FULL, updates=3750, rows=gdumb(BEST, ALIKE, KERNEL, *CONTROLS)),
@@ -130,7 +162,7 @@ PROTOCOLS = {
 
 def is_adaptive(protocol: Protocol, memory: str) -> bool:
     """Say whether a memory starts with large shares that shrink: plain pixels lose by being condensed again."""
-    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE, KERNEL)
+    shrinks = protocol.adaptive and memory not in ("dm", "dm-ridge", ALIKE, KERNEL, *CAPPED)
     return protocol.stream != "classes" or shrinks or memory.endswith(", shrinking")
 
 
@@ -142,6 +174,7 @@ def maker(protocol: Protocol, memory: str) -> Maker:
     objective = name.removesuffix(" factor 2")
     stored_as = "pixels" if name == objective else "multi-formation"
     steps = protocol.steps.get(memory, STEPS[stored_as])
-    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.04 if memory == KERNEL else 0.02, steps=steps)
-    network = f"convnet3-w{protocol.width if memory in (ALIKE, KERNEL) else 16}" + "-group" * (memory == ALIKE)
-    return Condenser(objective, stored_as, network=network, recipe=recipe)
+    is_kernel = memory == KERNEL or memory in CAPPED
+    recipe = replace(fc.OBJECTIVES[objective].recipe, lr=0.04 if is_kernel else 0.02, steps=steps)
+    network = f"convnet3-w{protocol.width if memory == ALIKE or is_kernel else 16}" + "-group" * (memory == ALIKE)
+    return Condenser(objective, stored_as, network=network, recipe=recipe, max_seconds=CAPPED.get(memory))

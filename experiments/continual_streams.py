@@ -33,7 +33,12 @@ def load(protocol: Protocol, seed: int) -> tuple[list[fc.Data], fc.Data]:
     train, test = fc.load_data(protocol.data)
     if protocol.stream != "domains":
         if protocol.per_class:
-            train = train.subset(train.per_class(protocol.per_class, stream(seed)))
+            rows = train.per_class(protocol.per_class, stream(seed))
+            if protocol.held_out:
+                left = torch.ones(len(train.labels), dtype=torch.bool).index_fill_(0, rows, False)
+                rest = train.subset(left.nonzero().flatten())
+                test = rest.subset(rest.per_class(protocol.held_out, stream(seed, 1)))
+            train = train.subset(rows)
         return [train], test
     domains, tests = [], []
     for number in range(protocol.experiences):  # each domain turns other images, by 20 degrees more

@@ -17,6 +17,7 @@ from typing import Any
 
 import ablation
 import central
+import coded_tables
 import continual
 import continual_protocols
 import deployed
@@ -25,6 +26,7 @@ import federated
 import gpu
 import iterative
 import labels
+import plan_bytes
 import screens
 from cells import RESULTS, read
 from trust import __main__ as trust
@@ -107,7 +109,7 @@ def continual_short() -> str:
         "|---" * (len(memories) + 3) + "|",
     ]
     for name, protocol in continual_protocols.PROTOCOLS.items():
-        if name.startswith("budget"):
+        if name.startswith(("budget", "coded", "capped")):
             continue
         for learner, text in learners.items():
             cells = []
@@ -240,6 +242,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets,
     "ablation": ablation.table,
     "labels": labels.table,
+    **coded_tables.TABLES,
+    **{f"plan {kind}": lambda kind=kind: plan_bytes.table(kind) for kind in ("sizes", "budgets", "kept")},  # type: ignore[misc]
     "objectives": lambda: sweeps("objectives"),
     "scaling": lambda: sweeps("scaling"),
     "parametrizations": parametrizations,

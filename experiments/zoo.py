@@ -100,6 +100,7 @@ def make(data: str, ipc: int) -> ReadySet:
         cpu_seconds=round(cpu, 1),
         nearest=closest(made.pixels().images, train.images),
         nearest_test=closest(test.images[: len(made)].float() / 255, train.images),
+        codec=made.codec,
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sets.codecs import CODECS
     from fedcondense.sets.exchange import export, import_tensors
+    from fedcondense.sets.fitting import Within
     from fedcondense.sets.format import Limits
     from fedcondense.sets.selection import SELECTIONS, select
     from fedcondense.sets.synthetic import SyntheticSet
@@ -55,6 +56,7 @@ _HOMES = {
     "STARTS": "condensing",
     "Spec": "data.images",
     "SyntheticSet": "sets.synthetic",
+    "Within": "sets.fitting",
     "condense": "condensing",
     "evaluate": "training.evaluation",
     "export": "sets.exchange",
@@ -88,6 +90,7 @@ __all__ = [
     "Progress",
     "Spec",
     "SyntheticSet",
+    "Within",
     "condense",
     "evaluate",
     "export",

@@ -26,11 +26,12 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.one_shot import OneShot
-from fedcondense.flower.wire import WIRE, About, pack_answer, pack_question
+from fedcondense.flower.wire import ANSWERS, WIRE, About, pack_answer, pack_question
 from fedcondense.networks import build
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
-from trust.mutants import HOSTILE, mutate, originals
+from trust.coded import any_mutant
+from trust.mutants import HOSTILE
 from trust.rows import Row, Tally, limit_memory
 
 __all__ = ["check_floods", "check_nodes", "check_servers"]
@@ -236,9 +237,19 @@ def _replies() -> dict[str, Reply]:
     """Return what hostile nodes send: each a function of its draws and of an honest set."""
 
     def mutant(draw: random.Random, honest: bytes) -> RecordDict:
-        return pack_answer(
-            _Raw(mutate(draw.choice(sorted(originals().values())), draw)[0]), _about("x"), ("x", 0), 100, 1.0
-        )
+        return pack_answer(_Raw(any_mutant(draw)), _about("x"), ("x", 0), 100, 1.0)
+
+    def short(draw: random.Random, honest: bytes) -> RecordDict:
+        """Wire 3: a mutant behind a sound packed header, or a packed header that is damaged itself."""
+        blob = honest if draw.random() < 0.5 else any_mutant(draw)
+        about = replace(_about("x"), answers=ANSWERS)
+        said = dict(pack_answer(_Raw(blob), about, ("x", 0), 100, 1.0).config_records["answer"])
+        file = said["file"]
+        if blob is honest and isinstance(file, bytes):
+            bent, at = bytearray(file), draw.randrange(200)
+            bent[at] ^= 1 << draw.randrange(8)
+            said["file"] = bytes(bent[: draw.choice((len(bent), at))])
+        return RecordDict({"answer": ConfigRecord(said)})
 
     def renamed(draw: random.Random, honest: bytes) -> RecordDict:
         one = SyntheticSet.from_bytes(honest)
@@ -277,6 +288,7 @@ def _replies() -> dict[str, Reply]:
 
     return {
         "mutant": mutant,
+        "short": short,
         "renamed": renamed,
         "many names": many_names,
         "another shape": another_shape,
@@ -299,7 +311,7 @@ def _federation(honest: list[bytes], bad: list[RecordDict], order: random.Random
         place = int(context.node_config["partition-id"])
         kind, content = contents[place]
         if kind == "honest":
-            content = pack_answer(_Raw(content), _about(f"site{place}"), (f"site{place}", place), 30, 1.0)
+            content = pack_answer(_Raw(content), About.of(message.content), (f"site{place}", place), 30, 1.0)
         return Message(content, reply_to=message)
 
     limits = ReplyLimits.of(fc.load_data("digits").test.spec) if len(bad) >= len(honest) else ReplyLimits()

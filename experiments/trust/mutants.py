@@ -27,7 +27,7 @@ from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 from trust.rows import Row, Tally, limit_memory
 
-__all__ = ["LIMITS", "by_hand", "check", "check_by_hand", "judge", "mutate", "originals", "sealed"]
+__all__ = ["LIMITS", "by_hand", "check", "check_by_hand", "join", "judge", "mutate", "originals", "read", "sealed"]
 
 LIMITS = Limits(nbytes=1 << 24, decoded=5_000, decoded_bytes=64 << 20)
 MEMORY = 1 << 30  # bytes beyond what the process holds before the first mutant
@@ -192,7 +192,9 @@ def judge(one: SyntheticSet) -> str:
     return "" if repr(one) and one.counts().sum() >= 0 else "no counts"
 
 
-def read(tally: Tally, mutant: bytes, said: str, *, must_refuse: bool) -> bool:
+def read(
+    tally: Tally, mutant: bytes, said: str, *, must_refuse: bool, by: Callable[[SyntheticSet], str] = judge
+) -> bool:
     """Read one mutant, count what comes of it, and return whether it is a sound set."""
     tally.tried += 1
     began = time.monotonic()
@@ -207,10 +209,10 @@ def read(tally: Tally, mutant: bytes, said: str, *, must_refuse: bool) -> bool:
         tally.note("crashed", f"{said}: {type(surprise).__name__}: {surprise}")
         return False
     if must_refuse:
-        tally.note("wrong", f"{said}: accepted with a wrong checksum")
+        tally.note("wrong", f"{said}: accepted, and had to be refused")
         return False
     try:
-        reason = judge(one)
+        reason = by(one)
     except Exception as surprise:
         tally.note("crashed", f"{said}: accepted, then {type(surprise).__name__}: {surprise}")
         return False

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Check", "Row", "Tally", "held_bytes", "limit_memory"]
+__all__ = ["Check", "Row", "Tally", "forget_peak", "held_bytes", "limit_memory"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,11 @@ def held_bytes(what: str) -> int:
         if line.startswith(f"{what}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {what}; this check needs Linux")
+
+
+def forget_peak() -> None:
+    """Let what this process held at most begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def limit_memory(more: int) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedcondense.avalanche.buffer import CondensedBuffer as CondensedBuffer
     from fedcondense.avalanche.checkpoints import maybe_load_checkpoint as maybe_load_checkpoint
     from fedcondense.avalanche.checkpoints import save_checkpoint as save_checkpoint
+    from fedcondense.avalanche.coded import CodedBuffer as CodedBuffer
     from fedcondense.avalanche.logits import CondensedBufferWithLogits as CondensedBufferWithLogits
     from fedcondense.avalanche.metrics import buffer_metrics as buffer_metrics
     from fedcondense.avalanche.plugins import CondensedGDumbPlugin as CondensedGDumbPlugin
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fedcondense.avalanche.strategies import CondensedReplay as CondensedReplay
 
 _HOMES = {
+    "CodedBuffer": "coded",
     "CondensedBuffer": "buffer",
     "CondensedBufferWithLogits": "logits",
     "CondensedDER": "strategies",

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
-from fedcondense.avalanche.decoded import Decoded, decode
-from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read, read_note
+from fedcondense.avalanche.decoded import Decoded, Working, decode
+from fedcondense.avalanche.saved import read_saved
+from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read
+from fedcondense.budgets import budget_bytes
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
-from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError, look_up
+from fedcondense.errors import DataError, SettingError, look_up
 from fedcondense.memory import Condenser, Maker, Memory
+from fedcondense.sets.codecs import RAW
 
 __all__ = ["CondensedBuffer"]
 
@@ -50,9 +53,9 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Args:
         max_size: Decoded images; with multi-formation of factor 2, the default, four of them take the bytes of one.
-        max_bytes: What `nbytes` may be instead, at any time: the whole file, with header, labels and record, and what
-            waits (half of the bytes is kept for that with `min_samples` above 1). `max_size` then is as many images as
-            would fit without all these, since Avalanche asks for a number at once and for all.
+        max_bytes: What `nbytes` may be instead, at any time, such as ``"64 kB"``: the whole file, with header, labels,
+            record and what waits (half of the bytes is kept for that with `min_samples` above 1). `max_size` then is as
+            many images as would fit without all these, since Avalanche asks for a number at once and for all.
         shape: (C, H, W) of the stream's images, needed with `max_bytes`.
         condenser: Makes the sets: a `Condenser` with any objective and parametrization by name, or a `Selector`
             of real images, the control.
@@ -60,6 +63,11 @@ class CondensedBuffer(ExemplarsBuffer):
         total_num_groups: How many classes there will be, if the size is not adaptive.
         update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: the one that suits the condenser.
         real_fraction: Share of the budget for real images.
+        codec: What packs condensed images, by name: ``"bits-2"``, say (`fedcondense.sets.codecs`). With `max_bytes`,
+            there are then as many as their bytes allow, which are measured: `max_size` is no more than their number,
+            and `shape` need not be given.
+        real_codec: What packs real images, ``"jpeg-10"``, say; None: as `codec`.
+        balance: Of real images: ``"class"`` or ``"reservoir"``, as many of each class or by how many there were.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
             kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows. They take
             no more than the budget again (of `max_bytes`, half): beyond it, the class with the most is condensed.
@@ -67,6 +75,8 @@ class CondensedBuffer(ExemplarsBuffer):
         mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
             values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
         std: What it divides by then, one value per channel.
+        working_bytes: What the decoded images may take in memory while an experience is trained on, beside what is
+            stored. They are decoded once after each update, to float32 numbers if that fits, else to 8 bits.
         seed: All that is random follows from it.
     """
 
@@ -74,21 +84,26 @@ class CondensedBuffer(ExemplarsBuffer):
         self,
         max_size: int | None = None,
         *,
-        max_bytes: int | None = None,
+        max_bytes: int | str | None = None,
         shape: tuple[int, int, int] | None = None,
         condenser: Maker = _DEFAULT,
         adaptive_size: bool = True,
         total_num_groups: int | None = None,
         update: str | None = None,
         real_fraction: float = 0.0,
+        codec: str = RAW,
+        real_codec: str | None = None,
+        balance: str = "class",
         min_samples: int = 1,
         operations: tuple[str, ...] = _KEEPS_LABELS,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        working_bytes: int = 1 << 30,
         seed: int = 0,
     ) -> None:
         if (max_size is None) == (max_bytes is None):
             raise SettingError(f"max_size {max_size!r} and max_bytes {max_bytes!r}; give one of them")
+        most = None if max_bytes is None else budget_bytes(max_bytes, "max_bytes")
         if adaptive_size == (total_num_groups is not None):
             raise SettingError("give total_num_groups with adaptive_size=False, and only then")
         if len(mean or ()) != len(std or ()) or not all(s > 0 for s in std or ()):
@@ -98,29 +113,35 @@ class CondensedBuffer(ExemplarsBuffer):
         for name in operations:
             look_up("augmentation", name, dict.fromkeys(OPERATIONS))
         per_image = condenser.per_image
-        if max_bytes is not None:
-            if shape is None or len(shape) != 3 or min(shape) < 1:
-                raise SettingError(f"shape {shape}; max_bytes needs (C, H, W), the size of the stream's images")
-            images = max_bytes // (shape[0] * shape[1] * shape[2])
-        else:
+        is_coded = most is not None and (codec, real_codec or codec) != (RAW, RAW)
+        if most is None:
             images = max_size // per_image  # type: ignore[operator]
+        elif is_coded and shape is None:
+            images = most
+        elif shape is None or len(shape) != 3 or min(shape) < 1:
+            raise SettingError(f"shape {shape}; max_bytes needs (C, H, W), the size of the stream's images")
+        else:
+            images = most if is_coded else most // (shape[0] * shape[1] * shape[2])
         if images < 1:
-            size = f"{max_bytes} bytes" if max_size is None else f"{max_size} decoded images"
+            size = f"{most} bytes" if max_size is None else f"{max_size} decoded images"
             raise SettingError(f"a buffer of {size}; needed: at least one stored image, which decodes to {per_image}")
-        super().__init__(images * per_image)
+        super().__init__(images if is_coded else images * per_image)
         self.memory = Memory(
-            images,
+            None if is_coded else images,
             condenser,
             groups=total_num_groups,
             update=update,
             real_fraction=real_fraction,
             minimum=min_samples,
-            max_bytes=max_bytes,
+            max_bytes=most,
+            codec=codec,
+            real_codec=real_codec,
+            balance=balance,
             seed=seed,
         )
-        if max_bytes is not None and shape is not None:  # refused now where no stream could do
+        if most is not None and shape is not None:  # refused now where no stream could do
             self.memory.check_room(Spec("stream", shape, (), (0.0,) * shape[0], (1.0,) * shape[0], operations))
-        self.shape, self.operations = shape, operations
+        self.shape, self.operations, self.working_bytes = shape, operations, working_bytes
         self.range = Range.normalised(mean, std) if mean and std else None
         self.layout: Layout | None = None
         self._cache: dict[str, Any] = {}
@@ -177,7 +198,7 @@ class CondensedBuffer(ExemplarsBuffer):
         if new_size < per_image:
             raise SettingError(f"a buffer of {new_size} decoded images; a stored one decodes to {per_image}")
         self.memory.resize(new_size // per_image)
-        self.max_size = self.memory.images * per_image
+        self.max_size = new_size // per_image * per_image
 
     @property
     def buffer(self) -> AvalancheDataset:
@@ -193,7 +214,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """The samples of each label."""
 
         def make() -> dict[int, Group]:
-            decoded = self._held
+            decoded = self.working
             if decoded is None:
                 return {}
             labels = decoded.labels[decoded.targets.argmax(1)]
@@ -210,8 +231,7 @@ class CondensedBuffer(ExemplarsBuffer):
     @property
     def decoded(self) -> Decoded | None:
         """A copy of the replayed images, as tensors in the stream's values; None before the first experience."""
-        held = self._held
-        return None if held is None else Decoded(*(value.clone() for value in held))
+        return None if self.working is None else self.working.decoded
 
     @property
     def nbytes(self) -> int:
@@ -234,23 +254,8 @@ class CondensedBuffer(ExemplarsBuffer):
             UntrustedSetError: The file is damaged, or no memory.
             ResumeError: It was saved with other settings, or for a stream of other images.
         """
-        fresh = copy.copy(self.memory)
-        fresh.load(path)
-        try:
-            span, layout = read_note(fresh.note)
-            for name in fresh.names:
-                label_and_task(name)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise UntrustedSetError(
-                f"{path}: a memory, but not of a buffer; give what a buffer's `save` wrote"
-            ) from None
+        fresh, span, layout = read_saved(self.memory, path, self.shape)
         assert fresh.spec is not None
-        if self.shape not in (None, fresh.spec.shape):
-            raise ResumeError(
-                f"{path}: images of {fresh.spec.shape}; this buffer's stream has {self.shape}: give its own file"
-            )
-        if len(span.low) != fresh.spec.shape[0]:
-            raise UntrustedSetError(f"{path}: a range of {len(span.low)} channels for images of {fresh.spec.shape}")
         self.memory, self.range, self.layout, self.shape = fresh, span, layout, fresh.spec.shape
 
     def __getstate__(self) -> dict[str, Any]:
@@ -265,17 +270,23 @@ class CondensedBuffer(ExemplarsBuffer):
         return Spec("stream", shape, (), tuple(mean.tolist()), tuple(std.tolist()), self.operations)
 
     @property
-    def _held(self) -> Decoded | None:
-        """What `decoded` copies."""
-        decoded: Decoded | None = self._cached("decoded", lambda: decode(self.memory, self.range))
-        return decoded
+    def working(self) -> Working | None:
+        """What `decoded` copies, and every reader shares: change nothing in it."""
+        working: Working | None = self._cached("decoded", lambda: decode(self.memory, self.range, self.working_bytes))
+        return working
 
     def _dataset(self, index: Tensor | slice) -> AvalancheDataset:
-        decoded = self._held
-        if decoded is None or self.layout is None:
+        working = self.working
+        if working is None or self.layout is None:
             return concat_datasets([])
-        column = decoded.targets.argmax(1)[index]
-        return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout)
+        rows = torch.arange(len(working.images))[index]
+        column = working.targets.argmax(1)[rows]
+        image = partial(working.image, rows)
+        return as_dataset(image, working.labels[column], working.tasks[column], self.layout, self._beside(rows))
+
+    def _beside(self, rows: Tensor) -> list[DataAttribute]:
+        """Return what samples have beside image and labels."""
+        return []
 
     @in_own_state
     def _cached(self, name: str, make: Callable[[], Any]) -> Any:

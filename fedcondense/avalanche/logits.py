@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, concat_datasets
+from avalanche.benchmarks.utils import DataAttribute
 from avalanche.benchmarks.utils.data_attribute import TensorDataAttribute
 from avalanche.benchmarks.utils.flat_data import FlatData
 from avalanche.models.utils import avalanche_forward
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedcondense.avalanche.buffer import CondensedBuffer
-from fedcondense.avalanche.decoded import Decoded
-from fedcondense.avalanche.stream import as_dataset, first_image
+from fedcondense.avalanche.decoded import Working
+from fedcondense.avalanche.stream import first_image
 from fedcondense.errors import SettingError
 
 __all__ = ["CondensedBufferWithLogits"]
@@ -84,9 +84,9 @@ class CondensedBufferWithLogits(CondensedBuffer):
 
     def _known(self) -> dict[tuple[int, int, bytes], Tensor]:
         """Return the logits of each image by its label, task and values."""
-        if self._held is None or self._held_logits is None:
+        if self.working is None or self._held_logits is None:
             return {}
-        return dict(zip(_keys(self._held), self._held_logits, strict=True))
+        return dict(zip(_keys(self.working), self._held_logits, strict=True))
 
     def _make_room(self, agent: Any, images: Tensor, tasks: Tensor) -> None:
         """Within `max_bytes`, leave room for as many logits per image as the model has outputs."""
@@ -94,10 +94,10 @@ class CondensedBufferWithLogits(CondensedBuffer):
             self.memory.refit(max(self.memory.beside, 2 * self._told(agent, images, tasks).shape[1]))
 
     def _take(self, agent: Any, known: dict[tuple[int, int, bytes], Tensor]) -> None:
-        if self._held is not None and self.layout is not None:
-            first = self._held.tasks[self._held.targets[:1].argmax(1)]
-            self._make_room(agent, self.layout.cast(self._held.images[:1]), first)
-        decoded = self._held
+        if self.working is not None and self.layout is not None:
+            first = self.working.tasks[self.working.targets[:1].argmax(1)]
+            self._make_room(agent, self.layout.cast(self.working.take(slice(0, 1))), first)
+        decoded = self.working
         self._cache.pop("buffer", None)
         self._cache.pop("groups", None)
         if decoded is None or self.layout is None:
@@ -105,7 +105,7 @@ class CondensedBufferWithLogits(CondensedBuffer):
         keys = _keys(decoded)
         new = torch.tensor([i for i, key in enumerate(keys) if key not in known], dtype=torch.int64)
         tasks = decoded.tasks[decoded.targets[new].argmax(1)]
-        told = self._told(agent, self.layout.cast(decoded.images[new]), tasks) if len(new) else ()
+        told = self._told(agent, self.layout.cast(decoded.take(new)), tasks) if len(new) else ()
         rows = known | {keys[i]: row for i, row in zip(new.tolist(), told, strict=True)}
         kept = [rows[key] for key in keys]
         logits = torch.zeros(len(kept), max(map(len, kept)), dtype=torch.float16)
@@ -128,17 +128,13 @@ class CondensedBufferWithLogits(CondensedBuffer):
                 module.training = training
         return torch.cat(pieces)
 
-    def _dataset(self, index: Tensor | slice) -> AvalancheDataset:
-        decoded, logits = self._held, self._held_logits
-        if decoded is None or self.layout is None:
-            return concat_datasets([])
-        if logits is None:
+    def _beside(self, rows: Tensor) -> list[DataAttribute]:
+        logits = self._held_logits
+        if logits is None or self.layout is None:
             raise SettingError("a buffer without logits, as a file has none; call take_logits(strategy) first")
-        column = decoded.targets.argmax(1)[index]
         dtype = self.layout.dtype if self.layout.dtype.is_floating_point else torch.float32
-        rows = _Copies(logits[index].to(dtype))
-        extra: list[DataAttribute] = [TensorDataAttribute(FlatData([rows]), name="logits", use_in_getitem=True)]
-        return as_dataset(decoded.images[index], decoded.labels[column], decoded.tasks[column], self.layout, extra)
+        copies = _Copies(logits[rows].to(dtype))
+        return [TensorDataAttribute(FlatData([copies]), name="logits", use_in_getitem=True)]
 
 
 class _Copies(Dataset[Tensor]):
@@ -154,7 +150,7 @@ class _Copies(Dataset[Tensor]):
         return self.rows[index].clone()
 
 
-def _keys(decoded: Decoded) -> list[tuple[int, int, bytes]]:
+def _keys(decoded: Working) -> list[tuple[int, int, bytes]]:
     column = decoded.targets.argmax(1)
     labels, tasks = decoded.labels[column].tolist(), decoded.tasks[column].tolist()
     values = [image.numpy().tobytes() for image in decoded.images]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fedcondense.avalanche.buffer import CondensedBuffer
-from fedcondense.avalanche.decoded import Decoded
 from fedcondense.data.augment import Augmentation
 from fedcondense.errors import SettingError
 from fedcondense.randomness import stream
@@ -37,11 +36,11 @@ class Sampler:
     """
 
     def __init__(self, buffer: CondensedBuffer, device: torch.device, augment: bool, seed: int) -> None:
-        decoded = buffer.decoded
+        decoded = buffer.working
         layout = buffer.layout
         assert decoded is not None
         assert layout is not None
-        self.decoded = Decoded(*(value.to(device) for value in decoded))
+        self.decoded = decoded.to(device)
         self.layout = layout
         self.operations = buffer.operations if augment else ()
         self.is_soft = bool((decoded.targets.amax(1) < 1).any())
@@ -51,7 +50,7 @@ class Sampler:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return len(self.decoded.images)
+        return len(self.decoded)
 
     def draw(self, size: int) -> Replayed:
         """Draw a batch, of all images at most."""
@@ -63,11 +62,12 @@ class Sampler:
 
     def take(self, index: Tensor) -> Replayed:
         """Return the images at `index`, augmented."""
-        images, targets, labels, tasks, mean, std = self.decoded
-        index = index.to(images.device, non_blocking=True)
-        batch = images[index]
+        held = self.decoded
+        targets, labels, tasks = held.targets, held.labels, held.tasks
+        index = index.to(held.images.device, non_blocking=True)
+        batch = held.take(index)
         if self.operations:
-            mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+            mean, std = held.mean.view(1, -1, 1, 1), held.std.view(1, -1, 1, 1)
             record = Augmentation.draw(self.operations, len(batch), self.generator)
             batch = record((batch - mean) / std) * std + mean
         column = targets[index].argmax(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -249,25 +249,38 @@ def label_and_task(name: str) -> tuple[int, int]:
 
 
 class _Samples(Dataset[tuple[Tensor, Any]]):
-    """Images in memory, each with its label in the stream's form."""
+    """Images of a working copy, each with its label in the stream's form; no second copy of them."""
 
-    def __init__(self, images: Tensor, labels: Tensor, layout: Layout) -> None:
-        self.images = layout.cast(images)
+    def __init__(self, image: Callable[[int], Tensor], labels: Tensor, layout: Layout) -> None:
+        self.image, self.layout = image, layout
         self.labels = list(layout.label_form(labels)) if layout.tensors else labels.tolist()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         label = self.labels[index]
-        return self.images[index].clone(), label.clone() if isinstance(label, Tensor) else label  # theirs to change
+        image = self.layout.cast(self.image(index))
+        return image, label.clone() if isinstance(label, Tensor) else label  # both theirs to change
 
 
 def as_dataset(
-    images: Tensor, labels: Tensor, tasks: Tensor, layout: Layout, extra: Sequence[DataAttribute] = ()
+    image: Callable[[int], Tensor],
+    labels: Tensor,
+    tasks: Tensor,
+    layout: Layout,
+    extra: Sequence[DataAttribute] = (),
 ) -> AvalancheDataset:
-    """Return samples in the stream's form, which stock plugins mix with it, on benchmarks with and without tasks."""
-    samples = _Samples(images, labels, layout)
+    """Return samples in the stream's form, which stock plugins mix with it, on benchmarks with and without tasks.
+
+    Args:
+        image: Returns the image of a place, (C, H, W) float32 in the stream's values, as a copy.
+        labels: (N,) int64.
+        tasks: (N,) int64.
+        layout: The stream's form.
+        extra: More attributes of the samples.
+    """
+    samples = _Samples(image, labels, layout)
     attributes = [DataAttribute(labels.tolist(), "targets")]
     if not layout.tasks:
         return AvalancheDataset([samples], data_attributes=[*attributes, *extra])

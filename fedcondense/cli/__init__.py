@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedcondense.cli import condense, data, evaluate, exchange, federation, node, plan, relabel, show, sweep
+from fedcondense.cli import condense, data, evaluate, exchange, federation, node, plan, recode, relabel, show, sweep
 from fedcondense.cli.terminal import own_version
 from fedcondense.cli.usage import Commands
 
@@ -28,7 +28,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (data, plan, condense, evaluate, relabel, show, federation, node, sweep, exchange):  # as they are used
+for _commands in (
+    data,
+    plan,
+    condense,
+    evaluate,
+    relabel,
+    recode,
+    show,
+    federation,
+    node,
+    sweep,
+    exchange,
+):  # as they are used
     _commands.add_to(app)
 
 

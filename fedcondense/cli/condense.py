@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedcondense.cli.outputs import check_folder, check_resumable, free
 from fedcondense.cli.sets import (
+    Amount,
+    Codec,
     DataName,
-    Ipc,
+    IpcOrNot,
     Network,
     Objective,
     Parametrization,
@@ -64,7 +66,9 @@ def add_to(app: typer.Typer) -> None:
 def condense(
     name: DataName,
     output: Annotated[Path, typer.Option(help="Where the set is written, as safetensors.")],
-    ipc: Ipc = 10,
+    ipc: IpcOrNot = None,
+    budget: Amount = None,
+    codec: Codec = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
     method: Annotated[
@@ -102,14 +106,17 @@ def condense(
     DATA is a name that `fedcondense data` lists, folder:DIR (one sub-folder for each class) or npz:FILE (x_train,
     y_train, x_test, y_test). The training split is condensed, the test split measures.
 
-    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `seconds`, `network`, `accuracy` (percent) and
-    `accuracy_std` (both null with --no-evaluate), `output`.
+    With --budget the file takes at most so many bytes, with its evaluation; images and bits are chosen for it.
+
+    JSON keys: `data`, `method`, `ipc`, `images` (decoded), `nbytes`, `codec`, `seconds`, `network`, `accuracy`
+    (percent) and `accuracy_std` (both null with --no-evaluate), `output`.
     """
     from fedcondense.arguments import device_of
     from fedcondense.condensing import condense as condense_data
     from fedcondense.condensing.checkpoints import Checkpoint
     from fedcondense.data.loading import load_data
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
+    from fedcondense.sets.fitting import Within
     from fedcondense.sets.selection import select
     from fedcondense.sources.trajectories import kept_in
 
@@ -127,20 +134,23 @@ def condense(
         options["recipe"] = kept_in(experts, named.recipe)
     if method is not None and options:
         raise SettingError(f"--method {method} selects, and takes no --{', --'.join(options)}; leave one side out")
+    amount: dict[str, Any] = given(ipc=ipc, codec=codec)
+    if budget is not None:
+        amount["budget"] = Within(budget, network=network or "", seeds=0 if no_evaluate else seeds)
     place = device_of(device or usual_device())
     train, test = (split.to(place) for split in load_data(name, data_root))
     if not (len(test) or no_evaluate):
         raise DataError(f"{name} has no test part to measure on; pass --no-evaluate, and test it on real data later")
     with hold(output), _kept(checkpoint, output):
         if method is not None:
-            synthetic = select(train, ipc, method, seed=seed)
+            synthetic = select(train, method=method, seed=seed, **amount)
         else:
             with reporting(f"condensing {name}") as update:
 
                 def follow(now: Progress) -> None:
                     update(now.step / now.steps, f"loss {now.loss:.4g}")
 
-                synthetic = condense_data(train, ipc, seed=seed, checkpoint=checkpoint, progress=follow, **options)
+                synthetic = condense_data(train, seed=seed, checkpoint=checkpoint, progress=follow, **amount, **options)
         same = typed(data=name, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
         synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, same)
     checkpoint.remove()

@@ -46,16 +46,18 @@ def zoo(form: Output = Format.text) -> None:
 
     JSON keys: `sets`: an object a name with `data`, `ipc`, `file`, `sha256`, `nbytes`, `images` (decoded), `accuracy`
     (percent), `accuracy_std`, `network`, `method`, `parametrization`, `steps`, `cpu_seconds`, `nearest` and
-    `nearest_test` (smallest root mean square difference to a training image, of the set and of test images), `path`.
+    `nearest_test` (smallest root mean square difference to a training image, of the set and of test images), `codec`,
+    `path`.
     """
     from fedcondense.report.units import human_bytes
     from fedcondense.sets.zoo import ready_sets
 
     sets = ready_sets()
-    lines: list[tuple[object, ...]] = [("name", "size", "images", "accuracy", "of", "file")]
+    lines: list[tuple[object, ...]] = [("name", "size", "codec", "images", "accuracy", "of", "file")]
     for name, ready in sets.items():
         accuracy = f"{ready.accuracy:.1f} ± {ready.accuracy_std:.1f} %"
-        lines.append((name, human_bytes(ready.nbytes), ready.images, accuracy, ready.network, ready.path))
+        size = human_bytes(ready.nbytes)
+        lines.append((name, size, ready.codec, ready.images, accuracy, ready.network, ready.path))
     emit({"sets": {name: asdict(r) | {"path": r.path} for name, r in sets.items()}}, columns(lines), form)
     first = next(iter(sets.values()))
     finish([], ["show", first.path, "--output", free(Path(f"{first.path.stem}.png"))])

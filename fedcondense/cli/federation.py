@@ -63,8 +63,17 @@ def federate(
         int | None, typer.Option(click_type=Whole(1), help="Of the partition `shards`.")
     ] = None,
     ipc: Ipc = 10,
+    budget: Annotated[
+        str | None,
+        typer.Option(help='Bytes of each reply, "4 kB" say, in the place of --ipc; clients choose images and bits.'),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="How images are stored: bits-2, webp-20, jpeg-10, ...; default: raw, or by the budget."),
+    ] = None,
     rows: Annotated[
-        str | None, typer.Option(click_type=Listed(), help="What to run, by commas: strategies, NAME-N for N rounds.")
+        str | None,
+        typer.Option(click_type=Listed(), help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC."),
     ] = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
@@ -90,7 +99,8 @@ def federate(
 ) -> None:
     """Split DATA among clients, let each send a condensed set once, and compare with FedAvg and cheap controls.
 
-    All of it runs in this process, over Flower's real serialisation: bytes are those of its messages.
+    All of it runs in this process, over Flower's real serialisation: bytes are those of its messages. A budget bounds
+    each reply of images, real ones of the controls included, and the dimensions of `ridge-8bit-equal-bytes`.
 
     JSON keys: `rows`, an object per row (`one-shot`, `fedavg-1`, `fedavg-5`, `fedavg-20`, `random-real`,
     `half-resolution-real`, `ridge`, `ridge-equal-bytes`, `feature-statistics`) with `accuracy` (percent),
@@ -108,6 +118,7 @@ def federate(
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
     _check_folder(output, resume, overwrite)
     from fedcondense.arguments import device_of
+    from fedcondense.budgets import read_budget
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import partition as split
     from fedcondense.flower.rounds import AggregationError
@@ -117,6 +128,9 @@ def federate(
     rule = given(num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition)
     held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
     wanted = given(objective=objective, parametrization=parametrization, network=network, steps=steps, start=start)
+    wanted |= given(codec=codec, budget=None if budget is None else read_budget(budget).nbytes)
+    if budget is not None:  # the rule chooses what nobody names
+        wanted |= {"parametrization": parametrization or ""}
     if steps is not None and steps < 1:
         raise SettingError(f"{steps} steps; give 1 or more, or leave them to the objective's recipe")
     chosen = given(

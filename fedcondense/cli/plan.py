@@ -9,8 +9,10 @@ import typer
 
 from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
+    Amount,
+    Codec,
     DataName,
-    Ipc,
+    IpcOrNot,
     Network,
     Objective,
     Parametrization,
@@ -47,7 +49,9 @@ def add_to(app: typer.Typer) -> None:
 @command
 def plan(
     name: DataName,
-    ipc: Ipc = 10,
+    ipc: IpcOrNot = None,
+    budget: Amount = None,
+    codec: Codec = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
     network: Network = None,
@@ -60,7 +64,8 @@ def plan(
 ) -> None:
     """Say what condensing DATA would take before anything starts: bytes, seconds, memory, and what wins without it.
 
-    JSON keys: `nbytes`, `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
+    JSON keys: `nbytes` (of coded images an estimate), `most` (bytes that are not passed, or null), `codec`, `ipc`,
+    `decoded` (images that are trained on), `steps`, `seconds`, `memory` (bytes), `advice` (texts).
     """
     from fedcondense.condensing import plan as plan_run
     from fedcondense.data.loading import load_data
@@ -69,16 +74,28 @@ def plan(
     set_up(threads, plugin, precision)
     train = load_data(name, data_root).train
     options = given(objective=objective, parametrization=parametrization, network=network, steps=steps)
-    planned = plan_run(train, ipc, **options)
+    amount = given(ipc=ipc, budget=budget, codec=codec)
+    planned = plan_run(train, **amount, **options)
+    stored = "" if planned.codec == "raw" else f", in {planned.codec}"
+    coded = "" if planned.most is None or planned.codec == "raw" else f", never above {human_bytes(planned.most)}"
+    size = f"{'' if planned.codec == 'raw' else 'about '}{human_bytes(planned.nbytes)}{coded}"
     fields = [
-        ("set", f"{human_bytes(planned.nbytes)}, {planned.decoded} images to train on"),
+        ("set", f"{size}, {planned.decoded} images to train on{stored}"),
         ("time", f"{clock(planned.seconds)} for {planned.steps} steps on this machine"),
         ("memory", human_bytes(planned.memory)),
         *(("advice", text) for text in planned.advice),
     ]
     emit(planned.to_dict(), columns(fields), form)
     precise = None if precision is Precision.float32 else precision
-    same = typed(ipc=ipc, **options, data_root=data_root, plugin=plugin, threads=threads, precision=precise)
+    same = typed(
+        **({"ipc": 10} if not (ipc or budget) else {}),
+        **amount,
+        **options,
+        data_root=data_root,
+        plugin=plugin,
+        threads=threads,
+        precision=precise,
+    )
     finish([], ["condense", name, *same, "--output", free(Path(f"{_stem(name)}.safetensors"))])
 
 

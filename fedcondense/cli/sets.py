@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedcondense.cli.terminal import columns, given, note, printable, typed
-from fedcondense.cli.values import Whole
+from fedcondense.cli.values import Bytes, Whole
 from fedcondense.errors import SettingError
 from fedcondense.progress import reporting
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from fedcondense.training.evaluation import Evaluation
 
 __all__ = [
+    "Amount",
+    "Codec",
     "DataName",
     "Ipc",
+    "IpcOrNot",
     "Network",
     "Objective",
     "Parametrization",
@@ -39,6 +42,18 @@ __all__ = [
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
 Ipc = Annotated[int, typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take.")]
+IpcOrNot = Annotated[
+    int | None,
+    typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take; default: 10."),
+]
+Amount = Annotated[
+    str | None,
+    typer.Option(click_type=Bytes(), help="Bytes that the file may take, evaluation included, such as '20 kB'."),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(help="How images are stored: raw, bits-2, jpeg-10, webp-20, ...; default: raw, or as a budget asks."),
+]
 _OBJECTIVES = (
     "mmd-ridge (default), dm-ridge, ridge, dm, mmd, ncfm, dc, dsa, idc, mtt, mtt-recompute, tesla, kip, frepo, dd"
 )
@@ -116,6 +131,7 @@ def result_of(synthetic: SyntheticSet) -> dict[str, Any]:
         "ipc": record.ipc,
         "images": len(synthetic),
         "nbytes": synthetic.nbytes,
+        "codec": synthetic.codec,
         "seconds": synthetic.seconds,
         "network": record.network,
         "accuracy": evaluation.get("accuracy"),
@@ -128,10 +144,11 @@ def describe(synthetic: SyntheticSet) -> str:
     from fedcondense.report.units import human_bytes
 
     record, evaluation = synthetic.record, synthetic.evaluation
+    stored = f"{human_bytes(synthetic.nbytes)} ({synthetic.codec})"
     fields = [
         ("data", f"{record.data}, {len(synthetic.classes)} classes"),
         ("method", record.method),
-        ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}, made in {synthetic.seconds:.1f} s"),
+        ("set", f"{len(synthetic)} images in {stored}, made in {synthetic.seconds:.1f} s"),
     ]
     if evaluation and "accuracy" in evaluation:
         network = evaluation.get("network", "")
@@ -139,4 +156,5 @@ def describe(synthetic: SyntheticSet) -> str:
         spread = "" if once else f" ± {evaluation.get('accuracy_std', 0.0):.1f}"
         measured = f"{evaluation['accuracy']:.1f}{spread} %"
         fields.append(("accuracy", f"{measured} of {network}, trained on the set alone"))
+        fields += [("decoder", decoder) for decoder in [evaluation.get("decoder")] if decoder]
     return columns(fields)

@@ -42,7 +42,7 @@ def show(
 ) -> None:
     """Draw the set in FILE as a PNG: a row for each class, every pixel a square.
 
-    JSON keys: `output`, `images`, `nbytes`.
+    JSON keys: `output`, `images`, `nbytes`, `codec`.
     """
     from fedcondense.sets.pictures import show_set
     from fedcondense.sets.synthetic import SyntheticSet
@@ -51,6 +51,6 @@ def show(
     check_output(output, overwrite, PICTURE, reads=file)
     synthetic = SyntheticSet.load(file)
     show_set(synthetic, output, columns, scale)
-    result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes}
+    result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes, "codec": synthetic.codec}
     emit(result, describe(synthetic), form)
     finish([output], evaluating(file, synthetic, plugin=plugin))

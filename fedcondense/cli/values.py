@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-__all__ = ["Listed", "Number", "Whole"]
+from fedcondense.budgets import read_budget
+from fedcondense.errors import SettingError
+
+__all__ = ["Bytes", "Listed", "Number", "Whole"]
 
 _LARGEST = 2**62  # seeds and counts travel as 64 bits
 
@@ -63,6 +66,29 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # not generic in older
             most = f" to {self.most:g}" if math.isfinite(self.most) else ""
             self.fail(f"{str(value)[:60]}; needed: a finite number {least}{most}", param, ctx)
         return number
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+    """A size as people write it, of one set: ``20 kB``.
+
+    Args:
+        per_client: Whether it may be said per client.
+    """
+
+    name = "size"
+
+    def __init__(self, per_client: bool = False) -> None:
+        self.per_client = per_client
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, or fail with what is needed."""
+        try:
+            budget = read_budget(str(value), "size")
+        except SettingError as error:
+            self.fail(str(error).removeprefix("size "), param, ctx)
+        if budget.per_client and not self.per_client:
+            self.fail(f"{value} is for a federation; needed: the bytes of one set, such as 4 kB", param, ctx)
+        return str(value)
 
 
 class Listed(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones

@@ -5,6 +5,7 @@ from fedcondense.condensing.holders import FixedSums, Own, Summed, add_up, sums
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.planning import Plan, estimate, plan
 from fedcondense.condensing.preparing import precision_of, prepare
+from fedcondense.condensing.rate import Rate, rate_of
 from fedcondense.condensing.running import Progress, condense, run
 from fedcondense.condensing.starts import STARTS, Start
 from fedcondense.data.shares import images_per_class
@@ -17,6 +18,7 @@ __all__ = [
     "Own",
     "Plan",
     "Progress",
+    "Rate",
     "Start",
     "Summed",
     "add_up",
@@ -26,6 +28,7 @@ __all__ = [
     "plan",
     "precision_of",
     "prepare",
+    "rate_of",
     "run",
     "sums",
 ]

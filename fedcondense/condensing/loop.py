@@ -15,11 +15,14 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.condensing.holders import Own
+from fedcondense.condensing.rate import Rate
 from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, check_time, is_timed
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives.gradient import capturable_on_samples
+from fedcondense.sets.codecs import RAW
+from fedcondense.sets.fitting import Within, fit_within
 from fedcondense.sets.synthetic import Part, Record, SyntheticSet, to_storage
 from fedcondense.training.graphs import StepGraph
 
@@ -53,6 +56,9 @@ class Loop:
     norm: Tensor | None = None  # the running mean of gradient norms, where they are clipped by it
     network: str | NetworkMaker = ""  # what the source builds
     warning: str = ""  # which classes are too small for `ipc`, for whoever speaks to a user
+    within: Within | None = None  # what the file may take
+    codec: str = RAW  # what the images will be stored in
+    rate: Rate | None = None  # how the budget is spent, if there is one
 
     @in_own_state
     def step(self) -> Tensor:
@@ -116,6 +122,11 @@ class Loop:
         codes, targets = to_storage(self.codes, self.targets, self.parametrization)
         record = replace(self.record, steps=self.done, seconds=round(max(0.0, time.monotonic() - self.began), 1))
         return SyntheticSet([Part(codes, targets, self.parametrization, record)])
+
+    @in_own_state
+    def stored(self, synthetic: SyntheticSet) -> SyntheticSet:
+        """Return what `finished` gave as it is stored: in the codec, and within the budget if there is one."""
+        return synthetic.recode(self.codec) if self.within is None else fit_within(synthetic, self.within, self.codec)
 
     @contextmanager
     def on_trial(self) -> Iterator[None]:

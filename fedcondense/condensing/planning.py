@@ -13,8 +13,10 @@ from typing import Any, cast
 import torch
 
 from fedcondense.ambient import in_own_state
+from fedcondense.budgets import Budget
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
+from fedcondense.condensing.rate import LONGEST
 from fedcondense.contract import Holder, Network, Objective, Parametrization, Recipe
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, stop_at, time_left
@@ -23,6 +25,9 @@ from fedcondense.networks import NetworkMaker, build
 from fedcondense.networks.passes import repeatable
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.objectives.features import images_in_graph
+from fedcondense.sets.codecs import RAW
+from fedcondense.sets.fitting import Within, amount_of
+from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Pool
 from fedcondense.sources.trajectories import Trajectories
 
@@ -36,13 +41,17 @@ class Plan:
     """What `condense` would make of its arguments, and what it would cost on this machine.
 
     Args:
-        nbytes: The set's file.
+        nbytes: The set's file; of coded images an estimate (`experiments/coded.md` has its error on four data sets).
+            With a budget, room for the evaluation is counted.
         decoded: Images that it decodes to.
         steps: Optimisation steps.
         seconds: All of the run, by a short trial of the real thing.
         memory: Bytes at the peak, beyond what the process and the data take already; an estimate from shapes.
         network: Whose features or gradients are compared.
         advice: What to consider, most important first; empty if nothing is simpler.
+        most: Bytes that the file does not pass; None where a picture codec cannot say.
+        codec: What images are stored in.
+        ipc: The most images of a class, counted in uncompressed ones.
     """
 
     nbytes: int
@@ -52,6 +61,9 @@ class Plan:
     memory: int
     network: str
     advice: tuple[str, ...]
+    most: int | None = None
+    codec: str = RAW
+    ipc: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -61,10 +73,12 @@ class Plan:
 @in_own_state
 def plan(
     data: Data | Holder,
-    ipc: int = 10,
+    ipc: int | str | Within | None = None,
     objective: str | Objective = DEFAULT_OBJECTIVE,
-    parametrization: str | Parametrization = "pixels",
+    parametrization: str | Parametrization | None = None,
     *,
+    budget: int | str | Budget | Within | None = None,
+    codec: str | None = None,
     network: str | NetworkMaker | None = None,
     steps: int | None = None,
     recipe: Recipe | None = None,
@@ -75,7 +89,8 @@ def plan(
     Takes four of its steps: about 2 seconds at 28x28 and width 32.
     """
     began = time.monotonic()
-    loop = prepare(data, ipc, objective, parametrization, network=network, steps=steps, recipe=recipe, limit=limit)
+    chosen: dict[str, Any] = {"network": network, "steps": steps, "recipe": recipe, "limit": limit}
+    loop = prepare(data, amount_of(ipc, budget, codec), objective, parametrization, codec=codec or RAW, **chosen)
     if loop.warning:
         _LOG.warning(loop.warning)
     to_start = time.monotonic() - began
@@ -114,15 +129,30 @@ def estimate(loop: Loop, *, until: float | None = None) -> Plan:
             ) from None
         synthetic = loop.finished()
     pool = loop.source.size if isinstance(loop.source, Pool) else 0
+    nbytes, most = _bytes(loop, synthetic)
     return Plan(
-        nbytes=synthetic.nbytes,
+        nbytes=nbytes,
         decoded=len(synthetic),
         steps=loop.recipe.steps,
         seconds=seconds,
         memory=_memory(loop, len(synthetic), pool),
         network=synthetic.record.network,
         advice=_advice(loop, len(synthetic), seconds),
+        most=most,
+        codec=loop.codec,
+        ipc=loop.record.ipc,
     )
+
+
+def _bytes(loop: Loop, synthetic: SyntheticSet) -> tuple[int, int | None]:
+    """Return what the file of a loop's set is expected to take, and what it takes at most."""
+    if loop.rate is None:
+        wide = synthetic.with_record(steps=loop.recipe.steps, seconds=LONGEST)
+        return synthetic.nbytes, wide.nbytes
+    most = loop.rate.most
+    if loop.within is None:
+        return loop.rate.nbytes, most
+    return loop.rate.nbytes, loop.within.most if most is None else min(most, loop.within.most)
 
 
 def _seconds(loop: Loop) -> float:
@@ -204,6 +234,8 @@ def _advice(loop: Loop, decoded: int, seconds: float) -> tuple[str, ...]:
         advice.append(f"{stored} images stand for {real} records: sending a selection of them costs no seconds")
     if ipc >= 50:
         advice.append("from about 50 images per class on, k-means or random real images come close at no cost: compare")
+    if loop.rate is not None and loop.rate.codec.startswith("bits-1") and loop.within is not None:
+        advice.append("the budget leaves one bit a value: in twice the bytes, two bits gain 2 to 3 points")
     if spec.shape[0] == 3 and spec.shape[1] >= 32 and loop.parametrization.start_count(1) == 1:
         advice.append("colour photographs gain more from 'multi-formation' (four small images in the bytes of one)")
     if seconds > 600:

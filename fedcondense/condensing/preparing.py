@@ -15,7 +15,9 @@ from fedcondense.ambient import in_own_state
 from fedcondense.arguments import called, instance_of
 from fedcondense.condensing.holders import held_by
 from fedcondense.condensing.loop import Loop, step_graph
+from fedcondense.condensing.rate import Rate, default_parametrization, rate_at, rate_of
 from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
+from fedcondense.condensing.trial import on_trial
 from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, index_by_class
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
@@ -25,9 +27,11 @@ from fedcondense.networks import NetworkMaker, build, default_network, describe,
 from fedcondense.objectives import OBJECTIVES, recorded
 from fedcondense.objectives.features import FeatureObjective, capturable_on_features
 from fedcondense.objectives.gradient import GradientMatching, capturable_on_samples
-from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.plain import whole_number
 from fedcondense.randomness import stream
+from fedcondense.sets.codecs import RAW, codec_named
+from fedcondense.sets.fitting import Within
 from fedcondense.sets.synthetic import Record
 from fedcondense.sources import Fresh, Pool, TrainedOnSynthetic
 
@@ -39,10 +43,11 @@ _GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a co
 @in_own_state
 def prepare(
     holder: Data | Holder,
-    ipc: int,
+    ipc: int | Within,
     objective: str | Objective,
-    parametrization: str | Parametrization,
+    parametrization: str | Parametrization | None = None,
     *,
+    codec: str = RAW,
     network: str | NetworkMaker | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -55,12 +60,16 @@ def prepare(
 ) -> Loop:
     """Check the arguments of `condense`, draw the start, and return the loop before its first step.
 
-    Nothing is logged: `Loop.warning` holds what there is to say of classes that are too small for `ipc`.
+    Nothing is logged: `Loop.warning` holds what there is to say of classes that are too small for `ipc`. A budget in
+    the place of `ipc` becomes images per class and a codec here, by the rate rule; `run` fits the set to it at its end.
     """
     seed = whole_number(seed, "seed")
     holder = held_by(holder, device)
     spec, device = holder.spec, holder.device
-    ipc = whole_number(ipc, "ipc", 1)
+    codec_named(codec)
+    within = ipc if isinstance(ipc, Within) else None
+    if parametrization is None:
+        parametrization = Pixels() if within is None else default_parametrization(spec.shape)
     objective = look_up("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
     instance_of("objective", objective, Objective, f"one of {', '.join(OBJECTIVES)}, or an Objective")
     if isinstance(parametrization, str):
@@ -74,16 +83,30 @@ def prepare(
     steps = whole_number(recipe.steps if steps is None else steps, "steps")
     recipe = replace(recipe, steps=steps, start=called(begin))
     network = network or default_network(spec.shape)
+    record = Record.of(_records(holder), recorded(objective), 0, seed)
+    counts = tuple(holder.counts.tolist())
+    record = replace(record, network=describe(network), start=recipe.start, counts=counts, steps=steps)
+    rate: Rate | None = None
+    told: dict[str, Any] = {"record": record, "soft": objective.learn_labels}
+    if within is not None or codec != RAW:
+        told["expect"] = on_trial(holder, _records(holder), parametrization, begin, seed)
+    if within is not None:
+        rate = rate_of(spec, counts, within, parametrization, limit=limit, **told)
+        ipc = rate.ipc
+    ipc = whole_number(ipc, "ipc", 1)
     shares = images_per_class(holder, ipc, limit)
+    images = shares.images if rate is None else list(rate.images)
+    if rate is None and codec != RAW:
+        rate = rate_at(images, codec, parametrization, **told)
     make = partial(build, network, spec.shape, len(spec.classes))
-    _probe(objective, parametrization, network, spec, shares.images)
+    _probe(objective, parametrization, network, spec, images)
     if objective.learn_labels and objective.separable:
         raise SettingError(
             f"{objective!r} is taken class by class, and so are hard labels alone: set learn_labels=False"
         )
     operations = spec.operations if objective.siamese else ()
     source = source or recipe.source(make, operations, len(spec.classes))
-    codes, targets = _start(_records(holder), parametrization, begin, shares.images, stream(seed, "start"))
+    codes, targets = _start(_records(holder), parametrization, begin, images, stream(seed, "start"))
     codes = {name: code.requires_grad_() for name, code in codes.items()}
     targets.requires_grad_(objective.learn_labels)
     extras = {name: value.to(device).requires_grad_() for name, value in objective.extras().items()}
@@ -91,6 +114,7 @@ def prepare(
         "data": holder.fingerprint,
         **{f"{item.name} of the data": identity(getattr(spec, item.name)) for item in fields(spec)},
         "ipc": int(ipc),
+        **({} if within is None else {"images": images}),
         "limit": float(limit),
         "prefixes": bool(prefixes),
         "objective": identity(objective),
@@ -103,11 +127,9 @@ def prepare(
         "recipe": identity(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
         "source": _settings(source),
     }
-    counts = tuple(holder.counts.tolist())
-    record = Record.of(_records(holder), recorded(objective), ipc, seed)
-    record = replace(record, network=describe(network), start=recipe.start, counts=counts)
+    record = replace(record, ipc=ipc, steps=0)
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
-    optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(shares.images))
+    optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(images))
     draws = stream(seed, "draws")
     alike = len(network_kinds(network)) == 1 and _is_steady(objective, source, holder)
     graph = step_graph(objective) if alike and device.type == "cuda" else None
@@ -130,6 +152,9 @@ def prepare(
         graph=graph,
         network=network,
         warning=shares.warning,
+        within=within,
+        codec=codec if rate is None else rate.codec,
+        rate=rate,
     )
 
 

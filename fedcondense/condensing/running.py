@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from fedcondense.ambient import in_own_state
+from fedcondense.budgets import Budget
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
@@ -23,6 +24,8 @@ from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.progress import reporting
+from fedcondense.sets.codecs import RAW
+from fedcondense.sets.fitting import Within, amount_of
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Progress", "condense", "run"]
@@ -47,10 +50,12 @@ class Progress(NamedTuple):
 @in_own_state
 def condense(
     data: Data | Holder,
-    ipc: int = 10,
+    ipc: int | str | Within | None = None,
     objective: str | Objective = DEFAULT_OBJECTIVE,
-    parametrization: str | Parametrization = "pixels",
+    parametrization: str | Parametrization | None = None,
     *,
+    budget: int | str | Budget | Within | None = None,
+    codec: str | None = None,
     network: str | NetworkMaker | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -74,9 +79,15 @@ def condense(
 
     Args:
         data: The real images, or who answers for them; classes may be absent or of any size.
-        ipc: Byte budget per class, counted in uncompressed images.
+        ipc: Byte budget per class, counted in uncompressed images; or a budget in bytes with its unit, ``"20 kB"``.
+            None: 10, if there is no budget.
         objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.
-        parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization.
+        parametrization: How images are stored: a name in `PARAMETRIZATIONS`, or a parametrization. None: ``"pixels"``,
+            under a budget as the rate rule says.
+        budget: What the set's file may take, header, labels, record and room for the evaluation of three networks
+            included: ``"20 kB"``, ``20_000``. The rate rule (`condensing/rate.py`) chooses images and bits for it, and
+            the set is fitted to it at the end (`fit_within`); the record's `ipc` is what was asked for before that.
+        codec: How images are stored, by name: ``"bits-2"`` (`CODECS`); None: raw, under a budget as the rate rule says.
         network: Whose features or gradients are compared: a name in `NETWORKS`, names joined by ``+`` for networks of
             several kinds, or a function of an image shape and a number of classes that builds an `nn.Module`; None: as
             the image size asks.
@@ -103,11 +114,13 @@ def condense(
         OutputError: Another run has the checkpoint, or it cannot be written.
         DivergenceError: The loss or the codes are no longer finite; the last good set is in its `synthetic`.
     """
+    amount = amount_of(ipc, budget, codec)
     loop = prepare(
         data,
-        ipc,
+        amount,
         objective,
         parametrization,
+        codec=codec or RAW,
         network=network,
         seed=seed,
         steps=steps,
@@ -194,7 +207,7 @@ def _run(
         checkpoint.write(loop.configuration, loop.state_dict())  # kept until the caller has saved the set
     if loop.done < math.ceil(least * steps):
         raise SettingError(_too_early(loop, first, time.monotonic() - began, checkpoint))
-    return good
+    return loop.stored(good)
 
 
 def _look(loop: Loop, loss: float, good: SyntheticSet) -> SyntheticSet:

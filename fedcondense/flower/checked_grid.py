@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.around import GridAround
+from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.serialised import message_bytes
-from fedcondense.flower.wire import NO_DATA, safe_text, untrusted_array
+from fedcondense.flower.untrusted import safe_text, untrusted_array
+from fedcondense.flower.wire import NO_DATA
 
 __all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
 
@@ -88,11 +90,15 @@ class CheckedGrid(GridAround):
         grid: Reaches the nodes.
         network: The server's own, whose names, shapes and dtypes weights must have.
         failed: How many had failed before.
+        bits: 0: weights travel as they are. 8: they and what sites change in them travel as
+            `fedcondense.flower.eight_bits` packs them, and the strategy sees floats. It goes on from its own weights,
+            so that what rounding takes on the way down adds up over no rounds.
     """
 
-    def __init__(self, grid: Grid, network: nn.Module, failed: int = 0) -> None:
+    def __init__(self, grid: Grid, network: nn.Module, failed: int = 0, bits: int = 0) -> None:
         super().__init__(grid)
-        self.network, self.failed = network, failed
+        self.network, self.failed, self.bits = network, failed, bits
+        self._weights = Weights({})  # that the strategy sent last, before rounding
         self.up, self.down, self.nodes = 0, 0, set[int]()  # bytes of messages, all rounds, and who was asked
 
     @property
@@ -111,14 +117,14 @@ class CheckedGrid(GridAround):
         asked = [self._settled(message) for message in messages]
         for reply in self.grid.send_and_receive(asked, timeout=timeout):
             self.up += message_bytes(reply)
-            reason = self._fault(reply)
+            reason, weights = self._read(reply)
             if reason == NO_DATA:
                 continue
             if reason:
                 reasons.append(reason)
             else:
                 names[numbers_in(reply.content)] += 1
-                reply.content["arrays"] = averageable(reply.content.array_records["arrays"].to_torch_state_dict())
+                reply.content["arrays"] = averageable(weights.tensors)
                 sound.append(reply)
         self.down += sum(message_bytes(message) for message in asked)
         self.nodes.update(message.metadata.dst_node_id for message in asked)
@@ -138,21 +144,29 @@ class CheckedGrid(GridAround):
     def _settled(self, message: Message) -> Message:
         """Send averages in the dtypes that nodes expect; one content serves all nodes, and is settled once."""
         arrays, like = message.content.array_records.get("arrays"), self.network.state_dict()
+        if arrays is None or (self.bits and set(arrays) == {"file"}):
+            return message
         dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in like.items()}
-        if arrays is not None and any(dtypes.get(name) not in (None, array.dtype) for name, array in arrays.items()):
+        is_odd = any(dtypes.get(name) not in (None, array.dtype) for name, array in arrays.items())
+        if self.bits:
+            self._weights = settled(arrays, self.network)
+            message.content["arrays"] = pack_weights(self._weights.tensors, self.network)
+        elif is_odd:
             message.content["arrays"] = ArrayRecord(dict(settled(arrays, self.network).tensors))
         return message
 
-    def _fault(self, reply: Message) -> str:
+    def _read(self, reply: Message) -> tuple[str, Weights]:
+        """Return why a reply cannot be used, or nothing, and its weights."""
         if reply.has_error():
             reason = safe_text(reply.error.reason or f"error {reply.error.code}")
-            return NO_DATA if reason.endswith(NO_DATA) else reason
+            return NO_DATA if reason.endswith(NO_DATA) else reason, Weights({})
         try:
             numbers_in(reply.content)
             arrays = reply.content["arrays"]
             if not isinstance(arrays, ArrayRecord):
                 raise UntrustedSetError("'arrays' is no ArrayRecord")
-            weights_in(arrays, self.network)
+            if self.bits:
+                return "", added(self._weights.tensors, unpack_weights(arrays, self.network), self.network)
+            return "", weights_in(arrays, self.network)
         except UntrustedSetError as broken:
-            return safe_text(str(broken))
-        return ""
+            return safe_text(str(broken)), Weights({})

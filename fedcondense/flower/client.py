@@ -18,12 +18,12 @@ from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import answer
+from fedcondense.flower.node import answer, drawer_of, kept_by
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
-from fedcondense.flower.wire import safe_text
+from fedcondense.flower.untrusted import safe_text
 from fedcondense.progress import reporting
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]
@@ -81,7 +81,8 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
         if placed.config.threads:
             torch.set_num_threads(placed.config.threads)
         until = time.monotonic() + placed.caps.max_seconds
-        node = Node(placed.name(context), placed.caps, until, place=placed.place(context))
+        place = placed.place(context)
+        node = Node(placed.name(context), placed.caps, until, drawer_of(kept_by(placed, desk), place), place=place)
         check_allowed(node.caps)
         data = placed.enough(load(context))
         ledger = ledger_of(placed, desk)

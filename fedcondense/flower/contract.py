@@ -83,6 +83,7 @@ class Node(NamedTuple):
     progress: Callable[[Any], None] | None = None
     place: int = 0  # this node's own number, from which its seeds follow: `partition-id`, else its node id
     checkpoint: Any = None  # a `fedcondense.Checkpoint` of this very question, or None
+    takes: Callable[[Payload], int] = lambda payload: len(payload.to_bytes())  # bytes of an answer, as it is sent
 
     def seed(self, root: int, *purpose: str | int) -> int:
         """Return this node's own seed for a purpose: nodes that start alike would send the same images.

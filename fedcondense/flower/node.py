@@ -6,9 +6,10 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -23,20 +24,22 @@ from fedcondense.data import Data
 from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
-from fedcondense.flower.contract import Job, Node, Question
+from fedcondense.flower.contract import Job, Keeper, Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
-from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
+from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
+from fedcondense.flower.serialised import content_bytes
 from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
 
-__all__ = ["answer", "check_carried"]
+__all__ = ["answer", "check_carried", "drawer_of", "kept_by"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_MESSAGE = 160  # bytes of a message around its content: its name, kind and numbers, each as wide as it may become
 
 
 class _Drawer(NamedTuple):
@@ -52,6 +55,17 @@ class _Drawer(NamedTuple):
     def put(self, name: str, blob: bytes) -> None:
         """Keep bytes under a name of this node's own."""
         self.kept.put(f"{self.place}.{name}", blob)
+
+
+def kept_by(placed: Placed, desk: Desk) -> Kept:
+    """Return where a node keeps things: the app's folder, that of its config, or its process's memory."""
+    folder = desk.cache or (Path(placed.config.cache) if placed.config.cache else None)
+    return desk.memory if folder is None else Kept(folder, KEPT_BYTES)
+
+
+def drawer_of(kept: Kept, place: int) -> Keeper:
+    """Return the part of what is kept that is a node's own."""
+    return _Drawer(kept, place)
 
 
 @in_own_state
@@ -86,18 +100,18 @@ def answer(
         torch.set_num_threads(config.threads)
     data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
     check_normalisation(data.spec.mean, data.spec.std)
-    folder = desk.cache or (Path(config.cache) if config.cache else None)
-    kept = desk.memory if folder is None else Kept(folder, KEPT_BYTES)
+    kept = kept_by(placed, desk)
     key = _key(task, about.round, place, data)
-    payload = None if folder is None else _kept_answer(kept, key, kind)
+    payload = None if kept.folder is None else _kept_answer(kept, key, kind)
     if payload is None:
         path = None if kept.folder is None else kept.folder / f"{key}.checkpoint"
         checkpoint = None if path is None else Checkpoint(path, resume=True, anew=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
-        node = Node(name, caps, until, _Drawer(kept, place), report, place, checkpoint)
+        takes = partial(_takes, about, (name, place), len(data), data.spec.classes)
+        node = Node(name, caps, until, drawer_of(kept, place), report, place, checkpoint, takes)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
-        if folder is not None:
+        if kept.folder is not None:
             _keep_answer(kept, key, payload)
         if checkpoint is not None:
             checkpoint.remove()
@@ -105,7 +119,12 @@ def answer(
         _check_bytes(len(payload.to_bytes()), caps)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
-    return pack_answer(payload, about, (name, place), len(data), seconds)
+    return pack_answer(payload, about, (name, place), len(data), seconds, data.spec.classes)
+
+
+def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:
+    """Return how many bytes an answer takes at most, as Flower sends it."""
+    return content_bytes(pack_answer(payload, asked, site, records, 1e6, classes)) + _MESSAGE
 
 
 def _kept_answer(kept: Kept, key: str, kind: type[Question]) -> Payload | None:

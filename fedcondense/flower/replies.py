@@ -18,7 +18,8 @@ from fedcondense.flower.payloads import Payload
 from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.sites import names_of, natural
 from fedcondense.flower.together import Held, in_common, normalised, over_limits
-from fedcondense.flower.wire import own_version, read_answer, safe_text, some_names
+from fedcondense.flower.untrusted import safe_text, some_names
+from fedcondense.flower.wire import own_version, read_answer
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -126,7 +127,7 @@ class Mailbox:
             self.refused[site.node] = _explained(message.error.reason or f"error {message.error.code} without a reason")
             return False
         try:
-            received = read_answer(message.content, question.payload, self.limits.limits)
+            received = read_answer(message.content, question.payload, self.limits.limits, self.limits.classes)
             self.claims[site.node] = received.about.site
             if isinstance(received.payload, SyntheticSet):
                 check_set(received.payload, self.limits)

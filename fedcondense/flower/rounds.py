@@ -198,7 +198,7 @@ class Rounds(Strategy):
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
         sent = []
         for site, task in tasks.items():
-            content, kind = pack_question(task, server_round), f"query.{task.name}"
+            content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             sent.append(Sent(message, site, task.payload))
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))

@@ -49,7 +49,7 @@ def run_strategy(
         return strategy.start(grid, ArrayRecord(), rounds, timeout, config, evaluate_fn=evaluate_fn)
     checked = grid if isinstance(grid, CheckedGrid) else checked_grid(entry, side, grid)
     if isinstance(side.settings, LocalTraining):
-        config = training_config(side.settings, side)
+        config = training_config(side.settings, side, bits=entry.bits)
     arrays = averageable(checked.network.state_dict())
     return strategy.start(checked, arrays, rounds, timeout, config, evaluate_fn=evaluate_fn)
 
@@ -65,7 +65,8 @@ def checked_grid(entry: Entry, side: ServerSide, grid: Grid) -> CheckedGrid:
             f"{entry.label} needs a server that knows the data, whose classes the network has: data = ..."
         )
     shape, classes = side.spec.shape, len(side.spec.classes)
-    return CheckedGrid(grid, build(side.network or default_network(shape), shape, classes, side.seed))
+    network = build(side.network or default_network(shape), shape, classes, side.seed)
+    return CheckedGrid(grid, network, bits=entry.bits)
 
 
 @in_own_state

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import cast
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-__all__ = ["message_bytes", "message_of", "message_parts", "over_the_wire"]
+__all__ = ["content_bytes", "message_bytes", "message_of", "message_parts", "over_the_wire"]
 
 
 def message_bytes(message: Message) -> int:
     """Return how many bytes a message takes, its headers and metadata included."""
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return how many bytes a message's content takes; the message around it takes up to 160 more."""
+    return sum(len(item.deflate()) for item in get_all_nested_objects(content).values())
 
 
 def message_parts(message: Message) -> tuple[str, dict[str, bytes]]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedcondense.errors import SettingError, unknown
 
-__all__ = ["check", "keys_of", "number", "place", "read", "read_all"]
+__all__ = ["check", "keys_of", "later", "number", "place", "read", "read_all", "said"]
 
 _LONGEST = 200  # characters of a text from elsewhere
 _LARGEST = 2**62  # Flower's ConfigRecord holds 64 bits
@@ -27,6 +27,17 @@ def number(default: float, least: float = -math.inf, most: float = math.inf) -> 
 def place(default: str = "") -> Any:
     """Declare a field that names a folder, a file or a data set: a `Path` will do."""
     return field(default=default, metadata={"place": True})
+
+
+def later(default: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+    """Declare a task's field that nodes of before do not know: it travels where it is not the default."""
+    return field(default=default, metadata={"least": least, "most": most, "later": True})
+
+
+def said(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields and values, without later ones that have their defaults."""
+    kept = [item for item in fields(value) if "later" not in item.metadata or getattr(value, item.name) != item.default]
+    return {item.name: getattr(value, item.name) for item in kept}
 
 
 def keys_of(kind: type) -> dict[str, Field[Any]]:

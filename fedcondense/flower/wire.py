@@ -1,7 +1,10 @@
 """Tasks and answers as Flower messages, and the checks of both ways: nothing that arrives is trusted.
 
 A question holds its numbers and texts in the ConfigRecord ``config``, weights and sets as one uint8 Array each, and
-says in ``about`` who speaks. An answer holds one uint8 Array ``payload/file``, the numbers ``metrics`` and ``about``.
+says in ``about`` who speaks, up to which wire it reads answers, and its class names by a digest. An answer of wire 3 is
+one ConfigRecord ``answer``: its file (`fedcondense.flower.short_files`), two numbers and the site's name; every further
+record or Array of Flower takes some 200 bytes. A question that names no wire of answers, and a large file, is answered
+by wire 2: one uint8 Array ``payload/file``, the numbers ``metrics`` and ``about``.
 Wire 1, before fedcondense had tasks, knew ``query.condense`` alone: its questions have no ``about``, and its answers
 call the payload ``synthetic``. Both are read, and a wire-1 server is answered in kind,
 though with a set file of version 2, which a server of a release before it refuses by that version.
@@ -9,26 +12,25 @@ though with a set file of version 2, which a server of a release before it refus
 
 from __future__ import annotations
 
-import io
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.lib import format as npy
 
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Question
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.settings import number, read
+from fedcondense.flower.short_files import MOST_BYTES, digest_of, pack_file, unpack_file
+from fedcondense.flower.untrusted import safe_text, some_names, untrusted_array
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = [
+    "ANSWERS",
     "CARRIED",
     "NO_DATA",
     "WIRE",
@@ -39,22 +41,19 @@ __all__ = [
     "pack_question",
     "read_answer",
     "read_question",
-    "safe_text",
-    "untrusted_array",
 ]
 
 WIRE = 2
-"""The version of messages; it changes when an older receiver would misread one."""
+"""The version of questions; it changes when an older receiver would misread one."""
+
+ANSWERS = 3
+"""The newest version of answers that this library reads, and writes to whoever says so."""
 
 NO_DATA = "has no data"
 """How the reason of a node ends that is left out and has not failed."""
 
 CARRIED = (Weights, SyntheticSet)
 """Kinds of fields that travel in records of their own."""
-
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_HTML = str.maketrans({"<": "(", ">": ")", "&": "+"})
-_NPY_OVERHEAD = 256  # the npy header of one uint8 vector takes 128 bytes
 
 T = TypeVar("T", bound=Question)
 
@@ -77,6 +76,8 @@ class About:
         task: What is asked or answered.
         round: Of the run.
         site: What an answering node calls itself.
+        answers: The newest wire of answers that whoever asks reads.
+        classes: A digest of the class names that the question expects; empty: it expects none.
     """
 
     wire: int = number(1, 1)
@@ -84,6 +85,8 @@ class About:
     task: str = "condense"
     round: int = number(1, 0)
     site: str = ""
+    answers: int = number(2, 1)
+    classes: str = ""
 
     @classmethod
     def of(cls, content: RecordDict) -> About:
@@ -97,8 +100,9 @@ class About:
         return read(cls, {key: value for key, value in record.items() if key in known}, "about")
 
     def record(self) -> ConfigRecord:
-        """Return it as a record."""
-        return ConfigRecord({item.name: getattr(self, item.name) for item in fields(self)})
+        """Return it as a record; what only questions of today say is left out elsewhere."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return ConfigRecord({k: v for k, v in values.items() if k not in ("answers", "classes") or v not in (2, "")})
 
 
 class Received(NamedTuple):
@@ -110,16 +114,23 @@ class Received(NamedTuple):
     seconds: float
 
 
-def pack_question(task: Question, server_round: int) -> RecordDict:
-    """Return a question's content: the task's fields."""
+def pack_question(task: Question, server_round: int, classes: Sequence[str] | None = None) -> RecordDict:
+    """Return a question's content: the task's fields.
+
+    Args:
+        task: What is asked.
+        server_round: Of the run.
+        classes: Names that answers are expected to have; those who have them need not send them.
+    """
     kinds = get_type_hints(type(task))
-    records: dict[str, Any] = {"about": About(WIRE, own_version(), task.name, server_round).record()}
+    about = About(WIRE, own_version(), task.name, server_round, "", ANSWERS, digest_of(classes) if classes else "")
+    records: dict[str, Any] = {"about": about.record()}
     config: dict[str, Any] = {}
     for item in fields(task):  # type: ignore[arg-type]
         value, key = getattr(task, item.name), item.name.replace("_", "-")
         if kinds[item.name] in CARRIED:
             records[key] = ArrayRecord({"file": Array(np.frombuffer(value.to_bytes(), np.uint8))})
-        else:
+        elif "later" not in item.metadata or value != item.default:
             config[key] = list(value) if isinstance(value, tuple) else value
     records["config"] = ConfigRecord(config)
     return RecordDict(records)
@@ -152,8 +163,15 @@ def read_question(content: RecordDict, kind: type[T], limits: Limits) -> T:
     return read(kind, values, "the question")
 
 
-def pack_answer(payload: Payload, asked: About, site: tuple[str, int], num_examples: int, seconds: float) -> RecordDict:
-    """Return an answer's content, in the wire that the question spoke.
+def pack_answer(
+    payload: Payload,
+    asked: About,
+    site: tuple[str, int],
+    num_examples: int,
+    seconds: float,
+    classes: Sequence[str] = (),
+) -> RecordDict:
+    """Return an answer's content, in the newest wire that the question reads.
 
     Args:
         payload: What is sent.
@@ -161,29 +179,61 @@ def pack_answer(payload: Payload, asked: About, site: tuple[str, int], num_examp
         site: What this node calls itself, and its number, which wire 1 knows it by.
         num_examples: Real records that were asked.
         seconds: What the work took.
+        classes: Names of the node's classes, in order.
     """
-    name, place = site
-    blob = np.frombuffer(payload.to_bytes(), np.uint8)
+    (name, place), blob = site, payload.to_bytes()
+    if asked.wire > 1 and asked.answers >= ANSWERS and len(blob) <= MOST_BYTES:
+        packed = pack_file(blob, classes if classes and digest_of(classes) == asked.classes else ())
+        said: dict[str, Any] = {"records": num_examples, "seconds": seconds, "site": name, "wire": ANSWERS}
+        return RecordDict({"answer": ConfigRecord({"file": packed, **said})})
+    file = ArrayRecord({"file": Array(np.frombuffer(blob, np.uint8))})
     numbers: dict[str, Any] = {"num-examples": num_examples, "seconds": seconds, "bytes": len(blob)}
-    file = ArrayRecord({"file": Array(blob)})
     if asked.wire == 1:
         return RecordDict({"synthetic": file, "metrics": MetricRecord({**numbers, "partition-id": place})})
     about = About(WIRE, own_version(), asked.task, asked.round, name).record()
     return RecordDict({"payload": file, "metrics": MetricRecord(numbers), "about": about})
 
 
-def read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Received:
+def read_answer(
+    content: RecordDict, kind: type[Payload], limits: Limits, classes: Sequence[str] | None = None
+) -> Received:
     """Read an answer of unknown origin.
+
+    Args:
+        content: A message's.
+        kind: What was asked for.
+        limits: Of the payload.
+        classes: Names that the question gave to `pack_question`.
 
     Raises:
         UntrustedSetError: It is not as `pack_answer` makes it, or breaks a limit; the text is safe to show.
     """
     try:
+        short = content.get("answer")
+        if isinstance(short, ConfigRecord):
+            return _read_short(content, short, kind, limits, classes or ())
         return _read_answer(content, kind, limits)
     except UntrustedSetError as refused:
         raise UntrustedSetError(safe_text(str(refused))) from None
     except Exception as surprise:  # records of wrong kinds, numbers of wrong types: the sender's doing, not a bug here
         raise UntrustedSetError(safe_text(f"malformed reply ({type(surprise).__name__}: {surprise})")) from None
+
+
+def _read_short(
+    content: RecordDict, said: ConfigRecord, kind: type[Payload], limits: Limits, classes: Sequence[str]
+) -> Received:
+    wire, file, site = said.get("wire"), said.get("file"), said.get("site")
+    if type(wire) is int and wire > ANSWERS:
+        raise UntrustedSetError(f"it answers by wire {wire}, this server reads {ANSWERS}; update fedcondense here")
+    if wire != ANSWERS or set(content) != {"answer"} or set(said) != {"file", "records", "seconds", "site", "wire"}:
+        raise UntrustedSetError(f"an answer of {some_names(said)}; needed: file, records, seconds, site, wire")
+    if not isinstance(file, bytes) or not isinstance(site, str):
+        raise UntrustedSetError("an answer whose file is no bytes, or whose site is no text")
+    if len(file) > limits.nbytes:
+        raise UntrustedSetError(f"a file of {len(file)} bytes; allowed: {limits.nbytes}")
+    blob = unpack_file(file, classes, limits.header)
+    numbers = _whole(said, "records"), _seconds(said)
+    return Received(kind.from_bytes(memoryview(blob), limits), read(About, {"site": site}, "about"), *numbers)
 
 
 def _read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Received:
@@ -202,74 +252,22 @@ def _read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Re
     num_examples = _whole(metrics, "num-examples")
     if about.wire == 1:
         about = About(site=f"client-{_whole(metrics, 'partition-id')}")
-    seconds = metrics.get("seconds", 0.0)
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
-        raise UntrustedSetError("'seconds' is no number from 0, below 1e12")
+    seconds = _seconds(metrics)
     file = untrusted_array(arrays["file"], ("uint8",), limits.nbytes)
     if file.ndim != 1:
         raise UntrustedSetError(f"the file has {file.ndim} dimensions; needed: 1")
-    return Received(kind.from_bytes(file.data, limits), about, num_examples, float(seconds))
+    return Received(kind.from_bytes(file.data, limits), about, num_examples, seconds)
 
 
-def _whole(metrics: MetricRecord, key: str) -> int:
-    value = metrics.get(key)
+def _seconds(said: Mapping[str, Any]) -> float:
+    seconds = said.get("seconds", 0.0)
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+        raise UntrustedSetError("'seconds' is no number from 0, below 1e12")
+    return float(seconds)
+
+
+def _whole(said: Mapping[str, Any], key: str) -> int:
+    value = said.get(key)
     if not isinstance(value, int) or not 0 <= value < 2**62:
         raise UntrustedSetError(f"{key!r} is no whole number from 0")
     return value
-
-
-def untrusted_array(array: Array, dtypes: Iterable[str], max_bytes: int) -> np.ndarray:
-    """Read an Array whose sender may lie: its npy header is checked before anything of its size is allocated.
-
-    `Array.numpy()` allocates what the header says, whatever follows it; `Array.shape` and `.dtype` are claims that
-    nobody compares with the data.
-
-    Args:
-        array: As it arrived.
-        dtypes: Names of the dtypes that are allowed.
-        max_bytes: How large the data may be.
-
-    Returns:
-        A read-only view of the message's own bytes.
-
-    Raises:
-        UntrustedSetError: The header is of another kind, dtype or size than allowed, or not that of the data.
-    """
-    if array.stype != "numpy.ndarray":
-        raise UntrustedSetError(f"an Array serialised as {array.stype[:40]!r}; needed: numpy.ndarray")
-    if len(array.data) > max_bytes + _NPY_OVERHEAD:
-        raise UntrustedSetError(f"an Array of {len(array.data)} bytes; allowed: {max_bytes}")
-    file = io.BytesIO(array.data)
-    try:
-        if npy.read_magic(file) != (1, 0):
-            raise UntrustedSetError("an npy header that is not version 1.0")
-        shape, fortran, dtype = npy.read_array_header_1_0(file)
-    except UntrustedSetError:
-        raise
-    except Exception as damaged:  # numpy raises ValueError, TypeError, SyntaxError and more on hostile headers
-        raise UntrustedSetError(f"a damaged npy header ({type(damaged).__name__})") from None
-    if fortran or dtype.hasobject or dtype.name not in tuple(dtypes):
-        raise UntrustedSetError(f"an Array of dtype {dtype.name}; allowed: {', '.join(dtypes)}, C order")
-    size = math.prod(shape) * dtype.itemsize  # Python's integers do not overflow
-    if min(shape, default=0) < 0 or size != len(array.data) - file.tell():
-        raise UntrustedSetError(f"an Array whose header says {size} bytes; {len(array.data) - file.tell()} follow")
-    if size > max_bytes:
-        raise UntrustedSetError(f"an Array of {size} bytes; allowed: {max_bytes}")
-    return np.frombuffer(array.data, dtype, offset=file.tell()).reshape(shape)
-
-
-def safe_text(text: str, length: int = 300) -> str:
-    r"""Return the last line of a text from elsewhere without control characters, colour codes or HTML, shortened.
-
-    >>> safe_text("Traceback ...\n\x1b[36mValueError: <b>bad</b>\x1b[0m\n")
-    'ValueError: (b)bad(/b)'
-    """
-    lines = [line.strip() for line in _ANSI.sub("", text[-100_000:]).splitlines() if line.strip()]
-    line = "".join(c if c.isprintable() else "?" for c in (lines[-1] if lines else "no reason given"))
-    return (line if len(line) <= length else line[: length - 3] + "...").translate(_HTML)
-
-
-def some_names(names: Iterable[str] | Mapping[str, object]) -> str:
-    """Return the first five names, quoted and shortened, and how many more there are."""
-    some = sorted(str(name)[:40] for name in names)
-    return ", ".join(map(repr, some[:5])) + (f" and {len(some) - 5} more" if len(some) > 5 else "")

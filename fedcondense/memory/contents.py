@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError
+from fedcondense.memory.budget import takes_whole_classes
 from fedcondense.memory.file import REAL, WAITING
 from fedcondense.memory.makers import Maker, as_large
 from fedcondense.memory.stored import (
@@ -25,26 +27,44 @@ from fedcondense.memory.stored import (
     merge,
     mix,
     real_set,
+    thin,
     with_inseparable,
 )
 from fedcondense.memory.updates import UPDATES, Update
 from fedcondense.randomness import child_seed, stream
+from fedcondense.sets.codecs import RAW
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["Contents"]
+__all__ = ["Contents", "Making", "Shares"]
 
 _LOG = logging.getLogger(__name__)
+_WAVERS = 1.25  # how much more than its share a group may have before it is condensed again, where sizes are coded
+
+_LITTLE_MORE = 1.1  # how much more than its share a group may keep there: cutting takes time, and gains nobody much
+
+Making = Callable[[Sequence[str], int], SyntheticSet]
+"""Makes a set of groups with so many stored images each."""
+
+
+class Shares(NamedTuple):
+    """Stored images that each group may take."""
+
+    made: int  # by the maker
+    real: int  # chosen, of a hybrid memory
 
 
 class Contents:
     """Sets of groups, real images beside them and those that wait; a `Memory` without what it is asked from outside."""
 
-    images: int
+    images: int | None
     make: Maker
     groups: int | None
     update: str
     real_fraction: float
     max_bytes: int | None
+    codec: str
+    real_codec: str
+    balance: str
     seed: int
 
     def __init__(self) -> None:
@@ -64,13 +84,23 @@ class Contents:
     def share(self, groups: int) -> int:
         """Return the stored images that each of `groups` groups may take.
 
+        Without a number of images, it is as many as the bytes would hold; where they are coded, as any group has
+        records.
+
         Raises:
             SettingError: There would be none.
         """
-        share = self.images // max(1, self.groups or groups, groups)
+        images = self.images
+        if images is None and self.fits_coded:
+            return max([1, *self._records.values()])
+        if images is None:
+            assert self.spec is not None
+            assert self.max_bytes is not None
+            images = self.max_bytes // math.prod(self.spec.shape)
+        share = images // max(1, self.groups or groups, groups)
         if share < 1:
             raise SettingError(
-                f"a memory of {self.images} stored images cannot hold {groups} groups; give it at least one a group"
+                f"a memory of {images} stored images cannot hold {groups} groups; give it at least one a group"
             )
         return share
 
@@ -98,15 +128,22 @@ class Contents:
     def _way(self) -> Update:
         return UPDATES[self.update]
 
-    def remake(self, ready: Sequence[str], share: int, make: Callable[[Sequence[str], int], SyntheticSet]) -> None:
-        """Make sets of the groups that are ready, and of those that take more than their share."""
-        real_share = round(share * self.real_fraction)
-        share -= real_share
-        stored = count_stored(self.sets)
-        again = list(ready)
-        if self._way.condenses_stored:
-            again = list(dict.fromkeys([*(name for name, n in stored.items() if n > share), *ready]))
-            again = with_inseparable(self.sets, again)
+    def shares(self, share: int) -> Shares:
+        """Divide a share between images that are made and real ones, by their numbers."""
+        real = round(share * self.real_fraction)
+        return Shares(share - real, real)
+
+    def remake(self, ready: Sequence[str], shares: Shares, make: Making, again: Sequence[str] | None = None) -> None:
+        """Make sets of the groups that are ready, and of those that take more than their share.
+
+        Args:
+            ready: Groups of which enough images wait.
+            shares: What each group may take.
+            make: Makes a set of groups, of so many stored images each; it is encoded here.
+            again: The groups that are made; None: those that `made_again` names.
+        """
+        share, stored = shares.made, count_stored(self.sets)
+        again = self.made_again(ready, share) if again is None else again
         if share and again:
             new: SyntheticSet | None = make(again, share)
             keep = {name: share for name in stored if name not in again}
@@ -114,14 +151,31 @@ class Contents:
                 old = {name: min(stored[name], self._old_share(name, share)) for name in again if name in stored}
                 new = new.restrict(again, {name: share - n for name, n in old.items()})
                 keep |= old
-            self.sets = [one for one in (*self._cut(keep), new) if one is not None]
+            coded = None if new is None else new.recode(self.codec)
+            self.sets = [one for one in (*self._cut(keep), coded) if one is not None]
         else:
             self.sets = self._cut(dict.fromkeys(stored, share))
         if self.max_bytes is not None:
             self.sets = merge(self.sets)  # a record per piece of a stream would leave no bytes for images
-        self.real = self._chosen(ready, real_share)
+        self.real = self.chosen(ready, shares.real)
         for name in ready:
             self.seen[name] = self.seen.get(name, 0) + len(self.waiting.pop(name))
+
+    def made_again(self, ready: Sequence[str], share: int) -> list[str]:
+        """Return the groups of which a set is made: those that are ready, and those condensed to a smaller share.
+
+        Coded sizes are not known beforehand, so shares waver: within bytes, a quarter less leaves out images instead.
+        """
+        if not self._way.condenses_stored:
+            return list(ready)
+        most = share * _WAVERS if self.fits_coded else share
+        large = (name for name, n in count_stored(self.sets).items() if n > most)
+        return with_inseparable(self.sets, list(dict.fromkeys([*large, *ready])))
+
+    @property
+    def fits_coded(self) -> bool:
+        """Whether sizes that are known only once images are encoded have to stay within bytes."""
+        return self.max_bytes is not None and (self.codec, self.real_codec) != (RAW, RAW)
 
     def _old_share(self, name: str, share: int) -> int:
         """Return how much of a group's share is for its old images: by how many records there were, old and new.
@@ -151,19 +205,52 @@ class Contents:
         counts = [self.seen.get(name, 0) + len(self.waiting.get(name, ())) for name in names]
         return as_large(self.make, replace(self.spec, classes=tuple(names)), ipc, counts)
 
-    def _chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:
+    def chosen(self, ready: Sequence[str], share: int) -> SyntheticSet | None:
         """Choose the real images of a hybrid memory: as a reservoir, old and new by how many records there were."""
-        chosen = {name: images[:share] for name, images in bytes_by_class(self.real).items()}
+        there = {} if self.real is None else count_stored([self.real])
+        most, new = self._real_shares(share), {}
+        is_whole = takes_whole_classes(self.real_codec)  # bytes are what bounds them then
+        keep = {name: n if is_whole else self._spared(n, most.get(name, share)) for name, n in there.items()}
         for name in ready if share else ():
-            new = self.waiting[name]
-            kept = chosen.get(name, new[:0])[: self._old_share(name, share)]
-            order = torch.randperm(len(new), generator=stream(self.seed, "real", self.added))
-            mixed = torch.cat([kept, new[order[: share - len(kept)]]])
-            chosen[name] = mixed[torch.randperm(len(mixed), generator=stream(self.seed, "mix", self.added))]
-        return self._real_set(chosen, REAL)
+            keep[name] = min(keep.get(name, 0), self._old_share(name, most[name]))
+            order = torch.randperm(len(self.waiting[name]), generator=stream(self.seed, "real", self.added))
+            new[name] = self.waiting[name][order[: most[name] - keep[name]]]
+        added = self._real_set(new, REAL)
+        old = [] if self.real is None or not share else self._leave_out([self.real], keep, "real cut")
+        found = merge([*old, *([] if added is None else [added.recode(self.real_codec)])])
+        return join(found)
+
+    def _real_shares(self, share: int) -> dict[str, int]:
+        """Return how many real images each group may have: the same, or by how many records there were."""
+        records = self._records
+        if self.balance == "class":
+            return dict.fromkeys(records, share)
+        everything = sum(records.values())
+        return {name: share * len(records) * n // everything for name, n in records.items()}
+
+    @property
+    def _records(self) -> dict[str, int]:
+        """How many real images each group had, those that wait included."""
+        return {name: self.seen.get(name, 0) + len(self.waiting.get(name, ())) for name in self.names}
 
     def _cut(self, most: dict[str, int]) -> list[SyntheticSet]:
+        if self.fits_coded:  # what cannot be cut stays whole: bytes are the bound
+            is_whole = takes_whole_classes(self.codec)
+            whole = [one for one in self.sets if is_whole or not all(part.is_separable for part in one.parts)]
+            most = {name: self._spared(n, most[name]) for name, n in count_stored(self.sets).items() if name in most}
+            most |= {name: n for name, n in count_stored(whole).items() if name in most}
+        if self.max_bytes is not None and not getattr(self.make, "prefixes", False):
+            return self._leave_out(self.sets, most)  # they are merged: the first images are the oldest
         return cut(self.sets, most, partial(self._uniform, "cut"))
+
+    def _spared(self, stored: int, share: int) -> int:
+        """Return how many images of a group stay: its share, or all if they are little more and bytes decide."""
+        is_spared = share and self.fits_coded and self.images is None and stored <= _LITTLE_MORE * share
+        return stored if is_spared else min(stored, share)
+
+    def _leave_out(self, sets: list[SyntheticSet], most: Mapping[str, int], why: str = "cut") -> list[SyntheticSet]:
+        uniform = partial(self._uniform, why)
+        return cut(sets, most, uniform, leave=partial(thin, uniform=uniform))
 
     def all_stored(self) -> SyntheticSet | None:
         """Return all that is kept as one set, every image that waits included; None: nothing is."""

@@ -84,7 +84,7 @@ def parse_memory(blob: bytes, settings: Mapping[str, Any]) -> MemoryState:
     for part in stored.parts:
         one = SyntheticSet([part])
         if part.record.method == REAL:
-            real = one
+            real = one if real is None else SyntheticSet.join([real, one])
         elif part.record.method == WAITING:
             waiting = bytes_by_class(one)
         else:

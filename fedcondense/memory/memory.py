@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from fedcondense.condensing.meaning import meaning
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.files import write_file
-from fedcondense.memory.budget import check_settings, largest_share
+from fedcondense.memory.budget import check_settings
 from fedcondense.memory.contents import Contents
 from fedcondense.memory.file import MemoryState, dump_memory, parse_memory, read_memory
+from fedcondense.memory.fitting import fit
 from fedcondense.memory.makers import Maker
 from fedcondense.memory.updates import waited_enough
+from fedcondense.sets.codecs import RAW
 
 __all__ = ["Memory"]
+
+_USUAL = {"codec": RAW, "real_codec": RAW, "balance": "class"}  # a file leaves these out
 
 
 class Memory(Contents):
@@ -34,7 +38,7 @@ class Memory(Contents):
     groups leaves the remainder unused.
 
     Args:
-        images: Byte budget of all groups together, counted in uncompressed images.
+        images: Byte budget of all groups together, counted in uncompressed images; None: `max_bytes` alone.
         make: Makes the sets: a `Condenser`, a `Selector`, or anything called like them. Sets whose codes are shared
             (`Parametrization.shared`) cannot be left in part: they need ``"recondense"``, or a given number of groups.
         groups: How many groups there will be; None: the budget is shared among those seen so far.
@@ -42,17 +46,23 @@ class Memory(Contents):
             when the share shrinks. ``"reservoir"`` mixes a set of new images with the old by how many records each
             stands for; ``"append"`` makes each call of `add` its own group: both shrink by leaving out images.
             None: as suits the maker.
-        real_fraction: The share of the budget for real images, chosen at random: a hybrid memory.
+        real_fraction: The share of the budget for real images, chosen at random: a hybrid memory. It is one of bytes
+            where these are bounded and images are coded.
         minimum: Real images of a group to wait for before it is condensed; meanwhile they are kept beside the budget,
             and counted in `nbytes`. Never more than the budget: beyond it, the group with the most is condensed.
         max_bytes: What `nbytes` may be after each call, that is the file with header, labels and record, and with what
             waits: half of it is kept for that if `minimum` is above 1. None: no such bound. `images` holds as well.
+        codec: What packs the images that are made, by its name in `CODECS`: ``"bits-2"``, say. They are encoded once,
+            and keep their bytes until they leave. With `max_bytes`, the number of images follows from what they take.
+        real_codec: What packs real images, ``"jpeg-10"``, say; None: as `codec`. Those that wait are not packed.
+        balance: Of the real images of a hybrid memory: ``"class"`` gives each group as many, ``"reservoir"`` by how
+            many records it had, as one reservoir of the whole stream does.
         seed: All that is random follows from it.
     """
 
     def __init__(
         self,
-        images: int,
+        images: int | None,
         make: Maker,
         *,
         groups: int | None = None,
@@ -60,12 +70,16 @@ class Memory(Contents):
         real_fraction: float = 0.0,
         minimum: int = 1,
         max_bytes: int | None = None,
+        codec: str = RAW,
+        real_codec: str | None = None,
+        balance: str = "class",
         seed: int = 0,
     ) -> None:
-        update = update or str(getattr(make, "update", "recondense"))
-        check_settings(images, make, groups, update, real_fraction, minimum, max_bytes)
-        self.images, self.make, self.groups, self.update = images, make, groups, update
+        self.images, self.make, self.groups = images, make, groups
+        self.update = update or str(getattr(make, "update", "recondense"))
         self.real_fraction, self.minimum, self.max_bytes, self.seed = real_fraction, minimum, max_bytes, seed
+        self.codec, self.real_codec, self.balance = codec, codec if real_codec is None else real_codec, balance
+        check_settings(self)
         super().__init__()
         self.changes = 0  # how often what is stored was replaced: what others made of it holds until then
         self.beside = 0  # bytes that whoever uses the memory keeps with each decoded image, and `max_bytes` counts
@@ -100,15 +114,15 @@ class Memory(Contents):
             self._fit()
             self.seconds = [*self.seconds, time.monotonic() - began]
 
-    def resize(self, images: int) -> None:
+    def resize(self, images: int | None) -> None:
         """Change the budget, in stored images; a smaller one makes sets again, or leaves out images.
 
-        No more than the new budget waits. `max_bytes` stays what it is.
+        None leaves the number to `max_bytes`. No more than the new budget waits. `max_bytes` stays what it is.
 
         Raises:
             SettingError: There are more groups than that; the memory is as it was.
         """
-        if type(images) is not int:
+        if type(images) is not int and (images is not None or self.max_bytes is None):
             raise SettingError(f"a memory of {images!r} images; needed: a whole number")
         with self._all_or_nothing():
             self.images = images
@@ -118,13 +132,16 @@ class Memory(Contents):
     def check_room(self, spec: Spec) -> None:
         """Refuse a `max_bytes` that has no room for one image per group, of those that are known, in any stream.
 
+        Of coded ones nothing is known, so there has to be room for all else.
+
         Raises:
             SettingError: It has none.
         """
         trial = self.copy()
         trial.spec, trial.added = spec, 1
         trial.sets = [trial.blank(["0"] if self.groups is None else list(map(str, range(self.groups))), 1)]
-        if self.max_bytes is not None and (least := len(trial.to_bytes())) > self.max_bytes:
+        least = len(trial.to_bytes()) - (trial.image_bytes if self.fits_coded else 0)
+        if self.max_bytes is not None and least > self.max_bytes:
             raise SettingError(
                 f"a memory of {self.max_bytes} bytes; needed: {least} at least, the file of one image per group"
             )
@@ -182,7 +199,7 @@ class Memory(Contents):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         blob = state.pop("blob")
-        state = {"max_bytes": None, "changes": 0, "beside": 0} | state  # older checkpoints have none
+        state = {"max_bytes": None, "changes": 0, "beside": 0, **_USUAL} | state  # older checkpoints have none
         vars(self).update(state, sets=[], real=None, waiting={})
         if blob is not None:
             self.from_bytes(blob)
@@ -192,6 +209,7 @@ class Memory(Contents):
         """Return what a resumed memory must share: plain values, the maker by its settings and code."""
         keys = ["images", "groups", "update", "real_fraction", "minimum", "seed"]
         keys += ["max_bytes"] if self.max_bytes is not None else []
+        keys += [key for key, usual in _USUAL.items() if getattr(self, key) != usual]
         return {key: getattr(self, key) for key in keys} | {"make": meaning(self.make)}
 
     @contextmanager
@@ -208,48 +226,22 @@ class Memory(Contents):
     def _fit(self) -> None:
         """Make sets of the groups that have waited, with the largest share that the budget allows."""
         sizes = {name: len(images) for name, images in self.waiting.items()}
-        most = self.images if self.max_bytes is None else self.images // 2
+        most = self._may_wait
         ready = {name: self._way.group(name, self.added) for name in waited_enough(sizes, self.minimum, most)}
         self.waiting |= {group: self.waiting.pop(name) for name, group in ready.items()}
-        share = self.share(len(self.names))
+        if self.max_bytes is None or not self.names:
+            self.remake(list(ready.values()), self.shares(self.share(len(self.names))), self.made)
+        else:
+            vars(self).update(vars(fit(self, list(ready.values()), most)))
+
+    @property
+    def _may_wait(self) -> int:
+        """How many images may wait: the budget again, or half of the bytes."""
         if self.max_bytes is None:
-            self.remake(list(ready.values()), share, self.made)
-            return
-        forecast = partial(self._forecast, list(ready.values()), most)
-        share = largest_share(share, self.max_bytes, len(self.names), forecast)
-        while True:
-            trial = self.copy()
-            trial.remake(list(ready.values()), share, trial.made)
-            if trial.total_bytes <= self.max_bytes:
-                break
-            share -= 1  # the maker took more than it had said, or says nothing
-            if share < 1:
-                raise SettingError(
-                    f"a memory of {self.max_bytes} bytes cannot hold {len(self.names)} groups of the sets that "
-                    f"{self.make!r} makes; give it more"
-                )
-        vars(self).update(vars(trial))
-
-    def _forecast(self, ready: Sequence[str], waiting: int, share: int) -> int:
-        """Return the bytes that there would be with a share, before anything is made.
-
-        Counted are places for groups that are still to come, where their number is given, and for what may wait.
-        """
-        assert self.spec is not None
-        trial = self.copy()
-        trial.remake(ready, share, trial.blank)
-        more = (self.groups or 0) - len(self.names)
-        at_once = max(1, len(ready))
-        for begin in range(0, more, at_once):
-            trial.sets.append(trial.blank([f"group {k}" for k in range(begin, min(more, begin + at_once))], share))
-        total = trial.total_bytes
-        left = waiting - sum(map(len, trial.waiting.values())) if self.minimum > 1 else 0
-        if left > 0:  # of one more group, with the longest name there is
-            image = torch.zeros(1, *self.spec.shape, dtype=torch.uint8).expand(left, -1, -1, -1)
-            without = trial.nbytes
-            trial.waiting[max(self.names, key=len) + "+"] = image
-            total += trial.nbytes - without
-        return total
+            assert self.images is not None
+            return self.images
+        plain = self.max_bytes // math.prod(self.spec.shape) if self.spec else 0
+        return min(plain, plain if self.images is None else self.images) // 2
 
     def _take_over(self, state: MemoryState) -> None:
         vars(self).update(state._asdict(), changes=self.changes + 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedcondense.ambient import in_own_state
 from fedcondense.contract import Parametrization
 from fedcondense.data.images import Data, Spec
+from fedcondense.errors import SettingError
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.coded import put_together
 from fedcondense.sets.parts import Part, Record
@@ -30,6 +31,7 @@ __all__ = [
     "merge",
     "mix",
     "real_set",
+    "thin",
     "with_inseparable",
 ]
 
@@ -51,7 +53,7 @@ def blank(parametrization: Parametrization, record: Record, ipc: int, *, soft: b
     stored, classes = len(codes[next(iter(parametrization.storage))]), len(record.classes)
     kind = torch.uint8 if classes <= 256 else torch.int16
     labels = torch.arange(classes).repeat_interleave(-(-stored // classes))[:stored].to(kind)
-    targets = torch.zeros(stored, classes, dtype=torch.float16) if soft else labels
+    targets = torch.full((stored, classes), 1 / classes, dtype=torch.float16) if soft else labels
     return SyntheticSet([Part(codes, targets, parametrization, record)])
 
 
@@ -94,7 +96,13 @@ def with_inseparable(sets: Iterable[SyntheticSet], names: Sequence[str]) -> list
     return list(found)
 
 
-def cut(sets: Sequence[SyntheticSet], most: Mapping[str, int], uniform: Callable[[str], float]) -> list[SyntheticSet]:
+def cut(
+    sets: Sequence[SyntheticSet],
+    most: Mapping[str, int],
+    uniform: Callable[[str], float],
+    *,
+    leave: Callable[[SyntheticSet, Mapping[str, int]], SyntheticSet | None] | None = None,
+) -> list[SyntheticSet]:
     """Return the sets with a bounded number of stored images per group.
 
     A group in several sets is cut in all of them, each of its images as likely as another (systematic sampling).
@@ -103,6 +111,7 @@ def cut(sets: Sequence[SyntheticSet], most: Mapping[str, int], uniform: Callable
         sets: What is stored.
         most: The bound of each group; a group that is not named is left out.
         uniform: Draws a group's offset, from 0 to 1.
+        leave: Leaves so many images of each group in a set; None: the first.
     """
     total, before, kept = count_stored(sets), Counter[str](), []
     for one in sets:
@@ -112,8 +121,55 @@ def cut(sets: Sequence[SyntheticSet], most: Mapping[str, int], uniform: Callable
             keep[name] = int(part * (before[name] + n) + offset) - int(part * before[name] + offset)
         before.update(stored)
         if any(keep.values()):
-            kept.append(one if keep == stored else one.restrict([name for name, n in keep.items() if n], keep))
+            names = [name for name, n in keep.items() if n]
+            kept.append(one if keep == stored else leave(one, keep) if leave else one.restrict(names, keep))
     return [one for one in kept if one is not None]
+
+
+@in_own_state
+def thin(synthetic: SyntheticSet, most: Mapping[str, int], uniform: Callable[[str], float]) -> SyntheticSet | None:
+    """Return a set of so many stored images of each group, spread evenly over those there are; None if none is left.
+
+    The first ones, as `restrict` keeps, would be the oldest where sets were merged.
+
+    Args:
+        synthetic: Separable parts, coded or not; coded ones keep their bytes.
+        most: How many of each group; of one that is not named, none.
+        uniform: Draws a group's offset, from 0 to 1.
+
+    Raises:
+        SettingError: Images cannot be left out of it.
+    """
+    total, before = count_stored([synthetic]), Counter[str]()
+    parts = []
+    for part in synthetic.parts:
+        rows = []
+        for c, name in enumerate(part.record.classes):
+            mine = (part.labels() == c).nonzero().flatten()
+            place = before[name] + torch.arange(len(mine))
+            before[name] += len(mine)
+            share, offset = min(most.get(name, 0), total[name]), uniform(name)
+            ends = [((place + k).double() * share / max(1, total[name]) + offset).floor() for k in (0, 1)]
+            rows.append(mine[ends[1] > ends[0]])
+        if (kept := _of_rows(part, torch.cat(rows).sort().values)) is not None:
+            parts.append(kept)
+    return SyntheticSet(parts) if parts else None
+
+
+def _of_rows(part: Part, rows: Tensor) -> Part | None:
+    """Return some stored images of a part, those of the classes that are left."""
+    if len(rows) == part.stored:
+        return part
+    if not len(rows):
+        return None
+    if not part.is_separable:
+        raise SettingError(f"{part.record.method}: shared codes or soft labels; condense again at the size wanted")
+    kept, labels = part.labels()[rows].unique(return_inverse=True)
+    record, places = part.record, kept.tolist()
+    counts = tuple(record.counts[c] for c in places) if record.counts else ()
+    record = replace(record, classes=tuple(record.classes[c] for c in places), counts=counts)
+    targets = labels.to(torch.uint8 if len(places) <= 256 else torch.int16)
+    return Part(part.rows(rows), targets, part.parametrization, record)
 
 
 _OF_ONE_MAKING = {"classes", "counts", "ipc", "seed", "steps", "seconds"}

@@ -138,7 +138,9 @@ def _client(path: Path) -> Client:
         text = f"{len(images)} synthetic image{'s' if len(images) > 1 else ''} of class {label}{more}"
         rows.append((label, text, _data_uri("image/png", png(picture)), picture.width * scale))
     records = max(sum(part.record.counts) for part in synthetic.parts)  # parts of one site are of the same records
-    summary = f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)}"
+    summary = (
+        f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)} ({synthetic.codec})"
+    )
     return Client(name, f"{summary}, for {records} records" if records else summary, rows)
 
 

@@ -2,6 +2,7 @@
 
 from fedcondense.sets.codecs import CODECS, codec_named
 from fedcondense.sets.exchange import export, import_tensors
+from fedcondense.sets.fitting import Within
 from fedcondense.sets.format import Limits
 from fedcondense.sets.parts import Part, Record, to_storage
 from fedcondense.sets.pictures import show_set
@@ -16,6 +17,7 @@ __all__ = [
     "Part",
     "Record",
     "SyntheticSet",
+    "Within",
     "codec_named",
     "export",
     "import_tensors",

@@ -99,6 +99,7 @@ _EVALUATION: dict[str, tuple[type, ...]] = {
     "recipe": (dict,),
     "seeds": (list,),
     "weighted": (bool,),
+    "decoder": (str,),
 }
 
 
@@ -234,8 +235,8 @@ def _check_slots(i: int, parametrization: Parametrization, record: Record, slots
 def check_values(i: int, part: Part) -> None:
     """Refuse codes that are not finite, labels beyond the classes, and targets that are no probabilities."""
     targets = part.targets
-    for name, code in part.codes.items():
-        if code.is_floating_point() and not bool(code.isfinite().all()):
+    for name, dtype in part.parametrization.storage.items():  # bytes are finite: coded ones are not decoded for it
+        if dtype.is_floating_point and not bool(part.codes[name].isfinite().all()):
             refuse(f"{name} of part {i} has values that are not finite")
     if targets.ndim == 1:
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(part.record.classes):

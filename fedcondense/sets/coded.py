@@ -11,7 +11,7 @@ from torch import Tensor
 from fedcondense.errors import SettingError
 from fedcondense.sets.codecs import Chunk, Codec, name_of
 
-__all__ = ["Coded", "Stored", "encode", "put_together", "read_stored"]
+__all__ = ["Coded", "Stored", "chunk_sizes", "encode", "put_together", "read_stored"]
 
 _MOST_CHUNKS = 1 << 20
 
@@ -44,11 +44,12 @@ class Coded(Mapping[str, Tensor]):
     Args:
         codec: Of all of them.
         stored: Their bytes, by name.
+        decoded: What they decode to, where that is known.
     """
 
-    def __init__(self, codec: Codec, stored: Mapping[str, Stored]) -> None:
+    def __init__(self, codec: Codec, stored: Mapping[str, Stored], decoded: Mapping[str, Tensor] | None = None) -> None:
         self.codec, self.stored = codec, dict(stored)
-        self._decoded: dict[str, Tensor] = {}
+        self._decoded: dict[str, Tensor] = dict(decoded or {})
 
     def __getitem__(self, name: str) -> Tensor:
         """Decode a tensor, (N, C, H, W) uint8."""
@@ -117,15 +118,29 @@ def encode(codes: Mapping[str, Tensor], labels: Tensor, codec: Codec) -> Coded:
     """
     stored = {}
     for name, images in codes.items():
-        most = codec.most(tuple(images.shape[1:]))  # type: ignore[arg-type]
-        sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist() if codec.by_class else [len(labels)]
         chunks, begin = [], 0
-        for size in (min(most, whole - k) for whole in sizes for k in range(0, whole, most)):
+        for size in chunk_sizes(labels, codec, tuple(images.shape[1:])):  # type: ignore[arg-type]
             rows = slice(begin, begin + size)
             chunks.append(Chunk(size, codec.encode(images[rows], labels[rows])))
             begin += size
         stored[name] = Stored(tuple(images.shape), tuple(chunks))
     return Coded(codec, stored)
+
+
+def chunk_sizes(labels: Tensor, codec: Codec, shape: tuple[int, int, int]) -> list[int]:
+    """Return how many images each chunk has.
+
+    Args:
+        labels: (N,) int64; where the codec takes classes one by one, equal ones are adjacent.
+        codec: Encodes the images.
+        shape: (C, H, W) of an image.
+
+    Raises:
+        SettingError: The codec does not take images of this shape.
+    """
+    most = codec.most(shape)
+    sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist() if codec.by_class else [len(labels)]
+    return [min(most, whole - k) for whole in sizes for k in range(0, whole, most)]
 
 
 def put_together(pieces: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -9,7 +9,8 @@ Version 2, which is written: the header's `__metadata__` holds one text, `fedcon
 - `parts`: per part `parametrization`, a name in `PARAMETRIZATIONS`; `settings`, its fields, if it has any; `record`,
   the seconds and those fields of `Record` that differ from their defaults. Its `classes` are places in the table, and
   are left out if the part has all of them in their order; `codec`, if tensors of the part are packed: of each of those
-  the codec's name and the tensor's shape, from which its bytes are known before anything is unpacked;
+  the codec's name and the tensor's shape, from which its bytes are known before anything is unpacked. Such a part says
+  its record shortly, and its file the evaluation (`compact.py`);
 - `evaluation`: what was measured on the set, if anything was;
 - `beside`: values of whoever wrote the file, by name, as a memory's settings. Everything else is refused.
 
@@ -48,6 +49,7 @@ from fedcondense.sets.checks import (
     shorten,
 )
 from fedcondense.sets.coded import Coded
+from fedcondense.sets.compact import long_evaluation, long_record, short_evaluation, short_record
 from fedcondense.sets.header import read_header, read_tensors, write_file_bytes
 from fedcondense.sets.packing import Packed, pack_part, read_packed, unpack_part
 from fedcondense.sets.parts import Part, Record, check_joinable
@@ -83,6 +85,8 @@ def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **b
             if record["classes"] is None:
                 del record["classes"]
             packed = pack_part(part)
+            if packed.described:
+                record = short_record(record, len(part.record.classes))
             described = {"parametrization": name, "settings": settings, "codec": packed.described, "record": record}
             descriptions.append({k: v for k, v in described.items() if v or k not in ("settings", "codec")})
             tensors |= {f"{i}.{name}": tensor for name, tensor in packed.tensors.items()}
@@ -92,7 +96,8 @@ def dump(parts: Sequence[Part], evaluation: Mapping[str, Any] | None = None, **b
         raise SettingError(f"a set that could not be read again: {shorten(error)}") from None
     content: dict[str, Any] = {"version": VERSION, "classes": classes, "parts": descriptions}
     if evaluation is not None:
-        content["evaluation"] = plain_evaluation(evaluation)
+        plain = plain_evaluation(evaluation)
+        content["evaluation"] = short_evaluation(plain) if _is_short(descriptions) else plain
     return write_file_bytes(tensors, {**content, "beside": beside} if beside else content)
 
 
@@ -103,6 +108,11 @@ def _compact(record: Record) -> dict[str, Any]:
     """
     values = {field.name: (getattr(record, field.name), field.default) for field in fields(record)}
     return {name: value for name, (value, default) in values.items() if value != default or name == "seconds"}
+
+
+def _is_short(descriptions: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a header is written shortly, because a part of the file is packed."""
+    return any("codec" in description for description in descriptions)
 
 
 def _slots(part: Part) -> dict[str, Slot]:
@@ -179,6 +189,7 @@ def _parse(blob: memoryview, limits: Limits) -> tuple[list[Part], Mapping[str, A
     evaluation = content.get("evaluation")
     if evaluation is not None:
         evaluation = read_evaluation(evaluation)
+        evaluation = long_evaluation(evaluation) if version > 1 and _is_short(descriptions) else evaluation
     tensors = read_tensors(header)
     parts = []
     for i, (parametrization, record, _) in enumerate(described):
@@ -224,6 +235,7 @@ def _with_classes(content: Mapping[str, Any], limits: Limits) -> list[dict[str, 
             if k > used:
                 refuse(f"class {k} of part {i} comes before class {used}; needed: names in the order of parts")
             used += k == used
+        record = long_record(record, len(mine)) if "codec" in description else record
         filled.append({**description, "record": {**record, "classes": mine}})
     if used < len(table):
         refuse(f"{len(table) - used} class names that no part has")

@@ -97,11 +97,14 @@ def read_packed(
 def _images(i: int, name: str, shape: tuple[int, ...], record: Record) -> Packed:
     try:
         codec = codec_named(name)
-        if codec is None or len(shape) != 4:
-            refuse(f"part {i} is packed by {shorten(name)} to {shape}; needed: a codec of images, (N, C, H, W)")
-        codec.most(shape[1:])
     except SettingError as error:
         refuse(f"part {i} is packed by {shorten(name)}, and {shorten(error)}; or upgrade fedcondense")
+    if codec is None or len(shape) != 4 or not all(shape[1:]):
+        refuse(f"part {i} is packed by {shorten(name)} to {shape}; needed: a codec of images, (N, C, H, W)")
+    try:
+        codec.most(shape[1:])
+    except SettingError as error:
+        refuse(f"part {i} is packed by {shorten(name)}, and {shorten(error)}")
     return Packed(Slot(torch.uint8, shape), codec, name)
 
 

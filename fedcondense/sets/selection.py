@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
+from fedcondense.budgets import Budget
 from fedcondense.contract import Parametrization
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import look_up
@@ -20,6 +21,8 @@ from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.plain import whole_number
 from fedcondense.progress import reporting
 from fedcondense.randomness import child_seed, stream
+from fedcondense.sets.codecs import RAW
+from fedcondense.sets.fitting import Within, amount_of, fit_within
 from fedcondense.sets.parts import Part, Record, to_storage
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SELECTIONS", "select", "select_quietly"]
 
+_ROOM = 1.02  # more images than random ones take are chosen: what does not fit is left out
 _LOG = logging.getLogger(__name__)
 
 Chooser = Callable[[Tensor, int, int], Tensor]
@@ -101,24 +105,60 @@ SELECTIONS: dict[str, tuple[Chooser, Parametrization]] = {
 
 
 @in_own_state
-def select(data: Data, ipc: int = 10, method: str = "random", seed: int = 0, limit: float = 1.0) -> SyntheticSet:
+def select(
+    data: Data,
+    ipc: int | str | Within | None = None,
+    method: str = "random",
+    seed: int = 0,
+    limit: float = 1.0,
+    *,
+    budget: int | str | Budget | Within | None = None,
+    codec: str | None = None,
+) -> SyntheticSet:
     """Choose real images of each class, as a set of the same kind and bytes as a condensed one.
 
     Whoever receives it sees records: a control for experiments, not for private data.
 
     Args:
         data: The real images; classes may be absent or of any size.
-        ipc: Byte budget per class, counted in uncompressed images.
+        ipc: Byte budget per class, counted in uncompressed images; or a budget in bytes with its unit, ``"20 kB"``.
+            None: 10, if there is no budget.
         method: A name in `SELECTIONS`.
         seed: All that is random follows from it.
         limit: The largest share of a class's records whose bytes its images may take.
+        budget: What the set's file may take, room for the evaluation of three networks included: as many images are
+            chosen as fit.
+        codec: How images are stored, by name (`CODECS`); None: raw.
 
     Raises:
-        SettingError: An unknown method, or an `ipc` or `limit` that cannot work.
+        SettingError: An unknown method or codec, an `ipc` or `limit` that cannot work, or a budget that is too small
+            for one image of each class.
     """
-    if warning := images_per_class(data, ipc, limit).warning:
+    amount = amount_of(ipc, budget, codec)
+    if isinstance(amount, Within):
+        return _select_within(data, replace(amount, codec=amount.codec or RAW), method, seed, limit)
+    if warning := images_per_class(data, amount, limit).warning:
         _LOG.warning(warning)
-    return select_quietly(data, ipc, method, seed, limit)
+    return select_quietly(data, amount, method, seed, limit).recode(codec)
+
+
+def _select_within(data: Data, within: Within, method: str, seed: int, limit: float) -> SyntheticSet:
+    """Choose as many images as fit: their number by what random ones take, and the last of them by the bound itself."""
+    codec = within.codec or RAW
+    look_up("selection", method, SELECTIONS)
+    probe = "half-resolution" if method == "half-resolution" else "random"
+    evaluation = within.evaluation(data.spec.name)
+    largest = max(images_per_class(data, int(max(data.counts.tolist(), default=0)) or 1, limit).images)
+    ipc, sizes = 1, {0: 0.0}
+    while ipc not in sizes:
+        tried = select_quietly(data, ipc, probe, seed, limit).recode(codec)
+        sizes[ipc] = (tried if evaluation is None else tried.with_evaluation(evaluation)).nbytes
+        before = max(n for n in sizes if n < ipc)
+        each = max((sizes[ipc] - sizes[before]) / (ipc - before), 1.0)
+        wanted = ipc + (within.most - sizes[ipc]) / each
+        ipc = max(1, min(largest, 4 * ipc, round(_ROOM * wanted)))
+    chosen = select_quietly(data, ipc, method, seed, limit)
+    return fit_within(chosen, within, codec)
 
 
 @in_own_state

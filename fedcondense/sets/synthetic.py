@@ -20,7 +20,7 @@ from fedcondense.files import write_file
 from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
-from fedcondense.sets.recoding import recode_part
+from fedcondense.sets.recoding import decoders, recode_part
 
 __all__ = ["Part", "Record", "SyntheticSet", "images_by_class", "to_storage"]
 
@@ -120,8 +120,11 @@ class SyntheticSet:
         return torch.bincount(self._pixels.targets.argmax(1), minlength=len(self.classes))
 
     def with_evaluation(self, evaluation: Mapping[str, Any]) -> SyntheticSet:
-        """Return the same set with what was measured on it (`Evaluation.to_dict()`) in its record."""
-        return SyntheticSet(self.parts, dict(evaluation))
+        """Return the same set with what was measured on it (`Evaluation.to_dict()`) in its record.
+
+        Where its codec is not exact, `decoder` says which library's images were measured, unless `evaluation` does.
+        """
+        return SyntheticSet(self.parts, {**decoders(self.parts), **evaluation})
 
     def recode(self, codec: str | None = None, *, labels: str | None = None) -> SyntheticSet:
         """Return the set with its images in another codec; its evaluation is left out, since it was of other images.
@@ -190,6 +193,11 @@ class SyntheticSet:
         if not parts:
             return None
         return self if list(map(id, parts)) == list(map(id, self.parts)) else SyntheticSet(parts)
+
+    @property
+    def codec(self) -> str:
+        """The names of what packs the parts' codes, in order of appearance; ``"raw"`` where nothing does."""
+        return ", ".join(dict.fromkeys(part.codec for part in self.parts))
 
     @cached_property
     def nbytes(self) -> int:

@@ -49,7 +49,7 @@ def test_names_of_groups_lead_back_to_label_and_task() -> None:
 def test_what_is_written_as_a_data_set_is_read_as_it_was(tasks: bool, tensors: bool) -> None:
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     labels, numbers = torch.tensor([1, 0, 2, 1, 1]), torch.tensor([0, 0, 1, 1, 1])
-    found = read(as_dataset(images, labels, numbers, Layout(tasks, tensors)))
+    found = read(as_dataset(lambda k: images[k], labels, numbers, Layout(tasks, tensors)))
     assert torch.equal(found.images, images)
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.tasks, numbers if tasks else torch.zeros(5, dtype=torch.int64))

@@ -13,7 +13,9 @@ from fedcondense.cli import app
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.synthetic import SyntheticSet
 
-KEYS = ["data", "method", "ipc", "images", "nbytes", "seconds", "network", "accuracy", "accuracy_std", "output"]
+KEYS = [
+    *("data", "method", "ipc", "images", "nbytes", "codec", "seconds", "network", "accuracy", "accuracy_std", "output")
+]
 QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
 
@@ -123,3 +125,30 @@ def test_no_checkpoint_stays_behind(made: Path) -> None:
 def test_progress_vanishes_in_a_pipe(cli: Any, tmp_path: Path) -> None:
     ended = cli.run("condense", "digits", *QUICK, "--output", tmp_path / "set.safetensors")
     assert len(ended.stderr.splitlines()) == 2
+
+
+def test_a_budget_bounds_the_file_with_its_evaluation(cli: Any, tmp_path: Path) -> None:
+    output = tmp_path / "set.safetensors"
+    told = ("--steps", 2, "--seeds", 1, "--network", "convnet1-w16", "--output", output)
+    result = cli.done("condense", "digits", "--budget", "2 kB", *told)
+    assert list(result) == KEYS
+    assert result["accuracy"] is not None
+    assert 1700 < output.stat().st_size <= 2000
+    stored = SyntheticSet.load(output).parts[0]
+    assert stored.codec == "bits-2"
+    selected = cli.done(
+        *("condense", "digits", "--budget", "2 kB", "--codec", "jpeg-10", "--method", "random", "--no-evaluate"),
+        *("--output", output, "--overwrite"),
+    )
+    assert 1500 < selected["nbytes"] <= 2000
+    assert SyntheticSet.load(output).parts[0].codec == "jpeg-10"
+
+
+def test_budgets_that_cannot_be_are_one_line_before_anything_is_read(cli: Any, tmp_path: Path) -> None:
+    told = ("condense", "digits", "--output", tmp_path / "set.safetensors")
+    assert "'20 KB'; needed: kB (1,000 bytes) or KiB" in cli.refused(*told, "--budget", "20 KB")
+    assert "4 kB per client is for a federation" in cli.refused(*told, "--budget", "4 kB per client")
+    assert "give one of them" in cli.refused(*told, "--budget", "4 kB", "--ipc", 3)
+    assert "too small for one image of each of 10 classes" in cli.refused(*told, "--budget", "500 B")
+    assert "no codec is called 'zip'" in cli.refused(*told, "--codec", "zip")
+    assert list(tmp_path.iterdir()) == []

@@ -32,3 +32,13 @@ def test_plan_ends_with_the_run_that_it_planned(cli: Any, tmp_path: Path, monkey
     assert (record.method, record.ipc, record.steps, record.network) == ("dm", 1, 2, "convnet1-w16")
     for option, value in zip(chosen[::2], chosen[1::2], strict=True):
         assert f"{option} {value}" in following[1]
+
+
+def test_a_budget_is_planned_and_passed_on(cli: Any, tmp_path: Path) -> None:
+    result = cli.done("plan", "digits", "--budget", "3 kB", "--steps", 2, "--network", "convnet1-w16")
+    assert result["codec"] == "bits-2"
+    assert result["nbytes"] <= result["most"] == 3000
+    ended = cli.run("plan", "digits", "--budget", "3 kB", "--steps", 2, "--network", "convnet1-w16")
+    assert "about 3 kB, never above 3 kB" in ended.stdout
+    assert "--budget '3 kB'" in ended.stderr
+    assert "--ipc" not in ended.stderr

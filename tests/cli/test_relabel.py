@@ -7,7 +7,9 @@ from typing import Any
 
 from fedcondense.sets.synthetic import SyntheticSet
 
-KEYS = ["data", "method", "ipc", "images", "nbytes", "seconds", "network", "accuracy", "accuracy_std", "output"]
+KEYS = [
+    *("data", "method", "ipc", "images", "nbytes", "codec", "seconds", "network", "accuracy", "accuracy_std", "output")
+]
 
 
 def test_relabel_prints_the_documented_keys_and_counts_the_bytes(cli: Any, made: Path, tmp_path: Path) -> None:

@@ -12,5 +12,6 @@ def test_show_writes_a_png(cli: Any, made: Path, tmp_path: Path) -> None:
         "output": str(output),
         "images": 10,
         "nbytes": made.stat().st_size,
+        "codec": "raw",
     }
     assert output.read_bytes().startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
 from fedcondense.objectives.mmd_ridge import KernelMeansAndRidge
+from fedcondense.sets.forecast import widest_evaluation
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Fresh, Pool
 from fedcondense.sources.trajectories import Trajectories
@@ -145,6 +146,9 @@ def test_a_plan_is_plain_values() -> None:
         "memory": 5,
         "network": "net",
         "advice": ["first", "second"],
+        "most": None,
+        "codec": "raw",
+        "ipc": 0,
     }
 
 
@@ -262,3 +266,40 @@ def test_planning_leaves_the_global_state_alone() -> None:
     before = torch.random.get_rng_state()
     plan(toy(), 1, network=TINY, steps=2)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("objective", ["dm", "mmd-ridge"])
+@pytest.mark.parametrize(
+    "given", [{"ipc": 3, "codec": "bits-2"}, {"budget": "2 kB"}, {"budget": "4 kB", "codec": "bits-4"}]
+)
+def test_the_bytes_of_coded_sets_are_near_what_is_planned_and_never_above_the_most(
+    objective: str, given: dict[str, Any]
+) -> None:
+    expected = plan(toy(), objective=objective, network=TINY, steps=2, **given)
+    made = condense(toy(), objective=objective, network=TINY, steps=2, **given)
+    assert expected.most is not None
+    assert made.nbytes <= expected.most
+    assert expected.codec == made.parts[0].codec
+    assert expected.ipc == made.record.ipc
+    if "budget" in given:  # room for an evaluation is counted
+        room = made.with_evaluation(widest_evaluation("toy")).nbytes
+        assert abs(expected.nbytes / room - 1) < 0.15
+        assert room <= expected.most
+    else:
+        assert abs(expected.nbytes / made.nbytes - 1) < 0.15
+
+
+def test_a_raw_set_is_planned_to_the_byte_and_its_most_has_room_for_seconds() -> None:
+    expected = plan(toy(), 2, "dm", network=TINY, steps=3)
+    assert expected.most is not None
+    assert expected.nbytes <= expected.most <= expected.nbytes + 16
+    assert expected.codec == "raw"
+
+
+def test_one_bit_is_advised_against() -> None:
+    with pytest.raises(SettingError, match="too small") as refused:
+        plan(toy(), None, "dm", network=TINY, steps=1, budget="500 B")
+    least = int(str(refused.value).split("needed: ")[1].split()[0])
+    tight = plan(toy(), None, "dm", network=TINY, steps=1, budget=least)
+    assert tight.codec == "bits-1"
+    assert any("in twice the bytes, two bits gain" in text for text in tight.advice)

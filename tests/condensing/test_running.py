@@ -8,18 +8,22 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from fedcondense.budgets import budget_bytes
 from fedcondense.condensing import condense, prepare, run
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import ConvNet
-from fedcondense.objectives import OBJECTIVES
+from fedcondense.objectives import OBJECTIVES, with_learned_labels
+from fedcondense.parametrizations import MultiFormation, Pixels
+from fedcondense.sets.fitting import Within
+from fedcondense.sets.forecast import widest_evaluation
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Pool, TrainedPool
 from fedcondense.sources.trajectories import Trajectories
@@ -182,3 +186,60 @@ def test_condense_is_prepare_then_run() -> None:
     assert bytes_of(run(prepare(toy(), 2, "mmd-ridge", "multi-formation", network=TINY, steps=5, seed=3))) == bytes_of(
         whole
     )
+
+
+class TestBudgets:
+    quick: ClassVar[dict[str, Any]] = {"objective": "dm", "network": TINY, "steps": 2}
+
+    @pytest.mark.parametrize("budget", ["1200 B", "1500 B", 2000, "4 kB", "20 kB"])
+    @pytest.mark.parametrize("counts", [(20, 15, 12), (40, 0, 1)])
+    def test_the_file_never_passes_the_budget_with_its_evaluation(
+        self, budget: int | str, counts: tuple[int, ...]
+    ) -> None:
+        made = condense(toy(counts), budget=budget, **self.quick)
+        bound = budget_bytes(budget)
+        assert made.with_evaluation(widest_evaluation("toy")).nbytes <= bound
+        kept = made.counts().tolist()
+        assert all(1 <= images <= records for images, records in zip(kept, counts, strict=True) if records)
+        assert all(images == 0 for images, records in zip(kept, counts, strict=True) if not records)
+        assert made.record.ipc >= max(kept)
+        assert made.parts[0].codec.startswith("bits-")
+
+    def test_a_text_with_a_unit_in_the_place_of_ipc_is_a_budget(self) -> None:
+        first = condense(toy(), "2 kB", **self.quick)
+        second = condense(toy(), budget=Within(2000), **self.quick)
+        assert bytes_of(first) == bytes_of(second)
+
+    def test_a_budget_takes_tiles_where_there_is_something_to_lose(self) -> None:
+        large = Data(toy().images.repeat(1, 1, 2, 2), toy().labels, replace(toy().spec, shape=(1, 16, 16)))
+        assert condense(large, "3 kB", **self.quick).parts[0].parametrization == MultiFormation(2)
+        assert condense(large, "3 kB", parametrization="pixels", **self.quick).parts[0].parametrization == Pixels()
+        assert condense(large, 1, **self.quick).parts[0].parametrization == Pixels()
+
+    def test_a_codec_without_a_budget_stores_all_images_in_it(self) -> None:
+        raw, coded = (condense(toy(), 3, codec=codec, **self.quick) for codec in (None, "bits-3"))
+        assert coded.parts[0].codec == "bits-3"
+        assert coded.nbytes < raw.nbytes
+        assert bytes_of(raw.recode("bits-3").with_record(seconds=1.0)) == bytes_of(coded.with_record(seconds=1.0))
+
+    def test_learned_labels_and_shared_codes_are_within_their_budget_too(self) -> None:
+        soft = condense(
+            toy(), "3 kB", with_learned_labels(OBJECTIVES["mmd-ridge"]), network=TINY, steps=2, codec="bits-2"
+        )
+        assert soft.parts[0].targets.ndim == 2
+        assert soft.with_evaluation(widest_evaluation("toy")).nbytes <= 3000
+        shared = condense(toy(), "5 kB", parametrization="bases", **self.quick)
+        assert shared.parts[0].codec == "raw"
+        assert shared.with_evaluation(widest_evaluation("toy")).nbytes <= 5000
+
+    def test_a_budget_that_is_too_small_is_refused_before_the_first_step(self) -> None:
+        with pytest.raises(SettingError, match=r"too small for one image of each of 3 classes of toy in 'bits-1'"):
+            condense(toy(), "500 B", **self.quick)
+        with pytest.raises(SettingError, match="give one of them"):
+            condense(toy(), 3, budget="2 kB", **self.quick)
+
+    def test_a_run_goes_on_from_its_checkpoint_to_the_same_file(self, tmp_path: Path) -> None:
+        kept = Checkpoint(tmp_path / "kept", every_s=0)
+        whole = condense(toy(), "2 kB", checkpoint=kept, **self.quick)
+        again = condense(toy(), "2 kB", checkpoint=Checkpoint(tmp_path / "kept", resume=True), **self.quick)
+        assert bytes_of(whole) == bytes_of(again)

@@ -13,10 +13,11 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from trust import kills, mutants, unsafe
+from trust import coded, kills, mutants, unsafe
 from trust.__main__ import CHECKS, table
 from trust.rows import Row, Tally
 
+from fedcondense.sets.coded import Coded
 from fedcondense.sets.synthetic import SyntheticSet
 
 
@@ -47,6 +48,21 @@ def test_the_judge_sees_a_set_that_is_not_sound(monkeypatch: pytest.MonkeyPatch)
     images, targets = one.pixels()
     monkeypatch.setattr(SyntheticSet, "pixels", lambda self: (images + 2, targets))
     assert "outside" in mutants.judge(one)
+
+
+def test_the_judge_of_coded_sets_sees_cuts_that_decode_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SyntheticSet.from_bytes(coded.coded_originals()["bits-1 grey"])
+    assert coded.judge_coded(one) == ""
+    monkeypatch.setattr(Coded, "rows", lambda self, rows: {name: self[name][: len(rows)] for name in self})
+    assert "images cut from part 0 (bits-1) are others" in coded.judge_coded(one)
+
+
+def test_mutants_of_coded_sets_differ_where_nothing_else_is_wrong() -> None:
+    for blob in coded.coded_originals().values():
+        again = coded.put_together(*coded.taken_apart(blob))
+        assert SyntheticSet.from_bytes(again).to_bytes() == blob
+        spoiled = [coded.mutate_coded(blob, random.Random(k)) for k in range(20)]
+        assert sum(mutant != blob for mutant in spoiled) > 12
 
 
 def test_mutants_differ_and_are_of_all_kinds_and_follow_from_the_seed() -> None:
@@ -85,11 +101,15 @@ def test_a_check_that_could_not_be_made_or_resumed_unequal_is_not_sound() -> Non
     assert "not run: no fork" in table({"a": Row(1, not_run="no fork")})
 
 
-@pytest.mark.parametrize("name", ["mutants of set files", "hostile servers, a node", "hostile nodes, a server"])
+@pytest.mark.parametrize(
+    "name", ["mutants of set files", "mutants of coded sets", "hostile servers, a node", "hostile nodes, a server"]
+)
 def test_small_counts_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
-    for module in ("trust.mutants", "trust.messages"):  # the bound would hold for the whole test process
+    monkeypatch.setattr("trust.coded.bombs", lambda: {"small": bytes(9)})  # real ones take seconds to make
+    monkeypatch.setattr("trust.coded.forget_peak", lambda: None)
+    for module in ("trust.mutants", "trust.coded", "trust.messages"):  # the bound would hold for the whole test process
         monkeypatch.setattr(f"{module}.limit_memory", lambda more: None, raising=False)
     try:
         row = CHECKS[name].run(40 if "node" not in name else 6, 1)

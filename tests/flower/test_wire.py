@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import resource
-import struct
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedcondense.contract import Holder
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.hosts.inprocess import task_identity
-from fedcondense.flower.payloads import Metrics, Weights
+from fedcondense.flower.payloads import Metrics, Sums, Weights
 from fedcondense.flower.serialised import message_bytes, over_the_wire
 from fedcondense.flower.settings import number
+from fedcondense.flower.untrusted import untrusted_array
 from fedcondense.flower.wire import (
+    ANSWERS,
     WIRE,
     About,
     own_version,
@@ -31,9 +27,6 @@ from fedcondense.flower.wire import (
     pack_question,
     read_answer,
     read_question,
-    safe_text,
-    some_names,
-    untrusted_array,
 )
 from fedcondense.sets.format import Limits
 from fedcondense.sets.selection import select
@@ -53,6 +46,17 @@ class Everything(Task[Metrics]):
     is_new: bool = False
 
     name: ClassVar[str] = "everything"
+    payload: ClassVar[type[Metrics]] = Metrics
+
+    def prepare(self, holder: Holder, node: Node) -> Job[Metrics]:
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Say(Task[Metrics]):
+    """A task without fields."""
+
+    name: ClassVar[str] = "say"
     payload: ClassVar[type[Metrics]] = Metrics
 
     def prepare(self, holder: Holder, node: Node) -> Job[Metrics]:
@@ -87,7 +91,7 @@ class TestQuestion:
         assert read.before.to_bytes() == everything.before.to_bytes()
         for name, value in everything.weights.tensors.items():
             torch.testing.assert_close(read.weights.tensors[name], value, rtol=0, atol=0)
-        assert About.of(content) == About(WIRE, own_version(), "everything", 3, "")
+        assert About.of(content) == About(WIRE, own_version(), "everything", 3, "", ANSWERS)
 
     def test_keys_are_in_kebab_case_and_what_is_carried_has_a_record_each(self, everything: Everything) -> None:
         content = pack_question(everything, 1)
@@ -187,63 +191,84 @@ class TestAnswer:
             read_answer(content, SyntheticSet, Limits())
 
 
+class TestShortAnswer:
+    """Wire 3: what is sent to whoever says that they read it."""
+
+    @pytest.fixture
+    def asked(self, honest: SyntheticSet) -> About:
+        return About.of(arrived(pack_question(Say(), 4, honest.classes)))
+
+    def test_it_is_read_as_it_was_sent_and_takes_four_times_less_beside_the_codes(
+        self, honest: SyntheticSet, asked: About
+    ) -> None:
+        content = arrived(pack_answer(honest, asked, ("a", 3), 40, 1.5, honest.classes))
+        received = read_answer(content, SyntheticSet, Limits(), honest.classes)
+        assert received.payload.to_bytes() == honest.to_bytes()
+        assert (received.about.site, received.num_examples, received.seconds) == ("a", 40, 1.5)
+        before = pack_answer(honest, About(WIRE), ("a", 3), 40, 1.5)
+        codes = sum(code.nbytes for code in honest.parts[0].codes.values()) + honest.parts[0].targets.nbytes
+        with task_identity():
+            short, long = (message_bytes(Message(each, 1, "query.say")) - codes for each in (content, before))
+        assert 4 * short < long + 200
+
+    def test_a_question_that_does_not_name_it_is_answered_by_wire_2(self, honest: SyntheticSet) -> None:
+        content = pack_answer(honest, About(WIRE, "test", "say", 4), ("a", 3), 40, 1.5, honest.classes)
+        assert set(content) == {"payload", "metrics", "about"}
+        assert set(content.config_records["about"]) == {"wire", "version", "task", "round", "site"}
+
+    def test_sums_travel_in_it_too_and_large_files_do_not(self, asked: About) -> None:
+        sums = Sums({"gram": torch.arange(6.0), "products": torch.ones(3, 2)})
+        read = read_answer(arrived(pack_answer(sums, asked, ("a", 3), 1, 0.0)), Sums, Limits()).payload
+        assert {name: value.tolist() for name, value in read.tensors.items()} == {
+            "gram": [0, 1, 2, 3, 4, 5],
+            "products": [[1, 1]] * 3,
+        }
+        large = Sums({"gram": torch.zeros(1 << 18)})
+        assert "payload" in pack_answer(large, asked, ("a", 3), 1, 0.0)
+
+    def test_names_that_the_server_does_not_know_travel(self, honest: SyntheticSet) -> None:
+        for classes in (None, (*honest.classes, "another")):
+            asked = About.of(pack_question(Say(), 4, classes))
+            content = pack_answer(honest, asked, ("a", 3), 40, 1.5, honest.classes)
+            assert read_answer(content, SyntheticSet, Limits(), classes).payload.classes == honest.classes
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"wire": 4}, "it answers by wire 4, this server reads 3; update fedcondense here"),
+            ({"wire": True}, "an answer of 'file', 'records', 'seconds', 'site', 'wire'; needed"),
+            ({"more": 1}, "needed: file, records, seconds, site, wire"),
+            ({"file": "text"}, "whose file is no bytes"),
+            ({"file": b""}, "packed in a way that the question did not name"),
+            ({"file": b"\x09" * 40}, "packed in a way that the question did not name"),
+            ({"file": b"\x01\xff\xff"}, "a packed header that is damaged"),
+            ({"file": b"\x00" * (1 << 20)}, "a file of 1048576 bytes; allowed: 100000"),
+            ({"site": 3}, "whose site is no text"),
+            ({"site": "a\nb"}, "site"),
+            ({"records": -1}, "'records' is no whole number from 0"),
+            ({"seconds": float("nan")}, "'seconds' is no number"),
+        ],
+    )
+    def test_anything_else_is_refused_in_words(
+        self, honest: SyntheticSet, asked: About, changes: dict[str, Any], reason: str
+    ) -> None:
+        said = dict(pack_answer(honest, asked, ("a", 3), 40, 1.5, honest.classes).config_records["answer"])
+        content = RecordDict({"answer": ConfigRecord({**said, **changes})})
+        with pytest.raises(UntrustedSetError, match=reason):
+            read_answer(content, SyntheticSet, Limits(nbytes=100_000), honest.classes)
+
+    def test_a_record_beside_it_is_refused(self, honest: SyntheticSet, asked: About) -> None:
+        content = pack_answer(honest, asked, ("a", 3), 40, 1.5)
+        content["more"] = ConfigRecord({})
+        with pytest.raises(UntrustedSetError, match="needed: file, records"):
+            read_answer(content, SyntheticSet, Limits())
+
+    def test_a_question_says_what_it_reads_in_words_that_older_nodes_pass_over(self, honest: SyntheticSet) -> None:
+        about = pack_question(Say(), 4, honest.classes).config_records["about"]
+        assert (about["wire"], about["answers"]) == (WIRE, ANSWERS) == (2, 3)
+
+
 def test_bytes_of_a_message_are_those_that_it_is_sent_as(everything: Everything) -> None:
     with task_identity():
         message = Message(pack_question(everything, 1), 1, "query.everything")
         assert message_bytes(message) == over_the_wire(message)[1]
-
-
-def test_names_are_quoted_shortened_and_counted() -> None:
-    assert some_names(["b", "a"]) == "'a', 'b'"
-    assert some_names([str(k) * 50 for k in range(7)]).endswith("'4444444444444444444444444444444444444444' and 2 more")
-
-
-def npy(shape: tuple[int, ...], dtype: str = "|u1", data: bytes = b"") -> bytes:
-    """Return an npy file that says what it likes about the data behind it."""
-    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
-
-
-def raw(data: bytes) -> Array:
-    return Array(dtype="uint8", shape=(10,), stype="numpy.ndarray", data=data)
-
-
-def peak_bytes() -> int:
-    """The most memory this process ever held; Linux counts in kilobytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class TestUntrustedArray:
-    @given(st.integers(0, 300))
-    def test_what_numpy_wrote_is_read_without_a_copy(self, size: int) -> None:
-        values = np.arange(size, dtype=np.uint8)
-        read = untrusted_array(Array(values), ("uint8",), 300)
-        np.testing.assert_array_equal(read, values)
-        assert not read.flags.writeable
-
-    def test_a_header_that_lies_allocates_nothing(self) -> None:
-        before = peak_bytes()
-        with pytest.raises(UntrustedSetError, match="header says"):
-            untrusted_array(raw(npy((3 << 30,))), ("uint8",), 1 << 20)
-        assert peak_bytes() - before < 16 << 20
-
-    @given(st.binary(max_size=200))
-    def test_any_bytes_are_refused_or_read(self, data: bytes) -> None:
-        for blob in (data, b"\x93NUMPY\x01\x00" + data):
-            try:
-                untrusted_array(raw(blob), ("uint8",), 1 << 20)
-            except UntrustedSetError:
-                continue
-            assert np.load(io.BytesIO(blob), allow_pickle=False) is not None
-
-
-class TestSafeText:
-    @given(st.text())
-    def test_it_is_printable_short_and_holds_no_markup(self, text: str) -> None:
-        shown = safe_text(text)
-        assert shown.isprintable()
-        assert 0 < len(shown) <= 300
-        assert not set(shown) & set("<>&")
-
-    def test_the_last_line_of_a_traceback_is_what_counts(self) -> None:
-        assert safe_text("Traceback\n  File x\nValueError: no \x1b[31mred\x1b[0m\n\n") == "ValueError: no red"

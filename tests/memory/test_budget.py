@@ -17,7 +17,7 @@ from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime
 from fedcondense.errors import SettingError
 from fedcondense.memory import UPDATES, Condenser, Memory, Selector
-from fedcondense.memory.budget import largest_share
+from fedcondense.memory.budget import largest_share, largest_within
 from fedcondense.objectives import OBJECTIVES, with_learned_labels
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.sets.selection import SELECTIONS, select_quietly
@@ -96,7 +96,7 @@ def test_the_file_is_within_the_bytes_after_each_call(
             assert "cannot hold" in str(refused)  # noqa: PT017
         path = memory.save(tmp_path_factory.mktemp("memory") / "file")
         assert path.stat().st_size == memory.nbytes <= max_bytes
-        assert sum(map(len, memory.waiting.values())) <= memory.images
+        assert sum(map(len, memory.waiting.values())) <= (memory.images or 0)
 
 
 @pytest.mark.parametrize("make", ["random", "dm multi-formation", "dm pixels"])
@@ -192,6 +192,32 @@ def test_the_largest_share_is_the_last_that_fits(most: int, slope: int, base: in
     else:
         with pytest.raises(SettingError, match=f"its file takes {base + slope} bytes"):
             largest_share(most, bound, 1, lambda share: base + slope * share)
+
+
+@given(
+    most=st.integers(1, 3000),
+    slope=st.floats(0.3, 90),
+    base=st.integers(0, 900),
+    bound=st.integers(0, 90_000),
+    first=st.sampled_from([None, 1, 32]),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_a_number_that_fits_is_near_the_largest(
+    most: int, slope: float, base: int, bound: int, first: int | None
+) -> None:
+    """Sizes that bend, as those of coded images do, in twelve tries."""
+    asked = []
+
+    def nbytes(images: int) -> int:
+        asked.append(images)
+        return base + int(slope * images**0.9)
+
+    largest = max((n for n in range(1, most + 1) if base + int(slope * n**0.9) <= bound), default=0)
+    found = largest_within(most, bound, nbytes, first)
+    assert found <= largest
+    assert found >= largest - max(1, 0.03 * largest) or base + int(slope * found**0.9) >= 0.99 * bound
+    assert len(asked) <= 12
+    assert not found or found in asked
 
 
 class TestSeconds:

@@ -15,6 +15,7 @@ from fedcondense.memory.stored import (
     merge,
     mix,
     real_set,
+    thin,
     with_inseparable,
 )
 from fedcondense.parametrizations import MultiFormation
@@ -113,3 +114,40 @@ def test_parts_that_were_made_alike_become_one_with_each_image_in_its_group() ->
             image.numpy().tobytes() for image in after[name]
         )
     assert sum(one.nbytes for one in merged) < sum(one.nbytes for one in sets)
+
+
+class TestThin:
+    def test_images_are_left_out_evenly(self) -> None:
+        """Twelve images of one group, the first six of them older: halves of both stay."""
+        made = real_set(
+            {"x": torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)}, SPEC, "real", 0
+        )
+        assert made is not None
+        for uniform in (0.0, 0.3, 0.99):
+            found = thin(made, {"x": 6}, lambda _, u=uniform: u)  # type: ignore[misc]
+            kept = bytes_by_class(found)["x"][:, 0, 0, 0].tolist()
+            assert len(kept) == 6
+            assert sum(value < 6 for value in kept) == 3
+
+    def test_groups_without_images_leave_the_table_of_names(self) -> None:
+        made = real(a=3, b=2, c=1)
+        found = thin(made, {"a": 1, "c": 1}, lambda _: 0.0)
+        assert found is not None
+        assert found.classes == ("a", "c")
+        assert found.record.counts == (3, 1)
+        assert found.parts[0].labels().tolist() == [0, 1]
+        assert thin(made, {}, lambda _: 0.0) is None
+        whole = thin(made, {"a": 3, "b": 2, "c": 1}, lambda _: 0.5)
+        assert whole is not None
+        assert whole.parts[0] is made.parts[0]
+
+    def test_coded_images_keep_what_they_decode_to(self) -> None:
+        grey = torch.arange(0, 240, 20, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
+        made = real_set({"x": grey}, SPEC, "real", 0)
+        assert made is not None
+        coded = made.recode("jpeg-30")
+        found = thin(coded, {"x": 5}, lambda _: 0.4)
+        before = {image.numpy().tobytes() for image in coded.pixels().images}
+        assert found is not None
+        assert len(found) == 5
+        assert {image.numpy().tobytes() for image in found.pixels().images} <= before

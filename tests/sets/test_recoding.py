@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -102,6 +103,22 @@ def test_parts_of_one_codec_merge_to_one(name: str, ready: fc.SyntheticSet) -> N
     assert fc.SyntheticSet.from_bytes(merged.to_bytes()).to_bytes() == merged.to_bytes()
 
 
+def test_an_evaluation_says_what_decoded_where_others_may_decode_otherwise(ready: fc.SyntheticSet) -> None:
+    for name, library in (("jpeg-10", "libjpeg"), ("webp-10", "libwebp")):
+        coded = ready.recode(name)
+        assert coded.codec == name
+        measured = coded.with_evaluation({"accuracy": 50.0})
+        assert measured.evaluation is not None
+        assert re.fullmatch(rf"Pillow \S+, {library}\S* \S+", measured.evaluation["decoder"])
+        read = fc.SyntheticSet.from_bytes(measured.to_bytes())
+        assert read.evaluation == measured.evaluation
+        again = read.with_evaluation({**measured.evaluation, "decoder": "another"})
+        assert again.evaluation == {"accuracy": 50.0, "decoder": "another"}
+        joined = fc.SyntheticSet.join([read, ready])
+        assert joined.codec == f"{name}, raw"
+    assert ready.recode("bits-2").with_evaluation({"accuracy": 50.0}).evaluation == {"accuracy": 50.0}
+
+
 def test_labels_in_runs_are_read_as_they_were(ready: fc.SyntheticSet) -> None:
     coded = fc.SyntheticSet([replace(part, targets=part.targets) for part in ready.parts]).recode("bits-2")
     read = fc.SyntheticSet.from_bytes(coded.to_bytes())
@@ -132,7 +149,7 @@ def test_soft_labels_keep_the_likeliest(ready: fc.SyntheticSet) -> None:
 def test_a_second_loss_is_said(ready: fc.SyntheticSet, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ready.recode("jpeg-10").recode("bits-2")
-    assert "was packed by jpeg-10: bits-2 is a second loss; recode the original" in caplog.text
+    assert "was coded by jpeg-10: bits-2 is a second loss; recode the original" in caplog.text
 
 
 def test_what_no_codec_takes_keeps_its_bytes(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from fedcondense.data.images import Data, Spec
 from fedcondense.errors import FedcondenseError, SettingError
 from fedcondense.parametrizations import PARAMETRIZATIONS, Pixels
 from fedcondense.plain import hidden
+from fedcondense.sets.coded import Coded
 from fedcondense.sets.format import Limits, dump
 from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.selection import select
@@ -56,6 +57,8 @@ def equal(one: SyntheticSet, other: SyntheticSet) -> bool:
         if (a.record, a.parametrization, set(a.codes)) != (b.record, b.parametrization, set(b.codes)):
             return False
         if not all(torch.equal(a.codes[name], b.codes[name]) for name in a.codes):
+            return False
+        if isinstance(a.codes, Coded) and not (isinstance(b.codes, Coded) and a.codes.stored == b.codes.stored):
             return False
         if a.targets.dtype != b.targets.dtype or not torch.equal(a.targets, b.targets):
             return False
@@ -121,6 +124,34 @@ def test_any_setting(value: Any) -> None:
         holds(lambda: SyntheticSet([replace(PART, record=RECORD, parametrization=Mine(value))]))
     finally:
         del PARAMETRIZATIONS["mine"]
+
+
+CODECS = [
+    *("bits-1", "bits-2-class", "bits-3-patch", "bits-4", "bits-5-patch", "bits-6", "palette-2", "palette-13"),
+    *("jpeg-1", "jpeg-60", "jpeg-100", "webp-1", "webp-60"),
+]
+
+
+@settings(OFTEN, max_examples=60)
+@given(
+    st.sampled_from(CODECS),
+    st.tuples(st.sampled_from([1, 2, 3]), st.integers(1, 20), st.integers(1, 20)),
+    st.lists(st.integers(0, 2), min_size=1, max_size=40),
+    st.sampled_from([None, "top-1", "top-2", "top-3", "top-9"]),
+    st.integers(0, 255),
+)
+def test_any_codec(codec: str, shape: tuple[int, int, int], labels: list[int], soft: str | None, noise: int) -> None:
+    def make() -> SyntheticSet:
+        draw = torch.Generator().manual_seed(len(labels))
+        images = torch.randint(0, noise + 1, (len(labels), *shape), generator=draw, dtype=torch.uint8)
+        targets = torch.tensor(labels, dtype=torch.uint8)
+        if soft:
+            targets = torch.rand(len(labels), 3, generator=draw).softmax(1).half()
+        channels = ((0.5,) * shape[0], (0.25,) * shape[0])
+        record = Record("toy", shape, ("a", "b", "c"), *channels)
+        return SyntheticSet([Part({"images": images}, targets, Pixels(), record)]).recode(codec, labels=soft)
+
+    holds(make)
 
 
 def test_settings_that_do_not_come_back_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedcondense.budgets import budget_bytes
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.loading import load_data
 from fedcondense.errors import SettingError
+from fedcondense.sets.forecast import widest_evaluation
 from fedcondense.sets.selection import SELECTIONS, herding, k_center, k_means, random, select
+from fedcondense.sets.synthetic import images_by_class
 
 SPEC = Spec("toy", (1, 8, 8), ("a", "b", "c"), (0.4,), (0.2,))
 WHOLE = [name for name in SELECTIONS if name != "half-resolution"]
@@ -195,3 +198,35 @@ def test_half_resolution_tiles_are_shrunk_records(train: Data) -> None:
 def test_an_unknown_method_is_refused_with_the_closest(train: Data) -> None:
     with pytest.raises(SettingError, match="no selection is called 'kmeans'; did you mean 'k-means'"):
         select(train, 1, "kmeans")
+
+
+class TestBudgets:
+    @pytest.mark.parametrize("method", SELECTIONS)
+    @pytest.mark.parametrize(("codec", "budget"), [(None, "3 kB"), ("jpeg-10", "4 kB"), ("bits-2", "2 kB")])
+    def test_as_many_images_as_fit_and_no_byte_more(self, method: str, codec: str | None, budget: str) -> None:
+        chosen = select(toy((40, 30, 1)), budget, method, codec=codec)
+        nbytes = chosen.with_evaluation(widest_evaluation("toy")).nbytes
+        assert nbytes <= budget_bytes(budget)
+        assert nbytes > 0.85 * budget_bytes(budget) or chosen.parts[0].stored == 71
+        assert chosen.parts[0].codec == (codec or "raw")
+        assert min(chosen.counts().tolist()) >= 1
+
+    def test_herding_within_a_budget_is_the_first_of_herding(self) -> None:
+        data = toy((40, 30, 20))
+        fitted = select(data, "3 kB", "herding")
+        whole = select(data, 20, "herding")
+        for name, images in images_by_class(fitted).items():
+            assert torch.equal(images, images_by_class(whole)[name][: len(images)])
+
+    def test_more_than_there_are_is_all_of_them(self) -> None:
+        assert select(toy((4, 3, 2)), "1 MB").counts().tolist() == [4, 3, 2]
+        assert select(toy((4, 3, 2)), "1 MB", limit=0.5).counts().tolist() == [2, 1, 1]
+
+    def test_a_budget_that_is_too_small_names_the_smallest(self) -> None:
+        with pytest.raises(SettingError, match="cannot hold one image of each of 3 classes") as refused:
+            select(toy((4, 3, 2)), "500 B", codec="bits-1")
+        needed = str(refused.value).split("needed: ")[1]
+        assert select(toy((4, 3, 2)), needed.replace("bytes", "B"), codec="bits-1").counts().tolist() == [1, 1, 1]
+
+    def test_a_codec_alone_stores_what_was_chosen(self) -> None:
+        assert select(toy((4, 3, 2)), 2, codec="bits-3").parts[0].codec == "bits-3"

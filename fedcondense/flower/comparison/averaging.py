@@ -123,7 +123,8 @@ def fedavg(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         assert isinstance(grid, InProcessGrid)
-        checked = CheckedGrid(grid, build(network, train.spec.shape, len(train.spec.classes), 0), state.failed)
+        own = build(network, train.spec.shape, len(train.spec.classes), 0)
+        checked = CheckedGrid(grid, own, state.failed, entry.bits)
 
         def after_round(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number == 0:  # Flower evaluates the start too
@@ -150,7 +151,7 @@ def fedavg(
             checked,
             averageable(state.weights),
             rounds - first,
-            train_config=training_config(training, side, first),
+            train_config=training_config(training, side, first, entry.bits),
             evaluate_fn=after_round,
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcondense.ambient import in_own_state
-from fedcondense.condensing import precision_of, prepare
+from fedcondense.condensing import Own, precision_of
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data
 from fedcondense.data.partition import Partition
@@ -22,10 +22,12 @@ from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fin
 from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.comparison.result import FederationProgress, FederationResult
 from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
+from fedcondense.flower.contract import Node
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import RunFolder, refusals
-from fedcondense.flower.settings import check
+from fedcondense.flower.settings import check, said
 from fedcondense.flower.strategies.averaging import LocalTraining
+from fedcondense.flower.strategies.in_bytes import asked_in_bytes
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.identity import identity
 from fedcondense.networks import default_network, network_kinds
@@ -95,7 +97,8 @@ def federate(
         train: All clients' data, on the device that they compute on.
         test: What the server tests on; nothing but FedAvg's settings is selected on it.
         partition: Who holds what.
-        asked: What clients are asked for; its network also evaluates, and its seed is everybody's root.
+        asked: What clients are asked for; its network also evaluates, and its seed is everybody's root. Its budget and
+            codec are also those of real-image controls.
         rows: Which rows to run, as in `ROWS`.
         measured: How they are measured.
         min_records: How many records a stored image stands for at least (`Caps`), in every row; classes of fewer are
@@ -111,16 +114,7 @@ def federate(
     asked = replace(asked, network=asked.network or default_network(train.spec.shape))
     chosen = _checked(asked, rows, min_records)
     most = train.subset(max(partition, key=len))
-    prepare(
-        most,
-        asked.ipc,
-        asked.objective,
-        asked.parametrization,
-        network=asked.network,
-        steps=asked.steps or None,
-        start=asked.start,
-        limit=Caps.none(min_records).share,
-    )
+    asked_in_bytes(asked).prepare(Own(most), Node("the client with the most data", Caps.none(min_records)))
     folder = None if output is None else RunFolder(output.path)
     work = None if folder is None else folder.path / "work"
     with nullcontext() if output is None else hold(output.path, is_folder=True):
@@ -174,7 +168,7 @@ class _Comparison:
             "indices": fingerprint(bench.partition),
             "precision": precision_of(bench.train.device.type),
             "clients": bench.everyone,
-            **asdict(self.asked),
+            **said(self.asked),
             "min_records": bench.min_records,
             "recipe": asdict(bench.recipe),
             "evaluation_seeds": list(bench.seeds),

@@ -23,9 +23,11 @@ from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import plain
 from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, run_strategy, scores_of
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
+from fedcondense.flower.strategies.in_bytes import InBytes, family_of
 from fedcondense.flower.strategies.one_shot import Condense, OneShot
-from fedcondense.flower.strategies.ridge import ridge_dims
+from fedcondense.flower.strategies.ridge import RIDGE, ridge_dims
 from fedcondense.flower.wire import NO_DATA
+from fedcondense.sets.codecs import CODECS, RAW, codec_named
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import Evaluation, evaluate
 
@@ -42,8 +44,10 @@ ROWS = (
     "ridge-equal-bytes",
     "feature-statistics",
 )
-"""What is run by default; any other name in `STRATEGIES`, and NAME-N for N rounds of those that start from weights."""
+"""What is run by default; any other name in `STRATEGIES`, NAME-N for N rounds of those that start from weights, and
+NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
 
+_BESIDE = 480  # bytes that a reply takes beside sums
 _EQUAL = "-equal-bytes"  # statistics of as many dimensions as fit into the bytes of a set
 
 
@@ -54,13 +58,17 @@ class Row(NamedTuple):
     entry: Entry
     strategy: str  # its name in STRATEGIES
     rounds: int = 1
+    codec: str = ""  # that the row's own name says
 
     @property
     def about(self) -> dict[str, Any]:
         """What the row says of itself."""
         about = self.entry.about(self.rounds)
         if self.name.endswith(_EQUAL):
-            about |= {"label": f"{self.entry.label}, equal bytes", "travels": "sums of few random features"}
+            travels = self.entry.travels.replace("sums of", "sums of few")
+            about |= {"label": f"{self.entry.label}, equal bytes", "travels": travels}
+        if self.codec:
+            about |= {"label": f"{self.entry.label}, {self.codec}", "travels": f"{self.entry.travels} as {self.codec}"}
         return about
 
 
@@ -70,15 +78,22 @@ def row_of(name: str) -> Row:
     Raises:
         SettingError: There is none.
     """
-    if name == f"ridge{_EQUAL}":
-        return Row(name, STRATEGIES["ridge"], "ridge")
+    statistics_of = name.removesuffix(_EQUAL)
+    if name != statistics_of and statistics_of in RIDGE:
+        return Row(name, STRATEGIES[statistics_of], statistics_of)
     if name in STRATEGIES:
         return Row(name, STRATEGIES[name], name, STRATEGIES[name].rounds)
     head, _, rounds = name.rpartition("-")
     if head in STRATEGIES and STRATEGIES[head].starts and rounds.isdecimal() and int(rounds):
         return Row(name, STRATEGIES[head], head, int(rounds))
+    for strategy, entry in STRATEGIES.items():
+        codec = name.removeprefix(f"{strategy}-")
+        if isinstance(entry.settings, InBytes) and codec != name and family_of(codec) in (RAW, *CODECS):
+            codec_named(codec)
+            return Row(name, entry, strategy, codec=codec)
     known = {*STRATEGIES, *ROWS}
-    raise SettingError(f"{unknown('row', name, known)}; NAME-N are N rounds of what starts from weights")
+    told = "NAME-N are N rounds of what starts from weights, NAME-CODEC images in a codec"
+    raise SettingError(f"{unknown('row', name, known)}; {told}")
 
 
 class Ran(NamedTuple):
@@ -121,8 +136,10 @@ class Runner:
         given |= {"seed": seed} if "seed" in shared else {}
         given |= {"network": bench.network} if "network" in shared else {}
         given |= {"steps": self.asked.steps or own.steps} if "steps" in shared else {}
+        given |= {"codec": row.codec} if row.codec else {}
         if row.name.endswith(_EQUAL):
-            given["dims"] = ridge_dims(self.set_bytes or self._pixels(), len(bench.train.spec.classes))
+            most = max(1, self.asked.budget - _BESIDE) if self.asked.budget else self.set_bytes or self._pixels()
+            given["dims"] = ridge_dims(most, len(bench.train.spec.classes), own.precision)
         spec = bench.test.spec
         return ServerSide(
             replace(own, **given),
@@ -238,7 +255,9 @@ class Runner:
             raise AggregationError(f"{row.name}: {failed[0].site.name} failed: {failed[0].reason}")
 
     def _short(self) -> int:
-        """Return how many pairs of a client and a class had too few records for `ipc` images."""
+        """Return how many pairs of a client and a class had too few records for `ipc` images; 0 under a budget."""
+        if self.asked.budget:
+            return 0
         counts = torch.stack([torch.as_tensor(self._counts(k)) for k in range(self.bench.everyone)])
         held, share = counts >= max(1, self.bench.min_records), Caps.none(self.bench.min_records).share
         return int((held & ((counts * share).floor().clamp(min=1) < self.asked.ipc)).sum())

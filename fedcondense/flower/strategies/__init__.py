@@ -20,7 +20,7 @@ STRATEGIES: dict[str, Entry] = {
     "herding": selection("herding", "herding"),
     "k-center": selection("k-center", "k-center"),
     "k-means": selection("k-means", "k-means"),
-    "ridge": RIDGE,
+    **RIDGE,
     "feature-statistics": FEATURE_STATISTICS,
 }
 """What a run takes by name; one of your own: ``STRATEGIES["mine"] = Entry(...)``."""

@@ -7,7 +7,7 @@ Sites answer Flower's ``train`` message. What is ours is the local training, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.checked_grid import weights_in
 from fedcondense.flower.contract import Node
+from fedcondense.flower.eight_bits import BITS, Feedback, pack_weights, unpack_weights
+from fedcondense.flower.payloads import Weights
 from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.features import labelled_by
@@ -67,7 +69,10 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class _Round:
-    """What a ``train`` message says besides `LocalTraining`; `server_round` and `proximal_mu` are Flower's."""
+    """What a ``train`` message says besides `LocalTraining`; `server_round` and `proximal_mu` are Flower's.
+
+    `bits` is 0 for weights as they are, or 8 for weights and changes of them as `fedcondense.flower.eight_bits` packs.
+    """
 
     network: str = ""
     classes: tuple[str, ...] = ()
@@ -75,10 +80,11 @@ class _Round:
     rounds_before: int = number(0, 0)
     server_round: int = number(1, 0)
     proximal_mu: float = number(0.0, 0)
+    bits: int = number(0, 0, BITS)
 
 
-def training_config(training: LocalTraining, side: ServerSide, rounds_before: int = 0) -> ConfigRecord:
-    """Return what goes to sites with each round of Flower's strategies."""
+def training_config(training: LocalTraining, side: ServerSide, rounds_before: int = 0, bits: int = 0) -> ConfigRecord:
+    """Return what goes to sites with each round of Flower's strategies; `bits` as in `Entry`."""
     assert side.spec is not None
     network = side.network or default_network(side.spec.shape)
     config: dict[str, Any] = asdict(training)
@@ -88,7 +94,7 @@ def training_config(training: LocalTraining, side: ServerSide, rounds_before: in
         "seed": side.seed,
         "rounds-before": rounds_before,
     }
-    return ConfigRecord(config)
+    return ConfigRecord({**config, "bits": bits} if bits else config)  # a node that cannot refuses by the field's name
 
 
 @in_own_state
@@ -167,7 +173,11 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
     network = about.network or default_network(data.spec.shape)
     node.caps.check_networks([network])
     model = build(network, data.spec.shape, len(data.spec.classes), 0).to(data.device)
-    weights_in(content.array_records.get("arrays", ArrayRecord()), model).load_into(model)
+    if about.bits not in (0, BITS):
+        raise SettingError(f"bits = {about.bits} in the question; needed: 0, or {BITS}")
+    record = content.array_records.get("arrays", ArrayRecord())
+    came = unpack_weights(record, model) if about.bits else weights_in(record, model)
+    came.load_into(model)
     draws = stream(about.seed, "fedavg", node.place, about.rounds_before + about.server_round)
     try:
         with stop_at(node.until):
@@ -176,10 +186,25 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
         limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
         raise SettingError(f"local training was not done in time; {limit}: ask for fewer epochs") from None
     metrics = MetricRecord({"num-examples": len(data), "loss": loss})
-    return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    if not about.bits:
+        return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    run = (training, replace(about, server_round=0, rounds_before=0), network, data.spec)
+    feedback = Feedback(node.kept, run, about.rounds_before + about.server_round)
+    return RecordDict({"arrays": _rounded_change(came, model, feedback), "metrics": metrics})
 
 
-def averaging(make: Callable[..., FedAvg], label: str, **settings: Any) -> Entry:
+def _rounded_change(came: Weights, model: nn.Module, feedback: Feedback) -> ArrayRecord:
+    """Return what training changed, and what rounding took from the last change, at eight bits."""
+    trained, error = Weights.of(model).tensors, feedback.before(model)
+    parameters = [name for name, _ in model.named_parameters()]
+    change = {name: trained[name] - came.tensors[name] + error.get(name, 0) for name in parameters}
+    packed = pack_weights({**trained, **change}, model)
+    sent = unpack_weights(packed, model).tensors
+    feedback.keep({name: change[name] - sent[name] for name in parameters})
+    return packed
+
+
+def averaging(make: Callable[..., FedAvg], label: str, *, bits: int = 0, **settings: Any) -> Entry:
     """Return the entry of a Flower strategy that averages weights; `settings` are its own arguments."""
 
     def build_it(side: ServerSide) -> FedAvg:
@@ -190,17 +215,19 @@ def averaging(make: Callable[..., FedAvg], label: str, **settings: Any) -> Entry
     return Entry(
         build_it,
         label=label,
-        travels="weights, every round",
+        travels=f"weights at {bits} bits, every round" if bits else "weights, every round",
         seen="the server sees each site's weights, every round",
         settings=LocalTraining(),
         handlers=("train",),
         rounds=20,
         starts=True,
+        bits=bits,
     )
 
 
 AVERAGING: dict[str, Entry] = {
     "fedavg": averaging(FedAvg, "FedAvg"),
+    "fedavg-8bit": averaging(FedAvg, "FedAvg, 8 bits", bits=BITS),
     "fedprox": averaging(FedProx, "FedProx", proximal_mu=0.01),
     "fedavgm": averaging(FedAvgM, "FedAvgM", server_momentum=0.9),
     "fedadam": averaging(FedAdam, "FedAdam", eta=0.01),

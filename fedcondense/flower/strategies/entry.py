@@ -52,6 +52,7 @@ class Entry:
         handlers: Flower's own message types that nodes must answer: ``"train"``, ``"evaluate"``.
         rounds: Unless a run says otherwise.
         starts: Whether it needs the weights of a network before its first round, and so a server that knows the data.
+        bits: Of weights that travel: 0 as they are, 8 as `fedcondense.flower.eight_bits` packs them, both ways.
     """
 
     make: Callable[[ServerSide], Strategy]
@@ -63,6 +64,7 @@ class Entry:
     handlers: tuple[str, ...] = ()
     rounds: int = 1
     starts: bool = False
+    bits: int = 0
 
     def about(self, rounds: int) -> dict[str, Any]:
         """Return what a row says of itself in ``result.json``."""

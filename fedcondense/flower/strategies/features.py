@@ -19,7 +19,7 @@ from fedcondense.networks import build
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 
-__all__ = ["feature_dims", "labelled_by", "random_features"]
+__all__ = ["embedded", "feature_dims", "labelled_by", "random_features"]
 
 _AT_ONCE = 500  # images in a forward pass
 
@@ -34,6 +34,17 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
         seed: Of the network and of the projection.
         dims: Project to so many dimensions by a random Gaussian matrix; 0 keeps all.
     """
+    features = embedded(data, network, seed)
+    if not 0 < dims < features.shape[1]:
+        return features
+    with torch.autocast(data.device.type, enabled=False):
+        projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
+        projected: Tensor = features @ projection.to(features.device)
+        return projected
+
+
+def embedded(data: Data, network: str, seed: int) -> Tensor:
+    """Return all features of `random_features`."""
     model = build(network, data.spec.shape, len(data.spec.classes), seed).to(data.device).eval()
     embed = cast(Network, model).features
     with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
@@ -42,11 +53,7 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
             check_time()
             with repeatable(model, seed, k):
                 pieces.append(embed(data.batch(index).images))
-        features = torch.cat(pieces)
-        if 0 < dims < features.shape[1]:
-            projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
-            features = features @ projection.to(features.device)
-    return features
+        return torch.cat(pieces)
 
 
 @in_own_state

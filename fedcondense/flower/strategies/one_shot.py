@@ -23,6 +23,7 @@ from fedcondense.flower.replies import ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
+from fedcondense.flower.strategies.in_bytes import InBytes, asked_in_bytes
 from fedcondense.networks import default_network, network_kinds
 from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from fedcondense.parametrizations import PARAMETRIZATIONS
@@ -36,7 +37,7 @@ _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
 @dataclass(frozen=True)
-class Condense(Task[SyntheticSet]):
+class Condense(InBytes, Task[SyntheticSet]):
     """Condense the records of a site.
 
     Args:
@@ -48,6 +49,9 @@ class Condense(Task[SyntheticSet]):
         seed: The root seed; each node draws from a child of it, in every round the same: change it with the round.
         network: A name in `NETWORKS`; empty: the one for the images' size.
         start: A name in `STARTS`; ``"real"`` publishes records.
+        budget: As in `InBytes`; `ipc` plays no part then, nor `parametrization` if it is empty.
+        codec: As in `InBytes`.
+        codecs: As in `InBytes`.
     """
 
     ipc: int = number(10, 1)
@@ -63,9 +67,12 @@ class Condense(Task[SyntheticSet]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Prepare the loop once; its estimate leaves it as it was."""
-        node.caps.check_ipc(self.ipc)
+        codec = self.checked_codec()
+        if not self.budget:
+            node.caps.check_ipc(self.ipc)
         objective = look_up("objective", self.objective, OBJECTIVES)
-        look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.parametrization or not self.budget:
+            look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
         look_up("start", self.start, STARTS)  # an empty one would be the recipe's own, real records of some
         steps = self.steps or objective.recipe.steps
         node.caps.check_steps(steps)
@@ -73,22 +80,28 @@ class Condense(Task[SyntheticSet]):
         network_kinds(network)
         loop = prepare(
             holder,
-            self.ipc,
+            self.within(holder, node) if self.budget else self.ipc,
             self.objective,
-            self.parametrization,
+            self.parametrization or None,
+            codec=codec,
             network=network,
             seed=node.seed(self.seed),
             steps=steps,
             start=self.start,
             limit=node.caps.share,
         )
-        if warning := images_per_class(holder, self.ipc, node.caps.share).warning:
+        if not self.budget and (warning := images_per_class(holder, self.ipc, node.caps.share).warning):
             _LOG.info("%s: %s", node.name, warning)
-        return condensing(loop, node, loop.recipe.start == "real")
+        job = condensing(loop, node, loop.recipe.start == "real")
+        nbytes = min(job.cost.nbytes, self.budget) if self.budget else job.cost.nbytes
+        return Job(job.cost.but(nbytes=nbytes), lambda: self.checked(job.run(), node))
 
 
 def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:
-    """Return the job of running a prepared loop: what it costs, and the run within the node's time."""
+    """Return the job of running a prepared loop: what it costs, and the run within the node's time.
+
+    The images are encoded once, at the end; the cost is that of raw ones, which no codec that is worth its name passes.
+    """
     timed = node.caps.max_seconds < float("inf")
     plan = estimate(loop, until=node.until) if timed else None  # it takes some seconds itself
     cost = cost_of(loop.finished(), steps=loop.recipe.steps, is_real=is_real)
@@ -173,7 +186,8 @@ class OneShot(Rounds):
 
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Question:
         """Ask everybody the same."""
-        return self.task
+        asked: Question = asked_in_bytes(self.task)
+        return asked
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[SyntheticSet]]) -> State:
         """Join the sets and train on them."""

@@ -2,6 +2,13 @@
 
 All sites share a frozen random network, by its seed, and send sums over its features once. Sums over any division of
 the records give one classifier, so label skew costs nothing; the server cannot train another network end to end.
+
+Sums do not bear rounding: small eigenvalues of a Gram matrix, on which the solution stands, drown in its errors. Where
+16 or 8 bits per number are asked for, a site sends the triangular factor R of ``[X 1 Y] = Q R`` without its last rows,
+each row with a scale of its own: ``R^T R`` holds the same products, cannot be indefinite, and R takes rounding as
+features would. Measured on Fashion-MNIST with 289 features and held-out training images, ten sites: 86.7 percent from
+float32 sums, 86.7 from a factor at 16 bits and 86.6 at 8; with 161 features 83.7, 83.7 and 83.4, and 57.7 from a Gram
+matrix at 8 bits.
 """
 
 from __future__ import annotations
@@ -17,19 +24,23 @@ from torch.nn import functional as F
 from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder
 from fedcondense.data import Data
-from fedcondense.errors import UntrustedSetError
+from fedcondense.errors import UntrustedSetError, look_up
 from fedcondense.flower.asking import Asked
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
 from fedcondense.flower.payloads import Sums
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
-from fedcondense.flower.settings import number
+from fedcondense.flower.settings import later, number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.features import feature_dims, labelled_by, random_features
 from fedcondense.networks import default_network
 
 __all__ = ["RIDGE", "Products", "Ridge", "ridge_dims"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+_MOST = {torch.float16: 1, torch.int8: 127}  # of the numbers that a scale multiplies
+_LARGEST = 1e30  # of a scale
 
 
 @dataclass(frozen=True)
@@ -41,34 +52,46 @@ class Products(Task[Sums]):
         network: A name in `NETWORKS`; empty: the one for the images' size.
         seed: Of the network and of the projection.
         dims: Feature dimensions; 0 takes all of the network's.
+        precision: ``"float32"`` for sums, which add up under a secure aggregation too; ``"float16"`` or ``"int8"`` for
+            a triangular factor, which does not.
     """
 
     classes: tuple[str, ...] = ()
     network: str = ""
     seed: int = number(0, 0)
     dims: int = number(0, 0)
+    precision: str = later("float32")
 
     name: ClassVar[str] = "products"
     payload: ClassVar[type[Sums]] = Sums
 
     def prepare(self, holder: Holder, node: Node) -> Job[Sums]:
         """Return one pass over all records, for the upper triangle of the Gram matrix and the products with labels."""
+        look_up("precision", self.precision, _DTYPES)
         data = labelled_by(holder, self.classes, node)
         network = self.network or default_network(data.spec.shape)
 
         def run() -> Sums:
             with torch.autocast(data.device.type, enabled=False):  # sums over all records need all the digits
-                return _products(random_features(data, network, self.seed, self.dims), data)
+                features, targets = _extended(random_features(data, network, self.seed, self.dims), data)
+                if self.precision == "float32":
+                    return _products(features, targets)
+                return _rounded(features, targets, _DTYPES[self.precision])
 
         d = self.dims or random_features(data.subset(torch.arange(1)), network, self.seed).shape[1]
-        values = (d + 1) * (d + 2) // 2 + (d + 1) * len(data.spec.classes)
-        return Job(Cost(nbytes=4 * values, memory=4 * len(data) * (d + 1), networks=(network,)), run)
+        nbytes = _bytes(d, len(data.spec.classes), self.precision, len(data))
+        copies = 1 if self.precision == "float32" else 3  # what a factorisation takes beside its input
+        return Job(Cost(nbytes=nbytes, memory=copies * 4 * len(data) * (d + 1), networks=(network,)), run)
 
 
-def _products(features: Tensor, data: Data) -> Sums:
-    """Return sums over records: features are extended by a constant one."""
-    features = torch.cat([features, features.new_ones(len(features), 1)], 1)
+def _extended(features: Tensor, data: Data) -> tuple[Tensor, Tensor]:
+    """Return features with a constant one, (N, D+1), and labels as (N, K)."""
     targets = F.one_hot(data.labels, len(data.spec.classes)).float()
+    return torch.cat([features, features.new_ones(len(features), 1)], 1), targets
+
+
+def _products(features: Tensor, targets: Tensor) -> Sums:
+    """Return sums over records."""
     gram = (features.T @ features).cpu()
     rows, columns = torch.triu_indices(*gram.shape)
     return Sums({"gram": gram[rows, columns], "products": (features.T @ targets).cpu()})
@@ -82,13 +105,46 @@ def _square(triangle: Tensor, size: int) -> Tensor:
     return square + square.triu(1).T
 
 
-def ridge_dims(nbytes: int, classes: int) -> int:
+def _rounded(features: Tensor, targets: Tensor, dtype: torch.dtype) -> Sums:
+    """Return the rows of the factor that speak of features, each over its largest number: a value is scale x number."""
+    factor = torch.linalg.qr(torch.cat([features, targets], 1), mode="r")[1][: features.shape[1]].cpu()
+    most = _MOST[dtype]
+    scales = factor.abs().amax(1) / most
+    numbers = factor / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+    rows, columns = torch.triu_indices(*factor.shape)
+    whole = numbers[rows, columns].clamp(-most, most)
+    return Sums({"rows": (whole if dtype.is_floating_point else whole.round()).to(dtype), "scales": scales})
+
+
+def _sums_of(rounded: Sums, size: int, classes: int) -> Sums:
+    """Return the Gram matrix and the products with labels that a factor holds, in float64."""
+    scales = rounded.tensors["scales"].double()
+    factor = torch.zeros(len(scales), size + classes, dtype=torch.float64)
+    rows, columns = torch.triu_indices(*factor.shape)
+    factor[rows, columns] = rounded.tensors["rows"].double()
+    factor *= scales.unsqueeze(1)
+    gram = factor[:, :size].T @ factor[:, :size]
+    upper = torch.triu_indices(size, size)
+    return Sums({"gram": gram[upper[0], upper[1]], "products": factor[:, :size].T @ factor[:, size:]})
+
+
+def _bytes(dims: int, classes: int, precision: str, records: int | None = None) -> int:
+    """Return what statistics take without their header; fewer records than dimensions have fewer rows of a factor."""
+    columns = dims + 1 + classes
+    if precision == "float32":
+        return 4 * ((dims + 1) * (dims + 2) // 2 + (dims + 1) * classes)
+    rows = dims + 1 if records is None else min(dims + 1, records)
+    return _DTYPES[precision].itemsize * (rows * columns - rows * (rows - 1) // 2) + 4 * rows
+
+
+def ridge_dims(nbytes: int, classes: int, precision: str = "float32") -> int:
     """Return how many feature dimensions ridge statistics of at most `nbytes` bytes can have, at least 1.
 
-    They take ``4 * ((d + 1) * (d + 2) / 2 + (d + 1) * classes)`` bytes.
+    Sums take ``4 * ((d + 1) * (d + 2) / 2 + (d + 1) * classes)`` bytes; a factor has as many numbers, of 1 or 2 bytes,
+    and a scale of 4 bytes per row.
     """
     dims = 1
-    while 4 * ((dims + 2) * (dims + 3) // 2 + (dims + 2) * classes) <= nbytes:
+    while _bytes(dims + 1, classes, precision) <= nbytes:
         dims += 1
     return dims
 
@@ -130,8 +186,11 @@ class Ridge(Rounds):
         if shape is not None:
             size = 1 + feature_dims(network or default_network(shape), shape, self.task.seed, self.task.dims)
         else:  # whatever the sums say, as long as both say the same
-            size = len(answer.payload.tensors.get("products", ()))
+            size = self._size(answer.payload)
         classes, triangle = len(self.task.classes), size * (size + 1) // 2
+        if self.task.precision != "float32":
+            _check_rounded(answer.payload, size, classes, _DTYPES[self.task.precision])
+            return
         like = {"gram": torch.empty(triangle, device="meta"), "products": torch.empty(size, classes, device="meta")}
         answer.payload.matching(like, "this network")
         gram = _square(answer.payload.tensors["gram"].double(), size)
@@ -141,11 +200,23 @@ class Ridge(Rounds):
 
     def kind(self, stage: str, answer: Answer[Sums]) -> str:
         """Say how many features the sums are of."""
-        return f"sums over {len(answer.payload.tensors['products'])} features"
+        return f"sums over {self._size(answer.payload)} features"
+
+    def _size(self, sums: Sums) -> int:
+        """Return how many features sums or a factor are of, the constant included, as they themselves say."""
+        if self.task.precision == "float32":
+            return len(sums.tensors.get("products", ()))
+        rows, numbers = (
+            len(sums.tensors[name].flatten()) if name in sums.tensors else 0 for name in ("scales", "rows")
+        )
+        return (numbers + rows * (rows - 1) // 2) // max(rows, 1) - len(self.task.classes)
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
         """Add the sums up in float64 and solve."""
-        first, *others = (answer.payload.wide() for answer in answers)
+        payloads = [answer.payload for answer in answers]
+        if self.task.precision != "float32":
+            payloads = [_sums_of(one, self._size(one), len(self.task.classes)) for one in payloads]
+        first, *others = (one.wide() for one in payloads)
         sums = sum(others, first).tensors
         triangle, products = sums["gram"], sums["products"]
         size = len(products)
@@ -162,16 +233,39 @@ class Ridge(Rounds):
         return features @ weights[:-1] + weights[-1]
 
 
+def _check_rounded(factor: Sums, size: int, classes: int, dtype: torch.dtype) -> None:
+    """Refuse a factor that is none of so many features: it has a row for each, or fewer where records are few."""
+    scales = factor.tensors.get("scales", torch.empty(0))
+    rows = scales.shape[0] if scales.ndim == 1 else 0
+    if not 1 <= rows <= size:
+        raise UntrustedSetError(f"a factor of {rows} rows; needed: 1 to {size}, as many as this network has features")
+    numbers = rows * (size + classes) - rows * (rows - 1) // 2
+    like = {"rows": torch.empty(numbers, dtype=dtype, device="meta"), "scales": torch.empty(rows, device="meta")}
+    factor.matching(like, "this network")
+    if not bool(((scales >= 0) & (scales < _LARGEST)).all()):
+        raise UntrustedSetError(f"scales of a factor; needed: numbers from 0, below {_LARGEST:g}")
+    if dtype.is_floating_point and float(factor.tensors["rows"].abs().max()) > 1:
+        raise UntrustedSetError("numbers of a factor; needed: from -1 to 1")
+
+
 def _ridge(side: ServerSide) -> Ridge:
     task = replace(side.settings, network=side.network or side.settings.network)
     return Ridge(task, limits=side.limits, **side.asked)
 
 
-RIDGE = Entry(
-    _ridge,
-    label="ridge",
-    travels="sums of random features",
-    seen="the server sees each site's sums: of a class of few records nearly their features",
-    settings=Products(),
-    tasks=(Products,),
-)
+def _entry(label: str, precision: str, travels: str) -> Entry:
+    return Entry(
+        _ridge,
+        label=label,
+        travels=travels,
+        seen="the server sees each site's sums: of a class of few records nearly their features",
+        settings=Products(precision=precision),
+        tasks=(Products,),
+    )
+
+
+RIDGE: dict[str, Entry] = {
+    "ridge": _entry("ridge", "float32", "sums of random features"),
+    "ridge-half": _entry("ridge, 16 bits", "float16", "sums of random features, as a factor at 16 bits"),
+    "ridge-8bit": _entry("ridge, 8 bits", "int8", "sums of random features, as a factor at 8 bits"),
+}

@@ -11,13 +11,26 @@ from dataclasses import MISSING, fields
 
 from fedcondense.errors import SettingError, unknown
 from fedcondense.sets.codecs.bits import Bits
-from fedcondense.sets.codecs.contract import Chunk, Codec
+from fedcondense.sets.codecs.contract import Chunk, Codec, Inexact
 from fedcondense.sets.codecs.dct import Dct
 from fedcondense.sets.codecs.jpeg import Jpeg
 from fedcondense.sets.codecs.palette import Palette
 from fedcondense.sets.codecs.webp import WebP
 
-__all__ = ["CODECS", "RAW", "Bits", "Chunk", "Codec", "Dct", "Jpeg", "Palette", "WebP", "codec_named", "name_of"]
+__all__ = [
+    "CODECS",
+    "RAW",
+    "Bits",
+    "Chunk",
+    "Codec",
+    "Dct",
+    "Inexact",
+    "Jpeg",
+    "Palette",
+    "WebP",
+    "codec_named",
+    "name_of",
+]
 
 RAW = "raw"
 

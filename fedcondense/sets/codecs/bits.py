@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
-from fedcondense.sets.codecs.symbols import inflate, pack, squeeze, unpack
+from fedcondense.sets.codecs.symbols import inflate, most_packed, pack, squeeze, unpack
 
 __all__ = ["SCALES", "Bits", "levels_of"]
 
@@ -50,6 +50,17 @@ class Bits:
     def most(self, shape: tuple[int, int, int]) -> int:
         """Return more than anybody has: any shape will do."""
         return 1 << 30
+
+    def bound(self, shape: tuple[int, int, int, int]) -> int:
+        """Return what `encode` takes at most for images of (N, C, H, W), whatever they show."""
+        n, c, height, width = shape
+        symbols: int = 1 + most_packed((n * c, height, width), self.bits)
+        levels: int = 2**self.bits
+        if self.scale == "tensor":
+            return symbols + levels
+        patches = c * -(-height // _PATCH) * -(-width // _PATCH) if self.scale == "patch" else 1
+        groups: int = min(n, 256) if self.scale == "class" else _GROUPS
+        return symbols + groups * levels + 5 + n * patches
 
     @in_own_state
     def encode(self, images: Tensor, labels: Tensor) -> bytes:

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Chunk", "Codec"]
+__all__ = ["Chunk", "Codec", "Inexact"]
 
 
 class Chunk(NamedTuple):
@@ -26,11 +26,12 @@ class Codec(Protocol):
     """Packs images; a frozen dataclass whose fields are whole numbers and words, and are its name in this order.
 
     What it packs are the codes of a parametrization, one tensor at a time, and so it knows neither. An entry of
-    `CODECS` is its class, by the first word of its names: ``Bits(2, "patch")`` is named ``"bits-2-patch"``.
+    `CODECS` is its class, by the first word of its names: ``Bits(2, "patch")`` is named ``"bits-2-patch"``. One that
+    can say so has ``bound(shape)``, the most bytes that images of (N, C, H, W) take whatever they show.
     """
 
     exact: ClassVar[bool]
-    """Whether it decodes to the same bytes with any version of the libraries that it uses."""
+    """Whether it decodes to the same bytes with any version of the libraries that it uses; if not, it is `Inexact`."""
 
     by_class: ClassVar[bool]
     """Whether each class is a chunk of its own, since images cannot be left out of a chunk: `select` refuses."""
@@ -60,3 +61,11 @@ class Codec(Protocol):
         Raises:
             SettingError: It cannot, without decoding and encoding once more.
         """
+
+
+@runtime_checkable
+class Inexact(Codec, Protocol):
+    """A codec that other versions of its libraries may decode to values a few grey levels off."""
+
+    def decoder(self) -> str:
+        """Return what decodes here, with versions, in a few words; it is recorded beside an accuracy."""

@@ -158,7 +158,13 @@ class _Columns:
     neighbours: list[list[tuple[int, int]]]  # columns that are known earlier, and their weights
 
     def context(self, symbols: NDArray[np.uint8], column: int) -> Ints:
-        """Return which table each tile's symbol of a column is read with, (T,)."""
+        """Return which table each tile's symbol of a column is read with, (T,).
+
+        Raises:
+            ValueError: The column before has zeros alone: it takes time and no bytes, so that it is not written.
+        """
+        if column and not symbols[column - 1].any():
+            raise ValueError("a column of coefficients that are all zero")
         total = np.zeros(symbols.shape[1], np.uint8)  # at most 15 * 14
         for other, weight in self.neighbours[column]:
             total += np.uint8(weight) * symbols[other]

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 
 from fedcondense.errors import SettingError
 
-__all__ = ["check_channels", "check_quality", "read_picture", "write_picture"]
+__all__ = [
+    "MOST_PIXELS",
+    "check_channels",
+    "check_library",
+    "check_quality",
+    "decoder",
+    "read_picture",
+    "write_picture",
+]
+
+MOST_PIXELS = 1 << 24
+"""Of a picture: libwebp takes some 16 bytes a pixel while it decodes, four times what grey images take as float32."""
 
 
 def check_quality(name: str, quality: object) -> None:
@@ -21,6 +32,38 @@ def check_quality(name: str, quality: object) -> None:
     """
     if type(quality) is not int or not 1 <= quality <= 100:
         raise SettingError(f"{name} of quality {quality!r}; needed: a whole number from 1 to 100")
+
+
+def check_library(name: str, feature: str) -> None:
+    """Refuse a format that Pillow was built without.
+
+    Args:
+        name: The codec's.
+        feature: Pillow's word for it.
+
+    Raises:
+        SettingError: It was.
+    """
+    from PIL import features
+
+    if not features.check(feature):
+        raise SettingError(
+            f"{name} needs a Pillow with {feature.upper()}, and the one installed has none; run: pip install "
+            "--force-reinstall --only-binary :all: pillow"
+        )
+
+
+def decoder(library: str, feature: str) -> str:
+    """Return what decodes a format here, with versions: ``"Pillow 12.0.0, libwebp 1.6.0"``.
+
+    Args:
+        library: Its name.
+        feature: Pillow's word for it.
+    """
+    import PIL
+    from PIL import features
+
+    return f"Pillow {PIL.__version__}, {library} {features.version(feature)}"
 
 
 def check_channels(name: str, shape: tuple[int, int, int], most: int) -> None:
@@ -48,6 +91,8 @@ def write_picture(image: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
 def read_picture(data: bytes, kind: str, mode: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return a file of unknown origin as (C, H, W); pixels are read only if they are as many as expected.
 
+    Pillow's WebP takes memory for a picture before its size can be asked for: its caller has looked at the header.
+
     Args:
         data: The file.
         kind: Its format, the only one that is tried.
@@ -64,8 +109,6 @@ def read_picture(data: bytes, kind: str, mode: str, shape: tuple[int, int, int])
         with Image.open(io.BytesIO(data), formats=[kind]) as picture:
             if picture.size != (width, height) or picture.mode != mode:
                 raise ValueError(f"a picture of {picture.size} {picture.mode}; needed: {(width, height)} {mode}")
-            if getattr(picture, "n_frames", 1) != 1:
-                raise ValueError("a picture of several frames; needed: one")
             pixels = np.array(picture.convert("L") if channels == 1 else picture)
     except ValueError:
         raise

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["inflate", "pack", "squeeze", "unpack"]
+__all__ = ["inflate", "most_packed", "pack", "squeeze", "unpack"]
 
 _BLOCK = {1: (4, 2), 2: (2, 2), 3: (2, 1), 4: (2, 1), 5: (1, 1), 6: (1, 1)}  # rows and columns that share a byte
 _LZMA: dict[str, Any] = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 20}
@@ -39,6 +39,12 @@ def pack(symbols: NDArray[np.uint8], bits: int) -> bytes:
     for k in range(rows * columns):
         packed |= blocks[:, :, k // columns, :, k % columns] << (bits * k)
     return squeeze(packed.transpose(0, 2, 1).tobytes(), 1.0 if rows * columns > 2 else _WORTH)
+
+
+def most_packed(shape: tuple[int, int, int], bits: int) -> int:
+    """Return how many bytes `pack` takes at most for numbers of (N, H, W): what no coder makes smaller is stored."""
+    rows, columns = _BLOCK[bits]
+    return 1 + shape[0] * -(-shape[1] // rows) * -(-shape[2] // columns)
 
 
 def unpack(data: bytes, shape: tuple[int, int, int], bits: int) -> NDArray[np.uint8]:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
-from fedcondense.sets.codecs.pictures import check_channels, check_quality, read_picture, write_picture
+from fedcondense.sets.codecs.pictures import (
+    MOST_PIXELS,
+    check_channels,
+    check_library,
+    check_quality,
+    decoder,
+    read_picture,
+    write_picture,
+)
 
 __all__ = ["WebP"]
 
@@ -41,8 +49,13 @@ class WebP:
 
     def most(self, shape: tuple[int, int, int]) -> int:
         """Return how many images fit in a sheet."""
+        check_library("webp", "webp")
         check_channels("webp", shape, 4096)
-        return (_MOST // shape[1]) * (_MOST // shape[2])
+        return max(1, MOST_PIXELS // (shape[1] * shape[2]))
+
+    def decoder(self) -> str:
+        """Return what decodes here, with versions."""
+        return decoder("libwebp", "webp")
 
     @in_own_state
     def encode(self, images: Tensor, labels: Tensor) -> bytes:
@@ -59,8 +72,11 @@ class WebP:
         """Read the sheet and cut it up."""
         n, channels, height, width = shape
         rows, columns = _grid(shape)
-        if max(rows * height, columns * width) > _MOST:
-            raise ValueError(f"a sheet of {rows} x {columns} images of {height} x {width}; WebP has none")
+        if n > self.most((channels, height, width)):
+            raise ValueError(
+                f"a sheet of {n} images of {height} x {width}; a sheet has no more than {MOST_PIXELS} pixels"
+            )
+        _check_header(data, columns * width, rows * height)
         sheet = read_picture(data, "WEBP", "RGB", (channels, rows * height, columns * width))
         tiles = sheet.reshape(channels, rows, height, columns, width).transpose(1, 3, 0, 2, 4)
         images: NDArray[np.uint8] = np.ascontiguousarray(tiles.reshape(-1, channels, height, width)[:n])
@@ -72,6 +88,20 @@ class WebP:
             f"{len(rows)} of {shape[0]} images of a class in one WebP sheet; keep the class or leave it out, choose a "
             "codec whose images can be left out one by one (jpeg, bits, palette), or encode again with recode"
         )
+
+
+def _check_header(data: bytes, width: int, height: int) -> None:
+    """Refuse all but the simple lossy format (RFC 9649, 2.5): one chunk with a key frame of this size, and no more."""
+    size, chunk = int.from_bytes(data[4:8], "little"), int.from_bytes(data[16:20], "little")
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8 ":
+        raise ValueError("no WebP of one lossy frame alone; needed: neither alpha nor animation nor metadata")
+    if len(data) != size + 8 or len(data) != 20 + chunk + chunk % 2:
+        raise ValueError(f"a WebP of {size + 8} bytes with a frame of {chunk} in {len(data)} bytes")
+    if data[23:26] != b"\x9d\x01\x2a":
+        raise ValueError("a WebP without a key frame")
+    found = (int.from_bytes(data[26:28], "little"), int.from_bytes(data[28:30], "little"))  # with two bits of scale
+    if found != (width, height):
+        raise ValueError(f"a sheet of {found}; needed: {(width, height)}")
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class ReadySet:
         cpu_seconds: What condensing took of one core.
         nearest: Root mean square difference, a pixel in [0, 1], of its image that is closest to a training image.
         nearest_test: The same of as many real test images: what strangers of the same kind are apart.
+        codec: What packs its images.
     """
 
     data: str
@@ -54,6 +55,7 @@ class ReadySet:
     cpu_seconds: float
     nearest: float
     nearest_test: float
+    codec: str = "raw"
 
     @property
     def path(self) -> Path:

@@ -55,6 +55,16 @@ def test_bytes_are_the_weights_each_way_and_round(two_rounds: dict[int, FedAvgRo
         assert row.bytes_down == pytest.approx(rounds * weights, rel=0.12)
 
 
+def test_eight_bits_take_a_quarter_of_the_bytes_and_hardly_less_accuracy(
+    two_rounds: dict[int, FedAvgRow], bench: Bench
+) -> None:
+    rows = fedavg(bench, 2, FAST, strategy="fedavg-8bit", evaluate_at=(1, 2))
+    for number, whole in two_rounds.items():
+        assert rows[number].bytes_up < whole.bytes_up / 3.9
+        assert rows[number].bytes_down < whole.bytes_down / 3.9
+        assert rows[number].accuracy == pytest.approx(whole.accuracy, abs=2)
+
+
 def test_the_same_seed_gives_the_same_rows(two_rounds: dict[int, FedAvgRow], bench: Bench) -> None:
     again = fedavg(bench, 2, FAST, evaluate_at=(1, 2))
     assert [row[:5] for row in again.values()] == [row[:5] for row in two_rounds.values()]
@@ -87,6 +97,18 @@ class TestResume:
         further = fedavg(bench, 3, **options)
         assert further[2] == resumed[2]
         assert fedavg(bench, 3, **options | {"evaluate_at": (2, 3)})[3] == further[3]
+
+    def test_eight_bits_go_on_with_what_rounding_took(self, bench: Bench, tmp_path: Path) -> None:
+        """Sites keep it in the folder of the run: three rounds in two pieces end as in one, bit by bit."""
+        ended = []
+        for name, cuts in (("one", (3,)), ("two", (2, 3))):
+            kept = Kept(tmp_path / f"{name}.safetensors", resume=True)
+            with_folder = replace(bench, work=tmp_path / name)
+            for rounds in cuts:
+                rows = fedavg(with_folder, rounds, FAST, strategy="fedavg-8bit", evaluate_at=(3,), kept=kept)
+            ended.append((rows[3].accuracy, rows[3].bytes_up, rows[3].bytes_down))
+            assert list((tmp_path / name).glob("*train-error*"))
+        assert ended[0] == ended[1]
 
     def test_rounds_that_nobody_tested_are_run_again(self, bench: Bench, tmp_path: Path) -> None:
         path = tmp_path / "fedavg.safetensors"

@@ -24,7 +24,12 @@ def test_every_strategy_and_default_row_has_a_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "strategy", "rounds"),
-    [("fedavg-7", "fedavg", 7), ("iterative-2", "iterative", 2), ("fedavg", "fedavg", 20)],
+    [
+        ("fedavg-7", "fedavg", 7),
+        ("iterative-2", "iterative", 2),
+        ("fedavg", "fedavg", 20),
+        ("fedavg-8bit-5", "fedavg-8bit", 5),
+    ],
 )
 def test_what_starts_from_weights_takes_a_number_of_rounds(name: str, strategy: str, rounds: int) -> None:
     row = row_of(name)
@@ -34,16 +39,51 @@ def test_what_starts_from_weights_takes_a_number_of_rounds(name: str, strategy: 
 
 @pytest.mark.parametrize(
     "name",
-    ["fedavg-0", "fedavg-x", "fedavg-", "one-shot-2", "ridge-1", "fedavg--1", "", "feature-statistics-equal-bytes"],
+    [
+        "fedavg-0",
+        "fedavg-x",
+        "fedavg-",
+        "one-shot-2",
+        "ridge-1",
+        "fedavg--1",
+        "",
+        "feature-statistics-equal-bytes",
+        "ridge-webp-20",
+    ],
 )
 def test_other_names_are_refused_with_what_there_is(name: str) -> None:
     with pytest.raises(SettingError, match=r"no row is called .* NAME-N are N rounds of what starts from weights"):
         row_of(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "strategy", "codec"),
+    [
+        ("random-real-webp-20", "random-real", "webp-20"),
+        ("one-shot-bits-2-patch", "one-shot", "bits-2-patch"),
+        ("half-resolution-real-raw", "half-resolution-real", "raw"),
+    ],
+)
+def test_what_sends_images_takes_a_codec(name: str, strategy: str, codec: str) -> None:
+    row = row_of(name)
+    assert (row.strategy, row.codec, row.rounds) == (strategy, codec, 1)
+    assert row.about["label"].endswith(f", {codec}")
+    assert row.about["travels"].endswith(f" as {codec}")
+
+
+def test_a_codec_that_cannot_be_is_refused_by_its_name() -> None:
+    with pytest.raises(SettingError, match="quality"):
+        row_of("random-real-webp-200")
+    with pytest.raises(SettingError, match="bits a value"):
+        row_of("one-shot-bits-9")
+
+
 def test_two_rows_of_ridge_differ_in_what_they_say() -> None:
     assert row_of("ridge").about["label"] == "ridge"
     assert row_of("ridge-equal-bytes").about["label"] == "ridge, equal bytes"
+    about = row_of("ridge-8bit-equal-bytes").about
+    assert about["label"] == "ridge, 8 bits, equal bytes"
+    assert about["travels"] == "sums of few random features, as a factor at 8 bits"
 
 
 def test_a_strategy_is_made_with_what_the_bench_says(

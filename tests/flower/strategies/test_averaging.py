@@ -12,6 +12,8 @@ from fedcondense.data.images import Data
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node
+from fedcondense.flower.eight_bits import pack_weights, unpack_weights
+from fedcondense.flower.kept import Kept
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.averaging import (
     AVERAGING,
@@ -127,6 +129,56 @@ class TestLocalRound:
     def test_a_round_that_takes_longer_than_the_node_allows_is_refused(self, few: Data) -> None:
         with pytest.raises(SettingError, match="not done in time; this node allows inf seconds"):
             local_round(question(few), Own(few), NODE._replace(until=0.0))
+
+
+class TestEightBits:
+    """Weights come at eight bits, and so goes what training changed."""
+
+    def question(self, train: Data, number: int = 1, **config: Any) -> RecordDict:
+        content, model = (
+            question(train, **{"bits": 8, "server-round": number, **config}),
+            build(NETWORK, (1, 8, 8), 10, 0),
+        )
+        content["arrays"] = pack_weights(model.state_dict(), model)
+        return content
+
+    def test_the_change_is_that_of_training_from_what_came(self, few: Data) -> None:
+        answer = local_round(self.question(few), Own(few), NODE)
+        start, model = (build(NETWORK, few.spec.shape, 10, 0) for _ in range(2))
+        unpack_weights(pack_weights(start.state_dict(), start), start).load_into(model)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        train_locally(model, few, FAST, stream(0, "fedavg", 3, 1))
+        sent = unpack_weights(answer.array_records["arrays"], model).tensors
+        for name, value in model.state_dict().items():
+            change = value - before[name]
+            half = float(change.abs().max()) / 254
+            torch.testing.assert_close(sent[name], change, rtol=0, atol=half * 1.001)
+
+    def test_what_rounding_took_is_added_to_the_next_change(self, few: Data) -> None:
+        """A node that keeps sends in two rounds what it changed but for one error; the seed makes both rounds known."""
+        kept, model = Kept(None, 1 << 20), build(NETWORK, few.spec.shape, 10, 0)
+        with_memory, without = NODE._replace(kept=kept), NODE
+        first, again, second, alone = (
+            unpack_weights(local_round(self.question(few, k), Own(few), node).array_records["arrays"], model).tensors
+            for node, k in ((with_memory, 1), (with_memory, 1), (with_memory, 2), (without, 2))
+        )
+        came = unpack_weights(pack_weights(model.state_dict(), model), model)
+        trained = came.load_into(build(NETWORK, few.spec.shape, 10, 0))
+        train_locally(trained, few, FAST, stream(0, "fedavg", 3, 1))
+        for name, value in trained.state_dict().items():
+            torch.testing.assert_close(first[name], again[name], rtol=0, atol=0)
+            error = value - came.tensors[name] - first[name]
+            step = float(alone[name].abs().max()) / 127
+            torch.testing.assert_close(second[name], alone[name] + error, rtol=0, atol=1.2 * step)
+        assert any(not torch.equal(second[name], alone[name]) for name in second)
+
+    def test_other_numbers_of_bits_and_weights_as_they_are_are_refused(self, few: Data) -> None:
+        with pytest.raises(SettingError, match="bits = 4 in the question; needed: 0, or 8"):
+            local_round(self.question(few, bits=4), Own(few), NODE)
+        with pytest.raises(UntrustedSetError, match="are one Array 'file'"):
+            local_round(question(few, bits=8), Own(few), NODE)
+        with pytest.raises(SettingError, match="allow-weights"):
+            local_round(self.question(few), Own(few), Node("a", Caps()))
 
 
 class TestTrainLocally:

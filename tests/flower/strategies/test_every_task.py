@@ -112,7 +112,7 @@ class TestEveryTask:
         assert not reply.has_error(), reply.error.reason
         received = read_answer(reply.content, task.payload, ReplyLimits().limits)
         assert isinstance(received.payload, task.payload)
-        assert (received.num_examples, received.about.task) == (len(few), name)
+        assert (received.num_examples, received.about.site) == (len(few), "client-0")
 
     def test_the_same_question_gives_the_same_answer_and_another_seed_another(
         self, name: str, ask: Ask, few: Data

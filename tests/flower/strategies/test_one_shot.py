@@ -21,16 +21,17 @@ from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
-from fedcondense.flower.contract import Known, Site, Verdict
+from fedcondense.flower.contract import Known, Site, State, Verdict
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import AggregationError
 from fedcondense.flower.strategies.one_shot import Condense, OneShot, cost_of, train_network
-from fedcondense.flower.wire import WIRE, About, pack_answer, read_answer
+from fedcondense.flower.wire import WIRE, About, pack_answer, pack_question, read_answer
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.distribution import FirstMoment
 from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import stream
+from fedcondense.sets.codecs import CODECS
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sources import Pool
@@ -97,6 +98,35 @@ class TestCondense:
         few = train.subset(torch.cat([torch.where(train.labels == c)[0][: 2 * c] for c in range(10)]))
         counts = set_of(ask(few, {**QUICK, "ipc": 5})).counts()
         assert counts.tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
+
+    def test_images_travel_in_the_codec_that_is_asked_for(self, ask: Ask, train: Data) -> None:
+        """What arrives is what the same run gives in that codec, and its bytes are not encoded again."""
+        coded = {**QUICK, "codec": "bits-2", "codecs": list(CODECS)}
+        raw, packed = (set_of(ask(train, question)) for question in (QUICK, coded))
+        assert [part.codec for part in packed.parts] == ["bits-2"]
+        again = raw.recode("bits-2").pixels().images
+        torch.testing.assert_close(packed.pixels().images, again, rtol=0, atol=0)
+        assert packed.parts[0].code_bytes < raw.parts[0].code_bytes / 3
+
+    @pytest.mark.parametrize("codec", ["bits-1", "jpeg-10"])
+    def test_at_any_codec_a_class_gives_at_most_half_of_its_records(self, codec: str, ask: Ask, train: Data) -> None:
+        few = train.subset(torch.cat([torch.where(train.labels == c)[0][: 2 * c] for c in range(10)]))
+        sent = set_of(ask(few, {**QUICK, "ipc": 5, "codec": codec, "codecs": list(CODECS)}))
+        assert sent.counts().tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
+
+    @pytest.mark.parametrize(
+        ("config", "needed"),
+        [
+            ({"codec": "bits-2"}, "codec 'bits-2' is asked for by a server that reads raw; needed"),
+            ({"codec": "webp-20", "codecs": ["bits", "jpeg"]}, "a server that reads raw, bits, jpeg; needed"),
+            ({"codec": "zip-9", "codecs": ["zip"]}, "no codec is called 'zip-9'"),
+            ({"codec": "bits-9", "codecs": ["bits"]}, "bits a value; needed: from 1 to 6"),
+        ],
+    )
+    def test_a_codec_that_the_server_does_not_read_is_refused(
+        self, config: dict[str, Any], needed: str, ask: Ask, train: Data, reason_of: ReasonOf
+    ) -> None:
+        assert needed in reason_of(ask(train, {**QUICK, **config}))
 
     def test_an_objective_that_a_user_added_works_by_name(
         self, ask: Ask, train: Data, held: Partition, monkeypatch: pytest.MonkeyPatch
@@ -227,6 +257,25 @@ def run(
 
 
 class TestOneShot:
+    def test_it_says_what_it_reads_where_it_asks_for_a_codec(self) -> None:
+        """Nodes of before know no codecs, and are asked as before."""
+        raw, coded = (
+            OneShot(task=task).ask(1, "answer", State(), ()) for task in (Condense(), Condense(codec="bits-2"))
+        )
+        assert not {"codec", "codecs", "budget"} & set(pack_question(raw, 1).config_records["config"])
+        config = pack_question(coded, 1).config_records["config"]
+        assert (config["codec"], config["codecs"]) == ("bits-2", list(CODECS))
+
+    def test_coded_sets_are_joined_and_kept_as_they_came(self, sets: list[SyntheticSet]) -> None:
+        packed = [one.recode(codec) for one, codec in zip(sets, ("bits-2", "webp-20", "raw"), strict=True)]
+        strategy = OneShot(trained, min_available_nodes=3)
+        run(strategy, client_that(lambda k, message: Message(pack(packed[k], k), reply_to=message)), 3)
+        assert strategy.joined is not None
+        assert [part.codec for part in strategy.joined.parts] == ["bits-2", "webp-20", "raw"]
+        assert {name: one.to_bytes() for name, one in strategy.state.sets.items()} == {
+            f"client-{k}": one.to_bytes() for k, one in enumerate(packed)
+        }
+
     def test_it_returns_the_trained_weights_and_keeps_the_joined_set(
         self, honest: Answers, sets: list[SyntheticSet], train: Data
     ) -> None:

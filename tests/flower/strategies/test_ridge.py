@@ -21,7 +21,8 @@ from fedcondense.flower.payloads import Sums
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.running import accuracy_of_scores
 from fedcondense.flower.strategies.features import labelled_by, random_features
-from fedcondense.flower.strategies.ridge import Products, Ridge, ridge_dims
+from fedcondense.flower.strategies.ridge import Products, Ridge, _sums_of, ridge_dims
+from fedcondense.flower.wire import pack_question
 
 NETWORK = "convnet2-w32"
 NODE = Node("client-0", Caps.none())
@@ -97,11 +98,12 @@ def test_who_has_no_data_is_left_out(train: Data, test: Data, held: Partition) -
 
 
 @pytest.mark.parametrize("nbytes", [200, 1000, 37_500])
-def test_the_dimensions_fill_the_bytes(nbytes: int) -> None:
+@pytest.mark.parametrize(("precision", "each", "row"), [("float32", 4, 0), ("float16", 2, 4), ("int8", 1, 4)])
+def test_the_dimensions_fill_the_bytes(nbytes: int, precision: str, each: int, row: int) -> None:
     def size(dims: int) -> int:
-        return 4 * ((dims + 1) * (dims + 2) // 2 + (dims + 1) * 10)
+        return each * ((dims + 1) * (dims + 2) // 2 + (dims + 1) * 10) + row * (dims + 1)
 
-    dims = ridge_dims(nbytes, 10)
+    dims = ridge_dims(nbytes, 10, precision)
     assert size(dims) <= nbytes < size(dims + 1)
 
 
@@ -143,6 +145,87 @@ def test_hostile_sums_are_refused(sums: dict[str, Tensor], train: Data) -> None:
             Ridge(limits=limits).examine("answer", Answer(Site("a"), Sums(sums)))
     sound = Sums({"gram": torch.zeros(8385), "products": torch.zeros(129, 10)})
     Ridge(limits=ReplyLimits.of(train.spec)).examine("answer", Answer(Site("a"), sound))
+
+
+ROUNDED = ("float16", "int8")
+
+
+class TestFactor:
+    """What a site sends where fewer bits than 32 are asked for."""
+
+    def factor(self, few: Data, precision: str, dims: int = 5) -> Sums:
+        return Products(few.spec.classes, NETWORK, 1, dims, precision).prepare(Own(few), NODE).run()
+
+    @pytest.mark.parametrize("precision", ROUNDED)
+    @pytest.mark.parametrize("records", [100, 4, 1])
+    def test_it_holds_the_products_of_records_with_an_error_of_its_rounding(
+        self, train: Data, precision: str, records: int
+    ) -> None:
+        """(R + E)'(R + E) differs from R'R by 2 |R||E| + |E|^2 at most, where a row of E is half a step per number."""
+        few = train.subset(torch.arange(records))
+        sent = self.factor(few, precision)
+        rows = min(records, 6)
+        assert (len(sent.tensors["scales"]), len(sent.tensors["rows"])) == (rows, rows * 16 - rows * (rows - 1) // 2)
+        features = torch.cat([random_features(few, NETWORK, 1, 5), torch.ones(records, 1)], 1).double()
+        targets = torch.nn.functional.one_hot(few.labels, 10).double()
+        read = _sums_of(sent, 6, 10).tensors
+        half = {"float16": 2.0**-12, "int8": 0.5}[precision] * float(sent.tensors["scales"].max())
+        error = half * rows**0.5  # of a column of R
+        norms = features.square().sum(0).sqrt() + error
+        gram, products = (features.T @ features)[*torch.triu_indices(6, 6)], features.T @ targets
+        assert float((read["gram"] - gram).abs().max()) <= 1.01 * (2 * error * float(norms.max())) + 1e-3
+        most = targets.square().sum(0).sqrt().max() + error
+        assert float((read["products"] - products).abs().max()) <= 1.01 * error * float(norms.max() + most) + 1e-3
+
+    @pytest.mark.parametrize("precision", ROUNDED)
+    @pytest.mark.parametrize("records", [200, 30])
+    def test_the_cost_is_that_of_the_factor(self, train: Data, precision: str, records: int) -> None:
+        task = Products(train.spec.classes, NETWORK, dims=50, precision=precision)
+        job = task.prepare(Own(train.subset(torch.arange(records))), NODE)
+        assert job.cost.nbytes == sum(value.nbytes for value in job.run().tensors.values())
+
+    def test_accuracy_holds(self, train: Data, test: Data, held: Partition) -> None:
+        whole = accuracy(solved(train, held), test)
+        for precision, most in (("float16", 0.4), ("int8", 1.0)):
+            assert accuracy(solved(train, held, Products(precision=precision)), test) > whole - most
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"scales": None},
+            {"rows": None},
+            {"more": torch.zeros(1)},
+            {"scales": torch.zeros(0)},
+            {"scales": torch.zeros(130)},
+            {"scales": torch.zeros(129, 1)},
+            {"scales": torch.zeros(129).double()},
+            {"scales": -torch.ones(129)},
+            {"scales": torch.full((129,), 1e30)},
+            {"rows": torch.zeros(3, dtype=torch.int8)},
+            {"rows": torch.zeros(9675)},
+        ],
+    )
+    def test_hostile_factors_are_refused(self, train: Data, changes: dict[str, Tensor | None]) -> None:
+        sound: dict[str, Tensor | None] = {"rows": torch.zeros(9675, dtype=torch.int8), "scales": torch.zeros(129)}
+        strategy = Ridge(Products(precision="int8"), limits=ReplyLimits.of(train.spec))
+        strategy.examine("answer", Answer(Site("a"), Sums({k: v for k, v in sound.items() if v is not None})))
+        given = {name: value for name, value in {**sound, **changes}.items() if value is not None}
+        with pytest.raises(UntrustedSetError):
+            strategy.examine("answer", Answer(Site("a"), Sums(given)))
+
+    def test_numbers_beyond_their_scale_are_refused(self, train: Data) -> None:
+        strategy = Ridge(Products(precision="float16"), limits=ReplyLimits.of(train.spec))
+        rows = torch.full((9675,), 1.5, dtype=torch.float16)
+        with pytest.raises(UntrustedSetError, match="numbers of a factor; needed: from -1 to 1"):
+            strategy.examine("answer", Answer(Site("a"), Sums({"rows": rows, "scales": torch.zeros(129)})))
+
+    def test_another_precision_is_refused_by_name(self, train: Data) -> None:
+        with pytest.raises(SettingError, match="no precision is called 'int4'"):
+            Products(train.spec.classes, precision="int4").prepare(Own(train), NODE)
+
+    def test_a_question_for_sums_is_the_one_that_older_nodes_know(self) -> None:
+        assert "precision" not in pack_question(Products(), 1).config_records["config"]
+        assert pack_question(Products(precision="int8"), 1).config_records["config"]["precision"] == "int8"
 
 
 class TestLabels:

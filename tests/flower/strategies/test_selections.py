@@ -32,6 +32,16 @@ def test_selections_travel_where_the_node_allows_real_records(ask: Ask, train: D
     assert sent.counts().tolist() == [2] * 10
 
 
+def test_they_travel_in_a_codec(ask: Ask, train: Data) -> None:
+    asked = {"ipc": 2, "method": "random", "codec": "jpeg-10", "codecs": ["jpeg"]}
+    reply = ask(train, asked, task="select", node={"allow-real": True})
+    sent = read_answer(reply.content, SyntheticSet, ReplyLimits.of(train.spec).limits).payload
+    raw = ask(train, {"ipc": 2, "method": "random"}, task="select", node={"allow-real": True})
+    whole = read_answer(raw.content, SyntheticSet, ReplyLimits.of(train.spec).limits).payload.recode("jpeg-10")
+    assert sent.parts[0].codec == "jpeg-10"
+    assert sent.parts[0].codes.stored == whole.parts[0].codes.stored
+
+
 @pytest.mark.parametrize(
     ("config", "needed"),
     [

@@ -1,0 +1,108 @@
+"""The tables of `coded.py`, from what there is."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from cells import read
+from coded_codecs import MEASURED, SETS
+from coded_plan import BUDGETS, CANDIDATES, CONDENSED, FULL, HALF, PATH, READY, READY_NAMES, SEEDS
+
+
+def spread(cells: list[dict[str, Any]]) -> str:
+    values = [cell["accuracy"] for cell in cells]
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def table_at_budgets() -> str:
+    """Return who is best at each budget, the winner first."""
+    results = read(PATH)
+    lines = ["| data | bytes | set | codec | images a class | file bytes | accuracy | seeds |", "|---" * 8 + "|"]
+    for name, budgets in BUDGETS.items():
+        for budget in budgets:
+            rows = []
+            for method in (FULL, HALF, "herding", "k-means", CONDENSED):
+                kind = f"real | {name} | {budget} | {method}"
+                kind = f"condensed | {name} | {budget}" if method == CONDENSED else kind
+                found = [results[key] for key in (f"{kind} | seed {seed}" for seed in SEEDS) if key in results]
+                found = [cell for cell in found if "accuracy" in cell]
+                if found:
+                    size = round(statistics.fmean(cell["nbytes"] for cell in found))
+                    text = f"**`{CONDENSED}`**, factor 2" if method == CONDENSED else f"{method}, real"
+                    images = round(statistics.fmean(cell["images"] for cell in found) / 10)
+                    line = f"{text} | {found[0]['codec']} | {images} | {size:,} | {spread(found)} | {len(found)} |"
+                    rows.append((statistics.fmean(cell["accuracy"] for cell in found), line))
+            for _, line in sorted(rows, reverse=True):
+                lines.append(f"| {name} | {budget:,} | {line}")
+    return "\n".join(lines)
+
+
+def tried(results: dict[str, Any], name: str, budget: int, method: str) -> dict[str, list[float]]:
+    """Return the accuracies on held-out training images, the first network first, by candidate."""
+    found: dict[str, list[float]] = {}
+    begin = f"choose | {name} | {budget} | {method} | "
+    for key in sorted(results):  # by seed
+        if key.startswith(begin) and results[key].get("nbytes", budget + 1) <= budget:
+            found.setdefault(key.removeprefix(begin).partition(" | ")[0], []).append(results[key]["accuracy"])
+    return found
+
+
+def table_of_choices() -> str:
+    """Return what was tried on held-out training images, the best first."""
+    results = read(PATH)
+    lines = ["| data | bytes | set | tried, best first: accuracy (images a class; networks) |", "|---" * 4 + "|"]
+    for (name, budget), methods in CANDIDATES.items():
+        for method in (*methods, CONDENSED):
+            found = tried(results, name, budget, method)
+            texts = []
+            for codec in sorted(found, key=lambda codec: (-len(found[codec]), -statistics.fmean(found[codec]))):
+                images = results[f"choose | {name} | {budget} | {method} | {codec} | seed 0"]["images"] // 10
+                texts.append(f"{codec} {statistics.fmean(found[codec]):.1f} ({images}; {len(found[codec])})")
+            if texts:
+                lines.append(f"| {name} | {budget:,} | {method} | {', '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def table_ready() -> str:
+    """Return bytes and accuracy of the ready sets by codec."""
+    results = read(PATH)
+    names = READY_NAMES
+    lines = [f"| codec | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for codec in READY:
+        cells = [results.get(f"ready | {name} | {codec}") for name in names]
+        texts = [f"{c['accuracy']:.1f} ± {c['std']:.1f} at {c['nbytes']:,}" if c else "" for c in cells]
+        lines.append(f"| {codec} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def table_of_speed() -> str:
+    """Return speed by codec, and how far Pillows are apart."""
+    results = read(PATH)
+    lines = ["| codec | " + " | ".join(f"{d}: bytes, encode, decode MB/s" for d in SETS) + " |", "|---" * 3 + "|"]
+    for codec in MEASURED:
+        found = [results.get(f"speed | {data} | {codec}") for data in SETS]
+        texts = [f"{c['nbytes']:,}, {c['encode']:g}, {c['decode']:g}" if c else "" for c in found]
+        lines.append(f"| {codec} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def table_of_agreement() -> str:
+    """Return the largest differences of two Pillows, in grey levels, and how many values differ."""
+    results = read(PATH)
+    lines = ["| data | codec | ours | another | condensed: largest, share | real: largest, share |", "|---" * 6 + "|"]
+    for key, cell in results.items():
+        if key.startswith("agreement"):
+            _, _, data, codec = key.split(" | ")
+            texts = [f"{cell[k]['largest']}, {100 * cell[k]['differ']:g} %" for k in ("condensed", "real")]
+            lines.append(f"| {data} | {codec} | {' | '.join([*cell['versions'], *texts])} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "coded budgets": table_at_budgets,
+    "coded choices": table_of_choices,
+    "coded ready": table_ready,
+    "coded speed": table_of_speed,
+    "coded agreement": table_of_agreement,
+}
