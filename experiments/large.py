@@ -31,7 +31,7 @@ BUDGETS = {"cifar10": 307_200, "fashion-mnist": 78_400}
 
 CHOSEN = {  # the codec of the ready set, or none; the codec of the real images
     "cifar10": [("", "jpeg-10"), ("", "dct-65")],
-    "fashion-mnist": [("", "webp-20"), ("bits-2", "dct-100")],
+    "fashion-mnist": [("", "webp-20"), ("bits-2", "webp-20")],
 }
 
 
@@ -56,8 +56,10 @@ def filled(train: Data, ready: fc.SyntheticSet | None, codec: str, budget: int, 
     for _ in range(4):  # bytes are all but proportional to images
         size = joined(per_class).nbytes
         per_class = min(most, int(per_class * (budget - fixed) / (size - fixed)))
-    while joined(per_class).nbytes > budget:
+    while per_class > 1 and joined(per_class).nbytes > budget:
         per_class -= 1
+    while per_class < most and joined(per_class + 1).nbytes <= budget:
+        per_class += 1
     return joined(per_class)
 
 
