@@ -73,9 +73,9 @@ CODED_ROWS = {
     "coded-fashion-mnist": ("dct-100", "jpeg-10", f"{KERNEL} bits-2 + 0.75 dct-100", f"{KERNEL} bits-2"),
 }
 CODED = {
-    "coded-cifar10": Protocol("cifar10", 100, 32, 1000, updates=4000, steps={KERNEL: 200}, max_bytes=307_200),
+    "coded-cifar10": Protocol("cifar10", 100, 32, 1000, updates=2000, steps={KERNEL: 200}, max_bytes=307_200),
     "coded-fashion-mnist": Protocol(
-        "fashion-mnist", 100, 16, 2000, updates=4000, steps={KERNEL: 300}, max_bytes=78_400
+        "fashion-mnist", 100, 16, 2000, updates=2000, steps={KERNEL: 300}, max_bytes=78_400
     ),
 }
 CANDIDATES = {

@@ -39,7 +39,7 @@ class CodedBuffer(CondensedBuffer):
         self,
         max_size: int | None = None,
         *,
-        max_bytes: int | None = None,
+        max_bytes: int | str | None = None,
         codec: str = "jpeg-25",
         balance: str = "class",
         **kwargs: Any,
