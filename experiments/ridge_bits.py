@@ -37,7 +37,8 @@ def rounded(rows: Tensor, bits: int) -> Tensor:
     if bits >= 16:
         return (rows / scale).to(torch.float16 if bits == 16 else torch.float32).double() * scale
     most = 2 ** (bits - 1) - 1
-    return (rows / scale * most).round() * scale / most
+    whole: Tensor = (rows / scale * most).round() * scale / most
+    return whole
 
 
 def of_factor(x: Tensor, y: Tensor, bits: int) -> tuple[Tensor, Tensor]:
