@@ -37,7 +37,8 @@ def rounded(rows: Tensor, bits: int) -> Tensor:
     if bits >= 16:
         return (rows / scale).to(torch.float16 if bits == 16 else torch.float32).double() * scale
     most = 2 ** (bits - 1) - 1
-    return (rows / scale * most).round() * scale / most
+    whole: Tensor = (rows / scale * most).round() * scale / most
+    return whole
 
 
 def of_factor(x: Tensor, y: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -89,14 +90,17 @@ def accuracy(dims: int, bits: int, form: Callable[[Tensor, Tensor, int], tuple[T
     return {"dims": dims, "accuracies": found}
 
 
-def cells() -> dict[str, Callable[[], dict[str, Any]]]:
-    same = {
+Cells = dict[str, Callable[[], dict[str, Any]]]
+
+
+def cells() -> Cells:
+    same: Cells = {
         f"same | {dims:03} | {name} | {bits:02} bits": partial(accuracy, dims, bits, form)
         for dims in SAME
         for name, form in (("factor", of_factor), ("gram", of_gram))
         for bits in (32, 16, 8)
     }
-    equal = {
+    equal: Cells = {
         f"equal | {nbytes:05} | factor | {bits:02} bits": partial(accuracy, dims_of(nbytes, bits), bits, of_factor)
         for nbytes in BYTES
         for bits in BITS
