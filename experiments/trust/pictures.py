@@ -25,6 +25,8 @@ def bombs() -> dict[str, bytes]:
     for levels in (1, 2, 4):  # bits-1, bits-2 and so on: one group with its levels
         found |= {f"deflate {levels}": bytes(1 + 2**levels) + deflated, f"lzma {levels}": bytes(1 + 2**levels) + packed}
     found |= {"deflate palette": bytes(48) + deflated, "lzma palette": bytes(48) + packed}
+    for name, data in (("deflate", deflated), ("lzma", packed)):
+        found[f"{name} of coefficients"] = len(data).to_bytes(4, "little") + bytes(4) + data
     found["jpeg 8192"] = _saved((8192, 8192), "L", "JPEG")
     found["webp 8192"] = _saved((8192, 8192), "RGB", "WEBP", method=0)
     for name, side in (("webp 8192", 16_383), ("jpeg 8192", 65_500)):

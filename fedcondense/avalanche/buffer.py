@@ -19,6 +19,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.avalanche.decoded import Decoded, Working, decode
 from fedcondense.avalanche.saved import read_saved
 from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read
+from fedcondense.budgets import budget_bytes
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError, look_up
@@ -52,9 +53,9 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Args:
         max_size: Decoded images; with multi-formation of factor 2, the default, four of them take the bytes of one.
-        max_bytes: What `nbytes` may be instead, at any time: the whole file, with header, labels and record, and what
-            waits (half of the bytes is kept for that with `min_samples` above 1). `max_size` then is as many images as
-            would fit without all these, since Avalanche asks for a number at once and for all.
+        max_bytes: What `nbytes` may be instead, at any time, such as ``"64 kB"``: the whole file, with header, labels,
+            record and what waits (half of the bytes is kept for that with `min_samples` above 1). `max_size` then is as
+            many images as would fit without all these, since Avalanche asks for a number at once and for all.
         shape: (C, H, W) of the stream's images, needed with `max_bytes`.
         condenser: Makes the sets: a `Condenser` with any objective and parametrization by name, or a `Selector`
             of real images, the control.
@@ -83,7 +84,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self,
         max_size: int | None = None,
         *,
-        max_bytes: int | None = None,
+        max_bytes: int | str | None = None,
         shape: tuple[int, int, int] | None = None,
         condenser: Maker = _DEFAULT,
         adaptive_size: bool = True,
@@ -102,6 +103,7 @@ class CondensedBuffer(ExemplarsBuffer):
     ) -> None:
         if (max_size is None) == (max_bytes is None):
             raise SettingError(f"max_size {max_size!r} and max_bytes {max_bytes!r}; give one of them")
+        most = None if max_bytes is None else budget_bytes(max_bytes, "max_bytes")
         if adaptive_size == (total_num_groups is not None):
             raise SettingError("give total_num_groups with adaptive_size=False, and only then")
         if len(mean or ()) != len(std or ()) or not all(s > 0 for s in std or ()):
@@ -111,17 +113,17 @@ class CondensedBuffer(ExemplarsBuffer):
         for name in operations:
             look_up("augmentation", name, dict.fromkeys(OPERATIONS))
         per_image = condenser.per_image
-        is_coded = max_bytes is not None and (codec, real_codec or codec) != (RAW, RAW)
-        if max_bytes is None:
+        is_coded = most is not None and (codec, real_codec or codec) != (RAW, RAW)
+        if most is None:
             images = max_size // per_image  # type: ignore[operator]
         elif is_coded and shape is None:
-            images = max_bytes
+            images = most
         elif shape is None or len(shape) != 3 or min(shape) < 1:
             raise SettingError(f"shape {shape}; max_bytes needs (C, H, W), the size of the stream's images")
         else:
-            images = max_bytes if is_coded else max_bytes // (shape[0] * shape[1] * shape[2])
+            images = most if is_coded else most // (shape[0] * shape[1] * shape[2])
         if images < 1:
-            size = f"{max_bytes} bytes" if max_size is None else f"{max_size} decoded images"
+            size = f"{most} bytes" if max_size is None else f"{max_size} decoded images"
             raise SettingError(f"a buffer of {size}; needed: at least one stored image, which decodes to {per_image}")
         super().__init__(images if is_coded else images * per_image)
         self.memory = Memory(
@@ -131,13 +133,13 @@ class CondensedBuffer(ExemplarsBuffer):
             update=update,
             real_fraction=real_fraction,
             minimum=min_samples,
-            max_bytes=max_bytes,
+            max_bytes=most,
             codec=codec,
             real_codec=real_codec,
             balance=balance,
             seed=seed,
         )
-        if max_bytes is not None and shape is not None:  # refused now where no stream could do
+        if most is not None and shape is not None:  # refused now where no stream could do
             self.memory.check_room(Spec("stream", shape, (), (0.0,) * shape[0], (1.0,) * shape[0], operations))
         self.shape, self.operations, self.working_bytes = shape, operations, working_bytes
         self.range = Range.normalised(mean, std) if mean and std else None

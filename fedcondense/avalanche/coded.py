@@ -26,7 +26,7 @@ class CodedBuffer(CondensedBuffer):
     Args:
         max_size: Images, if their number is what is bounded.
         max_bytes: What `nbytes` may be instead, as in `CondensedBuffer`.
-        codec: ``"jpeg-25"``, ``"bits-3"``, ...: a name as `fedcondense.sets.codecs` has them. WebP leaves out whole
+        codec: ``"jpeg-15"``, ``"dct-65"``, ``"bits-3"``, ...: a name as `fedcondense.sets.codecs` has them. WebP leaves out whole
             classes alone, so it needs `total_num_groups`, with `adaptive_size=False`, and each class at once.
         balance: ``"class"``: as many of each class; ``"reservoir"``: each image of the stream as likely as another.
         kwargs: As for `CondensedBuffer`, but for what condenses.
@@ -39,8 +39,8 @@ class CodedBuffer(CondensedBuffer):
         self,
         max_size: int | None = None,
         *,
-        max_bytes: int | None = None,
-        codec: str = "jpeg-25",
+        max_bytes: int | str | None = None,
+        codec: str = "jpeg-15",
         balance: str = "class",
         **kwargs: Any,
     ) -> None:

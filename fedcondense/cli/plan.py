@@ -76,10 +76,11 @@ def plan(
     options = given(objective=objective, parametrization=parametrization, network=network, steps=steps)
     amount = given(ipc=ipc, budget=budget, codec=codec)
     planned = plan_run(train, **amount, **options)
+    stored = "" if planned.codec == "raw" else f", in {planned.codec}"
     coded = "" if planned.most is None or planned.codec == "raw" else f", never above {human_bytes(planned.most)}"
     size = f"{'' if planned.codec == 'raw' else 'about '}{human_bytes(planned.nbytes)}{coded}"
     fields = [
-        ("set", f"{size}, {planned.decoded} images to train on, stored by {planned.codec}"),
+        ("set", f"{size}, {planned.decoded} images to train on{stored}"),
         ("time", f"{clock(planned.seconds)} for {planned.steps} steps on this machine"),
         ("memory", human_bytes(planned.memory)),
         *(("advice", text) for text in planned.advice),

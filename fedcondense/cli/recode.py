@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 @command
 def recode(
     file: SetFile,
-    codec: Annotated[str, typer.Option(help="raw, bits-1 to bits-6, jpeg-10, webp-20, palette-16, ...")],
+    codec: Annotated[str, typer.Option(help="raw, bits-1 to bits-6, jpeg-10, webp-20, dct-65, palette-16, ...")],
     output: Annotated[Path, typer.Option(help="Where the set is written in this codec.")],
     data: Annotated[
         str | None, typer.Option(help="Measures both sets on its test part; without it bytes alone are compared.")
@@ -60,7 +60,7 @@ def recode(
 
     What was coded already loses twice: recode the original.
 
-    JSON keys: those of `fedcondense condense`, and `codec`, `nbytes_before`, `accuracy_before` (null without --data).
+    JSON keys: those of `fedcondense condense`, and `nbytes_before`, `accuracy_before` (null without --data).
     """
     from fedcondense.arguments import device_of
     from fedcondense.data.loading import load_data
@@ -80,7 +80,6 @@ def recode(
     sizes = plain.nbytes, after.nbytes
     saved = save_measured(after, output, test, seeds, network, same)
     result: dict[str, Any] = result_of(saved) | {
-        "codec": saved.parts[0].codec,
         "nbytes_before": sizes[0],
         "accuracy_before": None if was is None else round(was.accuracy, 3),
         "output": output,

@@ -202,7 +202,7 @@ class TestBudget:
         images = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         labels = (torch.arange(200) % 10).tolist()
         samples = [(image, label) for image, label in zip(images, labels, strict=True)]
-        buffer = CondensedBuffer(max_bytes=78_400, shape=(1, 28, 28), condenser=RANDOM)
+        buffer = CondensedBuffer(max_bytes="78.4 kB", shape=(1, 28, 28), condenser=RANDOM)
         buffer.update_from_dataset(AvalancheDataset([samples], data_attributes=[DataAttribute(labels, "targets")]))
         path = buffer.save(tmp_path / "buffer.safetensors")
         assert buffer.memory.image_bytes == 90 * 784  # ten more would leave nothing for the header
@@ -346,6 +346,7 @@ class TestRefusals:
             ({"max_size": None, "max_bytes": 1000, "shape": (1, 0, 8)}, r"shape \(1, 0, 8\); max_bytes needs"),
             ({"max_size": None, "max_bytes": 63, "shape": (1, 8, 8)}, "63 bytes; needed: at least one stored image"),
             ({"max_size": None, "max_bytes": 192, "shape": (1, 8, 8)}, r"192 bytes; needed: \d+ at least, the file of"),
+            ({"max_size": None, "max_bytes": "20 KB", "shape": (1, 8, 8)}, r"max_bytes '20 KB'; needed: kB"),
             ({"max_size": 3}, "3 decoded images; needed: at least one stored image, which decodes to 4"),
             ({"adaptive_size": False}, "total_num_groups with adaptive_size=False"),
             ({"total_num_groups": 5}, "total_num_groups with adaptive_size=False"),

@@ -215,7 +215,7 @@ def test_a_number_that_fits_is_near_the_largest(
     largest = max((n for n in range(1, most + 1) if base + int(slope * n**0.9) <= bound), default=0)
     found = largest_within(most, bound, nbytes, first)
     assert found <= largest
-    assert found >= largest - max(1, 0.03 * largest)
+    assert found >= largest - max(1, 0.03 * largest) or base + int(slope * found**0.9) >= 0.99 * bound
     assert len(asked) <= 12
     assert not found or found in asked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,16 +100,14 @@ def _blanks(holder: Holder, node: Node) -> list[SyntheticSet]:
     return [SyntheticSet([Part({"images": images}, labels, Pixels(), record)]) for record in (little, much)]
 
 
-def asked_in_bytes(task: Any, reads: Sequence[str] | None = None) -> Any:
+def asked_in_bytes(task: Any) -> Any:
     """Return a task that says which codecs the server reads, if it asks for one or names a budget.
 
-    Args:
-        task: Any; others than `InBytes` stay as they are.
-        reads: Families in `CODECS`; None: all of them.
+    Others than `InBytes` stay as they are, and so do `codecs` that are named: a server may read fewer than it could.
     """
     if not isinstance(task, InBytes) or not (task.codec or task.budget):
         return task
-    return replace(task, codecs=tuple(CODECS if reads is None else reads))
+    return replace(task, codecs=task.codecs or tuple(CODECS))
 
 
 def family_of(codec: str) -> str:

@@ -121,7 +121,7 @@ class TestAsked:
     def test_tasks_that_ask_for_bytes_say_what_the_server_reads(self) -> None:
         for task in (Condense(budget=1), Condense(codec="bits-2"), Select(codec="raw")):
             assert asked_in_bytes(task).codecs == tuple(CODECS)
-            assert asked_in_bytes(task, ["bits"]).codecs == ("bits",)
+            assert asked_in_bytes(replace(task, codecs=("bits",))).codecs == ("bits",)
 
     def test_others_stay_as_they_are(self) -> None:
         for task in (Condense(), Select(), Products()):

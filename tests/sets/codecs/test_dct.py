@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from fedcondense.errors import SettingError
-from fedcondense.sets.codecs import Dct
+from fedcondense.sets.codecs import Dct, counts, dct
+from fedcondense.sets.codecs.symbols import squeeze
 
 
 def smooth(count: int, side: int = 32, channels: int = 3) -> torch.Tensor:
@@ -64,3 +65,13 @@ def test_larger_images_are_cut_into_tiles(side: int) -> None:
 def test_steps_out_of_range_are_refused(step: object) -> None:
     with pytest.raises(SettingError, match="needed: a whole number from 1 to 1000"):
         Dct(step)  # type: ignore[arg-type]
+
+
+def test_columns_of_zeros_which_would_take_time_for_no_bytes_are_refused() -> None:
+    columns = dct._columns((1, 8, 8), np.ones(64, bool))
+    symbols = np.zeros((64, 4), np.uint8)
+    coded = counts.encode(symbols, columns.forerunners, lambda known, column: np.zeros(4, np.int64), 5, 1)
+    where = squeeze(bytes([255] * 8))
+    data = len(where).to_bytes(4, "little") + len(coded).to_bytes(4, "little") + where + coded
+    with pytest.raises(ValueError, match="a column of coefficients that are all zero"):
+        Dct(9).decode(data, (4, 1, 8, 8))
