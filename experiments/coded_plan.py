@@ -16,16 +16,16 @@ BUDGETS = {"fashion-mnist": (10_000, 78_400), "cifar10": (30_000, 78_000, 307_20
 FULL, HALF, CONDENSED = "random", "half-resolution", "mmd-ridge"
 CANDIDATES: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
     ("fashion-mnist", 10_000): {
-        FULL: ("dct-140", "bits-1", "jpeg-10", "sheet-10", "webp-10", "webp-20"),
-        HALF: ("dct-65", "webp-20"),
+        FULL: ("bits-1", "jpeg-10", "sheet-10", "webp-10", "webp-20"),
+        HALF: ("webp-20",),
     },
     ("cifar10", 30_000): {
-        FULL: ("dct-120", "jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25"),
-        HALF: ("dct-65", "dct-100", "jpeg-25"),
+        FULL: ("jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25"),
+        HALF: ("jpeg-25",),
     },
-    ("fashion-mnist", 78_400): {FULL: ("dct-113", "bits-1", "jpeg-10", "webp-10", "webp-20"), HALF: ()},
-    ("cifar10", 78_000): {FULL: ("dct-90", "jpeg-10", "jpeg-15"), HALF: ("dct-65", "jpeg-25")},
-    ("cifar10", 307_200): {FULL: ("dct-65", "jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25"), HALF: ()},
+    ("fashion-mnist", 78_400): {FULL: ("bits-1", "jpeg-10", "webp-10", "webp-20"), HALF: ()},
+    ("cifar10", 78_000): {FULL: ("jpeg-10", "jpeg-15"), HALF: ("jpeg-25",)},
+    ("cifar10", 307_200): {FULL: ("jpeg-5", "jpeg-10", "jpeg-15", "jpeg-25"), HALF: ()},
     ("leaves64", 123_000): {FULL: ("jpeg-10", "jpeg-25", "webp-10"), HALF: ()},
     ("leaves64", 262_000): {FULL: ("jpeg-10", "jpeg-25"), HALF: ()},
 }

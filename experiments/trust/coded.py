@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import fedcondense as fc
-from fedcondense.sets.codecs import Bits, Chunk, Dct, Jpeg, Palette, WebP, name_of
+from fedcondense.sets.codecs import Bits, Chunk, Jpeg, Palette, WebP, name_of
 from fedcondense.sets.coded import Coded, Stored, read_stored
 from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.synthetic import SyntheticSet
@@ -38,9 +38,6 @@ NAMES = (
     *(
         "webp-1",
         "webp-30",
-        "dct-1",
-        "dct-90",
-        "dct-0",
         "raw",
         "bits-0",
         "bits-9",
@@ -65,12 +62,9 @@ def coded_originals() -> dict[str, bytes]:
     spec = fc.Spec("colour digits", (3, 8, 8), few.spec.classes, (0.5,) * 3, (0.25,) * 3)
     grey, colour = (fc.select(data, 6, "random") for data in (few, fc.Data(three, few.labels, spec)))
     made = {
-        f"{name} grey": grey.recode(name)
-        for name in ("bits-1", "bits-2-patch", "bits-3-class", "jpeg-25", "webp-30", "dct-400")
+        f"{name} grey": grey.recode(name) for name in ("bits-1", "bits-2-patch", "bits-3-class", "jpeg-25", "webp-30")
     }
-    made |= {
-        f"{name} colour": colour.recode(name) for name in ("bits-2", "palette-16", "jpeg-50", "webp-30", "dct-900")
-    }
+    made |= {f"{name} colour": colour.recode(name) for name in ("bits-2", "palette-16", "jpeg-50", "webp-30")}
     soft = fc.relabel(grey, few, network="convnet1-w16", recipe=fc.Fit(steps=2), teachers=1)
     made["soft labels"] = soft.recode("bits-2", labels="top-3")
     made["joined"] = SyntheticSet.join([grey, made["bits-1 grey"], made["jpeg-25 grey"], made["webp-30 grey"]])
@@ -263,7 +257,7 @@ def by_hand() -> Iterator[tuple[str, bytes]]:
 def _large() -> Iterator[tuple[str, bytes]]:
     """Yield files of one part that promise much, within the limits and beyond them, and hold a bomb or nothing."""
     part = fc.select(fc.load_data("digits").train, 1, "random").parts[0]
-    for codec in (Bits(1), Bits(1, "patch"), Palette(2), Dct(9), Jpeg(1), WebP(1)):
+    for codec in (Bits(1), Bits(1, "patch"), Palette(2), Jpeg(1), WebP(1)):
         for shape in ((1, 3, 2048, 2048), (40, 3, 512, 512), (2**30, 3, 8, 8), (1, 3, 2**20, 2**20)):
             record = Record("bomb", (3, min(shape[2], 4096), min(shape[3], 4096)), ("a",), (0.5,) * 3, (0.5,) * 3)
             labels = torch.zeros(min(shape[0], 50), dtype=torch.uint8)

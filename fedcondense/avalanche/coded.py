@@ -17,7 +17,7 @@ class CodedBuffer(CondensedBuffer):
 
     Nothing is condensed, so an update takes no longer than drawing and encoding do. An image is encoded when it enters;
     those that leave are cut out, so that the others decode as they did. Each update that leaves images keeps tables of
-    its own, 0.3 kB in grey and 0.6 kB in colour for JPEG: choose ``"bits-2"`` or ``"dct-65"`` where few images come at
+    its own, 0.3 kB in grey and 0.6 kB in colour for JPEG: choose ``"bits-2"`` where few images come at
     a time (measured in `experiments/memories.md`).
 
     >>> from fedcondense.avalanche import CodedBuffer  # doctest: +SKIP
@@ -27,7 +27,7 @@ class CodedBuffer(CondensedBuffer):
     Args:
         max_size: Images, if their number is what is bounded.
         max_bytes: What `nbytes` may be instead, as in `CondensedBuffer`.
-        codec: ``"jpeg-15"``, ``"dct-65"``, ``"bits-3"``, ...: a name as `fedcondense.sets.codecs` has them. WebP leaves
+        codec: ``"jpeg-15"``, ``"bits-3"``, ...: a name as `fedcondense.sets.codecs` has them. WebP leaves
             out whole classes alone, so it needs `total_num_groups`, with `adaptive_size=False`, and each class at once.
         balance: ``"class"``: as many of each class; ``"reservoir"``: each image of the stream as likely as another.
         kwargs: As for `CondensedBuffer`, but for what condenses.

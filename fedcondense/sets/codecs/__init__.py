@@ -1,7 +1,7 @@
 """Codecs: how stored images become bytes, one file each, and the dict that names them.
 
 `codec_named` reads names: the word before the first hyphen is an entry of `CODECS`, what follows are its settings, as
-in ``"bits-2"``, ``"bits-2-patch"``, ``"jpeg-10"``, ``"webp-20"``, ``"dct-65"`` and ``"palette-16"``. ``"raw"`` is none.
+in ``"bits-2"``, ``"bits-2-patch"``, ``"jpeg-10"``, ``"webp-20"`` and ``"palette-16"``. ``"raw"`` is none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import MISSING, fields
 from fedcondense.errors import SettingError, unknown
 from fedcondense.sets.codecs.bits import Bits
 from fedcondense.sets.codecs.contract import Chunk, Codec, Inexact
-from fedcondense.sets.codecs.dct import Dct
 from fedcondense.sets.codecs.jpeg import Jpeg
 from fedcondense.sets.codecs.palette import Palette
 from fedcondense.sets.codecs.webp import WebP
@@ -23,7 +22,6 @@ __all__ = [
     "Bits",
     "Chunk",
     "Codec",
-    "Dct",
     "Inexact",
     "Jpeg",
     "Palette",
@@ -34,10 +32,10 @@ __all__ = [
 
 RAW = "raw"
 
-CODECS: dict[str, Callable[..., Codec]] = {"bits": Bits, "jpeg": Jpeg, "webp": WebP, "palette": Palette, "dct": Dct}
+CODECS: dict[str, Callable[..., Codec]] = {"bits": Bits, "jpeg": Jpeg, "webp": WebP, "palette": Palette}
 """What files may name and receivers look up; a user adds a line with a frozen dataclass."""
 
-_EXAMPLES = ("raw", "bits-2", "bits-2-patch", "jpeg-10", "webp-20", "dct-65", "palette-16")
+_EXAMPLES = ("raw", "bits-2", "bits-2-patch", "jpeg-10", "webp-20", "palette-16")
 _LONGEST = 60  # characters of a name
 
 

@@ -18,7 +18,6 @@ NAMES = {
     "jpeg": ("jpeg-10", "jpeg-90"),
     "webp": ("webp-10", "webp-90"),
     "palette": ("palette-2", "palette-16", "palette-64"),
-    "dct": ("dct-20", "dct-90"),
 }
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 7, 5), (3, 13, 16), (2, 8, 8), (4, 5, 6)]
 CASES = [(name, shape) for names in NAMES.values() for name in names for shape in SHAPES]
