@@ -62,10 +62,10 @@ class CondensedBuffer(ExemplarsBuffer):
         adaptive_size: Share the budget among the classes seen so far; False: share it among `total_num_groups`.
         total_num_groups: How many classes there will be, if the size is not adaptive.
         update: ``"recondense"``, ``"reservoir"`` or ``"append"``, see `Memory`; None: the one that suits the condenser.
-        real_fraction: Share of the budget for real images.
+        real_fraction: Share of the budget for real images; of its bytes where `max_bytes` and codecs are given.
         codec: What packs condensed images, by name: ``"bits-2"``, say (`fedcondense.sets.codecs`). With `max_bytes`,
-            there are then as many as their bytes allow, which are measured: `max_size` is no more than their number,
-            and `shape` need not be given.
+            there are then as many as their bytes allow, which are measured; `max_size` is the number of bytes, since no
+            image takes less than one, and `shape` need not be given.
         real_codec: What packs real images, ``"jpeg-10"``, say; None: as `codec`.
         balance: Of real images: ``"class"`` or ``"reservoir"``, as many of each class or by how many there were.
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are

@@ -16,8 +16,9 @@ class CodedBuffer(CondensedBuffer):
     """Holds real images as JPEG or in another codec, in the place of Avalanche's class-balanced or reservoir buffer.
 
     Nothing is condensed, so an update takes no longer than drawing and encoding do. An image is encoded when it enters;
-    those that leave are cut out, so that the others decode as they did. Each update keeps Huffman tables of its own
-    (about 0.3 kB in grey, 0.6 kB in colour): online streams need `min_samples`, for which images wait.
+    those that leave are cut out, so that the others decode as they did. Each update that leaves images keeps tables of
+    its own, 0.3 kB in grey and 0.6 kB in colour for JPEG: choose ``"bits-2"`` or ``"dct-65"`` where few images come at
+    a time (measured in `experiments/memories.md`).
 
     >>> from fedcondense.avalanche import CodedBuffer  # doctest: +SKIP
     >>> buffer = CodedBuffer(max_bytes=307_200)  # doctest: +SKIP
@@ -26,8 +27,8 @@ class CodedBuffer(CondensedBuffer):
     Args:
         max_size: Images, if their number is what is bounded.
         max_bytes: What `nbytes` may be instead, as in `CondensedBuffer`.
-        codec: ``"jpeg-25"``, ``"bits-3"``, ...: a name as `fedcondense.sets.codecs` has them. WebP leaves out whole
-            classes alone, so it needs `total_num_groups`, with `adaptive_size=False`, and each class at once.
+        codec: ``"jpeg-15"``, ``"dct-65"``, ``"bits-3"``, ...: a name as `fedcondense.sets.codecs` has them. WebP leaves
+            out whole classes alone, so it needs `total_num_groups`, with `adaptive_size=False`, and each class at once.
         balance: ``"class"``: as many of each class; ``"reservoir"``: each image of the stream as likely as another.
         kwargs: As for `CondensedBuffer`, but for what condenses.
 
@@ -40,7 +41,7 @@ class CodedBuffer(CondensedBuffer):
         max_size: int | None = None,
         *,
         max_bytes: int | str | None = None,
-        codec: str = "jpeg-25",
+        codec: str = "jpeg-15",
         balance: str = "class",
         **kwargs: Any,
     ) -> None:

@@ -144,6 +144,16 @@ def test_images_that_stay_are_not_encoded_again(codec: str, piece: Pieces) -> No
     assert chunks(fixed)[: len(first)] == first
 
 
+def test_writing_a_coded_memory_decodes_nothing(piece: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(None, RANDOM, max_bytes=3000, codec="jpeg-20")
+    memory.add(piece(0, 1, count=50))
+    with monkeypatch.context() as patch:
+        patch.setattr(Coded, "__getitem__", lambda *_: pytest.fail("decoded"))
+        before = memory.to_bytes()
+        memory.add(piece(2, count=50))
+        assert memory.to_bytes() != before
+
+
 def test_real_images_take_their_share_of_the_bytes_and_condensed_ones_the_rest(piece: Pieces) -> None:
     memory = Memory(
         None, condenser("multi-formation"), max_bytes=9000, codec="bits-2", real_codec="jpeg-20", real_fraction=0.3
