@@ -7,7 +7,7 @@
 Ten clients, Dirichlet 0.1, nodes' own defaults (an image for ten records of its class), Fashion-MNIST and CIFAR-10. A
 budget is that of a client's reply as Flower sends it. What each row is:
 
-- sets: `mmd-ridge` under the budget, images and bits by the rate rule (`condensing/rate.py`), 200 steps;
+- sets: `mmd-ridge` under the budget, images and bits by the rate rule (`condensing/rate.py`), 200 steps (64 kB: 100);
 - real: random real images, at full or half resolution, in the codec that is best on held-out training images;
 - ridge: as many dimensions of a random network's features as fit, in float32, 16 and 8 bits; not beyond the network's;
 - fedavg: Flower's FedAvg with 8 bits both ways, its step size and epochs chosen on held-out training images.
@@ -39,7 +39,7 @@ from fedcondense.flower.strategies.ridge import ridge_dims
 PATH = RESULTS / "federated_bytes.json"
 SEEDS = (0, 1, 2)
 CLIENTS, ALPHA, HELD_OUT = 10, 0.1, 500  # of each class
-FIT, STEPS = fc.Fit(steps=800), 200
+FIT, STEPS, FEWER, LARGE = fc.Fit(steps=800), 200, 100, 64_000  # steps of condensing; fewer at large budgets
 NETWORK, WIDE, NARROW = "convnet3-w32", "convnet3-w64", "convnet3-w16"
 BUDGETS = {"fashion-mnist": (2000, 4000, 8000, 16_000, 64_000), "cifar10": (4000, 8000, 16_000, 64_000)}
 CHOSEN_AT = (4000, 16_000)  # what is best at the first serves budgets below the second
@@ -75,7 +75,8 @@ def row(name: str, kind: str, budget: int, seed: int, held_out: bool = False, ne
     """Run one row of `federate` under a budget."""
     train, test = load(name, held_out)
     division = fc.partition(train, CLIENTS, "dirichlet", alpha=ALPHA, seed=seed)
-    asked = Condense(budget=budget, parametrization="", network=network, steps=STEPS, seed=seed)
+    steps = FEWER if budget >= LARGE else STEPS
+    asked = Condense(budget=budget, parametrization="", network=network, steps=steps, seed=seed)
     result = federate(train, test, division, asked=asked, rows=[kind], measured=Measured(FIT, (seed,)))
     kept = ("accuracy", "bytes_up", "bytes_down", "images", "clients")
     return {k: v for k, v in result.rows[kind].items() if k in kept} | {"partition": result.partition["hash"]}
@@ -144,11 +145,11 @@ def real(name: str, budgets: Sequence[int], seed: int) -> Cells:
 
 def ridge(name: str, budgets: Sequence[int], seed: int) -> Cells:
     """Return cells of each precision on the narrowest network that has as many features as fit."""
-    side = load(name, False)[0].spec.shape[1] // 8
+    most = features.feature_dims(NETWORK, load(name, False)[0].spec.shape, seed)
 
     def compute(kind: str, budget: int) -> dict[str, Any]:
         dims = ridge_dims(budget - BESIDE, 10, PRECISIONS[kind])
-        network = NETWORK if dims <= 32 * side * side else WIDE
+        network = NETWORK if dims <= most else WIDE
         return row(name, f"{kind}-equal-bytes", budget, seed, network=network) | {"dims": dims, "network": network}
 
     return {_key(kind, name, b, seed): partial(compute, kind, b) for kind in PRECISIONS for b in budgets}

@@ -26,6 +26,7 @@ import federated
 import gpu
 import iterative
 import labels
+import large
 import plan_bytes
 import screens
 from cells import RESULTS, read
@@ -242,6 +243,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets,
     "ablation": ablation.table,
     "labels": labels.table,
+    "large": large.table,
+    "large tried": large.tried,
     **coded_tables.TABLES,
     **{f"plan {kind}": lambda kind=kind: plan_bytes.table(kind) for kind in ("sizes", "budgets", "kept")},  # type: ignore[misc]
     "objectives": lambda: sweeps("objectives"),

@@ -113,7 +113,9 @@ def built(name: str, _: Path) -> Any:
     return networks.build(name, (3, 32, 32), 5, 9)
 
 
-def condensed(name: str, _: Path, *, start: str | None = None, parametrization: str = "pixels", ipc: int = 1) -> Any:
+def condensed(
+    name: str, _: Path, *, start: str | None = None, parametrization: str = "pixels", ipc: int | str = 1
+) -> Any:
     objective = short(name)
     call = objective if isinstance(objective, partial) else partial(fc.condense, objective=objective)
     return call(data(), ipc, parametrization=parametrization, network=SMALL, steps=2, start=start)
@@ -242,6 +244,9 @@ ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     ],
     "partition of labels": lambda _: fc.partition(listed([0, 1, 0, 1]), 2, "iid").indices,
     "plan": lambda _: replace(fc.plan(data(), 1, network=SMALL, steps=2), seconds=0),
+    "rate_of": lambda _: condensing.rate_of(data().spec, data().counts.tolist(), "3 kB"),
+    "condense within a budget": partial(condensed, "dm", ipc="3 kB"),
+    "select within a budget": lambda _: fc.select(data(), "3 kB", codec="jpeg-10"),
     "select": lambda _: [fc.select(data(), 1, name) for name in fc.SELECTIONS],
     "relabel": lambda _: fc.relabel(made(), data(), network=SMALL, recipe=FIT),
     "relabel by a network of one's own": lambda _: fc.relabel(made(), data(), network=Own, recipe=FIT),
@@ -275,7 +280,7 @@ ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     **{f"build {name}": partial(built, name) for name in ("convnet2-w16-batch", "lenet", "vit-small")},
 }
 VALUES = {"Checkpoint", "DataSet", "Evaluation", "FedcondenseError", "Fit", "Limits", "Partition", "Plan", "Progress"}
-VALUES |= {"Spec"}  # hold what they are given, or are raised
+VALUES |= {"Spec", "Within"}  # hold what they are given, or are raised
 
 
 @cache

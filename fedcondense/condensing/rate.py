@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Parametrization
 from fedcondense.data.images import Spec
 from fedcondense.errors import DataError, SettingError
@@ -91,6 +92,7 @@ def typical(codec: str, parametrization: Parametrization, shape: tuple[int, int,
     return Expected(0.0, _PICTURE * raw if bound is None else _TYPICAL * (bound((8, *shape)) - bound((4, *shape))) / 4)
 
 
+@in_own_state
 def rate_of(
     spec: Spec,
     counts: Sequence[int],
@@ -122,7 +124,7 @@ def rate_of(
     >>> digits = Spec("digits", (1, 28, 28), tuple("0123456789"), (0.5,), (0.5,))
     >>> rate = rate_of(digits, [500] * 10, "20 kB")
     >>> rate.ipc, rate.codec, rate.nbytes <= 20_000
-    (10, 'bits-2', True)
+    (11, 'bits-2', True)
     """
     within = within if isinstance(within, Within) else Within(within)
     counts = [int(n) for n in counts]
@@ -152,6 +154,7 @@ def rate_of(
     return Rate(max(images), codec, images, cost.expected(total, codec), cost.most(total, codec))
 
 
+@in_own_state
 def rate_at(
     images: Sequence[int],
     codec: str,

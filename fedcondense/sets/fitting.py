@@ -19,8 +19,9 @@ from fedcondense.sets.synthetic import SyntheticSet
 __all__ = ["LEAST_KEPT", "Within", "amount_of", "coarser", "finer", "fit_within"]
 
 LEAST_KEPT = 0.75
-"""The share of images that is left before all of them in fewer bits are the better choice: measured in
-`experiments/coded.md`."""
+"""The share of images that is left before all of them in fewer bits are the better choice: a guess, with a margin for
+images that were condensed together. Sets that were condensed apart say 0.5 (Fashion-MNIST) to 0.6 (CIFAR-10): between
+one and ten images per class in two bits accuracy grows by 6.7 and 11 points, and one bit takes 2.2 and 2.4 of them."""
 
 
 @dataclass(frozen=True)

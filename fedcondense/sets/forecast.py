@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.contract import Parametrization
 from fedcondense.sets.codecs import Chunk, codec_named
 from fedcondense.sets.coded import Coded, Stored, chunk_sizes
@@ -42,6 +43,7 @@ def widest_evaluation(data: str, network: str = "", seeds: int = 3) -> dict[str,
     }
 
 
+@in_own_state
 def file_bytes(
     parametrization: Parametrization,
     record: Record,
@@ -76,6 +78,7 @@ def file_bytes(
     )
 
 
+@in_own_state
 def largest_file(
     parametrization: Parametrization,
     record: Record,

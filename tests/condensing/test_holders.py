@@ -69,6 +69,12 @@ class Bare:
 
 
 class TestAnyHolder:
+    @pytest.mark.parametrize("shown", [True, False])
+    def test_a_budget_needs_no_record_to_be_shown(self, shown: bool) -> None:
+        made = condense(Bare(toy(), shown), "1200 B", "dm", network=TINY, steps=2)
+        assert made.nbytes <= 1200
+        assert made.parts[0].codec.startswith("bits-")
+
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_who_keeps_to_the_protocol_serves_as_the_owner_does(self, objective: str) -> None:
         holder: Holder = Bare(toy(), shown=True)

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedcondense.flower.hosts.inprocess import task_identity
-from fedcondense.flower.serialised import message_bytes, over_the_wire
+from fedcondense.flower.serialised import content_bytes, message_bytes, over_the_wire
 
 
 def message(size: int) -> Message:
@@ -35,3 +35,12 @@ def test_bytes_are_counted_alike_before_and_after_the_way() -> None:
 def test_a_byte_more_is_a_byte_more(more: int) -> None:
     """Below 128 npy pads its header; a length may take another digit."""
     assert message_bytes(message(100 + more)) - message_bytes(message(100)) == pytest.approx(more, abs=8)
+
+
+def test_a_message_takes_at_most_160_bytes_around_its_content() -> None:
+    """Its numbers are as wide as they can be: node ids of 64 bits, a long name of a task, a late round."""
+    with task_identity():
+        asked = Message(RecordDict(), 2**64 - 1, f"query.{'n' * 12}", group_id=str(10**6))
+        asked.metadata.__dict__.update(_run_id=2**64 - 1, _src_node_id=2**64 - 1)
+        reply = Message(message(3).content, reply_to=asked)
+    assert 100 < message_bytes(reply) - content_bytes(reply.content) <= 160

@@ -15,7 +15,7 @@ from fedcondense.flower.caps import Caps
 from fedcondense.flower.ledger import Allowance
 from fedcondense.flower.node_config import NodeConfig
 from fedcondense.flower.server import ServerSettings
-from fedcondense.flower.settings import check, keys_of, number, read, read_all
+from fedcondense.flower.settings import check, keys_of, later, number, read, read_all, said
 from fedcondense.flower.strategies import STRATEGIES, TASKS
 
 KINDS: dict[str, type] = {
@@ -175,6 +175,27 @@ class TestReadAll:
             "x: steps = 1; needed: a whole number from 2; no setting is called 'spede'; did you mean 'speed'? "
             "all of them: endless, is-fast, names, pause, speed, steps"
         )
+
+
+@dataclass(frozen=True)
+class Newer:
+    """Settings of which one came later."""
+
+    steps: int = number(2, 1)
+    codec: str = later("")
+    budget: int = later(0, 0, 9)
+
+
+class TestLater:
+    def test_a_later_field_is_said_where_it_is_not_its_default(self) -> None:
+        assert said(Newer()) == {"steps": 2}
+        assert said(Newer(3, "bits-2")) == {"steps": 3, "codec": "bits-2"}
+
+    def test_it_is_read_as_any_other(self) -> None:
+        assert read(Newer, {"steps": 3}, "x") == Newer(3)
+        assert read(Newer, {"budget": 9, "codec": "raw"}, "x") == Newer(2, "raw", 9)
+        with pytest.raises(SettingError, match="budget = 10; needed: a whole number from 0 to 9"):
+            read(Newer, {"budget": 10}, "x")
 
 
 class TestCheck:

@@ -171,3 +171,11 @@ def test_a_plugin_is_one_more_name(plugin: None, ready: fc.SyntheticSet) -> None
     del CODECS["halved"]
     with pytest.raises(UntrustedSetError, match=r"no codec is called 'halved'.*upgrade fedcondense"):
         fc.SyntheticSet.from_bytes(blob)
+
+
+def test_a_palette_is_found_where_k_means_does_not_settle() -> None:
+    """Pillow's own k-means goes on until colours stay, which on these images they never did."""
+    coded = fc.load_set("cifar10", ipc=10).recode("palette-4")
+    assert coded.nbytes < 24_000
+    pixels = coded.parts[0].codes["images"].transpose(0, 1).flatten(1).T
+    assert len(pixels.unique(dim=0)) == 4

@@ -23,6 +23,7 @@ from fedcondense.flower.comparison.bench import Bench
 from fedcondense.flower.comparison.result import FederationProgress, FederationResult
 from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
 from fedcondense.flower.contract import Node
+from fedcondense.flower.hosts.inprocess import log_from
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import RunFolder, refusals
 from fedcondense.flower.settings import check, said
@@ -114,7 +115,8 @@ def federate(
     asked = replace(asked, network=asked.network or default_network(train.spec.shape))
     chosen = _checked(asked, rows, min_records)
     most = train.subset(max(partition, key=len))
-    asked_in_bytes(asked).prepare(Own(most), Node("the client with the most data", Caps.none(min_records)))
+    with log_from(logging.WARNING):
+        asked_in_bytes(asked).prepare(Own(most), Node("the client with the most data", Caps.none(min_records)))
     folder = None if output is None else RunFolder(output.path)
     work = None if folder is None else folder.path / "work"
     with nullcontext() if output is None else hold(output.path, is_folder=True):

@@ -1,7 +1,7 @@
 """Codecs: how stored images become bytes, one file each, and the dict that names them.
 
 `codec_named` reads names: the word before the first hyphen is an entry of `CODECS`, what follows are its settings, as
-in ``"bits-2"``, ``"bits-2-patch"``, ``"jpeg-10"``, ``"webp-20"`` and ``"palette-16"``. ``"raw"`` is no codec.
+in ``"bits-2"``, ``"bits-2-patch"``, ``"jpeg-10"``, ``"webp-20"``, ``"dct-65"`` and ``"palette-16"``. ``"raw"`` is none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RAW = "raw"
 CODECS: dict[str, Callable[..., Codec]] = {"bits": Bits, "jpeg": Jpeg, "webp": WebP, "palette": Palette, "dct": Dct}
 """What files may name and receivers look up; a user adds a line with a frozen dataclass."""
 
-_EXAMPLES = ("raw", "bits-2", "bits-2-patch", "jpeg-10", "webp-20", "palette-16")
+_EXAMPLES = ("raw", "bits-2", "bits-2-patch", "jpeg-10", "webp-20", "dct-65", "palette-16")
 _LONGEST = 60  # characters of a name
 
 

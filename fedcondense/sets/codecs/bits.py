@@ -187,10 +187,17 @@ def _patch_groups(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     quantiles = np.argsort(points[:, 0])[np.linspace(0, len(points) - 1, _GROUPS).round().astype(int)]
     centres = points[quantiles]
     for _ in range(_ROUNDS):
-        owner = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+        owner = _nearest_centre(points, centres)
         mass = np.bincount(owner, minlength=_GROUPS)[:, None]
         sums = np.stack([np.bincount(owner, points[:, k], _GROUPS) for k in range(2)], 1)
         centres = np.where(mass > 0, sums / np.maximum(mass, 1), centres).astype(np.float32)
-    owner = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+    owner = _nearest_centre(points, centres)
     groups: NDArray[np.uint8] = np.unique(owner, return_inverse=True)[1].astype(np.uint8)
     return groups.reshape(n, c * down * across)
+
+
+def _nearest_centre(points: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return which of (K, 2) centres is nearest to each of (N, 2) points."""
+    across, down = (np.subtract.outer(points[:, k], centres[:, k]) for k in range(2))
+    nearest: NDArray[np.int64] = (np.square(across, out=across) + np.square(down, out=down)).argmin(1)
+    return nearest

@@ -55,6 +55,32 @@ def result(train: Data, test: Data, held: Partition, folder: Path) -> Federation
     return federate(train, test, held, rows=ALL, **into(folder), **QUICK)
 
 
+class TestBudget:
+    def test_no_row_of_images_takes_more_and_all_rows_say_what_they_are(
+        self, train: Data, test: Data, held: Partition
+    ) -> None:
+        rows = ("one-shot", "one-shot-bits-1", "random-real", "random-real-jpeg-10", "ridge-8bit-equal-bytes")
+        asked = replace(ASKED, budget=2000, parametrization="")
+        found = federate(train, test, held, rows=rows, **(QUICK | {"asked": asked}))
+        assert list(found.rows) == list(rows)
+        assert all(1000 < row["bytes_up"] <= 2000 for row in found.rows.values())
+        assert found.rows["one-shot-bits-1"]["about"]["label"] == "one-shot, bits-1"
+        assert (
+            {part.codec for part in found.joined.parts} <= {f"bits-{k}" for k in range(1, 7)} if found.joined else False
+        )
+        assert found.settings["budget"] == 2000
+
+    def test_a_run_without_one_says_what_it_said_before_there_were_budgets(self, result: FederationResult) -> None:
+        assert not {"budget", "codec", "codecs"} & set(result.settings)
+
+    def test_one_that_is_too_small_is_refused_before_a_run_is_begun(
+        self, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SettingError, match="needed: "):
+            federate(train, test, held, **(QUICK | {"asked": replace(ASKED, budget=500)}), **into(tmp_path / "run"))
+        assert not (tmp_path / "run" / "result.json").exists()
+
+
 class TestFederate:
     def test_every_row_has_what_the_command_line_documents(self, result: FederationResult) -> None:
         assert list(result.rows) == list(ALL)
