@@ -45,12 +45,14 @@ from coded_plan import (
     READY_NAMES,
     READY_STEPS,
     SEEDS,
-    SHAPES,
+    SMALL,
     STEPS,
 )
+from zoo import original
 
 import fedcondense as fc
 from fedcondense.data.images import Data
+from fedcondense.sets.fitting import Within
 from fedcondense.training.fit import Fit
 
 Cells = dict[str, Callable[[], dict[str, Any]]]
@@ -113,16 +115,15 @@ def measured(synthetic: fc.SyntheticSet, test: Data, steps: int, seeds: Iterable
 
 
 def of_ready(name: str, codec: str) -> dict[str, Any]:
-    data, _, ipc = name.rpartition("-ipc")
-    recoded = fc.load_set(data, int(ipc)).recode(codec)
-    return measured(recoded, load(data, False)[1], READY_STEPS, SEEDS)
+    data = name.rpartition("-ipc")[0]
+    return measured(original(name).recode(codec), load(data, False)[1], READY_STEPS, SEEDS)
 
 
-def of_condensed(name: str, ipc: int, codec: str, seed: int, held_out: bool) -> dict[str, Any]:
-    train, test = load(name, held_out)
+def of_condensed(name: str, budget: int, seed: int) -> dict[str, Any]:
+    train, test = load(name, False)
     recipe = replace(fc.OBJECTIVES[CONDENSED].recipe, steps=720, lr=0.04)
-    made = fc.condense(train, ipc, CONDENSED, "multi-formation", network="convnet3-w32", seed=seed, recipe=recipe)
-    return measured(made.recode(codec), test, STEPS[name], [seed]) | {"condense_s": made.record.seconds}
+    made = fc.condense(train, Within(budget, seeds=1), network="convnet3-w32", seed=seed, recipe=recipe)
+    return measured(made, test, STEPS[name], [seed]) | {"condense_s": made.record.seconds}
 
 
 def choices() -> Cells:
@@ -136,10 +137,6 @@ def choices() -> Cells:
                     if not seed or is_close(results, name, budget, method, codec):
                         key = f"choose | {name} | {budget} | {method} | {codec} | seed {seed}"
                         cells[key] = partial(of_real, name, method, codec, budget, seed, True)
-    for (name, budget), shapes in SHAPES.items():
-        for ipc, codec in shapes:
-            key = f"choose | {name} | {budget} | {CONDENSED} | {ipc} {codec} | seed 0"
-            cells[key] = partial(of_condensed, name, ipc, codec, 0, True)
     return cells
 
 
@@ -175,15 +172,11 @@ def reals() -> Cells:
 
 def condensed() -> Cells:
     """Return the cells of condensed sets at a budget, on the test images."""
-    results = read(PATH)
-    cells: Cells = {}
-    for seed in SEEDS:
-        for name, budget in SHAPES:
-            if (shape := chosen(results, name, budget, CONDENSED)) is not None:
-                ipc, codec = shape.split()
-                key = f"condensed | {name} | {budget} | seed {seed}"
-                cells[key] = partial(of_condensed, name, int(ipc), codec, seed, False)
-    return cells
+    return {
+        f"condensed | {name} | {budget} | seed {seed}": partial(of_condensed, name, budget, seed)
+        for seed in SEEDS
+        for name, budget in SMALL
+    }
 
 
 def ready() -> Cells:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from zoo import original
 
 import fedcondense as fc
 from fedcondense.sets.codecs import CODECS, WebP, codec_named
@@ -50,7 +51,7 @@ CODECS["sheet"] = Sheet
 
 def images_of(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the codes of the ready set of 10 images a class, and their labels."""
-    part = fc.load_set(data, 10).parts[0]
+    part = original(f"{data}-ipc10").parts[0]
     return next(iter(part.codes.values())), part.labels()
 
 

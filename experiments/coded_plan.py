@@ -33,11 +33,8 @@ CANDIDATES: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
 
 CLOSE = 1.0  # points behind the best on one network: two more networks decide
 
-SHAPES: dict[tuple[str, int], tuple[tuple[int, str], ...]] = {
-    ("fashion-mnist", 10_000): ((8, "bits-2"), (15, "bits-1")),
-    ("cifar10", 30_000): ((4, "bits-2"), (9, "bits-1")),
-}
-"""Images a class and codec of condensed sets that are tried, by budget."""
+SMALL = (("fashion-mnist", 10_000), ("cifar10", 30_000))
+"""Budgets of condensed sets, spent by the rate rule (`fedcondense.condensing.rate`)."""
 
 READY = (
     "raw",

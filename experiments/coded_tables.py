@@ -53,7 +53,7 @@ def table_of_choices() -> str:
     results = read(PATH)
     lines = ["| data | bytes | set | tried, best first: accuracy (images a class; networks) |", "|---" * 4 + "|"]
     for (name, budget), methods in CANDIDATES.items():
-        for method in (*methods, CONDENSED):
+        for method in methods:
             found = tried(results, name, budget, method)
             texts = []
             for codec in sorted(found, key=lambda codec: (-len(found[codec]), -statistics.fmean(found[codec]))):

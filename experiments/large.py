@@ -5,7 +5,7 @@
     python experiments/large.py --table               # Markdown, from what is there
 
 ConvNet-3 width 32, 1,000 steps of 64 images, last step, hard labels, one thread. Real images are drawn by chance, as
-many as the budget holds beside the ready set (`fedcondense.load_set`, 10 images per class, two CPU minutes) where a row
+many as the budget holds beside the ready set (`zoo.py`, 10 images per class, two CPU minutes) where a row
 has one; bytes are those of the file. Seeds 0 to 2 are of the draw and of the network; held out: seed 0. Resumes.
 `results/large-tried.json` keeps what was tried on the same held-out images by prototypes that lost and are not kept.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from cells import RESULTS, add_precision, read, run_at_precision
+from zoo import original
 
 import fedcondense as fc
 from fedcondense.data.images import Data
@@ -68,7 +69,7 @@ def filled(train: Data, ready: fc.SyntheticSet | None, codec: str, budget: int, 
 def row(data: str, condensed: str, real: str, seed: int, held_out: bool) -> Callable[[], dict[str, Any]]:
     def compute() -> dict[str, Any]:
         train, test = load(data, held_out)
-        ready = fc.load_set(data, 10).recode(condensed) if condensed else None
+        ready = original(f"{data}-ipc10").recode(condensed) if condensed else None
         synthetic = filled(train, ready, real, BUDGETS[data], seed)
         result = fc.evaluate(synthetic, test, network=NETWORK, recipe=Fit(steps=STEPS), seeds=[seed])
         return {"accuracy": result.accuracy, "nbytes": synthetic.nbytes, "images": len(synthetic)}

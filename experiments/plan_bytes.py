@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from cells import RESULTS, read, run_cells
+from zoo import original
 
 import fedcondense as fc
 from fedcondense.condensing import prepare
@@ -43,7 +44,7 @@ KEPT_DATA = ("fashion-mnist", "cifar10")
 def sizes(data: str, ipc: int) -> Callable[[], dict[str, Any]]:
     def compute() -> dict[str, Any]:
         train = fc.load_data(data).train
-        made = fc.condense(train, ipc) if data == "digits" else fc.load_set(data, ipc)
+        made = fc.condense(train, ipc) if data == "digits" else original(f"{data}-ipc{ipc}")
         part = made.parts[0]
         loop = prepare(train, ipc, "mmd-ridge", part.parametrization, steps=1)
         expected = on_trial(loop.holder, train, part.parametrization, fc.STARTS["gaussian"], 1)

@@ -23,7 +23,7 @@ NAMES = ["bits-1", "bits-2", "bits-2-patch", "bits-3-class", "jpeg-25", "webp-30
 
 @pytest.fixture(scope="module")
 def ready() -> fc.SyntheticSet:
-    return fc.load_set("mnist", ipc=10)
+    return fc.load_set("mnist", ipc=10).recode("raw")
 
 
 @pytest.fixture
