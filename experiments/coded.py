@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -150,8 +149,7 @@ def is_close(results: dict[str, Any], name: str, budget: int, method: str, codec
 def chosen(results: dict[str, Any], name: str, budget: int, method: str) -> str | None:
     """Return which candidate was best on held-out training images; None: none was tried."""
     family = FULL if method in ("herding", "k-means") else method
-    found = coded_tables.tried(results, name, budget, family)
-    return max(found, key=lambda key: (len(found[key]), statistics.fmean(found[key]))) if found else None
+    return coded_tables.leader(results, name, budget, family)
 
 
 def reals() -> Cells:
@@ -165,7 +163,7 @@ def reals() -> Cells:
                     if method == "k-means" and budget > 250_000:  # 450 centres of 5,000 images a class: an hour
                         continue
                     if (codec := chosen(results, name, budget, method)) is not None:
-                        key = f"real | {name} | {budget} | {method} | seed {seed}"
+                        key = f"real | {name} | {budget} | {method} | seed {seed} | {codec}"
                         cells[key] = partial(of_real, name, method, codec, budget, seed, False)
     return cells
 

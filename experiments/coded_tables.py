@@ -21,21 +21,33 @@ def table_at_budgets() -> str:
     lines = ["| data | bytes | set | codec | images a class | file bytes | accuracy | seeds |", "|---" * 8 + "|"]
     for name, budgets in BUDGETS.items():
         for budget in budgets:
-            rows = []
-            for method in (FULL, HALF, "herding", "k-means", CONDENSED):
-                kind = f"real | {name} | {budget} | {method}"
-                kind = f"condensed | {name} | {budget}" if method == CONDENSED else kind
-                found = [results[key] for key in (f"{kind} | seed {seed}" for seed in SEEDS) if key in results]
-                found = [cell for cell in found if "accuracy" in cell]
-                if found:
-                    size = round(statistics.fmean(cell["nbytes"] for cell in found))
-                    text = f"**`{CONDENSED}`**, factor 2" if method == CONDENSED else f"{method}, real"
-                    images = round(statistics.fmean(cell["images"] for cell in found) / 10)
-                    line = f"{text} | {found[0]['codec']} | {images} | {size:,} | {spread(found)} | {len(found)} |"
-                    rows.append((statistics.fmean(cell["accuracy"] for cell in found), line))
-            for _, line in sorted(rows, reverse=True):
-                lines.append(f"| {name} | {budget:,} | {line}")
+            kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for method in (FULL, HALF, "herding", "k-means"):
+                begin = f"real | {name} | {budget} | {method} | "
+                for cell in (results[key] for key in sorted(results) if key.startswith(begin)):
+                    if "accuracy" in cell:
+                        kinds.setdefault((f"{method}, real", cell["codec"]), []).append(cell)
+            keys = [f"condensed | {name} | {budget} | seed {seed}" for seed in SEEDS]
+            for cell in (results[key] for key in keys if key in results):
+                kinds.setdefault((f"**`{CONDENSED}`**, factor 2", cell["codec"]), []).append(cell)
+            best = {method: leader(results, name, budget, method) for method in (FULL, HALF)}
+            for (text, codec), found in sorted(kinds.items(), key=lambda kind: -mean(kind[1], "accuracy")):
+                chosen = best[HALF if text.startswith(HALF) else FULL]
+                note = "" if codec == chosen or text.startswith("**") else ", an earlier choice"
+                images, size = mean(found, "images") / 10, mean(found, "nbytes")
+                row = f"{text} | {codec}{note} | {images:.0f} | {size:,.0f} | {spread(found)} | {len(found)}"
+                lines.append(f"| {name} | {budget:,} | {row} |")
     return "\n".join(lines)
+
+
+def mean(cells: list[dict[str, Any]], name: str) -> float:
+    return statistics.fmean(cell[name] for cell in cells)
+
+
+def leader(results: dict[str, Any], name: str, budget: int, method: str) -> str | None:
+    """Return which candidate was best on held-out training images; None: none was tried."""
+    found = tried(results, name, budget, method)
+    return max(found, key=lambda key: (len(found[key]), statistics.fmean(found[key]))) if found else None
 
 
 def tried(results: dict[str, Any], name: str, budget: int, method: str) -> dict[str, list[float]]:
