@@ -47,6 +47,7 @@ def mean(cells: list[dict[str, Any]], name: str) -> float:
 def leader(results: dict[str, Any], name: str, budget: int, method: str) -> str | None:
     """Return which candidate was best on held-out training images; None: none was tried."""
     found = tried(results, name, budget, method)
+    found = {key: value for key, value in found.items() if not key.startswith("dct")}  # tried, and not kept
     return max(found, key=lambda key: (len(found[key]), statistics.fmean(found[key]))) if found else None
 
 
