@@ -246,17 +246,16 @@ def table() -> str:
     """Return a table per data set, a point per cell, and the crossing points of the condensed sets in words."""
     pieces = []
     for name in BUDGETS:
-        found = curves(name)
+        if not (found := curves(name)):
+            continue
         lines = [f"**{name}**", "", "| row | kB up per client: accuracy |", "|---|---|"]
         for kind, points in found.items():
             cells = [f"{size / 1000:.1f}: {mean:.1f} ± {std:.1f} ({n})" for size, mean, std, n in points]
             lines.append(f"| {kind} | {'; '.join(cells)} |")
         if "one-shot" in found:
-            rivals = [(kind, points) for kind, points in found.items() if kind != "one-shot"]
-            lines += [
-                "",
-                *(f"- Sets against {kind}: {crossing(found['one-shot'], points)}." for kind, points in rivals),
-            ]
+            rivals = {kind: points for kind, points in found.items() if kind != "one-shot" and len(points) > 1}
+            said = [f"- Sets against {kind}: {crossing(found['one-shot'], points)}." for kind, points in rivals.items()]
+            lines += ["", *said] if said else []
         pieces.append("\n".join(lines))
     return "\n\n".join(pieces)
 

@@ -23,6 +23,7 @@ import continual_protocols
 import deployed
 import deployment
 import federated
+import federated_bytes
 import gpu
 import iterative
 import labels
@@ -243,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets,
     "ablation": ablation.table,
     "labels": labels.table,
+    "federated bytes": federated_bytes.table,
     "large": large.table,
     "large tried": large.tried,
     **coded_tables.TABLES,
