@@ -262,10 +262,14 @@ class TestPool:
 
 
 class TestData:
-    @pytest.mark.parametrize("ipc", [0, -1, 1.5, True, "2", None])
+    @pytest.mark.parametrize("ipc", [0, -1, 1.5, True])
     def test_an_ipc_that_is_no_whole_number_from_one_is_refused(self, ipc: Any) -> None:
         with pytest.raises(SettingError, match=r"ipc .*; needed: a whole number from 1, below"):
             condense(toy(), ipc, network=TINY)
+
+    def test_a_number_in_a_text_is_refused_since_it_may_be_meant_as_bytes(self) -> None:
+        with pytest.raises(SettingError, match=r"ipc '2'; needed: images per class as a number, or a budget with its"):
+            condense(toy(), "2", network=TINY)
 
     def test_a_class_smaller_than_ipc_gives_what_it_has_and_the_log_says_so(
         self, caplog: pytest.LogCaptureFixture

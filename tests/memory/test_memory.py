@@ -131,12 +131,12 @@ class TestBudget:
 
 class TestReservoir:
     def test_each_image_of_a_long_stream_is_as_likely_to_be_kept(self) -> None:
-        """400 images in pieces of 4, of which 20 stay: of 40 memories, each quarter of the stream gives about 200."""
+        """400 images in pieces of 8, of which 20 stay: of 40 memories, each quarter of the stream gives about 200."""
         found: Counter[int] = Counter()
         for seed in range(40):
             memory = Memory(20, RANDOM, seed=seed)
-            for first in range(0, 400, 4):
-                memory.add(numbered("a", first, first + 4))
+            for first in range(0, 400, 8):
+                memory.add(numbered("a", first, first + 8))
             kept = numbers(memory)
             assert len(kept) == len(set(kept)) == 20
             found.update(number // 100 for number in kept)
@@ -147,8 +147,8 @@ class TestReservoir:
         found: Counter[int] = Counter()
         for seed in range(40):
             memory = Memory(20, RANDOM, seed=seed, real_fraction=1.0)
-            for first in range(0, 400, 4):
-                memory.add(numbered("a", first, first + 4))
+            for first in range(0, 400, 8):
+                memory.add(numbered("a", first, first + 8))
             found.update(number // 100 for number in numbers(memory))
         assert all(150 < found[quarter] < 250 for quarter in range(4))
 
