@@ -26,7 +26,7 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.one_shot import OneShot
-from fedcondense.flower.wire import ANSWERS, WIRE, About, pack_answer, pack_question
+from fedcondense.flower.wire import ANSWERS, WIRE, About, pack_answer, pack_question, read_answer
 from fedcondense.networks import build
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
@@ -199,10 +199,9 @@ def _answer_fault(content: RecordDict, kind: str, allows: bool) -> str:
     if kind == "train":
         return ""
     payload = TASKS[kind.removeprefix("query.")].payload
-    blob = content.array_records["payload" if "payload" in content else "synthetic"]["file"].numpy().tobytes()
-    if len(blob) > _CAPS.max_bytes:
-        return f"{len(blob)} bytes, above the node's cap"
-    found = payload.from_bytes(blob)
+    found = read_answer(content, payload, Limits()).payload
+    if (size := len(found.to_bytes())) > _CAPS.max_bytes:
+        return f"{size} bytes, above the node's cap"
     if isinstance(found, SyntheticSet):
         stored = max(sum(int((p.labels() == c).sum()) for p in found.parts) for c in range(len(found.classes)))
         if stored > _CAPS.max_ipc or stored > 3:  # of 30 records per class and at least 10 per image
