@@ -9,6 +9,8 @@ from cells import read
 from coded_codecs import MEASURED, SETS
 from coded_plan import BUDGETS, CANDIDATES, CONDENSED, FULL, HALF, PATH, READY, READY_NAMES, SEEDS
 
+from fedcondense.sets.codecs import CODECS
+
 
 def spread(cells: list[dict[str, Any]]) -> str:
     values = [cell["accuracy"] for cell in cells]
@@ -47,7 +49,9 @@ def mean(cells: list[dict[str, Any]], name: str) -> float:
 def leader(results: dict[str, Any], name: str, budget: int, method: str) -> str | None:
     """Return which candidate was best on held-out training images; None: none was tried."""
     found = tried(results, name, budget, method)
-    found = {key: value for key, value in found.items() if not key.startswith("dct")}  # tried, and not kept
+    found = {
+        key: value for key, value in found.items() if key.partition("-")[0] in CODECS
+    }  # dct was tried, and is not kept
     return max(found, key=lambda key: (len(found[key]), statistics.fmean(found[key]))) if found else None
 
 

@@ -74,7 +74,8 @@ def amount_of(
         SettingError: Both are given, or a text without a unit, which may be meant as either.
     """
     if ipc is not None and budget is not None:
-        raise SettingError(f"ipc {ipc!r:.100} and budget {budget!r:.100}; give one of them")
+        said = f"{budget.most} B" if isinstance(budget, Within) else budget
+        raise SettingError(f"ipc {ipc!r:.100} and budget {said!r:.100}; give one of them")
     given = ipc if budget is None else budget
     if given is None:
         return 10

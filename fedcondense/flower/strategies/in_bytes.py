@@ -69,9 +69,8 @@ class InBytes:
         if not self.codec and family_of(codec or "bits") not in self.codecs:
             codec = RAW
         blanks = [blank.recode(codec or "bits-2") for blank in _blanks(holder, node)]
-        beside = (
-            max(node.takes(blank) - blank.nbytes for blank in blanks) + _SPARE
-        )  # below zero where headers are packed
+        # below zero where headers are packed
+        beside = _SPARE + max(node.takes(blank) - blank.nbytes for blank in blanks)
         if self.budget <= beside:
             raise SettingError(f"budget {self.budget} bytes; a reply takes {beside} bytes without a set: ask for more")
         return Within(self.budget - beside, codec or None, seeds=0, ipc=node.caps.max_ipc)

@@ -35,7 +35,7 @@ RAW = "raw"
 CODECS: dict[str, Callable[..., Codec]] = {"bits": Bits, "jpeg": Jpeg, "webp": WebP, "palette": Palette}
 """What files may name and receivers look up; a user adds a line with a frozen dataclass."""
 
-_EXAMPLES = ("raw", "bits-2", "bits-2-patch", "jpeg-10", "webp-20", "palette-16")
+_EXAMPLES = "such as raw, bits-2, bits-2-patch, jpeg-10, webp-20, palette-16"
 _LONGEST = 60  # characters of a name
 
 
@@ -49,11 +49,11 @@ def codec_named(name: str) -> Codec | None:
         return None
     family, *settings = name.split("-") if isinstance(name, str) and len(name) <= _LONGEST else [str(name)[:_LONGEST]]
     if family not in CODECS:
-        raise SettingError(unknown("codec", str(name)[:_LONGEST], _EXAMPLES))
+        raise SettingError(f"{unknown('codec', str(name)[:_LONGEST], (RAW, *CODECS))}; needed: a name {_EXAMPLES}")
     try:
         codec = CODECS[family](*(int(one) if one.isascii() and one.isdigit() else one for one in settings))
     except TypeError:  # too few settings or too many
-        raise SettingError(f"codec {name!r}; needed: a name such as {', '.join(_EXAMPLES)}") from None
+        raise SettingError(f"codec {name!r}; needed: a name {_EXAMPLES}") from None
     if name_of(codec) != name:
         raise SettingError(f"codec {name!r}; needed: {name_of(codec)!r}")
     return codec
