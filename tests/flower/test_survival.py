@@ -25,7 +25,7 @@ from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.server import make_server_app
 from fedcondense.flower.settings import keys_of
-from fedcondense.flower.strategies import STRATEGIES
+from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.training.fit import Fit
 
@@ -80,6 +80,9 @@ def quick() -> Iterable[None]:
     with pytest.MonkeyPatch.context() as patch:  # few steps, as no setting can say
         for function in ("evaluate", "train_on"):
             patch.setattr(served_run, function, partial(getattr(served_run, function), recipe=Fit(steps=5)))
+        patch.setattr(served_run, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
+        patch.setattr("gc.collect", lambda *_: 0)  # which Flower calls at every array it reads
+        patch.setattr("os.fsync", lambda file: None)
         patch.setattr("fedcondense.flower.arrivals._POLL_S", 0)
         patch.setattr("fedcondense.flower.asking._POLL_S", 0)
         yield
@@ -88,7 +91,7 @@ def quick() -> Iterable[None]:
 def serve(client: ClientApp, name: str, output: Path | str, test: Data, grid: Any = None, **config: Any) -> Any:
     """Run the server app; return the grid, dead or alive."""
     own = {key: value for key, value in TINY.items() if key in keys_of(type(STRATEGIES[name].settings))}
-    asked = {"strategy": name, "network": NETWORK, "seed": 3, "num-rounds": rounds_of(name), **own}
+    asked: dict[str, Any] = {"strategy": name, "network": NETWORK, "seed": 3, "num-rounds": rounds_of(name), **own}
     asked |= {"min-available-nodes": NODES, "output": str(output), **config}
     with task_identity():
         grid = grid or InProcessGrid(client, NODES)
