@@ -18,7 +18,6 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
-from torch import nn
 
 from fedcondense.data import Data, Spec
 from fedcondense.errors import SettingError, UntrustedSetError, look_up
@@ -37,7 +36,7 @@ from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
 from fedcondense.flower.strategies.iterative import started
 from fedcondense.flower.strategies.one_shot import Condense, log_absent
-from fedcondense.networks import build, default_network
+from fedcondense.networks import NetworkMaker, build, default_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
@@ -56,7 +55,7 @@ AVERAGES: dict[str, Callable[..., FedAvg]] = {
 """How changes are combined: Flower's own strategies, of which the averaging alone is used."""
 
 
-_CONTINUE, _SHARED = Continue(weights=Packed()), Shared()
+_CONTINUE, _SHARED = Continue(), Shared()
 
 
 class Anchored(Rounds):
@@ -67,7 +66,7 @@ class Anchored(Rounds):
 
     Args:
         spec: Shape, classes and normalisation of the images: the network's outputs are its classes.
-        fit: Trains a network from scratch on the sets of the first round.
+        fit: How the server trains from scratch on the sets of the first round.
         first: What is asked in a site's first round: a task that is answered with a set.
         task: What is asked in the rounds after.
         anchors: What goes down, from the sets and who shares them.
@@ -83,7 +82,7 @@ class Anchored(Rounds):
     def __init__(
         self,
         spec: Spec,
-        fit: Callable[[SyntheticSet], nn.Module],
+        fit: Fit = Fit(),
         *,
         first: Question = Condense(),
         task: Continue = _CONTINUE,
@@ -139,7 +138,12 @@ class Anchored(Rounds):
             joined = SyntheticSet.join(sets.values())
             log_absent(server_round, joined, self.limits)
             tensors = {**state.tensors, **self._made(sets, numbers)}
-            return state.but(sets=sets, numbers=numbers, tensors=tensors, weights=Weights.of(self.fit(joined)))
+            return state.but(
+                sets=sets,
+                numbers=numbers,
+                tensors=tensors,
+                weights=self._trained(joined, self.task.network, self.fit, 0),
+            )
         numbers = {name: value for name, value in numbers.items() if not name.startswith("anchored/")}
         numbers |= {f"anchored/{answer.site.key}": server_round for answer in changes}  # who has them for sure
         state = state.but(sets=sets, numbers=numbers)
@@ -183,13 +187,15 @@ class Anchored(Rounds):
         """Train on the union of all sites' sets, from the average on."""
         if not self.polish.steps or not state.sets or state.weights is None:
             return state
+        network = partial(started, state.weights, self.task.network)
+        union = SyntheticSet.join(state.sets.values())
+        return state.but(weights=self._trained(union, network, self.polish, server_round))
+
+    def _trained(self, union: SyntheticSet, network: str | NetworkMaker, recipe: Fit, server_round: int) -> Weights:
         like = Data(torch.empty(0, *self.spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), self.spec)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        network = partial(started, state.weights, self.task.network)
         seed = self.task.seed + server_round
-        union = SyntheticSet.join(state.sets.values())
-        trained = train_on(union, like, network=network, recipe=self.polish, seed=seed, device=device)
-        return state.but(weights=Weights.of(trained))
+        return Weights.of(train_on(union, like, network=network, recipe=recipe, seed=seed, device=device))
 
 
 @dataclass(frozen=True)
@@ -227,10 +233,10 @@ def _anchored(side: ServerSide) -> Anchored:
         raise SettingError("anchored needs a server that knows the data, whose classes the network has: data = ...")
     first = Condense(**{item.name: getattr(own, item.name) for item in fields(Condense)})
     steps = {item.name: getattr(own, item.name) for item in fields(LocalSteps) if hasattr(own, item.name)}
-    task = Continue(**steps, weights=Packed(), network=side.network or own.network, seed=own.seed)
+    task = Continue(**steps, network=side.network or own.network, seed=own.seed)
     return Anchored(
         side.spec,
-        side.fit,
+        side.recipe,
         first=first,
         task=task,
         anchors=look_up("anchors", own.anchors, ANCHORS)(own.anchor_bytes),

@@ -94,11 +94,24 @@ class LocalSteps:
     proximal_mu: float = number(0.0, 0)
 
 
-@dataclass(frozen=True, kw_only=True)
+_NONE = Packed()
+
+
+@dataclass(frozen=True)
 class Continue(LocalSteps, Task[Packed]):
     """Train the global network on a site's records, with anchors beside them; what changed comes back at eight bits.
 
     Args:
+        lr: As in `LocalSteps`.
+        epochs: As in `LocalSteps`.
+        batch: As in `LocalSteps`.
+        momentum: As in `LocalSteps`.
+        weight_decay: As in `LocalSteps`.
+        anchor_batch: As in `LocalSteps`.
+        anchor_weight: As in `LocalSteps`.
+        loss: As in `LocalSteps`.
+        strength: As in `LocalSteps`.
+        proximal_mu: As in `LocalSteps`.
         weights: Of the global network. They can be crafted: a node asks for ``allow-weights = true``.
         anchors: Synthetic images; they come once, and a node keeps them. None: it has them already, or there are none.
         anchored: The SHA-256 of the anchors' file; empty: there are none.
@@ -110,7 +123,7 @@ class Continue(LocalSteps, Task[Packed]):
         round: Of the run.
     """
 
-    weights: Packed
+    weights: Packed = _NONE
     anchors: SyntheticSet | None = None
     anchored: str = ""
     classes: tuple[str, ...] = ()
