@@ -22,8 +22,7 @@ def two_stages(clock: list[float]) -> dict[str, Any]:
     tally = Tally()
     for nodes, nbytes in (((1, 2, 3, 4), 100), ((1, 2, 3), 40)):
         clock[0] += 1.0
-        with tally.waiting():
-            clock[0] += 3.0
+        tally.waits(clock.__setitem__, 0, clock[0] + 3.0)
         for node in nodes:
             tally.sends(node, nbytes)
     for node, nbytes, seconds in ((1, 10, 1.0), (2, 10, 2.0), (3, 10, 3.0), (1, 5, 2.0), (2, 5, 2.0)):
