@@ -23,7 +23,6 @@ from fedcondense.flower.history import Tally, accuracy_in, line_of
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
 from fedcondense.flower.screens import screened
-from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.settings import check, read
 from fedcondense.flower.sites import unnamed
 from fedcondense.flower.wire import pack_question
@@ -160,11 +159,9 @@ class Rounds(Strategy):
                 break
             result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
-            if evaluate_fn and result.arrays:
-                evaluated = evaluate_fn(server_round, result.arrays)
-                if evaluated is not None:
-                    result.evaluate_metrics_serverapp[server_round] = evaluated
-                    self.history[-1] |= accuracy_in(evaluated)
+            if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = evaluated
+                self.history[-1] |= accuracy_in(evaluated)
             _LOG.info(line_of(self.history[-1]))
             self.keep(self)
         return result
@@ -173,21 +170,15 @@ class Rounds(Strategy):
         """Go through the stages of a round; None: nobody is to be asked."""
         state, metrics, sites, tally = self.state, MetricRecord(), dict(self.state.sites), Tally()
         for stage in self.stages:
-            with tally.waiting():
-                connected(grid, self.asking)
+            tally.waits(connected, grid, self.asking)
             mailbox = self._questions(server_round, stage, state.but(sites=sites), grid)
             if not mailbox.sent:
                 return None
-            with tally.waiting():
-                collect(grid, mailbox, timeout, self.asking)
+            tally.waits(collect, grid, mailbox, timeout, self.asking)
             state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
             sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
             sites |= {answer.site.key: answer.site.name for answer in self.answers}
-            for sent in mailbox.pushed:
-                tally.sends(sent.site.node, message_bytes(sent.message))
-            for answer in self.answers:
-                tally.takes(answer.site.node, answer.nbytes, answer.seconds)
-            tally.refused |= {one.site.node for one in self.refused} - {site.node for site in mailbox.silent()}
+            tally.reads(mailbox, self.answers, self.refused)
         spent = {f"spent/{k}": float(state.numbers.get(f"spent/{k}", 0)) + v for k, v in tally.spent.items()}
         self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **spent})
         self.history.append(tally.entry(server_round, len(sites)))

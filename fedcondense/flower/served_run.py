@@ -84,12 +84,13 @@ class ServedRun:
         self.row = {"about": entry.about(rounds)}
         self.classes = () if test is None else test.spec.classes
         self.code = meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
-        self.grid = grid = kept
+        grid: Grid = kept
         if isinstance(self.strategy, Rounds):
             self.strategy.keep = partial(self._keep, kept)
         else:
             self.numbered = Numbered(self.strategy, settings.seed)
-            self.grid = grid = checked_grid(entry, side, kept) if entry.starts else kept
+            grid = checked_grid(entry, side, kept) if entry.starts else kept
+        self.grid = grid
         if self.before is not None:
             self._go_on(self.before)
         self.folder.write_result(self.so_far())
