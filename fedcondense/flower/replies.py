@@ -84,7 +84,8 @@ class Mailbox(Inbox):
             if isinstance(received.payload, SyntheticSet):
                 check_set(received.payload, self.limits)
             nbytes = message_bytes(message)
-            answer = Answer(site, received.payload, received.num_examples, received.seconds, nbytes)
+            numbers = received.num_examples, received.seconds, nbytes, received.about.shares
+            answer = Answer(site, received.payload, *numbers)
             self.examine(answer)
         except UntrustedSetError as broken:
             self.refused[site.node] = safe_text(str(broken))
