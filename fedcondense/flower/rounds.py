@@ -17,8 +17,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
-from fedcondense.flower.books import booked, check_finite, metrics_of, spent_per_site
+from fedcondense.flower.books import booked, check_finite, count, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
+from fedcondense.flower.history import Tally, accuracy_in, line_of
 from fedcondense.flower.inbox import Inbox, log_odd
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
@@ -61,6 +62,7 @@ class Rounds(Strategy):
         self.asking, self.limits, self.screen = Asking(**asked), limits, screen
         check(self.asking, type(self).__name__)
         self.state = State()
+        self.history: list[dict[str, Any]] = []  # of all rounds so far: `fedcondense.flower.history`
         self.answers: tuple[Answer[Any], ...] = ()
         self.refused: tuple[Refusal, ...] = ()
         self.left_out: list[tuple[int, Refusal]] = []  # of all rounds so far, with the round
@@ -100,11 +102,7 @@ class Rounds(Strategy):
 
     def summary(self) -> None:
         """Log the settings."""
-        asking = self.asking
-        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", asking.fraction_train, asking.min_train_nodes)
-        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", asking.wait, asking.min_available_nodes)
-        grace = "until the deadline" if asking.grace is None else f"{asking.grace:.0f} s for the others"
-        _LOG.info("\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
+        self.asking.log()
         _LOG.info("\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
 
     @in_own_state
@@ -159,20 +157,27 @@ class Rounds(Strategy):
                 evaluated = evaluate_fn(server_round, result.arrays)
                 if evaluated is not None:
                     result.evaluate_metrics_serverapp[server_round] = evaluated
+                    self.history[-1] |= accuracy_in(evaluated)
+            _LOG.info(line_of(self.history[-1]))
             self.keep(self)
         return result
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Go through the stages of a round; None: nobody is to be asked."""
-        state, metrics = self.state, MetricRecord()
+        state, metrics, tally = self.state, MetricRecord(), Tally()
         self.inboxes = {}
         for stage in self.stages:
+            with tally.waiting():
+                connected(grid, self.asking)
             mailbox = self._questions(server_round, stage, state, grid)
             if not mailbox.sent:
                 return None
-            collect(grid, mailbox, timeout, self.asking)
+            with tally.waiting():
+                collect(grid, mailbox, timeout, self.asking)
             state, metrics = self.receive(server_round, stage, state, mailbox)
+            count(tally, mailbox, self.answers, self.refused)
         self.state = state.but(round=server_round)
+        self.history.append(tally.entry(server_round, len(state.sites)))
         return metrics
 
     @property
