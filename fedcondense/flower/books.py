@@ -48,7 +48,7 @@ def booked(
 
 def count(tally: Tally, mailbox: Mailbox, answers: Sequence[Answer[Any]], refused: Sequence[Refusal]) -> None:
     """Count a stage in the tally of its round; whoever was silent is not refused."""
-    for sent in mailbox.sent:
+    for sent in mailbox.pushed:
         tally.sends(sent.site.node, message_bytes(sent.message))
     for answer in answers:
         tally.takes(answer.site.node, answer.nbytes, answer.seconds)

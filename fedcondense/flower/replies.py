@@ -46,6 +46,7 @@ class Mailbox(Inbox):
         kind: Says in words what an answer must have in common with the others, or nothing.
         kept: Sets of earlier rounds, by the names of their sites: they count where their site sends no new one.
         names: Of sites that are known, by their keys (`names_of`).
+        again: Returns what a site that refuses is asked instead, or None; once per site.
     """
 
     def __init__(
@@ -56,14 +57,16 @@ class Mailbox(Inbox):
         kind: Callable[[Answer[Any]], str] | None = None,
         kept: Mapping[str, SyntheticSet] | None = None,
         names: Mapping[str, str] | None = None,
+        again: Callable[[Site, str], Sent | None] = lambda site, reason: None,
     ) -> None:
         super().__init__([one.site for one in sent], limits, kind=kind, kept=kept, names=names)
         self.sent, self.examine = tuple(sent), examine
+        self.pushed, self.again = self.sent, again  # all that was asked, those who refused and were asked again twice
         self._by_id: dict[str, Sent] = {}
 
     def bytes_down(self) -> int:
         """Return what the questions take, as they are sent."""
-        return sum(message_bytes(sent.message) for sent in self.sent)
+        return sum(message_bytes(sent.message) for sent in self.pushed)
 
     def take(self, message: Message) -> bool:
         """Read a reply; say whether it is a usable answer, as far as it alone can tell."""
@@ -96,6 +99,21 @@ class Mailbox(Inbox):
             return False
         self.answers[site.node] = answer
         return True
+
+    def second(self) -> list[Sent]:
+        """Return what is to be asked of those who refused and may be asked again; it is for the caller to push."""
+        asked_twice = {sent.site.node for sent in self.pushed if sent not in self.sent}
+        more = {}
+        for sent in self.sent:
+            node = sent.site.node
+            question = self.again(sent.site, self.refused[node]) if node in self.refused else None
+            if question is not None and node not in asked_twice:
+                more[node] = question
+                del self.refused[node]
+        self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
+        self.pushed += tuple(more.values())
+        self._by_id = {}
+        return list(more.values())
 
     def open(self) -> set[str]:
         """Return the ids of the questions that nobody has answered yet: another node's reply answers none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
@@ -25,7 +24,7 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
 from fedcondense.flower.screens import log_verdicts, screened
 from fedcondense.flower.settings import check, read
-from fedcondense.flower.sites import unnamed
+from fedcondense.flower.sites import found_among
 from fedcondense.flower.wire import pack_question
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -92,6 +91,10 @@ class Rounds(Strategy):
 
         Sets are held to `limits` before; sums and numbers of shapes that only the method knows are examined here.
         """
+
+    def again(self, server_round: int, stage: str, state: State, site: Site, reason: str) -> Question | None:
+        """Return what a site that refused is asked instead, once in a stage; None: nothing, it is left out."""
+        return None
 
     def kind(self, stage: str, answer: Answer[Any]) -> str:
         """Say in words what an answer must have in common with the others of its stage; nothing: they go together.
@@ -209,24 +212,24 @@ class Rounds(Strategy):
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking)
-        infos = {info.node_id: info for info in grid.get_nodes()}
-        known = {site.key: site.name for node, info in infos.items() for site in [unnamed(node, info)] if site.name}
-        before = {key: name for key, name in state.sites.items() if name}
-        found = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
-        found = [site for site in found if site.key not in self.barred]
-        sites = [replace(site, name=before.get(site.key, site.name)) for site in found]
+        found, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
+        sites = [site for site in found if site.key not in self.barred]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
-        sent = []
-        for site, task in tasks.items():
+
+        def sent_to(site: Site, task: Question) -> Sent:
             content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
-            sent.append(Sent(message, site, task.payload))
+            return Sent(message, site, task.payload)
+
+        def again(site: Site, reason: str) -> Sent | None:
+            task = self.again(server_round, stage, state, site, reason)
+            return None if task is None else sent_to(site, task)
+
+        sent = [sent_to(site, task) for site, task in tasks.items()]
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
-        examine = partial(self.examine, stage)
-        alike = partial(self.kind, stage)
-        return Mailbox(sent, self.limits, examine, alike, kept=state.sets, names={**others, **before})
+        judges = partial(self.examine, stage), partial(self.kind, stage)
+        return Mailbox(sent, self.limits, *judges, kept=state.sets, names=names, again=again)
 
     def receive(self, server_round: int, stage: str, state: State, inbox: Inbox) -> tuple[State, MetricRecord]:
         """Screen and combine the usable answers of a stage, however they came; return what is kept, and what it took.

@@ -27,11 +27,11 @@ from fedcondense.flower.contract import Answer, Question, Screen, Site, State
 from fedcondense.flower.eight_bits import Packed, added
 from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.replies import ReplyLimits, by_name, kind_of
+from fedcondense.flower.replies import ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.anchors import ANCHORS, Shared
-from fedcondense.flower.strategies.continuing import Continue, LocalSteps
+from fedcondense.flower.strategies.continuing import NO_ANCHORS, Continue, LocalSteps
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
 from fedcondense.flower.strategies.iterative import started
@@ -100,26 +100,30 @@ class Anchored(Rounds):
         self.task: Continue = replace(task, classes=spec.classes, mean=spec.mean, std=spec.std, network=network)
         self.model = build(network, spec.shape, len(spec.classes), self.task.seed)
 
-    def ask(
-        self, server_round: int, stage: str, state: State, sites: Sequence[Site]
-    ) -> Question | Mapping[Site, Question]:
+    def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
         """Ask sites without a set for one; the others train, and whoever may lack the anchors is sent them."""
         first = asked_in_bytes(self.first)
         if state.weights is None:
             return dict.fromkeys(sites, first)
-        kept = state.tensors.get("anchors")
-        blob = None if kept is None else kept.numpy().tobytes()
-        anchors = None if blob is None else SyntheticSet.from_bytes(blob)
-        digest = "" if blob is None else hashlib.sha256(blob).hexdigest()
-        weights = Packed.of(state.weights.tensors, self.model)
-        has = replace(self.task, weights=weights, anchored=digest, round=server_round)
-        lacks = replace(has, anchors=anchors)
+        has, lacks = self._continue(server_round, state), self._continue(server_round, state, anchors_too=True)
         told = {site: has if f"anchored/{site.key}" in state.numbers else lacks for site in sites}
         return {site: told[site] if site.name in state.sets else first for site in sites}
 
-    def kind(self, stage: str, answer: Answer[Any]) -> str:
-        """Hold sets to one shape, as ever; changes are examined one by one."""
-        return kind_of(answer)
+    def again(self, server_round: int, stage: str, state: State, site: Site, reason: str) -> Question | None:
+        """Send the anchors to a site that keeps them no more: another run's nodes may have begun anew."""
+        return self._continue(server_round, state, anchors_too=True) if reason.endswith(NO_ANCHORS) else None
+
+    def _continue(self, server_round: int, state: State, anchors_too: bool = False) -> Continue:
+        assert state.weights is not None
+        kept = state.tensors.get("anchors")
+        blob = b"" if kept is None else kept.numpy().tobytes()
+        return replace(
+            self.task,
+            weights=Packed.of(state.weights.tensors, self.model),
+            anchors=SyntheticSet.from_bytes(blob) if blob and anchors_too else None,
+            anchored=hashlib.sha256(blob).hexdigest() if blob else "",
+            round=server_round,
+        )
 
     def examine(self, stage: str, answer: Answer[Any]) -> None:
         """Refuse changes of another network, and those of a site that says it has no records."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +19,15 @@ __all__ = ["ANCHORS", "Condensed", "Nothing", "Shared"]
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
+_LEAST = 0.25  # of a site's images of a class: fewer, and its header takes more than they do
+
+
 @dataclass(frozen=True)
 class Shared:
     """The sets of the sites that share theirs (``share-with = sites``), as they came where they fit.
 
-    Where they do not, each site's images are cut alike, until the file fits; none is encoded again.
+    Where they do not, each site's images of a class are cut alike, to a quarter at most; where that is not enough, only
+    some sites' go down, in an order by their names' hashes. None is encoded again.
 
     Args:
         nbytes: The most that the file may take.
@@ -31,26 +36,47 @@ class Shared:
     nbytes: int = 100_000
 
     def __call__(self, sets: Mapping[str, SyntheticSet], shared: frozenset[str]) -> SyntheticSet | None:
-        """Return what goes down; None: nobody shares."""
-        chosen = [sets[name] for name in sorted(shared & set(sets))]
+        """Return what goes down; None: nobody shares, or nothing fits."""
+        chosen = {name: sets[name] for name in sorted(shared & set(sets), key=_hash)}
         if not chosen or not self.nbytes:
             return None
-        whole = SyntheticSet.join(chosen)
+        whole = SyntheticSet.join(chosen.values())
         if whole.nbytes <= self.nbytes:
             return whole
-        counts = [dict(zip(one.classes, one.counts().tolist(), strict=True)) for one in chosen]
-        low, high, found = 1, max(max(count.values()) for count in counts), None
-        while low <= high:  # the most images of a site and class that fit
-            most = (low + high) // 2
-            cut = [one.restrict(one.classes, dict.fromkeys(one.classes, most)) for one in chosen]
-            tried = SyntheticSet.join([one for one in cut if one is not None])
-            if tried.nbytes <= self.nbytes:
-                found, low = tried, most + 1
-            else:
-                high = most - 1
+        most = max(max(one.counts().tolist()) for one in chosen.values())
+        least = max(1, int(_LEAST * most))
+        found = self._largest(lambda count: _cut(chosen.values(), count), least, most - 1)
         if found is None:
-            _LOG.warning("one image per site and class takes more than %d bytes: no anchors go down", self.nbytes)
+            some = list(chosen.values())
+            found = self._largest(lambda count: _cut(some[:count], least), 1, len(some) - 1)
+        if found is None:
+            _LOG.warning("the images of one site take more than %d bytes: no anchors go down", self.nbytes)
         return found
+
+    def _largest(self, of: Callable[[int], SyntheticSet], low: int, high: int) -> SyntheticSet | None:
+        """Return the set of the largest number that fits, by bisection; None if none does."""
+        found = None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = of(middle)
+            if tried.nbytes <= self.nbytes:
+                found, low = tried, middle + 1
+            else:
+                high = middle - 1
+        return found
+
+
+def _cut(sets: Iterable[SyntheticSet], most: int) -> SyntheticSet:
+    """Return the union of sets, each with so many images of a class at most, where they can be cut."""
+    kept = [
+        one.restrict(one.classes, dict.fromkeys(one.classes, most)) if all(p.is_separable for p in one.parts) else one
+        for one in sets
+    ]
+    return SyntheticSet.join([one for one in kept if one is not None])
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import batch_for
 from fedcondense.training.fit import autocast_of_caller
 
-__all__ = ["LOSSES", "Continue", "LocalSteps", "train_beside"]
+__all__ = ["LOSSES", "NO_ANCHORS", "Continue", "LocalSteps", "train_beside"]
 
 
 def _softmax(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
@@ -93,6 +93,9 @@ class LocalSteps:
     strength: float = number(0.5, 0)
     proximal_mu: float = number(0.0, 0)
 
+
+NO_ANCHORS = "keeps the anchors no more: send them again"
+"""How the reason of a node ends that has lost what was sent to it."""
 
 _NONE = Packed()
 
@@ -166,7 +169,7 @@ class Continue(LocalSteps, Task[Packed]):
         """Return the anchors for the network's classes; those that came are kept for the rounds to come.
 
         Raises:
-            SettingError: They are not kept here any more; the server sends them with its next question.
+            SettingError: They are not kept here any more; the server sends them again.
         """
         if not self.anchored:
             return None
@@ -176,7 +179,7 @@ class Continue(LocalSteps, Task[Packed]):
         elif came is None:
             blob = None if node.kept is None else node.kept.get(key)
             if blob is None or hashlib.sha256(blob).hexdigest() != self.anchored:
-                raise SettingError(f"{node.name} does not keep the anchors that came before; send them again")
+                raise SettingError(f"{node.name} {NO_ANCHORS}")
             came = SyntheticSet.from_bytes(blob, Limits(nbytes=len(blob)))
         assert came is not None
         if came.shape != data.spec.shape:

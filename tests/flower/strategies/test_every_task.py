@@ -76,7 +76,7 @@ def other(value: Any) -> Any:
 def _set() -> SyntheticSet:
     record = Record("toy", (1, 8, 8), ("a", "b"), (0.5,), (0.2,), method="dm")
     return SyntheticSet(
-        [Part({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, torch.arange(2), Pixels(), record)]
+        [Part({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, torch.arange(2).byte(), Pixels(), record)]
     )
 
 
