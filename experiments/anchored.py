@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from cells import RESULTS, add_precision, read, run_at_precision
-from fedcondense.sets.records import Record
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
@@ -50,8 +49,8 @@ from fedcondense.flower.strategies.anchors import Nothing, Shared
 from fedcondense.flower.strategies.continuing import Continue
 from fedcondense.networks import build
 from fedcondense.parametrizations import Pixels
-from fedcondense.sets.parts import Part
-from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.sets.fitting import Within
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet
 from fedcondense.training.fit import Fit, accuracy
 
 PATH = RESULTS / "anchored.json"
