@@ -179,7 +179,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(
                 patch.setattr(served_run.ServedRun, method, die_at(last, getattr(served_run.ServedRun, method)))
         if kill == "while the state is written":
             path = output / "rounds" / f"{last:04d}.state"
-            patch.setattr("fedcondense.flower.run_folder.write_file", in_half(path, files.write_file))
+            patch.setattr("fedcondense.flower.round_files.write_file", in_half(path, files.write_file))
         if kill == "at the end":
             patch.setattr(served_run.ServedRun, "_write", die)
         serve(client, name, output, test, Shuffled(client, lives))
