@@ -75,6 +75,7 @@ class Joined(NamedTuple):
     taken: dict[str, str]  # names of files, by site
     refused: list[Refusal]
     known: list[str]  # files that an earlier call had taken in
+    remarks: Mapping[str, str] = {}  # of which sites a part is left out, and why
 
 
 class Trained(NamedTuple):
@@ -182,7 +183,8 @@ class FilesRun:
         self.folder.write_state(rounds.state)  # before the result: what is not in it is taken in once more
         self.write({**self.files, **taken})
         refused = [*rounds.refused, *strays]
-        return Joined(rounds.state, {one.site: one.file for one in taken.values()}, refused, list(known))
+        remarks = {**inbox.thinned(), **inbox.outgrown()}
+        return Joined(rounds.state, {one.site: one.file for one in taken.values()}, refused, list(known), remarks)
 
     def write(self, files: Mapping[str, Taken]) -> None:
         """Write what follows from the state; a network that was trained on another goes."""
@@ -258,11 +260,13 @@ def train(path: Path, how: Trained, test: Data | None = None) -> dict[str, Any]:
         SettingError: The folder holds another run, or none.
         DataError: It holds no set.
     """
+    if not RunFolder(path).holds_run():
+        raise DataError(f"{path} holds no federation by files; begin one: fedcondense join FILE... -o {path}")
     with hold(path, is_folder=True):
         run = FilesRun.open(path)
         state, joined = run.rounds.state, run.rounds.state.joined
         if joined is None:
-            raise DataError(f"{path} holds no set to train on; take some in: fedcondense join FILE... -o {path}")
+            raise DataError(f"{path} holds no set to train on; take one in: fedcondense join FILE... -o {path}")
         row, recipe = run.record["rows"][BY_FILES], Fit(steps=how.steps)
         if test is None:
             network = train_network(joined, how.network, recipe, how.seed)

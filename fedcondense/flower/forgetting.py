@@ -62,6 +62,8 @@ def forget(path: Path, site: str, *, test: Data | None = None, data_root: str | 
         OutputError: The folder cannot be written, or a run is writing it.
     """
     folder = RunFolder(path)
+    if not folder.holds_run():
+        raise SettingError(f"{path} holds no run; give the folder that a run wrote its result.json to")
     with hold(path, is_folder=True):
         record = folder.read_result()
         if (other := record.get("forgetting", {}).get("site", site)) != site:
