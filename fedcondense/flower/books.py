@@ -10,12 +10,8 @@ from flwr.app import MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from fedcondense.flower.contract import Answer, Site, State
-from fedcondense.flower.history import Tally
-from fedcondense.flower.inbox import Refusal
-from fedcondense.flower.replies import Mailbox
-from fedcondense.flower.serialised import message_bytes
 
-__all__ = ["ages", "booked", "check_finite", "count", "first_round", "metrics_of", "spent_per_site"]
+__all__ = ["ages", "booked", "check_finite", "first_round", "metrics_of", "spent_per_site"]
 
 _TOOK = ("bytes-up", "bytes-down", "client-seconds")
 _FIRST, _LAST, _SPENT = "first/", "seen/", "spent/"  # what the names of the library's own numbers begin with
@@ -44,15 +40,6 @@ def booked(
     sites |= {site.key: sites.get(site.key, site.name) for site in asked}
     sites |= {answer.site.key: answer.site.name for answer in answers}
     return after.but(sites=sites, numbers={**after.numbers, **own})
-
-
-def count(tally: Tally, mailbox: Mailbox, answers: Sequence[Answer[Any]], refused: Sequence[Refusal]) -> None:
-    """Count a stage in the tally of its round; whoever was silent is not refused."""
-    for sent in mailbox.pushed:
-        tally.sends(sent.site.node, message_bytes(sent.message))
-    for answer in answers:
-        tally.takes(answer.site.node, answer.nbytes, answer.seconds)
-    tally.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()}
 
 
 def spent_per_site(state: State) -> dict[str, float]:

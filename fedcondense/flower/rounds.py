@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
-from fedcondense.flower.books import booked, check_finite, count, metrics_of, spent_per_site
+from fedcondense.flower.books import booked, check_finite, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.history import Tally, accuracy_in, line_of
 from fedcondense.flower.inbox import Inbox, log_odd
@@ -156,11 +156,9 @@ class Rounds(Strategy):
                 break
             result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
-            if evaluate_fn and result.arrays:
-                evaluated = evaluate_fn(server_round, result.arrays)
-                if evaluated is not None:
-                    result.evaluate_metrics_serverapp[server_round] = evaluated
-                    self.history[-1] |= accuracy_in(evaluated)
+            if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = evaluated
+                self.history[-1] |= accuracy_in(evaluated)
             _LOG.info(line_of(self.history[-1]))
             self.keep(self)
         return result
@@ -170,15 +168,13 @@ class Rounds(Strategy):
         state, metrics, tally = self.state, MetricRecord(), Tally()
         self.inboxes = {}
         for stage in self.stages:
-            with tally.waiting():
-                connected(grid, self.asking)
+            tally.waits(connected, grid, self.asking)
             mailbox = self._questions(server_round, stage, state, grid)
             if not mailbox.sent:
                 return None
-            with tally.waiting():
-                collect(grid, mailbox, timeout, self.asking)
+            tally.waits(collect, grid, mailbox, timeout, self.asking)
             state, metrics = self.receive(server_round, stage, state, mailbox)
-            count(tally, mailbox, self.answers, self.refused)
+            tally.reads(mailbox, self.answers, self.refused)
         self.state = state.but(round=server_round)
         self.history.append(tally.entry(server_round, len(state.sites)))
         return metrics
