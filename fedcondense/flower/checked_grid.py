@@ -23,7 +23,7 @@ from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
-from fedcondense.flower.wire import NO_DATA
+from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version
 
 __all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
 
@@ -114,7 +114,7 @@ class CheckedGrid(GridAround):
             AggregationError: Everybody with data failed.
         """
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
-        asked = [self._settled(message) for message in messages]
+        asked = [_introduced(self._settled(message)) for message in messages]
         for reply in self.grid.send_and_receive(asked, timeout=timeout):
             self.up += message_bytes(reply)
             reason, weights = self._read(reply)
@@ -170,3 +170,12 @@ class CheckedGrid(GridAround):
             return "", weights_in(arrays, self.network)
         except UntrustedSetError as broken:
             return safe_text(str(broken)), Weights({})
+
+
+def _introduced(message: Message) -> Message:
+    """Say who asks, as tasks do: Flower's own messages have no place for it, and nodes of before pass it over."""
+    content, kind = message.content, message.metadata.message_type
+    if "about" not in content:  # one content serves all nodes
+        number = content.config_records.get("config", {}).get("server-round", 1)
+        content["about"] = About(WIRE, own_version(), kind, number if isinstance(number, int) else 1).record()
+    return message

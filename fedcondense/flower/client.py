@@ -24,6 +24,7 @@ from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
 from fedcondense.flower.untrusted import safe_text
+from fedcondense.flower.wire import About, check_wire
 from fedcondense.progress import reporting
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]
@@ -78,6 +79,7 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
 
     def train(message: Message, context: Context) -> RecordDict:
         placed = place_of(context, desk)
+        check_wire(About.of(message.content))
         if placed.config.threads:
             torch.set_num_threads(placed.config.threads)
         until = time.monotonic() + placed.caps.max_seconds

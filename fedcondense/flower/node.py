@@ -31,7 +31,7 @@ from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, 
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
-from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
+from fedcondense.flower.wire import CARRIED, About, check_wire, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
@@ -89,11 +89,7 @@ def answer(
     placed = place_of(context, desk)
     config, caps = placed.config, placed.caps
     about = About.of(content)
-    if about.wire > WIRE:
-        raise SettingError(
-            f"the server speaks wire {about.wire} (fedcondense {about.version}), this node wire {WIRE} (fedcondense "
-            f"{own_version()}); update fedcondense here"
-        )
+    check_wire(about)
     check_carried(kind, caps)
     task = read_question(content, kind, Limits(nbytes=caps.max_memory))
     if config.threads:
