@@ -79,12 +79,12 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
 
     def train(message: Message, context: Context) -> RecordDict:
         placed = place_of(context, desk)
-        check_wire(About.of(message.content))
         if placed.config.threads:
             torch.set_num_threads(placed.config.threads)
         until = time.monotonic() + placed.caps.max_seconds
         place = placed.place(context)
-        node = Node(placed.name(context), placed.caps, until, drawer_of(kept_by(placed, desk), place), place=place)
+        kept = drawer_of(kept_by(placed, desk), place, context)
+        node = Node(placed.name(context), placed.caps, until, kept, place=place)
         check_allowed(node.caps)
         data = placed.enough(load(context))
         ledger = ledger_of(placed, desk)
@@ -104,6 +104,7 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
     def guarded(message: Message, context: Context) -> Message:
         threads = torch.get_num_threads()
         try:
+            check_wire(About.of(message.content))
             return Message(handler(message, context), reply_to=message)
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
             return Message(Error(CLIENT_RAISED, safe_text(f"{_whose(context)}: {refused}")), reply_to=message)
