@@ -24,7 +24,7 @@ from fedcondense.flower.contract import State
 from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
 from fedcondense.flower.history import Tally
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
 from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version
 
@@ -151,15 +151,15 @@ class CheckedGrid(GridAround):
                 names[numbers_in(reply.content)] += 1
                 reply.content["arrays"] = averageable(weights.tensors)
                 sound.append(reply)
-        for message in asked:
-            node, nbytes = message.metadata.dst_node_id, message_bytes(message)
+        for message, nbytes in zip(asked, bytes_of_each(asked), strict=True):
+            node = message.metadata.dst_node_id
             self.down += nbytes
             self.nodes.add(node)
             tally.sends(node, nbytes)
         if len(names) > 1:  # Flower would take none of them
             usual = names.most_common(1)[0][0]
             odd = [reply for reply in sound if numbers_in(reply.content) != usual]
-            sound = [reply for reply in sound if reply not in odd]
+            sound = [reply for reply in sound if numbers_in(reply.content) == usual]
             tally.refused |= {reply.metadata.src_node_id for reply in odd}
             reasons += ["'metrics' of other names than those of most sites"] * len(odd)
         if reasons:

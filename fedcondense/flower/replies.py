@@ -115,6 +115,8 @@ class Mailbox:
         self.claims: dict[int, str] = {}
         self.refused: dict[int, str] = {}
         self._by_id: dict[str, Sent] = {}
+        self._by_node = {one.site.node: one for one in self.sent}
+        self._fresh, self._twice = list[int](), set[int]()  # nodes that refused just now, and that were asked again
 
     def take(self, message: Message) -> bool:
         """Read a reply; say whether it is a usable answer, as far as it alone can tell."""
@@ -127,8 +129,9 @@ class Mailbox:
         if message.metadata.src_node_id not in (site.node, *([SUPERLINK_NODE_ID] if message.has_error() else [])):
             return False  # another node's, under this one's name
         if message.has_error():
-            self.refused[site.node] = _explained(message.error.reason or f"error {message.error.code} without a reason")
-            return False
+            return self._refuse(
+                site, _explained(message.error.reason or f"error {message.error.code} without a reason")
+            )
         try:
             received = read_answer(message.content, question.payload, self.limits.limits, self.limits.classes)
             self.claims[site.node] = received.about.site
@@ -139,29 +142,33 @@ class Mailbox:
             answer = Answer(site, received.payload, *numbers)
             self.examine(answer)
         except UntrustedSetError as broken:
-            self.refused[site.node] = safe_text(str(broken))
-            return False
+            return self._refuse(site, safe_text(str(broken)))
         except Exception as surprise:  # what a sender thought of and nobody here did ends this answer, not the round
             _LOG.debug("the answer of node %d", site.node, exc_info=True)
-            self.refused[site.node] = safe_text(f"cannot be used ({type(surprise).__name__}: {surprise})")
-            return False
+            return self._refuse(site, safe_text(f"cannot be used ({type(surprise).__name__}: {surprise})"))
         self.answers[site.node] = answer
         return True
 
     def second(self) -> list[Sent]:
         """Return what is to be asked of those who refused and may be asked again; it is for the caller to push."""
-        asked_twice = {sent.site.node for sent in self.pushed if sent not in self.sent}
         more = {}
-        for sent in self.sent:
-            node = sent.site.node
-            question = self.again(sent.site, self.refused[node]) if node in self.refused else None
-            if question is not None and node not in asked_twice:
+        for node in sorted(set(self._fresh) - self._twice):
+            question = self.again(self._by_node[node].site, self.refused[node])
+            if question is not None:
                 more[node] = question
                 del self.refused[node]
-        self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
-        self.pushed += tuple(more.values())
-        self._by_id = {}
+        self._fresh = []
+        if more:
+            self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
+            self.pushed += tuple(more.values())
+            self._twice |= more.keys()
+            self._by_id = {}
         return list(more.values())
+
+    def _refuse(self, site: Site, reason: str) -> bool:
+        self.refused[site.node] = reason
+        self._fresh.append(site.node)
+        return False
 
     def silent(self) -> list[Site]:
         """Return who has not answered yet."""

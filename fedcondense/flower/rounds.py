@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
@@ -23,7 +23,7 @@ from fedcondense.flower.history import Tally, accuracy_in, line_of
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
 from fedcondense.flower.screens import screened
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.serialised import bytes_of_each
 from fedcondense.flower.settings import check, read
 from fedcondense.flower.sites import unnamed
 from fedcondense.flower.wire import pack_question
@@ -183,8 +183,8 @@ class Rounds(Strategy):
             state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
             sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
             sites |= {answer.site.key: answer.site.name for answer in self.answers}
-            for sent in mailbox.pushed:
-                tally.sends(sent.site.node, message_bytes(sent.message))
+            for sent, nbytes in zip(mailbox.pushed, bytes_of_each(s.message for s in mailbox.pushed), strict=True):
+                tally.sends(sent.site.node, nbytes)
             for answer in self.answers:
                 tally.takes(answer.site.node, answer.nbytes, answer.seconds)
             tally.refused |= {one.site.node for one in self.refused} - {site.node for site in mailbox.silent()}
@@ -210,8 +210,12 @@ class Rounds(Strategy):
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
 
+        packed: dict[int, tuple[Question, RecordDict]] = {}  # sites that are asked the same share it, weights included
+
         def sent_to(site: Site, task: Question) -> Sent:
-            content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
+            if id(task) not in packed:
+                packed[id(task)] = task, pack_question(task, server_round, self.limits.classes)
+            content, kind = packed[id(task)][1], f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             return Sent(message, site, task.payload)
 
@@ -221,7 +225,8 @@ class Rounds(Strategy):
 
         sent = [sent_to(site, task) for site, task in tasks.items()]
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
+        keys = {site.key for site in sites}
+        others = {key: name for key, name in known.items() if key not in keys}
         judges = partial(self.examine, stage), partial(self.kind, stage)
         return Mailbox(sent, self.limits, *judges, kept=state.sets, names={**others, **before}, again=again)
 
