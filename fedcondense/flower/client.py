@@ -18,14 +18,14 @@ from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import answer, drawer_of, kept_by
+from fedcondense.flower.node import answer, check_wire, drawer_of, kept_by
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, log_path, place_of
 from fedcondense.flower.node_log import OUTCOME, NodeLog, line_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
 from fedcondense.flower.untrusted import safe_text
-from fedcondense.flower.wire import About, check_wire
+from fedcondense.flower.wire import About
 from fedcondense.progress import reporting
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]

@@ -33,12 +33,12 @@ from fedcondense.flower.node_log import OUTCOME
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
-from fedcondense.flower.wire import CARRIED, About, carried_by, own_version, pack_answer, read_question
+from fedcondense.flower.wire import CARRIED, WIRE, About, carried_by, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
 
-__all__ = ["answer", "check_carried", "drawer_of", "kept_by"]
+__all__ = ["answer", "check_carried", "check_wire", "drawer_of", "kept_by"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _STATE = "fedcondense"  # a node's state in a run
@@ -159,6 +159,19 @@ def _keep_answer(kept: Kept, key: str, payload: Payload) -> None:
         kept.put(key, payload.to_bytes())
     except (OutputError, SettingError) as error:
         _LOG.warning("the answer is sent, but not kept: %s", error)
+
+
+def check_wire(about: About) -> None:
+    """Refuse a question of a wire that this node does not read yet.
+
+    Raises:
+        SettingError: One line with both versions; it travels to the server.
+    """
+    if about.wire > WIRE:
+        raise SettingError(
+            f"the server speaks wire {about.wire} (fedcondense {about.version}), this node wire {WIRE} (fedcondense "
+            f"{own_version()}); update fedcondense here"
+        )
 
 
 def check_carried(kind: type[Question], caps: Caps) -> None:

@@ -6,7 +6,6 @@ one ConfigRecord ``answer``: its file (`fedcondense.flower.short_files`), two nu
 record or Array of Flower takes some 200 bytes. Wire 4 is the same with ``shares``: other sites may have the set. A
 question that names no wire of answers, and a large file, is answered by wire 2: one uint8 Array ``payload/file``, the
 numbers ``metrics`` and ``about``.
-Flower's own ``train`` messages have an ``about``, too (`fedcondense.flower.checked_grid`), and are answered without.
 Wire 1, before fedcondense had tasks, knew ``query.condense`` alone: its questions have no ``about``, and its answers
 call the payload ``synthetic``. Both are read, and a wire-1 server is answered in kind,
 though with a set file of version 2, which a server of a release before it refuses by that version.
@@ -40,7 +39,6 @@ __all__ = [
     "About",
     "Received",
     "carried_by",
-    "check_wire",
     "own_version",
     "pack_answer",
     "pack_question",
@@ -114,19 +112,6 @@ class About:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         usual = {"answers": 2, "classes": "", "shares": False}
         return ConfigRecord({k: v for k, v in values.items() if k not in usual or v != usual[k]})
-
-
-def check_wire(about: About) -> None:
-    """Refuse a question of a wire that this node does not read yet.
-
-    Raises:
-        SettingError: One line with both versions; it travels to the server.
-    """
-    if about.wire > WIRE:
-        raise SettingError(
-            f"the server speaks wire {about.wire} (fedcondense {about.version}), this node wire {WIRE} (fedcondense "
-            f"{own_version()}); update fedcondense here"
-        )
 
 
 class Received(NamedTuple):
