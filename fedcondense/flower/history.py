@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fedcondense.flower.contract import Answer
 from fedcondense.flower.replies import Mailbox, Refusal
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.serialised import bytes_of_each
 from fedcondense.report.units import human_bytes
 
 __all__ = ["Tally", "accuracy_in", "line_of"]
@@ -48,8 +48,8 @@ class Tally:
 
     def reads(self, mailbox: Mailbox, answers: Iterable[Answer[Any]], refused: Iterable[Refusal]) -> None:
         """Count a stage: what was sent, the usable answers, and who was left out; silence is no refusal."""
-        for sent in mailbox.pushed:
-            self.sends(sent.site.node, message_bytes(sent.message))
+        for sent, nbytes in zip(mailbox.pushed, bytes_of_each(one.message for one in mailbox.pushed), strict=True):
+            self.sends(sent.site.node, nbytes)
         for answer in answers:
             self.takes(answer.site.node, answer.nbytes, answer.seconds)
         self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()}
