@@ -23,7 +23,14 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
+from fedcondense.flower.running import (
+    accuracy_of_scores,
+    accuracy_of_weights,
+    checked_grid,
+    over_seen,
+    run_strategy,
+    scores_of,
+)
 from fedcondense.flower.screens import check_screens, screen_of
 from fedcondense.flower.strategies import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
@@ -136,6 +143,7 @@ class ServedRun:
 
     def _measure(self, server_round: int, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
         """Measure a round: of one-shot sets what several networks make of them, else the weights."""
+        seen: dict[str, float] = {}
         if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
             found = evaluate(self.strategy.joined, test, network=side.network or None)
             self.evaluation = found.to_dict()
@@ -144,7 +152,8 @@ class ServedRun:
         else:
             percent, per_class = accuracy_of_weights(arrays, side, test)
             self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
-        self.history.append({"round": server_round, "accuracy": round(self.row["accuracy"], 3)})
+            seen = {} if self.strategy is None else over_seen(self.strategy, per_class, test)
+        self.history.append({"round": server_round, "accuracy": round(self.row["accuracy"], 3), **seen})
         return MetricRecord({"accuracy": self.row["accuracy"]})
 
     def _keep(self, kept: KeepingGrid, strategy: Rounds) -> None:

@@ -21,7 +21,7 @@ from fedcondense.flower.comparison.result import FederationProgress
 from fedcondense.flower.hosts.inprocess import log_from, run_in_process
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import plain
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, run_strategy, scores_of
+from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, over_seen, run_strategy, scores_of
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import InBytes, family_of
 from fedcondense.flower.strategies.one_shot import Condense, OneShot
@@ -235,7 +235,8 @@ class Runner:
             if not server_round:
                 return None
             percent, per_class = accuracy_of_weights(arrays, side, bench.test)
-            history.append({"round": server_round, "accuracy": round(percent, 3)})
+            seen = over_seen(strategy, per_class, bench.test)
+            history.append({"round": server_round, "accuracy": round(percent, 3), **seen})
             measured.update(accuracy=percent, accuracy_std=None, per_class=plain(per_class.tolist()))
             return MetricRecord({"accuracy": percent})
 

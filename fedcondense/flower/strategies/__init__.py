@@ -4,6 +4,7 @@ from fedcondense.flower.contract import Question
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
+from fedcondense.flower.strategies.incremental import INCREMENTAL
 from fedcondense.flower.strategies.iterative import ITERATIVE
 from fedcondense.flower.strategies.one_shot import ONE_SHOT
 from fedcondense.flower.strategies.ridge import RIDGE
@@ -14,6 +15,7 @@ __all__ = ["STRATEGIES", "TASKS", "Entry", "ServerSide"]
 STRATEGIES: dict[str, Entry] = {
     "one-shot": ONE_SHOT,
     "iterative": ITERATIVE,
+    "incremental": INCREMENTAL,
     **AVERAGING,
     "random-real": selection("random", "random real"),
     "half-resolution-real": selection("half-resolution", "half-resolution real", "real images, half resolution"),
