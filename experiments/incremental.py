@@ -38,7 +38,8 @@ from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.running import accuracy_of_weights
 from fedcondense.flower.stores import Latest, ThisRound
 from fedcondense.flower.strategies import ServerSide
-from fedcondense.flower.strategies.incremental import CondenseClasses, Incremental, tasks_of
+from fedcondense.flower.strategies.condense_classes import CondenseClasses
+from fedcondense.flower.strategies.incremental import Incremental, tasks_of
 from fedcondense.networks import build
 from fedcondense.randomness import child_seed
 from fedcondense.training.fit import accuracy, fit_on
@@ -97,7 +98,8 @@ def stream(way: Way, memory: int, seed: int, cache: Path | None) -> dict[str, An
     """Run a stream and return what the server's network knows after each task, per class, and what it took."""
     (train, test), (tasks, held, said) = load(), division(seed)
     question = CondenseClasses(
-        budget=memory // (SITES * TASKS),
+        budget=memory // (SITES * TASKS) if way.own_order else 0,
+        in_union=True,
         parametrization=way.parametrization,
         codec=way.codec,
         steps=way.steps,

@@ -1,120 +1,40 @@
 """A stream of tasks with new classes: sites send a set of what is new, and the server keeps what it has of the old.
 
-Sites need no memory of old classes. `Incremental` is the server's half, `CondenseClasses` the sites'.
+Sites need no memory of old classes. What they are asked is `CondenseClasses`, in a file of its own.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from fedcondense.condensing import Own
-from fedcondense.contract import Holder
 from fedcondense.data import Data, Spec
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked
 from fedcondense.flower.bounded import Bounded
-from fedcondense.flower.contract import Answer, Job, Node, Question, Screen, Site, State, Store
+from fedcondense.flower.contract import Answer, Question, Screen, Site, State, Store
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.stores import Latest
+from fedcondense.flower.strategies.condense_classes import CondenseClasses
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
-from fedcondense.flower.strategies.one_shot import Condense
-from fedcondense.flower.strategies.selections import Select
 from fedcondense.flower.untrusted import some_names
-from fedcondense.flower.wire import NO_DATA
 from fedcondense.machine import usual_device
 from fedcondense.networks import build, default_network
 from fedcondense.randomness import stream
-from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.sets.synthetic import Part, SyntheticSet
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
-__all__ = ["INCREMENTAL", "CondenseClasses", "Incremental", "IncrementalSettings", "tasks_of"]
-
-
-@dataclass(frozen=True)
-class CondenseClasses(Condense):
-    """Condense the records of some classes of a site.
-
-    Args:
-        ipc: As in `Condense`, as are all of these but the last three.
-        objective: Likewise.
-        parametrization: Likewise.
-        steps: Likewise.
-        seed: Likewise.
-        network: Likewise.
-        start: Likewise.
-        budget: Likewise.
-        codec: Of the condensed images.
-        codecs: Those that the server reads.
-        classes: Names of the classes that are asked for; empty: all that the site holds at present.
-        real_fraction: Share of the budget for real images, random ones, coded: 1 for these alone. They publish
-            records: a node refuses unless its config has ``allow-real = true``.
-        real_codec: What real images are stored in; empty: as `Select` does.
-    """
-
-    classes: tuple[str, ...] = ()
-    real_fraction: float = number(0.0, 0, 1)
-    real_codec: str = ""
-
-    name: ClassVar[str] = "condense_classes"
-
-    def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
-        """Choose the real images first, which takes no time, and condense to the bytes that they leave."""
-        held = _restricted(holder, self.classes, node)
-        if not self.real_fraction:
-            return super().prepare(held, node)
-        if not self.budget:
-            raise SettingError(f"real-fraction {self.real_fraction} of no budget; give one in bytes: budget = 4000")
-        share = int(self.real_fraction * self.budget)
-        select = Select(seed=self.seed, budget=share, codec=self.real_codec, codecs=self.codecs)
-        if self.real_fraction == 1:
-            return select.prepare(held, node)
-        caps = replace(node.caps, min_records=2 * node.caps.min_records, max_ipc=max(1, node.caps.max_ipc // 2))
-        half = node._replace(caps=caps)  # both kinds together keep to the node's
-        counts = zip(held.spec.classes, held.counts.tolist(), strict=True)
-        large = tuple(name for name, count in counts if count >= caps.min_records)
-        if not large:
-            return super().prepare(held, node)
-        chosen = select.prepare(_restricted(held, large, node), half)
-        real = chosen.run()
-        beside = half._replace(takes=lambda made: node.takes(SyntheticSet.join([real, made])))  # type: ignore[list-item]
-        condensed = super().prepare(held, beside)
-        cost = condensed.cost.but(
-            images=dict(Counter(chosen.cost.images) + Counter(condensed.cost.images)),
-            decoded=dict(Counter(chosen.cost.decoded) + Counter(condensed.cost.decoded)),
-            pixels=chosen.cost.pixels + condensed.cost.pixels,
-            is_real=True,
-        )
-        return Job(cost, lambda: SyntheticSet.join([real, condensed.run()]))
-
-
-def _restricted(holder: Holder, names: Sequence[str], node: Node) -> Holder:
-    """Return the owner of those records that are of some classes.
-
-    Raises:
-        SettingError: There are none, or the holder hands out sums alone.
-    """
-    if not names:
-        return holder
-    if holder.data is None:
-        raise SettingError("classes of a stream are chosen among records, which this node's holder does not hand out")
-    places = [c for c, name in enumerate(holder.spec.classes) if name in set(names)]
-    data = holder.data
-    data = data.subset(torch.isin(data.labels, torch.tensor(places, dtype=torch.int64, device=data.device)))
-    if not len(data):
-        raise SettingError(f"of the classes of this task, {some_names(names)}, {node.name} {NO_DATA}")
-    return Own(data)
+__all__ = ["INCREMENTAL", "Incremental", "IncrementalSettings", "tasks_of"]
 
 
 def tasks_of(classes: Sequence[str], per_task: int, order: int = 0) -> tuple[tuple[str, ...], ...]:
@@ -143,8 +63,8 @@ class Incremental(Rounds):
             condenses what it holds at present, wherever it is in a stream of its own.
         task: What is asked; the strategy sets classes and the round's seed.
         rounds_per_task: The last round's set of a task is kept.
-        memory: Bytes of the file of all sets that the server keeps; 0: any number. Unless `task` has a budget, sites
-            are asked for an equal share: ``memory / (tasks * sites)``, as Flower sends it.
+        memory: Bytes of the file of all sets that the server keeps; 0: any number. Unless `task` has a budget, each
+            site is asked for an equal share of what the tasks before have left for those to come.
         anew: Train from scratch in each round, instead of from the weights of the round before.
         fit: How the server trains in a round.
         network: A name in `NETWORKS`; empty: the one for the images' size.
@@ -201,16 +121,23 @@ class Incremental(Rounds):
         if place >= len(self.tasks):
             return {}
         begins = {site: min(place, int(state.numbers.get(_done(site), 0))) for site in sites}
-        return {site: self._question(begin, place + 1, seed, len(sites)) for site, begin in begins.items()}
+        share = self._free(place, state) // ((len(self.tasks) - place) * len(sites))
+        return {site: self._question(begin, place + 1, seed, share) for site, begin in begins.items()}
 
-    def _question(self, begin: int, end: int, seed: int, sites: int) -> CondenseClasses:
+    def _free(self, place: int, state: State) -> int:
+        """Return the bytes of the memory that sets of the tasks before leave, 0 if there is no bound."""
+        before = {name for names in self.tasks[:place] for name in names}
+        parts = [part for one in state.sets.values() for part in one.parts if before & _classes_of(part)]
+        return max(0, self.memory - (SyntheticSet(parts).nbytes if parts else 0))
+
+    def _question(self, begin: int, end: int, seed: int, share: int) -> CondenseClasses:
         """Return what a site is asked that has answered `begin` tasks of `end`."""
         classes = tuple(name for names in self.tasks[begin:end] for name in names)
         task = replace(self.task, seed=seed, classes=classes)
         if not self.memory or task.budget:
             return task
-        share = self.memory * (end - begin) // (len(self.tasks) * sites)
-        asked: CondenseClasses = asked_in_bytes(replace(task, budget=share, parametrization=""))
+        share = max(1, share * (end - begin))
+        asked: CondenseClasses = asked_in_bytes(replace(task, budget=share, parametrization="", in_union=True))
         return asked
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[SyntheticSet]]) -> State:
@@ -237,6 +164,10 @@ def _check_tasks(tasks: Sequence[Sequence[str]], spec: Spec) -> None:
                 f"{some_names(spec.classes)}"
             )
         before |= set(names)
+
+
+def _classes_of(part: Part) -> set[str]:
+    return {part.record.classes[c] for c in part.labels().unique().tolist()}
 
 
 def _done(site: Site) -> str:

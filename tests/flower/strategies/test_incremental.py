@@ -14,12 +14,14 @@ from fedcondense.data.partitions import Partition
 from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
+from fedcondense.flower.contract import Site
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import AggregationError
 from fedcondense.flower.state_file import dump_state, load_state
 from fedcondense.flower.stores import ThisRound
-from fedcondense.flower.strategies.incremental import CondenseClasses, Incremental, tasks_of
+from fedcondense.flower.strategies.condense_classes import CondenseClasses
+from fedcondense.flower.strategies.incremental import Incremental, tasks_of
 from fedcondense.flower.wire import pack_question, read_answer
 from fedcondense.networks import build
 from fedcondense.sets.synthetic import SyntheticSet
@@ -200,10 +202,11 @@ class TestIncremental:
 
     def test_a_memory_is_shared_and_never_passed(self, train: Data, client: ClientApp) -> None:
         made = strategy(train, memory=14_000)
+        asked = made.ask(1, "answer", made.state, [Site("a"), Site("b")])
+        assert [task.budget for task in asked.values()] == [1400, 1400]  # type: ignore[union-attr]
         run(made, client)
         assert made.state.joined is not None
-        assert 8000 < made.state.joined.nbytes <= 14_000
-        assert max(answer.nbytes for answer in made.answers) <= 14_000 // 15
+        assert 12_000 < made.state.joined.nbytes <= 14_000
         assert made.seen == train.spec.classes
 
     def test_where_budgets_ask_for_more_than_the_memory_holds_classes_are_cut_alike(
@@ -240,6 +243,14 @@ class TestCondenseClasses:
         found = self.set_of(reply)
         assert [part.record.method for part in found.parts] == methods
         assert len(reply.content.config_records["answer"]["file"]) < 2000  # type: ignore[arg-type]
+
+    def test_a_budget_in_the_union_is_what_the_set_adds_to_its_file(self, ask: Ask, train: Data) -> None:
+        usual = replace(TINY, classes=("0", "1"), budget=2000, codecs=("bits", "webp"), parametrization="")
+        for share in (0.0, 0.5):
+            task = replace(usual, in_union=True, real_fraction=share)
+            first, second = (self.set_of(self.ask(ask, train, replace(task, seed=seed))) for seed in (1, 2))
+            added = SyntheticSet.join([first, second]).nbytes - first.nbytes
+            assert 1700 < added <= 2000
 
     def test_both_kinds_together_are_an_image_for_so_many_records(self, ask: Ask, train: Data) -> None:
         few = train.subset(torch.cat([torch.where(train.labels == 0)[0][:60], torch.where(train.labels == 1)[0][:15]]))
