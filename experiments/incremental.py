@@ -5,16 +5,18 @@
     python experiments/incremental.py --table            # Markdown, from what is there
 
 The seed says the order of the classes, how each task is divided (label-wise Dirichlet 0.5 within it), and all else. A
-memory is the file of all sets that the server keeps; sites keep nothing. Each reply may take a 25th of it. One round
-per task in all rows, and the same training: ConvNet-3 width 32, 800 steps, last step, all test images of the classes so
-far. Rows:
+memory is the file of all sets that the server keeps; sites keep nothing. Sites get equal shares of what is left of it.
+One round per task in all rows, and the same training: ConvNet-3 width 32, 600 steps, last step, all test images of the
+classes so far. Rows:
 
-- finetune: no memory; each task's sets train on from the weights of the task before;
+- finetune: no memory; the sets of `condensed`, each task's alone, train on from the weights of the task before;
 - real: random real images as JPEG 10 (they show records; a site may send half of a class);
-- condensed: `mmd-ridge`, 200 steps, images and bits by the rate rule, an image for ten records;
+- condensed: `mmd-ridge`, 120 steps, images and bits by the rate rule, an image for ten records;
 - hybrid: a part of the bytes for real images, the rest condensed;
 - joint: from scratch on all records of the classes so far;
-- own order: each site begins at another task, and questions name no class.
+- own order: each site begins at another task, and questions name no class; replies may take a 25th of the memory.
+
+Rows that only train otherwise take the sets that another row has left in ``--cache``.
 """
 
 from __future__ import annotations
@@ -35,18 +37,20 @@ import fedcondense as fc
 from fedcondense.data.images import Data
 from fedcondense.flower import Caps, make_client_app
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.payloads import Weights
 from fedcondense.flower.running import accuracy_of_weights
-from fedcondense.flower.stores import Latest, ThisRound
 from fedcondense.flower.strategies import ServerSide
 from fedcondense.flower.strategies.condense_classes import CondenseClasses
 from fedcondense.flower.strategies.incremental import Incremental, tasks_of
 from fedcondense.networks import build
 from fedcondense.randomness import child_seed
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import accuracy, fit_on
 
 PATH = RESULTS / "incremental.json"
 SITES, TASKS, BETA = 5, 5, 0.5
-NETWORK, FIT, STEPS = "convnet3-w32", fc.Fit(steps=800), 200
+NETWORK, FIT, STEPS = "convnet3-w32", fc.Fit(steps=600), 120
 SMALL, LARGE = 46_080, 460_800  # 15 and 150 images of 8 bits
 SEEDS = (0, 1, 2)
 
@@ -59,20 +63,32 @@ class Way:
     codec: str = ""
     parametrization: str = ""
     steps: int = STEPS
+    own_order: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a row trains on the sets of another."""
+
+    sets: str
     fit: fc.Fit = FIT
     anew: bool = True
     forgets: bool = False
-    own_order: bool = False
 
 
 ROWS = {
     "real": Way(1.0),
     "condensed": Way(),
-    "hybrid": Way(0.35),
+    "hybrid": Way(0.7),
     "real, own order": Way(1.0, own_order=True),
     "condensed, own order": Way(own_order=True),
 }
-TRIED: dict[str, Way] = {}
+TRAINED = {
+    "finetune": Training("condensed", anew=False, forgets=True),
+    "condensed, from weights": Training("condensed", anew=False),
+    "condensed, 1500 steps": Training("condensed", fc.Fit(steps=1500)),
+}
+TRIED = {"condensed, pixels": Way(parametrization="pixels")}
 
 
 @lru_cache(1)
@@ -94,9 +110,10 @@ def division(seed: int) -> tuple[tuple[tuple[str, ...], ...], list[list[torch.Te
     return tasks, held, " ".join(said)
 
 
-def stream(way: Way, memory: int, seed: int, cache: Path | None) -> dict[str, Any]:
+def stream(row: str, memory: int, seed: int, cache: Path) -> dict[str, Any]:
     """Run a stream and return what the server's network knows after each task, per class, and what it took."""
     (train, test), (tasks, held, said) = load(), division(seed)
+    way = {**ROWS, **TRIED}[row]
     question = CondenseClasses(
         budget=memory // (SITES * TASKS) if way.own_order else 0,
         in_union=True,
@@ -107,18 +124,9 @@ def stream(way: Way, memory: int, seed: int, cache: Path | None) -> dict[str, An
         seed=1000 * seed,
         real_fraction=way.real_fraction,
     )
-    strategy = Incremental(
-        train.spec,
-        () if way.own_order else tasks,
-        question,
-        memory=0 if way.forgets else memory,
-        anew=way.anew,
-        fit=way.fit,
-        network=NETWORK,
-        store=ThisRound() if way.forgets else Latest(),
-        min_train_nodes=SITES,
-        min_available_nodes=SITES,
-    )
+    everyone: Any = {"min_train_nodes": SITES, "min_available_nodes": SITES}
+    which = () if way.own_order else tasks
+    strategy = Incremental(train.spec, which, question, memory=memory, fit=FIT, network=NETWORK, **everyone)
 
     def holds(context: Context) -> Data:
         site = int(context.node_config["partition-id"])
@@ -129,23 +137,53 @@ def stream(way: Way, memory: int, seed: int, cache: Path | None) -> dict[str, An
     after: list[dict[str, Any]] = []
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round:
+        joined = strategy.state.joined
+        if joined is not None:
             side = ServerSide(None, lambda joined: torch.nn.Identity(), {}, network=NETWORK)
-            _, per_class = accuracy_of_weights(arrays, side, test)
-            joined = strategy.state.joined
-            assert joined is not None
-            kept = {"memory": joined.nbytes, "images": len(joined), "sites": len(strategy.answers)}
-            after.append({"per_class": [round(value, 2) for value in per_class.tolist()], **kept})
+            found = {"memory": joined.nbytes, "images": len(joined), "sites": len(strategy.answers)}
+            after.append(_known(accuracy_of_weights(arrays, side, test)[1]) | found)
         return None
 
-    caps = Caps.none(10 if way.real_fraction == 0 else 2)
+    caps = Caps.none(2 if way.real_fraction else 10)
     app = make_client_app(holds, caps=caps, cache=cache, is_counted=False)
     with task_identity():
         grid = InProcessGrid(app, SITES)
         strategy.start(grid, num_rounds=TASKS, evaluate_fn=measure)
+    joined = strategy.state.joined
+    assert joined is not None
+    joined.save(cache / f"{_key(row, memory, seed)}.safetensors", overwrite=True)
     up = sum(traffic.up for traffic in grid.traffic.values()) / SITES
-    order = [[train.spec.classes.index(name) for name in names] for names in tasks]
-    return {"after": after, "tasks": order, "bytes_up": up, "divisions": said}
+    return {"after": after, "tasks": _order(tasks, train), "bytes_up": up, "codec": joined.codec, "divisions": said}
+
+
+def retrain(how: Training, memory: int, seed: int, cache: Path) -> dict[str, Any]:
+    """Train in another way on the sets that a row has left, as they were after each task."""
+    (train, test), (tasks, _, said) = load(), division(seed)
+    union = SyntheticSet.load(cache / f"{_key(how.sets, memory, seed)}.safetensors")
+    after: list[dict[str, Any]] = []
+    network: Any = NETWORK
+    for number in range(1, TASKS + 1):
+        begin = number - 1 if how.forgets else 0
+        known = union.restrict([name for names in tasks[begin:number] for name in names])
+        assert known is not None
+        trained = train_on(known, test, network=network, recipe=how.fit, seed=1000 * seed + number)
+        after.append(_known(accuracy(trained, test)[1]))
+        if not how.anew:
+            network = partial(_again, Weights.of(trained))
+    kept = {"memory": 0 if how.forgets else union.nbytes, "images": 0 if how.forgets else len(union)}
+    return {"after": [*after[:-1], after[-1] | kept], "tasks": _order(tasks, train), "divisions": said}
+
+
+def _again(weights: Weights, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
+    return weights.load_into(build(NETWORK, shape, classes, 0))
+
+
+def _known(per_class: torch.Tensor) -> dict[str, Any]:
+    return {"per_class": [round(value, 2) for value in per_class.tolist()]}
+
+
+def _order(tasks: Sequence[Sequence[str]], data: Data) -> list[list[int]]:
+    return [[data.spec.classes.index(name) for name in names] for names in tasks]
 
 
 def joint(seed: int) -> dict[str, Any]:
@@ -156,33 +194,30 @@ def joint(seed: int) -> dict[str, Any]:
         known = train.subset(torch.cat([mine for task in held[:number] for mine in task]).sort().values)
         network = build(NETWORK, train.spec.shape, 10, child_seed(seed, "network"))
         fit_on(network, known, FIT, seed=seed + number, operations=train.spec.operations)
-        after.append({"per_class": [round(value, 2) for value in accuracy(network, test)[1].tolist()]})
-    order = [[train.spec.classes.index(name) for name in names] for names in tasks]
-    return {"after": after, "tasks": order, "divisions": said}
+        after.append(_known(accuracy(network, test)[1]))
+    return {"after": after, "tasks": _order(tasks, train), "divisions": said}
 
 
-def cells(cache: Path | None) -> dict[str, Callable[[], dict[str, Any]]]:
+def cells(cache: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return all cells, the most wanted first."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
 
-    def add(row: str, way: Way, memory: int, seed: int) -> None:
-        found[_key(row, memory, seed)] = partial(stream, way, memory, seed, cache)
+    def add(rows: Sequence[str], memory: int, seeds: Sequence[int] = SEEDS) -> None:
+        for seed in seeds:
+            for row in rows:
+                compute = partial(retrain, TRAINED[row]) if row in TRAINED else partial(stream, row)
+                found[_key(row, memory, seed)] = partial(compute, memory, seed, cache)
 
-    for seed in SEEDS:
-        for row in ("real", "condensed"):
-            add(row, ROWS[row], SMALL, seed)
-        if not seed:
-            for row in ("real", "condensed", "hybrid"):
-                add(row, ROWS[row], LARGE, seed)
-        add("finetune", Way(forgets=True, anew=False), SMALL, seed)
-        found[_key("joint", 0, seed)] = partial(joint, seed)
-        for row in ("hybrid", "real, own order", "condensed, own order"):
-            add(row, ROWS[row], SMALL, seed)
-        for row, way in TRIED.items():
-            add(row, way, SMALL, seed)
-    for seed in SEEDS[1:]:
-        for row in ("real", "condensed", "hybrid"):
-            add(row, ROWS[row], LARGE, seed)
+    add(("real", "condensed"), SMALL, SEEDS[:1])
+    add(("condensed, from weights", "finetune"), SMALL, SEEDS[:1])
+    found[_key("joint", 0, SEEDS[0])] = partial(joint, SEEDS[0])
+    add(("real", "hybrid", "condensed"), LARGE, SEEDS[:1])
+    add(("real", "condensed"), SMALL, SEEDS[1:])
+    add(("condensed, own order", "real, own order"), SMALL, SEEDS[:1])
+    add(("condensed, 1500 steps", "condensed, pixels"), SMALL, SEEDS[:1])
+    add(("finetune",), SMALL, SEEDS[1:])
+    found |= {_key("joint", 0, seed): partial(joint, seed) for seed in SEEDS[1:]}
+    add(("real", "hybrid", "condensed"), LARGE, SEEDS[1:])
     return found
 
 
@@ -210,7 +245,7 @@ def table() -> str:
     results = read(PATH)
     lines = ["| memory, kB | row | final | mean over tasks | forgetting | kB kept | kB up per site | seeds |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    names = ["finetune", *ROWS, *TRIED, "joint"]
+    names = [*TRAINED, *ROWS, *TRIED, "joint"]
     for memory in (0, SMALL, LARGE):
         for row in names:
             found = [results[key] for seed in SEEDS if (key := _key(row, memory, seed)) in results]
@@ -243,7 +278,7 @@ def _with_spread(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of cells")
-    parser.add_argument("--cache", type=Path, help="a folder that keeps the sites' answers: rows share them")
+    parser.add_argument("--cache", type=Path, default=RESULTS.parent / "sets", help="for answers and sets")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--table", action="store_true")
     add_precision(parser)
@@ -252,6 +287,7 @@ def main() -> None:
         print(table())
         return
     torch.set_num_threads(1)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
     wanted = {name: cell for name, cell in cells(arguments.cache).items() if any(p in name for p in arguments.only)}
     run_at_precision(arguments, PATH, wanted)
 
