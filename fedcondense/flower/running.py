@@ -78,7 +78,7 @@ def accuracy_of_weights(arrays: ArrayRecord, side: ServerSide, test: Data) -> tu
     return accuracy(model.to(test.device), test)
 
 
-def over_seen(strategy: Strategy, per_class: Tensor, test: Data) -> dict[str, float]:
+def over_seen(strategy: Strategy | None, per_class: Tensor, test: Data) -> dict[str, float]:
     """Return percent right over the classes that a stream has brought so far; nothing of strategies without one."""
     names = getattr(strategy, "seen", ())
     known = torch.tensor([name in names for name in test.spec.classes]) & (test.counts > 0)
