@@ -99,6 +99,7 @@ class Inbox:
         self.refused: dict[int, str] = {}
         self._down = bytes_down
         self._digests: dict[int, tuple[str, ...]] = {}  # of the parts of sets, by node
+        self._judged: tuple[tuple[tuple[int, ...], tuple[int, ...]], _Odd] | None = None  # for whom, and what
 
     def bytes_down(self) -> int:
         """Return what the questions took."""
@@ -163,7 +164,13 @@ class Inbox:
         return names_of(self.sites, self.claims, self.names, doubtful)
 
     def _odd(self) -> _Odd:
-        """Return what does not go with the rest, and why."""
+        """Return what does not go with the rest, and why; the answers are looked at once while none comes or goes."""
+        there = tuple(self.answers), tuple(self.refused)
+        if self._judged is None or self._judged[0] != there:
+            self._judged = there, self._judge()
+        return self._judged[1]
+
+    def _judge(self) -> _Odd:
         names = self._names(self.refused)
         found = _Odd(same_key([names[node] for node in self.answers]), {}, {}, {})
         said = {node: kind for node, a in self.answers.items() if node not in found.odd and (kind := self.kind(a))}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
@@ -213,8 +213,12 @@ class Rounds(Strategy):
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
 
+        packed: dict[int, tuple[Question, RecordDict]] = {}  # sites that are asked the same share it, weights included
+
         def sent_to(site: Site, task: Question) -> Sent:
-            content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
+            if id(task) not in packed:
+                packed[id(task)] = task, pack_question(task, server_round, self.limits.classes)
+            content, kind = packed[id(task)][1], f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             return Sent(message, site, task.payload)
 

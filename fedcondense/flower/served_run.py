@@ -27,7 +27,14 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
+from fedcondense.flower.running import (
+    accuracy_of_scores,
+    accuracy_of_weights,
+    checked_grid,
+    over_seen,
+    run_strategy,
+    scores_of,
+)
 from fedcondense.flower.screens import check_screens, screen_of
 from fedcondense.flower.state_file import digest_of
 from fedcondense.flower.strategies import Entry, ServerSide
@@ -164,6 +171,7 @@ class ServedRun:
 
     def _measure(self, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
         """Measure a round: of one-shot sets what several networks make of them, else the weights."""
+        seen: dict[str, float] = {}
         if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
             found = evaluate(self.strategy.joined, test, network=side.network or None)
             self.evaluation = found.to_dict()
@@ -171,7 +179,8 @@ class ServedRun:
         else:
             percent, per_class = accuracy_of_weights(arrays, side, test)
             self._measured(percent, None, per_class.tolist())
-        return MetricRecord({"accuracy": self.row["accuracy"]})
+            seen = over_seen(self.strategy, per_class, test)
+        return MetricRecord({"accuracy": self.row["accuracy"], **seen})
 
     def _measured(self, accuracy: float, spread: float | None, per_class: Sequence[float]) -> None:
         self.row |= {"accuracy": accuracy, "accuracy_std": spread, "per_class": plain(per_class)}
