@@ -155,8 +155,9 @@ class Inbox:
     def forget(self, key: str) -> None:
         """Drop what the site of a key sent, as if it had been silent."""
         for node in [site.node for site in self.sites if site.key == key]:
-            for kept in (self.answers, self.claims, self._digests):
-                kept.pop(node, None)  # type: ignore[attr-defined]
+            self.answers.pop(node, None)
+            self.claims.pop(node, None)
+            self._digests.pop(node, None)
             self.refused[node] = "forgotten"
 
     def _names(self, doubtful: Container[int]) -> dict[int, Site]:

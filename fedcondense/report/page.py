@@ -59,7 +59,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     counts = _counts(result)
     classes = _classes(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
-    clients = [_client(path) for path in sets[:_SHOWN_CLIENTS]]
+    away = mapping_of(result.get("ages"))
+    clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
     out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
     verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
     environment = jinja2.Environment(
@@ -160,8 +161,13 @@ def _inks() -> dict[str, Any]:
     return {"light": LIGHT, "dark": DARK}
 
 
-def _client(path: Path) -> Client:
-    """Read what a client sent; a file that is refused becomes a sentence, not an error."""
+def _client(path: Path, away: Any = None) -> Client:
+    """Read what a client sent; a file that is refused becomes a sentence, not an error.
+
+    Args:
+        path: The file.
+        away: How long ago the client answered last, if it was absent since.
+    """
     name = f"client {path.stem.lstrip('0') or '0'}" if path.stem.isdecimal() else path.stem  # of format 1, by number
     try:
         synthetic = SyntheticSet.load(path)
@@ -180,7 +186,17 @@ def _client(path: Path) -> Client:
     summary = (
         f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)} ({synthetic.codec})"
     )
-    return Client(name, f"{summary}, for {records} records" if records else summary, rows)
+    summary = f"{summary}, for {records} records" if records else summary
+    return Client(name, f"{summary}{_age(mapping_of(away))}", rows)
+
+
+def _age(away: Mapping[str, Any]) -> str:
+    """Say since when a client was absent; nothing if it was not."""
+    rounds, last = number_of(away.get("rounds")), number_of(away.get("round"))
+    if not rounds >= 1:
+        return ""
+    day = f" ({str(away['at'])[:10]})" if away.get("at") else ""
+    return f"; of round {last:.0f}{day}, {rounds:.0f} round{'s' if rounds > 1 else ''} ago"
 
 
 def _counts(result: Mapping[str, Any]) -> list[list[int]]:
