@@ -72,7 +72,7 @@ class Row:
     starts: bool = True  # from the weights of round 0
 
 
-LR = 0.03
+LOCAL: dict[str, Any] = {"lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25}
 POLISH = Fit(steps=100, lr=0.01)
 ROWS: dict[str, Row] = {
     "both": Row("union", POLISH),
@@ -135,7 +135,7 @@ def ran(bench: Bench, strategy: Anchored, rounds: int) -> list[dict[str, float]]
 
 
 def made(bench: Bench, row: Row) -> Anchored:
-    task = Continue(network=NETWORK, seed=bench.seed, **{"lr": LR, **row.steps})
+    task = Continue(network=NETWORK, seed=bench.seed, **{**LOCAL, **row.steps})
     first = Condense(budget=BUDGET, parametrization="", network=NETWORK, steps=STEPS, seed=bench.seed)
     return Anchored(
         bench.train.spec,
