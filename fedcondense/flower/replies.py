@@ -23,9 +23,22 @@ from fedcondense.flower.wire import own_version, read_answer
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["Mailbox", "Refusal", "ReplyLimits", "Sent", "by_name", "check_normalisation", "check_set", "kind_of"]
+__all__ = [
+    "SILENT",
+    "Mailbox",
+    "Refusal",
+    "ReplyLimits",
+    "Sent",
+    "by_name",
+    "check_normalisation",
+    "check_set",
+    "kind_of",
+]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+SILENT = "no reply within the deadline"
+"""Why a site is left out that nothing came from."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ class Mailbox:
             UntrustedSetError: Answers of several kinds came, and as many of one as of another.
         """
         odd, _ = self._odd()
-        refused = {**self.refused, **odd, **{s.node: "no reply within the deadline" for s in self.silent()}}
+        refused = {**self.refused, **odd, **{s.node: SILENT for s in self.silent()}}
         names = self._names(refused)
         answers = [a._replace(site=names[node]) for node, a in self.answers.items() if node not in odd]
         answers.sort(key=lambda answer: natural(answer.site.name))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
@@ -17,20 +16,20 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
-from fedcondense.flower.asking import Asked, Asking, collect, connected
+from fedcondense.flower.asking import Asked, Asking, collect, connected, questions
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
+from fedcondense.flower.evaluating import Evaluate
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
+from fedcondense.flower.replies import SILENT, Mailbox, Refusal, ReplyLimits, kind_of
 from fedcondense.flower.screens import screened
-from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.settings import check, read
-from fedcondense.flower.sites import unnamed
-from fedcondense.flower.wire import pack_question
+from fedcondense.flower.site_metrics import Evaluated, check_weighting, mailbox_of, question_of, train_metrics
+from fedcondense.flower.sites import found_among
+from fedcondense.flower.spent import add_spent, library_numbers, spent_per_site
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["AggregationError", "Rounds"]
 
-_SPENT = ("bytes-up", "bytes-down", "client-seconds")
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
@@ -39,8 +38,8 @@ class Rounds(Strategy):
 
     A stage ends when all have answered, when `grace` seconds have passed since `min_replies` usable answers
     arrived, or at the deadline that `start` is given. After a round `state` is what the strategy keeps, `answers`
-    and `refused` say whose answers it stands on and who was left out and why, and `verdicts` what a screen found. If a
-    round fails, `state` is still that of the round before.
+    and `refused` say whose answers it stands on and who was left out and why, `verdicts` what a screen found, and
+    `evaluated` what sites say of the weights, by round. If a round fails, `state` is still that of the round before.
 
     Args:
         limits: What a reply may hold. Whatever breaks it is left out and named in the log.
@@ -52,6 +51,7 @@ class Rounds(Strategy):
     rounds: int = 1  # unless `start` is told another number
     most_rounds: int | None = None  # that a method has a meaning for
     task: Question  # what is asked, in ways that a strategy may vary from round to round
+    network: str = ""  # of the weights, a name in NETWORKS; empty: the task's, else the one for the images' size
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Rounds(Strategy):
     ) -> None:
         self.asking, self.limits, self.screen = Asking(**asked), limits, screen
         check(self.asking, type(self).__name__)
+        check_weighting(self.asking)
         self.state = State()
         self.answers: tuple[Answer[Any], ...] = ()
         self.refused: tuple[Refusal, ...] = ()
@@ -68,6 +69,7 @@ class Rounds(Strategy):
         self.verdicts: Mapping[tuple[Site, str], Verdict] = {}
         self.screened: list[tuple[int, Site, str, Verdict]] = []  # of all rounds so far
         self.cut: Mapping[str, SyntheticSet] = {}  # what a screen has left out in the last round, by site
+        self.evaluated: dict[int, Evaluated] = {}  # of the rounds since `start`
         self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
         self._mailbox = Mailbox([], limits)
 
@@ -125,7 +127,7 @@ class Rounds(Strategy):
             num_rounds: How many rounds there are in all; None: as many as the strategy has by itself.
             timeout: Seconds that nodes have for an answer.
             train_config: Fields of the task, in kebab-case, that differ from the strategy's own.
-            evaluate_config: Not used: a strategy that lets nodes evaluate has a stage for it.
+            evaluate_config: Not used: `evaluation` says what nodes are asked.
             evaluate_fn: Called with (round, weights) after each round, and with round 0 if there are initial weights.
 
         Raises:
@@ -154,6 +156,10 @@ class Rounds(Strategy):
                 break
             result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
+            asked = self._evaluation(server_round, grid)
+            collect(grid, asked, timeout, self.asking)
+            if (said := self._evaluated(server_round, asked)) is not None:
+                result.evaluate_metrics_clientapp[server_round] = said
             if evaluate_fn and result.arrays:
                 evaluated = evaluate_fn(server_round, result.arrays)
                 if evaluated is not None:
@@ -164,7 +170,7 @@ class Rounds(Strategy):
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Go through the stages of a round; None: nobody is to be asked."""
         state, metrics, sites = self.state, MetricRecord(), dict(self.state.sites)
-        spent = {name: float(state.numbers.get(f"spent/{name}", 0)) for name in _SPENT}
+        numbers = library_numbers(state)
         for stage in self.stages:
             mailbox = self._questions(server_round, stage, state.but(sites=sites), grid)
             if not mailbox.sent:
@@ -173,39 +179,48 @@ class Rounds(Strategy):
             state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
             sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
             sites |= {answer.site.key: answer.site.name for answer in self.answers}
-            spent["bytes-up"] += sum(answer.nbytes for answer in self.answers)
-            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.sent)
-            spent["client-seconds"] += sum(answer.seconds for answer in self.answers)
-        numbers = {f"spent/{name}": value for name, value in spent.items()}
+            add_spent(numbers, mailbox.sent, self.answers)
         self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **numbers})
         return metrics
+
+    def evaluation(self, state: State) -> Evaluate | None:
+        """Return what nodes are asked about the weights of a round; None: there are none to ask about."""
+        network = self.network or str(getattr(getattr(self, "task", None), "network", ""))
+        return question_of(state, self.limits, network, self.asking.seed)
+
+    def _evaluation(self, server_round: int, grid: Grid) -> Mailbox:
+        """Return what nodes are asked after a round about its weights; nodes that are silent are still at work."""
+        silent = {refusal.site.node for refusal in self.refused if refusal.reason == SILENT}
+        nodes = self.asking.sample_to_evaluate(set(grid.get_node_ids()) - silent, server_round)
+        question = self.evaluation(self.state) if nodes else None
+        if question is None:
+            return Mailbox([], self.limits)
+        found = found_among(grid.get_nodes(), nodes, self.state.sites)
+        return mailbox_of(question, server_round, found, self.state, self.limits)
+
+    def _evaluated(self, server_round: int, mailbox: Mailbox) -> MetricRecord | None:
+        """Keep what nodes say of a round's weights; whoever says nothing is named, and no round fails of it."""
+        if not mailbox.sent:
+            return None
+        found = self.evaluated[server_round] = Evaluated.of(mailbox, self.state)
+        self.state = found.noted(self.state, mailbox)
+        return found.metrics(self.asking)
 
     @property
     def spent(self) -> dict[str, float]:
         """What the rounds so far took per site that was ever asked: bytes up and down, and the site's seconds."""
-        everyone = max(1, len(self.state.sites))
-        return {name: float(self.state.numbers.get(f"spent/{name}", 0)) / everyone for name in _SPENT}
+        return spent_per_site(self.state)
 
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking)
-        infos = {info.node_id: info for info in grid.get_nodes()}
-        known = {site.key: site.name for node, info in infos.items() for site in [unnamed(node, info)] if site.name}
-        before = {key: name for key, name in state.sites.items() if name}
-        found = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
-        sites = [replace(site, name=before.get(site.key, site.name)) for site in found]
+        sites, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
-        sent = []
-        for site, task in tasks.items():
-            content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
-            message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
-            sent.append(Sent(message, site, task.payload))
+        sent = questions(tasks, server_round, self.limits.classes)
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
-        examine = partial(self.examine, stage)
         alike = partial(self.kind, stage)
-        return Mailbox(sent, self.limits, examine, alike, kept=state.sets, names={**others, **before})
+        return Mailbox(sent, self.limits, partial(self.examine, stage), alike, kept=state.sets, names=names)
 
     def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
         """Screen and combine the usable answers of a stage.
@@ -246,14 +261,7 @@ class Rounds(Strategy):
                 f"round {server_round}: training on the answers of {len(answers)} nodes ended in weights that are not "
                 "finite; take a network with a norm, or ask again without the nodes that you do not trust"
             )
-        metrics: dict[str, Any] = {
-            "clients": len(answers),
-            "refused": len(refused),
-            "num-examples": sum(answer.num_examples for answer in answers),
-            "bytes-up": sum(answer.nbytes for answer in answers),
-            "client-seconds": sum(answer.seconds for answer in answers),
-        }
-        return state, MetricRecord(metrics)
+        return state, train_metrics(answers, len(refused), self.asking)
 
     def _arrays(self) -> ArrayRecord:
         weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
@@ -281,9 +289,12 @@ class Rounds(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody: the server evaluates, or a stage of the strategy does."""
-        return []
+        """Return what nodes are asked about the weights of the round, as `evaluation` says."""
+        self._mailbox = self._evaluation(server_round, grid)
+        return [sent.message for sent in self._mailbox.sent]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return nothing: nobody was asked."""
-        return None
+        """Read the replies to what `configure_evaluate` returned."""
+        for reply in replies:
+            self._mailbox.take(reply)
+        return self._evaluated(server_round, self._mailbox)
