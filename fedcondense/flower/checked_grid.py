@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ __all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _LARGEST = 2**40  # records that a site may claim
+_PERCENT = ("accuracy", "macro-accuracy")
 
 
 def weights_in(record: ArrayRecord, network: nn.Module) -> Weights:
@@ -66,20 +67,27 @@ def settled(arrays: ArrayRecord, network: nn.Module) -> Weights:
     return Weights(tensors)
 
 
-def numbers_in(content: RecordDict) -> frozenset[str]:
-    """Check the numbers beside an answer's weights, and return their names.
+def numbers_in(content: RecordDict, beside: tuple[str, ...] = ("arrays",)) -> frozenset[str]:
+    """Check the numbers of an answer, and return their names.
+
+    Args:
+        content: The answer's.
+        beside: What it holds beside them: weights, or nothing where it is an evaluation.
 
     Raises:
         UntrustedSetError: Some are not finite, or the count of records, by which sites are weighed, is none.
     """
-    if set(content) != {"arrays", "metrics"} or set(content.metric_records) != {"metrics"}:
-        raise UntrustedSetError("holds other records than the weights 'arrays' and the numbers 'metrics'")
+    if set(content) != {*beside, "metrics"} or set(content.metric_records) != {"metrics"}:
+        needed = "the weights 'arrays' and the numbers 'metrics'" if beside else "the numbers 'metrics'"
+        raise UntrustedSetError(f"holds other records than {needed}")
     numbers = dict(content.metric_records["metrics"])
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers.values()):
         raise UntrustedSetError("'metrics' holds what is no finite number")
     count = numbers.get("num-examples")
     if not isinstance(count, int) or not 1 <= count <= _LARGEST:
         raise UntrustedSetError(f"num-examples is no whole number from 1 to {_LARGEST}")
+    if odd := [name for name in _PERCENT if not 0 <= numbers.get(name, 0) <= 100]:  # type: ignore[operator]  # numbers
+        raise UntrustedSetError(f"{odd[0]} is no percentage, from 0 to 100")
     return frozenset(numbers)
 
 
@@ -100,6 +108,7 @@ class CheckedGrid(GridAround):
         self.network, self.failed, self.bits = network, failed, bits
         self._weights = Weights({})  # that the strategy sent last, before rounding
         self.up, self.down, self.nodes = 0, 0, set[int]()  # bytes of messages, all rounds, and who was asked
+        self.said: dict[int, dict[str, float]] = {}  # by node: what it says of the weights that were last evaluated
 
     @property
     def spent(self) -> dict[str, float]:
@@ -115,6 +124,8 @@ class CheckedGrid(GridAround):
         """
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
         asked = [self._settled(message) for message in messages]
+        if asked and all(message.metadata.message_type == MessageType.EVALUATE for message in asked):
+            return self._evaluated(asked, timeout)
         for reply in self.grid.send_and_receive(asked, timeout=timeout):
             self.up += message_bytes(reply)
             reason, weights = self._read(reply)
@@ -139,6 +150,31 @@ class CheckedGrid(GridAround):
             if not sound:
                 raise AggregationError(text)
             _LOG.warning(text)
+        return sound
+
+    def _evaluated(self, asked: list[Message], timeout: float | None) -> list[Message]:
+        """Return the evaluations that are sound, with the numbers that all of them hold; the others fail no round."""
+        sound, reasons = list[Message](), list[str]()
+        for reply in self.grid.send_and_receive(asked, timeout=timeout):
+            self.up += message_bytes(reply)
+            try:
+                if reply.has_error():
+                    reasons.append(safe_text(reply.error.reason or f"error {reply.error.code}"))
+                    continue
+                numbers_in(reply.content, ())
+                sound.append(reply)
+            except UntrustedSetError as broken:
+                reasons.append(safe_text(str(broken)))
+        self.down += sum(message_bytes(message) for message in asked)
+        self.nodes.update(message.metadata.dst_node_id for message in asked)
+        said = {reply.metadata.src_node_id: dict(reply.content["metrics"]) for reply in sound}
+        self.said = {node: {k: float(v) for k, v in numbers.items()} for node, numbers in said.items()}
+        common = set.intersection(*map(set, said.values())) if said else set()
+        for reply in sound:
+            metrics = reply.content["metrics"]
+            reply.content["metrics"] = MetricRecord({name: metrics[name] for name in metrics if name in common})
+        if reasons:
+            _LOG.warning(safe_text(f"{len(reasons)} sites do not evaluate, {len(sound)} do; {reasons[0]}"))
         return sound
 
     def _settled(self, message: Message) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,14 +15,15 @@ from fedcondense.condensing import Own, Progress
 from fedcondense.data import Data
 from fedcondense.errors import DivergenceError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
-from fedcondense.flower.contract import Node, Question
+from fedcondense.flower.contract import Keeper, Node, Question
+from fedcondense.flower.evaluating import Evaluate
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import answer, drawer_of, kept_by
-from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
+from fedcondense.flower.node import answer, check_carried, drawer_of, kept_by
+from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
-from fedcondense.flower.strategies.averaging import check_allowed, local_round
+from fedcondense.flower.strategies.averaging import check_allowed, local_evaluation, local_round
 from fedcondense.flower.untrusted import safe_text
 from fedcondense.progress import reporting
 
@@ -33,8 +34,13 @@ _LOG = logging.getLogger(__name__)
 CLIENT_RAISED = 2
 """Flower's code for an exception in a ClientApp."""
 
+_NUMBERS = 256  # bytes of the metrics of an evaluation, at most
+
 LoadPartition = Callable[[Context], Data]
 """Returns a node's data; empty where it has none."""
+
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+"""Flower's: gets a message, the node's context and what comes next, and returns the reply."""
 
 _Handler = Callable[[Message, Context], RecordDict]
 
@@ -47,8 +53,9 @@ def make_client_app(
     cache: Path | None = None,
     progress: Callable[[int, Progress], None] | None = None,
     is_counted: bool = True,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
-    """Return a ClientApp that answers every task in `TASKS`, tasks of one's own, and Flower's ``train``.
+    """Return a ClientApp that answers every task in `TASKS`, tasks of one's own, and Flower's ``train``, ``evaluate``.
 
     A question that breaks the caps, names something unknown or meets no data is answered with an error and its reason.
     What is unexpected goes into the node's log only: an exception's text may quote the data.
@@ -61,14 +68,15 @@ def make_client_app(
             asked the same again goes on where it was. None: ``cache`` of the node's config, or nothing is kept.
         progress: Called with the node's number and how far condensing is.
         is_counted: Whether a ledger counts what a node with data of its own gives away over its life.
+        mods: Flower's, around whatever is answered, such as ``message_size_mod``; the first is outermost.
     """
     memory = Kept(None, KEPT_BYTES)  # of this app alone
     desk = Desk(caps=caps, is_counted=is_counted, cache=cache, memory=memory, progress=progress)
-    return _app(load_partition, desk, {**TASKS, **{kind.name: kind for kind in tasks}})
+    return _app(load_partition, desk, {**TASKS, **{kind.name: kind for kind in tasks}}, mods)
 
 
-def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> ClientApp:
-    client = ClientApp()
+def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]], mods: Sequence[Mod] = ()) -> ClientApp:
+    client = ClientApp(mods=list(mods))
     for name, kind in tasks.items():
 
         def asked(message: Message, context: Context, kind: type[Question] = kind) -> RecordDict:
@@ -77,12 +85,7 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
         client.query(name)(_guarded(asked, desk))
 
     def train(message: Message, context: Context) -> RecordDict:
-        placed = place_of(context, desk)
-        if placed.config.threads:
-            torch.set_num_threads(placed.config.threads)
-        until = time.monotonic() + placed.caps.max_seconds
-        place = placed.place(context)
-        node = Node(placed.name(context), placed.caps, until, drawer_of(kept_by(placed, desk), place), place=place)
+        placed, node = _placed(context, desk)
         check_allowed(node.caps)
         data = placed.enough(load(context))
         ledger = ledger_of(placed, desk)
@@ -92,8 +95,31 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
         with reporting(f"{node.name}, train", bar=False, log=logging.getLogger("flwr")):
             return local_round(message.content, Own(data), node)
 
+    def evaluate(message: Message, context: Context) -> RecordDict:
+        placed, node = _placed(context, desk)
+        check_carried(Evaluate, node.caps)
+        loaded = load(context)
+        data, node = placed.enough(loaded), node._replace(apart=placed.apart(loaded))
+        job = local_evaluation(message.content, Own(data), node)
+        ledger = ledger_of(placed, desk)
+        if ledger is not None:
+            ledger.charge("evaluate", Charge(nbytes=_NUMBERS))
+        with reporting(f"{node.name}, evaluate", bar=False, log=logging.getLogger("flwr")):
+            return job()
+
     client.train()(_guarded(train, desk))
+    client.evaluate()(_guarded(evaluate, desk))
     return client
+
+
+def _placed(context: Context, desk: Desk) -> tuple[Placed, Node]:
+    """Read a node's config for a message of Flower's own."""
+    placed = place_of(context, desk)
+    if placed.config.threads:
+        torch.set_num_threads(placed.config.threads)
+    until, place = time.monotonic() + placed.caps.max_seconds, placed.place(context)
+    keeper: Keeper = drawer_of(kept_by(placed, desk), place)
+    return placed, Node(placed.name(context), placed.caps, until, keeper, place=place)
 
 
 def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Message]:
