@@ -25,6 +25,7 @@ from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
 from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
 from fedcondense.flower.screens import check_screens, screen_of
+from fedcondense.flower.site_metrics import Evaluated
 from fedcondense.flower.strategies import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
 from fedcondense.networks import build, default_network
@@ -58,6 +59,7 @@ class ServedRun:
         self.classes: tuple[str, ...] = ()
         self.strategy: Strategy | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
+        self.sites_evaluated: dict[str, Any] = {}  # what sites say of the weights of the last round
 
     @in_own_state
     def __call__(
@@ -72,6 +74,8 @@ class ServedRun:
             test = load_data(settings.data, settings.data_root or None).test
         side = _side(settings, own, test)
         self.strategy = entry.make(side)
+        if isinstance(self.strategy, Rounds):
+            self.strategy.network = side.network
         check_screens(settings.screens, self.strategy)
         rounds = settings.num_rounds or entry.rounds
         self.row = {"about": entry.about(rounds)}
@@ -132,6 +136,7 @@ class ServedRun:
         if state.round:
             self.history = [one for one in before.get("rounds", []) if one["round"] <= state.round]
             self.row |= before.get("rows", {}).get(self.name, {})
+            self.sites_evaluated = before.get("sites_evaluated", {})
         _LOG.info("going on with %s after round %d", self.folder.path, state.round)
 
     def _measure(self, server_round: int, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
@@ -155,6 +160,8 @@ class ServedRun:
         self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
+        if (found := strategy.evaluated.get(strategy.state.round)) is not None:
+            self.sites_evaluated = found.to_dict(strategy.state.round)
         self.folder.write_result(self.so_far())
         kept.forget()
 
@@ -163,6 +170,8 @@ class ServedRun:
         self.folder.write_state(State(server_round, weights))
         self.row |= {name.replace("-", "_"): value for name, value in grid.spent.items()}
         self.row |= {"clients": len(grid.nodes), "failed": grid.failed, "seen_rounds": server_round}
+        if grid.said:
+            self.sites_evaluated = Evaluated.of_nodes(grid.said, grid.get_nodes()).to_dict(server_round)
         self.folder.write_result(self.so_far())
 
     def so_far(self) -> dict[str, Any]:
@@ -182,6 +191,7 @@ class ServedRun:
             "classes": list(self.classes or (() if joined is None else joined.classes)),
             "coverage": _coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
+            "sites_evaluated": self.sites_evaluated,
             "code": self.code,
         }
 
@@ -219,8 +229,12 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    network, seed, screen = settings.network, settings.seed, screen_of(settings.screens)
-    return ServerSide(own, trained, settings.asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
+    network, seed, screen, asked = settings.network, settings.seed, screen_of(settings.screens), settings.asked
+    if (
+        settings.fraction_evaluate < 0
+    ):  # without data of its own the server knows how good a run is from the sites alone
+        asked["fraction_evaluate"] = 0.0 if test is not None else 1.0
+    return ServerSide(own, trained, asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
 
 
 def _values(side: ServerSide) -> dict[str, Any]:
