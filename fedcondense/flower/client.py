@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcondense.condensing import Own, Progress
@@ -68,7 +69,8 @@ def make_client_app(
             asked the same again goes on where it was. None: ``cache`` of the node's config, or nothing is kept.
         progress: Called with the node's number and how far condensing is.
         is_counted: Whether a ledger counts what a node with data of its own gives away over its life.
-        mods: Flower's, around whatever is answered, such as ``message_size_mod``; the first is outermost.
+        mods: Flower's, around whatever is answered, such as ``message_size_mod``; the first is outermost. A refusal
+            that a mod cannot read goes out as it is.
     """
     memory = Kept(None, KEPT_BYTES)  # of this app alone
     desk = Desk(caps=caps, is_counted=is_counted, cache=cache, memory=memory, progress=progress)
@@ -76,7 +78,7 @@ def make_client_app(
 
 
 def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]], mods: Sequence[Mod] = ()) -> ClientApp:
-    client = ClientApp(mods=list(mods))
+    client = ClientApp(mods=[_around_mods, *mods] if mods else None)
     for name, kind in tasks.items():
 
         def asked(message: Message, context: Context, kind: type[Question] = kind) -> RecordDict:
@@ -122,6 +124,42 @@ def _placed(context: Context, desk: Desk) -> tuple[Placed, Node]:
     return placed, Node(placed.name(context), placed.caps, until, keeper, place=place)
 
 
+class _Countable(ConfigRecord):
+    """Flower's record, whose bytes a mod may count: 1.42 raises where a text or a list is empty."""
+
+    def count_bytes(self) -> int:
+        """Return the bytes of keys and values; those of an empty one are none."""
+        full = {key: value for key, value in self.items() if value not in ("", b"", [])}
+        return ConfigRecord(full).count_bytes() + sum(len(key) for key in self if key not in full)
+
+
+_REFUSED: ContextVar[list[Message]] = ContextVar("refused")
+
+
+def _around_mods(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Let a refusal pass over which a mod stumbles, as those of Flower do that read a content: a refusal has none."""
+    refused: list[Message] = []
+    for name, record in message.content.config_records.items():
+        message.content[name] = _Countable(dict(record))
+    before = _REFUSED.set(refused)
+    try:
+        return call_next(message, context)
+    except Exception as surprise:
+        if refused:
+            return refused[-1]
+        _LOG.exception("a mod of %s failed at %s", _whose(context), message.metadata.message_type)
+        reason = f"{_whose(context)}: a mod failed with {type(surprise).__name__}; the node's log says more"
+        return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+    finally:
+        _REFUSED.reset(before)
+
+
+def _refusal(message: Message, reason: str) -> Message:
+    reply = Message(Error(CLIENT_RAISED, reason), reply_to=message)
+    _REFUSED.get([]).append(reply)
+    return reply
+
+
 def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Message]:
     """Turn what a handler raises into an error reply: a refusal with its reason, a surprise without its text."""
 
@@ -130,11 +168,12 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
         try:
             return Message(handler(message, context), reply_to=message)
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
-            return Message(Error(CLIENT_RAISED, safe_text(f"{_whose(context)}: {refused}")), reply_to=message)
+            return _refusal(message, safe_text(f"{_whose(context)}: {refused}"))
         except Exception as surprise:
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)
-            reason = f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
-            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+            return _refusal(
+                message, f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
+            )
         finally:
             if torch.get_num_threads() != threads:  # the node's config sets them, for this process
                 torch.set_num_threads(threads)

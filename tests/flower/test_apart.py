@@ -31,14 +31,12 @@ def test_it_follows_from_the_records_whatever_their_order(few: Data) -> None:
 
 
 def test_a_record_stays_on_its_side_when_others_come(train: Data) -> None:
-    """At a share of a fifth, half of the records again move the edge among the smallest digests, and nothing else."""
+    """Others move the edge of the share and nothing else; drawn anew, some 128 of the 400 would change sides."""
     more = train.subset(train.per_class(60, stream(0)))
     order = torch.cat([(more.labels == k).nonzero().flatten()[:40] for k in range(10)])
     before, after = is_apart(more.subset(order), 0.2), is_apart(more, 0.2)[order]
     assert int(before.sum()) == 80
-    assert (
-        int((before & ~after).sum()) + int((~before & after).sum()) < 40
-    )  # about half of 80 if drawn anew: 128 of 400
+    assert int((before != after).sum()) < 40
 
 
 def test_equal_records_are_on_one_side(few: Data) -> None:
