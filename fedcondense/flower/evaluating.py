@@ -76,7 +76,7 @@ class Evaluate(Task[Sums]):
             UntrustedSetError: The weights are of another network.
         """
         apart = node.apart
-        if apart is None or not len(apart):
+        if apart is None or not len(apart):  # a server knows this reason by "keep-apart = 0.1", and asks no more
             raise SettingError(
                 f"{node.name} keeps no records apart to evaluate on; let its config say keep-apart = 0.1, or a larger "
                 "share where classes are small"

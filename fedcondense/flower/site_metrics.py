@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+NEVER = "does not evaluate"
+"""In the place of how good a site is alone, in a state."""
+
+_KEYS = ("allow-evaluate = true", "keep-apart = 0.1")  # of a node's config, in the reason of one that will refuse again
 _WEIGHTS = ("num-examples", "accuracy", "macro-accuracy")  # what every site says
 
 
@@ -95,10 +99,14 @@ class Evaluated(NamedTuple):
         return cls(tuple(sorted(found, key=lambda one: natural(one.site.name))))
 
     def noted(self, state: State, mailbox: Mailbox) -> State:
-        """Return a state with these sites, what asking them took, and how good each is alone, which is asked once."""
+        """Return a state with these sites, what asking them took, and how good each is alone, which is asked once.
+
+        A site whose config does not let it evaluate is noted, too: weights are not sent to it again.
+        """
         numbers = library_numbers(state)
         add_spent(numbers, mailbox.sent, mailbox.answers.values())
         numbers |= {ALONE + one.site.key: one.alone for one in self.sites if math.isfinite(one.alone)}
+        numbers |= {ALONE + site.key: NEVER for site, why in self.refused if any(key in why for key in _KEYS)}
         names = {sent.site.key: sent.site.name for sent in mailbox.sent}
         names |= {one.site.key: one.site.name for one in self.sites}
         names |= {key: name for key, name in state.sites.items() if name}
@@ -216,6 +224,10 @@ def question_of(state: State, limits: ReplyLimits, network: str, seed: int) -> E
     return Evaluate(state.weights, classes, network, mean, std, Fit.steps, seed)
 
 
+def _may(site: Site, state: State) -> bool:
+    return state.numbers.get(ALONE + site.key) != NEVER
+
+
 def mailbox_of(
     question: Evaluate,
     server_round: int,
@@ -234,7 +246,7 @@ def mailbox_of(
     """
     sites, names = found
     known = replace(question, alone=0)
-    asked = {site: known if ALONE + site.key in state.numbers else question for site in sites}
+    asked = {site: known if ALONE + site.key in state.numbers else question for site in sites if _may(site, state)}
 
     def examine(answer: Answer[Any]) -> None:
         check_sums(answer.payload, len(question.classes))

@@ -174,6 +174,13 @@ class TestRounds:
         assert result.evaluate_metrics_clientapp[1]["sites-refused"] == 2
         assert (strategy.refused, strategy.left_out) == ((), [])
 
+        down = {node: traffic.down for node, traffic in grid.traffic.items()}
+        run(strategy, parts, grid, num_rounds=2)
+        assert [one.site.name for one in strategy.evaluated[2].sites] == ["client-2"]
+        assert strategy.evaluated[2].refused == ()  # weights are not sent again to those whose config says no
+        more = {node: traffic.down - down[node] for node, traffic in grid.traffic.items()}
+        assert more[102] > len(weights.to_bytes()) > more[100] == more[101]
+
     def test_if_nobody_can_the_round_stands_without_metrics(
         self, train: Data, parts: list[Data], weights: Weights
     ) -> None:
