@@ -35,7 +35,11 @@ _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 NEVER = "does not evaluate"
 """In the place of how good a site is alone, in a state."""
 
-_KEYS = ("allow-evaluate = true", "keep-apart = 0.1")  # of a node's config, in the reason of one that will refuse again
+_ALWAYS = (
+    "allow-evaluate = true",
+    "keep-apart = 0.1",
+    "does not know the task",
+)  # of who refuses again
 _WEIGHTS = ("num-examples", "accuracy", "macro-accuracy")  # what every site says
 
 
@@ -106,7 +110,7 @@ class Evaluated(NamedTuple):
         numbers = library_numbers(state)
         add_spent(numbers, mailbox.sent, mailbox.answers.values())
         numbers |= {ALONE + one.site.key: one.alone for one in self.sites if math.isfinite(one.alone)}
-        numbers |= {ALONE + site.key: NEVER for site, why in self.refused if any(key in why for key in _KEYS)}
+        numbers |= {ALONE + site.key: NEVER for site, why in self.refused if any(reason in why for reason in _ALWAYS)}
         names = {sent.site.key: sent.site.name for sent in mailbox.sent}
         names |= {one.site.key: one.site.name for one in self.sites}
         names |= {key: name for key, name in state.sites.items() if name}
