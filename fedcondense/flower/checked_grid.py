@@ -25,7 +25,7 @@ from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
 from fedcondense.flower.wire import NO_DATA
 
-__all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
+__all__ = ["CheckedGrid", "averageable", "floats_of", "numbers_in", "settled", "weights_in"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _LARGEST = 2**40  # records that a site may claim
@@ -89,6 +89,11 @@ def numbers_in(content: RecordDict, beside: tuple[str, ...] = ("arrays",)) -> fr
     if odd := [name for name in _PERCENT if not 0 <= numbers.get(name, 0) <= 100]:  # type: ignore[operator]  # numbers
         raise UntrustedSetError(f"{odd[0]} is no percentage, from 0 to 100")
     return frozenset(numbers)
+
+
+def floats_of(metrics: MetricRecord) -> dict[str, float]:
+    """Return the numbers of a record by name; lists are left out."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 class CheckedGrid(GridAround):
@@ -167,11 +172,10 @@ class CheckedGrid(GridAround):
                 reasons.append(safe_text(str(broken)))
         self.down += sum(message_bytes(message) for message in asked)
         self.nodes.update(message.metadata.dst_node_id for message in asked)
-        said = {reply.metadata.src_node_id: dict(reply.content["metrics"]) for reply in sound}
-        self.said = {node: {k: float(v) for k, v in numbers.items()} for node, numbers in said.items()}
-        common = set.intersection(*map(set, said.values())) if said else set()
+        self.said = {reply.metadata.src_node_id: floats_of(reply.content.metric_records["metrics"]) for reply in sound}
+        common = set.intersection(*map(set, self.said.values())) if sound else set()
         for reply in sound:
-            metrics = reply.content["metrics"]
+            metrics = reply.content.metric_records["metrics"]
             reply.content["metrics"] = MetricRecord({name: metrics[name] for name in metrics if name in common})
         if reasons:
             _LOG.warning(safe_text(f"{len(reasons)} sites do not evaluate, {len(sound)} do; {reasons[0]}"))

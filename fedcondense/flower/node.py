@@ -207,5 +207,5 @@ def _key(task: Question, server_round: int, place: int, data: Data, apart: Data 
     }
     methods = meaning(type(task), *(value for value in carried.values() if isinstance(value, str)))
     told = (task.name, carried, methods, place, data.fingerprint, data.spec, own_version(), server_round)
-    told = told if apart is None else (*told, apart.fingerprint)
-    return hashlib.sha256(identity(told).encode()).hexdigest()[:32]
+    more = () if apart is None else (apart.fingerprint,)
+    return hashlib.sha256(identity((*told, *more)).encode()).hexdigest()[:32]

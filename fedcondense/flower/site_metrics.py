@@ -13,6 +13,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asking, questions
+from fedcondense.flower.checked_grid import floats_of
 from fedcondense.flower.contract import Answer, Site, State
 from fedcondense.flower.evaluating import Evaluate, check_sums, numbers_of
 from fedcondense.flower.payloads import Metrics
@@ -165,16 +166,14 @@ def aggregate(records: list[RecordDict], weighting_metric_name: str) -> MetricRe
 
     Where all weights are 0, sites count alike.
     """
-    metrics = [dict(next(iter(record.metric_records.values()))) for record in records]
-    weights = [float(one[weighting_metric_name]) for one in metrics]  # type: ignore[arg-type]  # no lists: see `_records`
+    metrics = [floats_of(next(iter(record.metric_records.values()))) for record in records]
+    weights = [one[weighting_metric_name] for one in metrics]
     total = sum(weights)
     shares = [weight / total if total else 1 / len(weights) for weight in weights]
     common = [name for name in metrics[0] if name != weighting_metric_name and all(name in one for one in metrics)]
-    mean = {
-        name: sum(share * float(one[name]) for share, one in zip(shares, metrics, strict=True))  # type: ignore[arg-type]
-        for name in common
-    }
-    return MetricRecord(mean)  # type: ignore[arg-type]  # floats
+    return MetricRecord(
+        {name: sum(share * one[name] for share, one in zip(shares, metrics, strict=True)) for name in common}
+    )
 
 
 def check_weighting(asking: Asking) -> None:

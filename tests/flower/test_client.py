@@ -181,8 +181,6 @@ class TestEvaluate(TestTrain):
 
 
 class TestMods:
-    content = TestTrain.content
-
     def test_flowers_mods_and_ones_own_are_around_every_answer(
         self, train: Data, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -204,7 +202,7 @@ class TestMods:
         client = make_client_app(lambda context: train, tasks=[Fail], caps=Caps.none(), mods=mods)
         with task_identity(), caplog.at_level("INFO", logger="flwr"):
             grid = InProcessGrid(client, 1)
-            for content, kind in ((pack_question(select, 1), "query.select"), (self.content(train), "train")):
+            for content, kind in ((pack_question(select, 1), "query.select"), (TestTrain().content(train), "train")):
                 (reply,) = grid.send_and_receive([Message(content, 100, kind)])
                 assert not reply.has_error()
         assert seen == ["outer query.select", "inner", "answer", "outer train", "inner", "answer"]

@@ -132,7 +132,8 @@ class TestRounds:
                 messages = list(messages)
                 for message in messages:
                     if message.metadata.message_type == "query.evaluate_weights":
-                        Noting.asked.append(int(message.content.config_records["config"]["alone"]))  # type: ignore[call-overload]
+                        steps: Any = message.content.config_records["config"]["alone"]
+                        Noting.asked.append(steps)
                 return super().push_messages(messages)
 
         with task_identity():
@@ -156,10 +157,11 @@ class TestRounds:
             @staticmethod
             def _context(node: int, *given: Any) -> Context:
                 made = InProcessGrid._context(node, *given)
-                made.node_config |= {
+                said: dict[int, dict[str, Any]] = {
                     100: {"keep-apart": 0.0},
                     101: {"allow-weights": False, "allow-evaluate": False},
-                }.get(node, {})
+                }
+                made.node_config |= said.get(node, {})
                 return made
 
         with task_identity():
@@ -264,7 +266,8 @@ class TestAggregation:
         assert dict(mine) == {name: pytest.approx(value) for name, value in theirs.items()}
 
     def test_what_not_all_say_is_left_out_and_weights_of_zero_count_alike(self) -> None:
-        records = [RecordDict({"m": MetricRecord(m)}) for m in ({"n": 0, "a": 1.0, "b": 2.0}, {"n": 0, "a": 3.0})]
+        first, second = MetricRecord({"n": 0, "a": 1.0, "b": 2.0}), MetricRecord({"n": 0, "a": 3.0})
+        records = [RecordDict({"m": one}) for one in (first, second)]
         assert dict(aggregate(records, "n")) == {"a": 2.0}
 
     def test_ones_own_gets_the_sites_records_and_the_key(
