@@ -61,9 +61,9 @@ def _questions(classes: tuple[str, ...]) -> dict[str, RecordDict]:
         given = small.get(name, {"classes": classes} if "classes" in known else {})
         found[f"query.{name}"] = pack_question(kind(**given), 1)
     config: dict[str, Any] = {"lr": 0.1, "classes": list(classes), "network": "convnet1-w16", "server-round": 1}
-    for kind in _FLOWERS:
+    for flowers in _FLOWERS:
         arrays = ArrayRecord(dict(weights.tensors))
-        found[kind] = RecordDict({"arrays": arrays, "config": ConfigRecord(dict(config))})
+        found[flowers] = RecordDict({"arrays": arrays, "config": ConfigRecord(dict(config))})
     return found
 
 

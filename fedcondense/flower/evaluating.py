@@ -33,7 +33,7 @@ from fedcondense.training.fit import Fit, fit_on
 __all__ = ["Evaluate", "check_sums", "numbers_of", "train_alone"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
-_AT_ONCE = 1000  # images in a forward pass
+_AT_ONCE = 200  # images in a forward pass
 _MOST = 1 << 20  # classes that one network has, or lacks
 
 
@@ -100,7 +100,9 @@ class Evaluate(Task[Sums]):
             return Sums(tensors)
 
         nbytes = 4 * (2 * len(self.classes) + len(_lacking(apart, self.classes)) + 2) + _HEADER
-        return Job(Cost(steps=self.alone, nbytes=nbytes, networks=(network,)), run)
+        held = min(int(holder.counts.sum()), self.alone * Fit.batch)  # images as float32, while a network is trained
+        memory = 4 * held * math.prod(apart.spec.shape)
+        return Job(Cost(steps=self.alone, nbytes=nbytes, memory=memory, networks=(network,)), run)
 
     def _right_alone(self, holder: Holder, node: Node, apart: Data, network: str) -> int:
         """Return how many records kept apart a network calls right that saw this site's alone; it is trained once."""

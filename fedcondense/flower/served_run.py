@@ -41,6 +41,7 @@ __all__ = ["ServedRun"]
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _UNFINISHED = "not finished: killed, or still running; resume = true goes on with it"
 _FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
+_FREE |= {"fraction-evaluate", "min-evaluate-nodes"}
 
 
 class ServedRun:

@@ -33,14 +33,8 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
-NEVER = "does not evaluate"
-"""In the place of how good a site is alone, in a state."""
-
-_ALWAYS = (
-    "allow-evaluate = true",
-    "keep-apart = 0.1",
-    "does not know the task",
-)  # of who refuses again
+_NEVER = "does not evaluate"  # in a state, in the place of how good a site is alone
+_ALWAYS = ("allow-evaluate = true", "keep-apart = 0.1", "does not know the task")  # reasons of those who refuse again
 _WEIGHTS = ("num-examples", "accuracy", "macro-accuracy")  # what every site says
 
 
@@ -111,7 +105,7 @@ class Evaluated(NamedTuple):
         numbers = library_numbers(state)
         add_spent(numbers, mailbox.sent, mailbox.answers.values())
         numbers |= {ALONE + one.site.key: one.alone for one in self.sites if math.isfinite(one.alone)}
-        numbers |= {ALONE + site.key: NEVER for site, why in self.refused if any(reason in why for reason in _ALWAYS)}
+        numbers |= {ALONE + site.key: _NEVER for site, why in self.refused if any(reason in why for reason in _ALWAYS)}
         names = {sent.site.key: sent.site.name for sent in mailbox.sent}
         names |= {one.site.key: one.site.name for one in self.sites}
         names |= {key: name for key, name in state.sites.items() if name}
@@ -227,10 +221,6 @@ def question_of(state: State, limits: ReplyLimits, network: str, seed: int) -> E
     return Evaluate(state.weights, classes, network, mean, std, Fit.steps, seed)
 
 
-def _may(site: Site, state: State) -> bool:
-    return state.numbers.get(ALONE + site.key) != NEVER
-
-
 def mailbox_of(
     question: Evaluate,
     server_round: int,
@@ -249,7 +239,8 @@ def mailbox_of(
     """
     sites, names = found
     known = replace(question, alone=0)
-    asked = {site: known if ALONE + site.key in state.numbers else question for site in sites if _may(site, state)}
+    said = {site: state.numbers.get(ALONE + site.key) for site in sites}
+    asked = {site: question if alone is None else known for site, alone in said.items() if alone != _NEVER}
 
     def examine(answer: Answer[Any]) -> None:
         check_sums(answer.payload, len(question.classes))

@@ -255,6 +255,7 @@ class TestAlone:
     def test_records_that_are_not_handed_out_train_nothing(self, few: Data, question: Evaluate) -> None:
         class Closed:
             data = None
+            counts = few.counts
 
         _, node = node_of(few)
         job = replace(question, alone=2).prepare(Closed(), node)  # type: ignore[arg-type]
