@@ -67,6 +67,13 @@ class Asking:
     train_metrics_aggr_fn: AggregateMetrics | None = None
     evaluate_metrics_aggr_fn: AggregateMetrics | None = None
 
+    def log(self) -> None:
+        """Log the settings, as a part of Flower's list."""
+        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", self.fraction_train, self.min_train_nodes)
+        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", self.wait, self.min_available_nodes)
+        grace = "until the deadline" if self.grace is None else f"{self.grace:.0f} s for the others"
+        _LOG.info("\t├──> Needs %d usable answers, then waits %s", self.min_replies, grace)
+
     def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
         """Return who is asked in a round, in ascending order."""
         count = max(int(len(nodes) * self.fraction_train), self.min_train_nodes)
@@ -119,6 +126,7 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             mailbox.take(reply)
         if replies:
             waiting &= mailbox.open()
+            waiting |= set(grid.push_messages([sent.message for sent in mailbox.second()])) - {""}
         now = time.monotonic()
         if grace is not None and replies and mailbox.usable() >= asking.min_replies:
             end, grace = min(end, now + grace), None  # once

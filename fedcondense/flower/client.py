@@ -120,7 +120,7 @@ def _placed(context: Context, desk: Desk) -> tuple[Placed, Node]:
     if placed.config.threads:
         torch.set_num_threads(placed.config.threads)
     until, place = time.monotonic() + placed.caps.max_seconds, placed.place(context)
-    keeper: Keeper = drawer_of(kept_by(placed, desk), place)
+    keeper: Keeper = drawer_of(kept_by(placed, desk), place, context)
     return placed, Node(placed.name(context), placed.caps, until, keeper, place=place)
 
 

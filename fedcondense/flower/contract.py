@@ -132,6 +132,7 @@ class Answer(NamedTuple, Generic[P]):
     num_examples: int = 0  # real records, as the site says
     seconds: float = 0.0  # of its work, as the site says
     nbytes: int = 0  # of the whole message, counted at the server
+    shares: bool = False  # whether the site lets its set go to other sites
 
 
 class Verdict(NamedTuple):
@@ -174,7 +175,7 @@ class State:
         weights: Of the global network.
         sets: By names of the strategy's own.
         tensors: Likewise.
-        numbers: Numbers and texts; names that begin with ``spent/`` or ``alone/`` are the library's.
+        numbers: Numbers and texts; names that begin with ``spent/`` are the library's.
         sites: Everybody who was asked so far: names by `Site.key`, empty where a site has not said its own yet.
     """
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
@@ -17,15 +16,17 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected, questions
+from fedcondense.flower.books import booked, check_enough, check_finite, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.evaluating import Evaluate
+from fedcondense.flower.history import Tally, accuracy_in, line_of
+from fedcondense.flower.inbox import Inbox, log_odd
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.replies import SILENT, Mailbox, Refusal, ReplyLimits, kind_of
-from fedcondense.flower.screens import screened
+from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
+from fedcondense.flower.screens import log_verdicts, screened
 from fedcondense.flower.settings import check, read
-from fedcondense.flower.site_metrics import Evaluated, check_weighting, mailbox_of, question_of, train_metrics
+from fedcondense.flower.site_metrics import AtSites, question_of
 from fedcondense.flower.sites import found_among
-from fedcondense.flower.spent import add_spent, library_numbers, spent_per_site
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["AggregationError", "Rounds"]
@@ -54,23 +55,23 @@ class Rounds(Strategy):
     network: str = ""  # of the weights, a name in NETWORKS; empty: the task's, else the one for the images' size
 
     def __init__(
-        self,
-        limits: ReplyLimits = ReplyLimits(),
-        screen: Screen | None = None,
-        **asked: Unpack[Asked],
+        self, limits: ReplyLimits = ReplyLimits(), screen: Screen | None = None, **asked: Unpack[Asked]
     ) -> None:
         self.asking, self.limits, self.screen = Asking(**asked), limits, screen
         check(self.asking, type(self).__name__)
-        check_weighting(self.asking)
+        self.at_sites = AtSites(self.asking, limits)
+        self.evaluated = self.at_sites.found
         self.state = State()
+        self.history: list[dict[str, Any]] = []  # of all rounds so far: `fedcondense.flower.history`
         self.answers: tuple[Answer[Any], ...] = ()
         self.refused: tuple[Refusal, ...] = ()
         self.left_out: list[tuple[int, Refusal]] = []  # of all rounds so far, with the round
         self.verdicts: Mapping[tuple[Site, str], Verdict] = {}
         self.screened: list[tuple[int, Site, str, Verdict]] = []  # of all rounds so far
         self.cut: Mapping[str, SyntheticSet] = {}  # what a screen has left out in the last round, by site
-        self.evaluated: dict[int, Evaluated] = {}  # of the rounds since `start`
         self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
+        self.inboxes: dict[str, Inbox] = {}  # what came back in the last round, by stage
+        self.barred: frozenset[str] = frozenset()  # keys of sites that are asked no more
         self._mailbox = Mailbox([], limits)
 
     @abstractmethod
@@ -92,6 +93,10 @@ class Rounds(Strategy):
         Sets are held to `limits` before; sums and numbers of shapes that only the method knows are examined here.
         """
 
+    def again(self, server_round: int, stage: str, state: State, site: Site, reason: str) -> Question | None:
+        """Return what a site that refused is asked instead, once in a stage; None: nothing, it is left out."""
+        return None
+
     def kind(self, stage: str, answer: Answer[Any]) -> str:
         """Say in words what an answer must have in common with the others of its stage; nothing: they go together.
 
@@ -101,11 +106,7 @@ class Rounds(Strategy):
 
     def summary(self) -> None:
         """Log the settings."""
-        asking = self.asking
-        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", asking.fraction_train, asking.min_train_nodes)
-        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", asking.wait, asking.min_available_nodes)
-        grace = "until the deadline" if asking.grace is None else f"{asking.grace:.0f} s for the others"
-        _LOG.info("\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
+        self.asking.log()
         _LOG.info("\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
 
     @in_own_state
@@ -156,112 +157,109 @@ class Rounds(Strategy):
                 break
             result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
-            asked = self._evaluation(server_round, grid)
-            collect(grid, asked, timeout, self.asking)
-            if (said := self._evaluated(server_round, asked)) is not None:
+            if (said := self.at_sites.metrics(server_round)) is not None:
                 result.evaluate_metrics_clientapp[server_round] = said
-            if evaluate_fn and result.arrays:
-                evaluated = evaluate_fn(server_round, result.arrays)
-                if evaluated is not None:
-                    result.evaluate_metrics_serverapp[server_round] = evaluated
+            if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = evaluated
+                self.history[-1] |= accuracy_in(evaluated)
+            _LOG.info(line_of(self.history[-1]))
             self.keep(self)
         return result
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Go through the stages of a round; None: nobody is to be asked."""
-        state, metrics, sites = self.state, MetricRecord(), dict(self.state.sites)
-        numbers = library_numbers(state)
+        state, metrics, tally = self.state, MetricRecord(), Tally()
+        self.inboxes = {}
         for stage in self.stages:
-            mailbox = self._questions(server_round, stage, state.but(sites=sites), grid)
+            tally.waits(connected, grid, self.asking)
+            mailbox = self._questions(server_round, stage, state, grid)
             if not mailbox.sent:
                 return None
-            collect(grid, mailbox, timeout, self.asking)
-            state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
-            sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
-            sites |= {answer.site.key: answer.site.name for answer in self.answers}
-            add_spent(numbers, mailbox.sent, self.answers)
-        self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **numbers})
+            tally.waits(collect, grid, mailbox, timeout, self.asking)
+            state, metrics = self.receive(server_round, stage, state, mailbox)
+            tally.reads(mailbox, self.answers, self.refused)
+        self.state = state.but(round=server_round)
+        asked = self.at_sites.ask(server_round, grid, self.evaluation, self.state, self.refused)
+        tally.waits(collect, grid, asked, timeout, self.asking)
+        tally.evaluates(asked)
+        self.state = self.at_sites.hear(server_round, asked, self.state)
+        self.history.append(tally.entry(server_round, len(self.state.sites)))
         return metrics
 
     def evaluation(self, state: State) -> Evaluate | None:
         """Return what nodes are asked about the weights of a round; None: there are none to ask about."""
         network = self.network or str(getattr(getattr(self, "task", None), "network", ""))
-        return question_of(state, self.limits, network, self.asking.seed)
-
-    def _evaluation(self, server_round: int, grid: Grid) -> Mailbox:
-        """Return what nodes are asked after a round about its weights; nodes that are silent are still at work."""
-        silent = {refusal.site.node for refusal in self.refused if refusal.reason == SILENT}
-        nodes = self.asking.sample_to_evaluate(set(grid.get_node_ids()) - silent, server_round)
-        question = self.evaluation(self.state) if nodes else None
-        if question is None:
-            return Mailbox([], self.limits)
-        found = found_among(grid.get_nodes(), nodes, self.state.sites)
-        return mailbox_of(question, server_round, found, self.state, self.limits)
-
-    def _evaluated(self, server_round: int, mailbox: Mailbox) -> MetricRecord | None:
-        """Keep what nodes say of a round's weights; whoever says nothing is named, and no round fails of it."""
-        if not mailbox.sent:
-            return None
-        found = self.evaluated[server_round] = Evaluated.of(mailbox, self.state)
-        self.state = found.noted(self.state, mailbox)
-        return found.metrics(self.asking)
+        return question_of(state, self.limits, getattr(self, "classes", ()), network, self.asking.seed)
 
     @property
     def spent(self) -> dict[str, float]:
         """What the rounds so far took per site that was ever asked: bytes up and down, and the site's seconds."""
         return spent_per_site(self.state)
 
+    def without(self, site: str, first: Inbox) -> State:
+        """Return what the first round leaves if a site is silent in it: the others' answers are combined again.
+
+        So it is where no answer of the first round depends on another site's, as in a round of one stage. A strategy
+        for which that does not hold, or which can do it with several stages, overrides this.
+
+        Args:
+            site: Its name.
+            first: What came back in the first round.
+
+        Raises:
+            SettingError: The strategy cannot do without asking again.
+        """
+        if len(self.stages) > 1:
+            raise SettingError(
+                f"{type(self).__name__} asks in stages, whose answers depend on those before: leave {site} out and run "
+                "it anew in another folder"
+            )
+        first.forget(site)
+        return self.receive(1, self.stages[0], State(), first)[0].but(round=1)
+
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking)
-        sites, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
+        found, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
+        sites = [site for site in found if site.key not in self.barred]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
+
+        def again(site: Site, reason: str) -> Sent | None:
+            task = self.again(server_round, stage, state, site, reason)
+            return None if task is None else questions({site: task}, server_round, self.limits.classes)[0]
+
         sent = questions(tasks, server_round, self.limits.classes)
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        alike = partial(self.kind, stage)
-        return Mailbox(sent, self.limits, partial(self.examine, stage), alike, kept=state.sets, names=names)
+        judges = partial(self.examine, stage), partial(self.kind, stage)
+        return Mailbox(sent, self.limits, *judges, kept=state.sets, names=names, again=again)
 
-    def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
-        """Screen and combine the usable answers of a stage.
+    def receive(self, server_round: int, stage: str, state: State, inbox: Inbox) -> tuple[State, MetricRecord]:
+        """Screen and combine the usable answers of a stage, however they came; return what is kept, and what it took.
 
         Raises:
             AggregationError: There are fewer than `Asking.min_replies`, or what they were combined to is not finite.
             UntrustedSetError: Answers of several kinds came, and as many of one as of another.
         """
-        answers, refused = mailbox.sorted()
-        outgrown = mailbox.outgrown()
-        for name, reason in outgrown.items():
-            _LOG.warning("round %d: the set that %s sent earlier is left out: %s", server_round, name, reason)
+        self.inboxes[stage] = inbox
+        answers, refused = inbox.sorted()
+        outgrown = inbox.outgrown()
+        log_odd(server_round, inbox)
+        before = state
         state = state.but(sets={name: one for name, one in state.sets.items() if name not in outgrown})
         if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             known = Known(self.limits.classes, server_round, self.asking.seed)
             answers, gone, self.cut, self.verdicts = screened(self.screen, answers, known)
             refused += [Refusal(site, why) for site, why in gone.items()]
             self.screened += [(server_round, site, name, verdict) for (site, name), verdict in self.verdicts.items()]
-            for (site, name), verdict in self.verdicts.items():
-                if verdict.weight < 1 and site not in gone:
-                    said = f"class {name!r} of {site.name} counts {100 * verdict.weight:.0f} %"
-                    _LOG.warning("round %d: %s: %s", server_round, said, verdict.why)
+            log_verdicts(server_round, self.verdicts, gone)
         self.answers, self.refused = tuple(answers), tuple(refused)
         self.left_out += [(server_round, refusal) for refusal in refused]
-        for site, reason in refused:
-            _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
-        needed = max(self.asking.min_replies, 1)
-        if len(answers) < needed:
-            first = "; ".join(f"{refusal.site.name}: {refusal.reason}" for refusal in refused[:3])
-            raise AggregationError(
-                f"round {server_round}: {len(answers)} usable answers of {len(mailbox.sent)}, {needed} needed; "
-                f"{first or 'all that were asked have answered: ask more, or lower min_replies'}"
-            )
+        check_enough(server_round, answers, refused, max(self.asking.min_replies, 1))
         state = self.combine(server_round, stage, state, answers)
-        weights = {} if state.weights is None else state.weights.tensors
-        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-            raise AggregationError(
-                f"round {server_round}: training on the answers of {len(answers)} nodes ended in weights that are not "
-                "finite; take a network with a norm, or ask again without the nodes that you do not trust"
-            )
-        return state, train_metrics(answers, len(refused), self.asking)
+        state = booked(before, state, server_round, inbox.sites, answers, inbox.bytes_down())
+        check_finite(server_round, state, len(answers))
+        return state, metrics_of(answers, refused, self.asking)
 
     def _arrays(self) -> ArrayRecord:
         weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
@@ -282,7 +280,7 @@ class Rounds(Strategy):
         """Read the replies to what `configure_train` returned, and combine them."""
         for reply in replies:
             self._mailbox.take(reply)
-        state, metrics = self._read(server_round, self.stages[0], self.state, self._mailbox)
+        state, metrics = self.receive(server_round, self.stages[0], self.state, self._mailbox)
         self.state = state.but(round=server_round)
         return self._arrays(), metrics
 
@@ -290,11 +288,12 @@ class Rounds(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return what nodes are asked about the weights of the round, as `evaluation` says."""
-        self._mailbox = self._evaluation(server_round, grid)
+        self._mailbox = self.at_sites.ask(server_round, grid, self.evaluation, self.state, self.refused)
         return [sent.message for sent in self._mailbox.sent]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Read the replies to what `configure_evaluate` returned."""
         for reply in replies:
             self._mailbox.take(reply)
-        return self._evaluated(server_round, self._mailbox)
+        self.state = self.at_sites.hear(server_round, self._mailbox, self.state)
+        return self.at_sites.metrics(server_round)

@@ -5,32 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp import Grid
 
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asking, questions
+from fedcondense.flower.books import ALONE, booked
 from fedcondense.flower.checked_grid import floats_of
 from fedcondense.flower.contract import Answer, Site, State
 from fedcondense.flower.evaluating import Evaluate, check_sums, numbers_of
-from fedcondense.flower.payloads import Metrics
-from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits
+from fedcondense.flower.inbox import SILENT, Refusal, ReplyLimits
+from fedcondense.flower.replies import Mailbox
 from fedcondense.flower.sites import found_among, names_of, natural
-from fedcondense.flower.spent import ALONE, add_spent, library_numbers
 from fedcondense.training.fit import Fit
 
-__all__ = [
-    "Evaluated",
-    "SiteMetrics",
-    "aggregate",
-    "check_weighting",
-    "mailbox_of",
-    "question_of",
-    "train_metrics",
-]
+__all__ = ["AtSites", "Evaluated", "SiteMetrics", "aggregate", "question_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _NEVER = "does not evaluate"  # in a state, in the place of how good a site is alone
@@ -67,20 +60,6 @@ class Evaluated(NamedTuple):
     refused: tuple[Refusal, ...] = ()
 
     @classmethod
-    def of(cls, mailbox: Mailbox, state: State) -> Evaluated:
-        """Read the answers to `Evaluate`, and name who gave none."""
-        answers, refused = mailbox.sorted()
-        for site, reason in refused:
-            _LOG.warning("%s does not say how good the weights are: %s", site.name, reason)
-        sites = []
-        for answer in answers:
-            said = numbers_of(answer.payload)  # type: ignore[arg-type]  # as the question says
-            alone = said.get("local-only", float(state.numbers.get(ALONE + answer.site.key, math.nan)))
-            judged = (int(said["num-examples"]), said["accuracy"], said["macro-accuracy"])
-            sites.append(SiteMetrics(answer.site, *judged, said.get("loss", math.nan), alone))
-        return cls(tuple(sites), tuple(refused))
-
-    @classmethod
     def of_nodes(cls, said: Mapping[int, Mapping[str, float]], infos: Iterable[Any]) -> Evaluated:
         """Take the checked numbers of Flower's own evaluation, by node; those of another app may be other numbers."""
         sites, _ = found_among(infos, said, {})
@@ -96,20 +75,6 @@ class Evaluated(NamedTuple):
             for site in sites
         ]
         return cls(tuple(sorted(found, key=lambda one: natural(one.site.name))))
-
-    def noted(self, state: State, mailbox: Mailbox) -> State:
-        """Return a state with these sites, what asking them took, and how good each is alone, which is asked once.
-
-        A site whose config does not let it evaluate is noted, too: weights are not sent to it again.
-        """
-        numbers = library_numbers(state)
-        add_spent(numbers, mailbox.sent, mailbox.answers.values())
-        numbers |= {ALONE + one.site.key: one.alone for one in self.sites if math.isfinite(one.alone)}
-        numbers |= {ALONE + site.key: _NEVER for site, why in self.refused if any(reason in why for reason in _ALWAYS)}
-        names = {sent.site.key: sent.site.name for sent in mailbox.sent}
-        names |= {one.site.key: one.site.name for one in self.sites}
-        names |= {key: name for key, name in state.sites.items() if name}
-        return state.but(sites={**state.sites, **names}, numbers={**state.numbers, **numbers})
 
     def metrics(self, asking: Asking) -> MetricRecord | None:
         """Return Flower's metrics of the round, and ours beside them; None: no site said anything."""
@@ -155,6 +120,87 @@ class Evaluated(NamedTuple):
         return records
 
 
+class AtSites:
+    """Asks sites after each round how good its weights are, and keeps what they say; no round fails of it.
+
+    Args:
+        asking: Who is asked, and how metrics become one.
+        limits: Of replies.
+
+    Raises:
+        SettingError: Sites are to be weighed by what they do not say.
+    """
+
+    def __init__(self, asking: Asking, limits: ReplyLimits) -> None:
+        if asking.evaluate_metrics_aggr_fn is None and asking.weighted_by_key not in _WEIGHTS:
+            raise SettingError(
+                f"weighted_by_key {asking.weighted_by_key!r}; sites say {', '.join(_WEIGHTS)}: name one of them, or "
+                "give an evaluate_metrics_aggr_fn of your own"
+            )
+        self.asking, self.limits = asking, limits
+        self.found: dict[int, Evaluated] = {}  # by round
+
+    def ask(
+        self,
+        server_round: int,
+        grid: Grid,
+        evaluation: Callable[[State], Evaluate | None],
+        state: State,
+        refused: Sequence[Refusal],
+    ) -> Mailbox:
+        """Return a mailbox with a question to each site that is sampled; how good a site is alone is asked once.
+
+        Nodes that are silent in the round are still at work; those whose config does not let them evaluate got weights
+        once. Neither is asked.
+
+        Args:
+            server_round: Of the run.
+            grid: Reaches the nodes.
+            evaluation: Says what is asked about a state's weights.
+            state: After the round.
+            refused: Who was left out of the round.
+        """
+        silent = {site.node for site, reason in refused if reason == SILENT}
+        nodes = self.asking.sample_to_evaluate(set(grid.get_node_ids()) - silent, server_round)
+        question = evaluation(state) if nodes else None
+        if question is None:
+            return Mailbox([], self.limits)
+        sites, names = found_among(grid.get_nodes(), nodes, state.sites)
+        known, said = replace(question, alone=0), {site: state.numbers.get(ALONE + site.key) for site in sites}
+        asked = {site: question if alone is None else known for site, alone in said.items() if alone != _NEVER}
+
+        def examine(answer: Answer[Any]) -> None:
+            check_sums(answer.payload, len(question.classes))
+
+        return Mailbox(questions(asked, server_round, self.limits.classes), self.limits, examine, names=names)
+
+    def hear(self, server_round: int, mailbox: Mailbox, state: State) -> State:
+        """Keep what sites say; return a state with what that took, who refuses for good, and how good each is alone."""
+        if not mailbox.sent:
+            return state
+        answers, refused = mailbox.sorted()
+        numbers: dict[str, float | int | str] = {}
+        sites = []
+        for site, reason in refused:
+            _LOG.warning("%s does not say how good the weights are: %s", site.name, reason)
+            if any(told in reason for told in _ALWAYS):
+                numbers[ALONE + site.key] = _NEVER
+        for answer in answers:
+            said = numbers_of(answer.payload)  # type: ignore[arg-type]  # as the question says
+            if "local-only" in said:
+                numbers[ALONE + answer.site.key] = said["local-only"]
+            alone = said.get("local-only", float(state.numbers.get(ALONE + answer.site.key, math.nan)))
+            judged = (int(said["num-examples"]), said["accuracy"], said["macro-accuracy"])
+            sites.append(SiteMetrics(answer.site, *judged, said.get("loss", math.nan), alone))
+        self.found[server_round] = Evaluated(tuple(sites), tuple(refused))
+        state = booked(state, state, server_round, mailbox.sites, answers, mailbox.bytes_down(), is_combined=False)
+        return state.but(numbers={**state.numbers, **numbers})
+
+    def metrics(self, server_round: int) -> MetricRecord | None:
+        """Return what Flower's result says of a round; None: no site said anything."""
+        return self.found[server_round].metrics(self.asking) if server_round in self.found else None
+
+
 def aggregate(records: list[RecordDict], weighting_metric_name: str) -> MetricRecord:
     """Return the weighted mean of the metrics that all records have, as Flower's own does, without the weights.
 
@@ -170,79 +216,23 @@ def aggregate(records: list[RecordDict], weighting_metric_name: str) -> MetricRe
     )
 
 
-def check_weighting(asking: Asking) -> None:
-    """Refuse a weight that sites do not say, before any is asked.
-
-    Raises:
-        SettingError: It is none of what they say.
-    """
-    if asking.evaluate_metrics_aggr_fn is None and asking.weighted_by_key not in _WEIGHTS:
-        raise SettingError(
-            f"weighted_by_key {asking.weighted_by_key!r}; sites say {', '.join(_WEIGHTS)}: name one of them, or give "
-            "an evaluate_metrics_aggr_fn of your own"
-        )
-
-
-def train_metrics(answers: Sequence[Answer[Any]], refused: int, asking: Asking) -> MetricRecord:
-    """Return a round's metrics, and those that `Asking.train_metrics_aggr_fn` makes of the answers."""
-    ours: dict[str, Any] = {
-        "clients": len(answers),
-        "refused": refused,
-        "num-examples": sum(answer.num_examples for answer in answers),
-        "bytes-up": sum(answer.nbytes for answer in answers),
-        "client-seconds": sum(answer.seconds for answer in answers),
-    }
-    if asking.train_metrics_aggr_fn is None:
-        return MetricRecord(ours)
-    records = []
-    for answer in answers:
-        said: dict[str, Any] = {"num-examples": answer.num_examples, "seconds": answer.seconds, "bytes": answer.nbytes}
-        more = answer.payload.numbers if isinstance(answer.payload, Metrics) else {}
-        records.append(RecordDict({"metrics": MetricRecord({**more, **said})}))
-    return MetricRecord({**ours, **asking.train_metrics_aggr_fn(records, asking.weighted_by_key)})
-
-
-def question_of(state: State, limits: ReplyLimits, network: str, seed: int) -> Evaluate | None:
+def question_of(
+    state: State, limits: ReplyLimits, classes: tuple[str, ...], network: str, seed: int
+) -> Evaluate | None:
     """Return what sites are asked about a state's weights; None: it has none, or nobody knows of which classes.
 
     Args:
         state: After a round.
         limits: They name classes and normalisation where the server knows the data; else the union of the sets does.
+        classes: Of a network's outputs that do not follow the union; empty: they do.
         network: Of the weights.
         seed: The root seed.
     """
     joined = state.joined
-    classes = limits.classes or (() if joined is None else joined.classes)
+    classes = classes or limits.classes or (() if joined is None else joined.classes)
     if state.weights is None or not classes:
         return None
     mean, std = limits.mean or (), limits.std or ()
     if joined is not None:
         mean, std = mean or joined.record.mean, std or joined.record.std
     return Evaluate(state.weights, classes, network, mean, std, Fit.steps, seed)
-
-
-def mailbox_of(
-    question: Evaluate,
-    server_round: int,
-    found: tuple[Sequence[Site], Mapping[str, str]],
-    state: State,
-    limits: ReplyLimits,
-) -> Mailbox:
-    """Return a mailbox with a question to each site; how good it is alone is asked once.
-
-    Args:
-        question: What sites are asked that have not said yet how good they are alone.
-        server_round: Of the run.
-        found: The sites, and names that are taken, as `found_among` gives them.
-        state: After the round.
-        limits: Of replies.
-    """
-    sites, names = found
-    known = replace(question, alone=0)
-    said = {site: state.numbers.get(ALONE + site.key) for site in sites}
-    asked = {site: question if alone is None else known for site, alone in said.items() if alone != _NEVER}
-
-    def examine(answer: Answer[Any]) -> None:
-        check_sums(answer.payload, len(question.classes))
-
-    return Mailbox(questions(asked, server_round, limits.classes), limits, examine, names=names)

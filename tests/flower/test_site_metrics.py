@@ -23,8 +23,9 @@ from fedcondense.flower.client import make_client_app
 from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
 from fedcondense.flower.evaluating import Evaluate, train_alone
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.inbox import SILENT
 from fedcondense.flower.payloads import Metrics, Weights
-from fedcondense.flower.replies import SILENT, Refusal, ReplyLimits
+from fedcondense.flower.replies import Refusal, ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.site_metrics import Evaluated, SiteMetrics, aggregate
 from fedcondense.flower.state_file import dump_state, load_state

@@ -6,6 +6,7 @@ import logging
 import math
 import statistics
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.bench import Bench, traffic
 from fedcondense.flower.comparison.local_only import LOCAL_ONLY, local_only
 from fedcondense.flower.comparison.result import FederationProgress
+from fedcondense.flower.history import accuracy_in
 from fedcondense.flower.hosts.inprocess import log_from, run_in_process
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import plain
@@ -30,7 +32,7 @@ from fedcondense.flower.strategies.ridge import RIDGE, ridge_dims
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.sets.codecs import CODECS, RAW, codec_named
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.training.evaluation import Evaluation, evaluate
+from fedcondense.training.evaluation import Evaluation, evaluate, train_on
 
 __all__ = ["ROWS", "Ran", "Row", "Runner", "row_of"]
 
@@ -94,7 +96,7 @@ def row_of(name: str) -> Row:
         codec = name.removeprefix(f"{strategy}-")
         if isinstance(entry.settings, InBytes) and codec != name and family_of(codec) in (RAW, *CODECS):
             codec_named(codec)
-            return Row(name, entry, strategy, codec=codec)
+            return Row(name, entry, strategy, entry.rounds, codec)
     known = {*STRATEGIES, *ROWS, _ALONE}
     told = "NAME-N are N rounds of what starts from weights, NAME-CODEC images in a codec"
     raise SettingError(f"{unknown('row', name, known)}; {told}")
@@ -149,7 +151,7 @@ class Runner:
         spec = bench.test.spec
         return ServerSide(
             replace(own, **given),
-            _unused,
+            partial(train_on, like=bench.test, network=bench.network, recipe=bench.recipe, seed=seed),
             bench.asked,
             bench.limits,
             spec,
@@ -170,7 +172,8 @@ class Runner:
             found.append(run_strategy(row.entry, side, strategy, grid, row.rounds, 1e9, measure))
 
         with log_from(logging.WARNING):
-            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.everyone)
+            shares = {"share-with": "sites"}  # there are no others but whoever calls this
+            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.everyone, node_config=shares)
         return found[0], traffic(grid.traffic, self.bench.everyone)
 
     def _sets(self, row: Row) -> Ran:
@@ -195,6 +198,7 @@ class Runner:
         evaluation = found[0]
         joined = strategy.joined
         assert joined is not None
+        strategy.history[-1] |= accuracy_in({"accuracy": evaluation.accuracy})
         measured = {
             "accuracy": evaluation.accuracy,
             "accuracy_std": evaluation.accuracy_std,
@@ -205,6 +209,7 @@ class Runner:
             "short": self._short(),
             "set_bytes": statistics.fmean(answer.payload.nbytes for answer in strategy.answers),
             "client_seconds": statistics.fmean(answer.seconds for answer in strategy.answers),
+            "history": strategy.history,
         }
         return Ran(measured, strategy, joined.with_evaluation(evaluation.to_dict()), result.arrays)
 
@@ -241,12 +246,12 @@ class Runner:
             if not server_round:
                 return None
             percent, per_class = accuracy_of_weights(arrays, side, bench.test)
-            history.append({"round": server_round, "accuracy": round(percent, 3)})
+            history.append({"round": server_round, **accuracy_in({"accuracy": percent})})
             measured.update(accuracy=percent, accuracy_std=None, per_class=plain(per_class.tolist()))
             return MetricRecord({"accuracy": percent})
 
         result, spent = self._start(row, side, strategy, measure)
-        measured |= {**spent, "history": history}
+        measured |= {**spent, "history": strategy.history if isinstance(strategy, Rounds) else history}
         joined = strategy.state.joined if isinstance(strategy, Rounds) else None
         if joined is not None and isinstance(strategy, Rounds):
             measured |= {"images": len(joined), "clients": len(strategy.answers)}
@@ -278,7 +283,3 @@ class Runner:
         share = Caps.none(self.bench.min_records).share
         images = (counts * share).ceil().clamp(max=self.asked.ipc).sum() / self.bench.everyone
         return int(images * math.prod(self.bench.train.spec.shape))
-
-
-def _unused(joined: SyntheticSet) -> nn.Module:
-    raise AssertionError("this strategy trains by itself")

@@ -2,6 +2,7 @@
 
 from fedcondense.flower.contract import Question
 from fedcondense.flower.evaluating import Evaluate
+from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
@@ -14,6 +15,7 @@ __all__ = ["STRATEGIES", "TASKS", "Entry", "ServerSide"]
 
 STRATEGIES: dict[str, Entry] = {
     "one-shot": ONE_SHOT,
+    "anchored": ANCHORED,
     "iterative": ITERATIVE,
     **AVERAGING,
     "random-real": selection("random", "random real"),

@@ -24,6 +24,7 @@ from fedcondense.flower.settings import number
 from fedcondense.flower.stores import Latest
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import condensing, log_absent
+from fedcondense.flower.two_rounds import TwoRounds
 from fedcondense.networks import build, default_network
 from fedcondense.networks.names import WithOutputs
 from fedcondense.networks.passes import repeatable
@@ -34,7 +35,7 @@ from fedcondense.sources.near import Near
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
-__all__ = ["ITERATIVE", "BothLayers", "FedDM", "MatchNear"]
+__all__ = ["ITERATIVE", "BothLayers", "FedDM", "MatchNear", "started"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class MatchNear(Task[SyntheticSet]):
             steps=self.steps,
             source=partial(Near, weights=self.weights.tensors, radius=self.radius, size=self.networks),
         )
-        kept = f"match_near.{self.seed - self.round + 1}"  # of this run: another has another root, or begins anew
+        root = self.seed - self.round + 1  # another run has another, or begins anew
+        last = TwoRounds(node.kept, f"match_near.{root}", self.round)
         loop = prepare(
             holder,
             self.ipc,
@@ -113,15 +115,14 @@ class MatchNear(Task[SyntheticSet]):
             network=WithOutputs(network, len(self.classes)),
             seed=node.seed(self.seed),
             recipe=recipe,
-            start=_continued(None if self.round == 1 or node.kept is None else node.kept.get(kept)),
+            start=_continued(last.before()),
             limit=node.caps.share,
         )
         job = condensing(loop, node)
 
         def run() -> SyntheticSet:
             made = job.run()
-            if node.kept is not None:
-                node.kept.put(kept, made.to_bytes())
+            last.keep(made.to_bytes())
             return made
 
         return Job(job.cost, run)
@@ -196,9 +197,9 @@ class FedDM(Rounds):
         before = self._weights(state)
         like = Data(torch.empty(0, *self.spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), self.spec)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        started = partial(_started, before, self.task.network)
+        stands = partial(started, before, self.task.network)
         trained = train_on(
-            union, like, network=started, recipe=self.fit, seed=self.task.seed + server_round, device=device
+            union, like, network=stands, recipe=self.fit, seed=self.task.seed + server_round, device=device
         )
         return state.but(sets=sets, weights=within(Weights.of(trained), before, self.stay))
 
@@ -208,7 +209,8 @@ class FedDM(Rounds):
         return Weights.of(build(self.task.network, self.spec.shape, len(self.spec.classes), self.task.seed))
 
 
-def _started(weights: Weights, network: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def started(weights: Weights, network: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a network with given weights, in the place of one that is built anew: ``partial(started, w, name)``."""
     return weights.load_into(build(network, shape, classes, 0))
 
 
