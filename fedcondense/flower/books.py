@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,7 @@ from fedcondense.flower.contract import Answer, Site, State
 from fedcondense.flower.inbox import Refusal
 from fedcondense.flower.payloads import Metrics
 
-__all__ = [
-    "ALONE",
-    "ages",
-    "booked",
-    "check_enough",
-    "check_finite",
-    "first_round",
-    "last_round",
-    "metrics_of",
-    "spent_per_site",
-]
+__all__ = ["ALONE", "ages", "booked", "check_enough", "check_finite", "first_round", "metrics_of", "spent_per_site"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _TOOK = ("bytes-up", "bytes-down", "client-seconds")
@@ -74,18 +64,14 @@ def spent_per_site(state: State) -> dict[str, float]:
 
 def first_round(state: State, site: str) -> int | None:
     """Return the round in which an answer of a site first counted; None: in none so far."""
-    return _whole(state.numbers, f"{_FIRST}{site}")
+    name = f"{_FIRST}{site}"
+    return int(state.numbers[name]) if name in state.numbers else None
 
 
-def last_round(state: State, site: str) -> int | None:
-    """Return the round in which an answer of a site last counted; None: in none so far."""
-    return _whole(state.numbers, f"{_LAST}{site}")
-
-
-def ages(state: State) -> dict[str, int]:
-    """Return how many rounds ago sites answered last, of those that are absent from the last round."""
+def ages(state: State) -> dict[str, dict[str, Any]]:
+    """Return who is absent from the last round: how many ``rounds`` ago each answered last, and in which ``round``."""
     last = {name.removeprefix(_LAST): int(n) for name, n in state.numbers.items() if name.startswith(_LAST)}
-    return {site: state.round - n for site, n in last.items() if n < state.round}
+    return {site: {"rounds": state.round - n, "round": n} for site, n in last.items() if n < state.round}
 
 
 def check_finite(server_round: int, state: State, answers: int) -> None:
@@ -135,7 +121,3 @@ def metrics_of(answers: Sequence[Answer[Any]], refused: Sequence[object], asking
         more = answer.payload.numbers if isinstance(answer.payload, Metrics) else {}
         records.append(RecordDict({"metrics": MetricRecord({**more, **said})}))
     return MetricRecord({**numbers, **asking.train_metrics_aggr_fn(records, asking.weighted_by_key)})
-
-
-def _whole(numbers: Mapping[str, Any], name: str) -> int | None:
-    return int(numbers[name]) if name in numbers else None

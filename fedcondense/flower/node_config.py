@@ -26,7 +26,17 @@ from fedcondense.flower.sites import is_name
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.machine import MOST_THREADS, usual_device
 
-__all__ = ["KEPT_APART", "KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "place_of"]
+__all__ = [
+    "KEPT_APART",
+    "KEPT_BYTES",
+    "Desk",
+    "NodeConfig",
+    "Placed",
+    "ledger_of",
+    "ledger_path",
+    "log_path",
+    "place_of",
+]
 
 KEPT_APART = 0.1
 """Share of each class that a node with data of its own keeps apart, to evaluate networks on."""
@@ -59,6 +69,8 @@ class NodeConfig:
         keep_apart: Share of the records of each class that no question sees but one on how good a network is; by
             default 0.1 of the node's own `data`, and of public data what the run says. Classes that would be left with
             fewer than ``min-records`` keep fewer, or none.
+        log: The file of who asked what and what left (`fedcondense.flower.node_log`); empty: beside the ledger, with
+            ``.log`` behind its name, none where there is no ledger.
     """
 
     name: str = ""
@@ -74,6 +86,7 @@ class NodeConfig:
     threads: int = number(0, 0, MOST_THREADS)
     cache: str = place()
     ledger: str = place()
+    log: str = place()
     share_with: str = "server"
     keep_apart: float | None = number(None, 0, 1)  # type: ignore[arg-type]
 
@@ -189,6 +202,14 @@ def ledger_path(placed: Placed, desk: Desk) -> Path | None:
     named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
     return Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl"
+
+
+def log_path(placed: Placed, desk: Desk) -> Path | None:
+    """Return where questions and decisions are written; None where that is this process, or no ledger is kept."""
+    if placed.config.log and desk.is_counted:
+        return Path(placed.config.log)
+    ledger = ledger_path(placed, desk)
+    return None if ledger is None else ledger.with_name(f"{ledger.name}.log")
 
 
 def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:

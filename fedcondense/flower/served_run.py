@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.ambient import in_own_state
-from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data, load_data
 from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
+from fedcondense.flower.books import ages
 from fedcondense.flower.checked_grid import CheckedGrid, settled
 from fedcondense.flower.contract import State
 from fedcondense.flower.history import accuracy_in, line_of
@@ -26,7 +26,15 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
+from fedcondense.flower.run_settings import code_of, comparable, values_of
+from fedcondense.flower.running import (
+    accuracy_of_scores,
+    accuracy_of_weights,
+    checked_grid,
+    over_seen,
+    run_strategy,
+    scores_of,
+)
 from fedcondense.flower.screens import check_screens, screen_of
 from fedcondense.flower.site_metrics import Evaluated
 from fedcondense.flower.state_file import digest_of
@@ -40,12 +48,10 @@ from fedcondense.training.evaluation import evaluate, train_on
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["ServedRun"]
+__all__ = ["ServedRun", "side_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _UNFINISHED = "not finished: killed, or still running; resume = true, or this folder, goes on with it"
-_FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
-_FREE |= {"fraction-evaluate", "min-evaluate-nodes"}
 
 
 class ServedRun:
@@ -68,6 +74,7 @@ class ServedRun:
         self.grid: Grid | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
         self.sites_evaluated: dict[str, Any] = {}  # what sites say of the weights of the last round
+        self.forgotten = list((before or {}).get("forgotten", []))  # who is not asked any more
 
     @in_own_state
     def __call__(
@@ -80,7 +87,7 @@ class ServedRun:
         """
         if test is None and settings.data:
             test = load_data(settings.data, settings.data_root or None).test
-        side = _side(settings, own, test)
+        side = side_of(settings, own, test)
         self.strategy = entry.make(side)
         if isinstance(self.strategy, Rounds):
             self.strategy.network = side.network
@@ -88,7 +95,7 @@ class ServedRun:
         rounds = settings.num_rounds or entry.rounds
         self.row = {"about": entry.about(rounds)}
         self.classes = () if test is None else test.spec.classes
-        self.code = meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
+        self.code = code_of(settings, own, entry, test)
         grid: Grid = kept
         if isinstance(self.strategy, Rounds):
             self.strategy.keep = partial(self._keep, kept)
@@ -125,7 +132,7 @@ class ServedRun:
         if isinstance(self.strategy, Rounds) and not result.arrays and self.strategy.state.weights is not None:
             result.arrays = ArrayRecord(dict(self.strategy.state.weights.tensors))  # all rounds were done before
             if test is not None:
-                self._measure(result.arrays, side, test)
+                self.rounds[-1] |= accuracy_in(self._measure(result.arrays, side, test))
         if test is not None and (scores := scores_of(self.strategy, test)) is not None:
             percent, per_class = accuracy_of_scores(scores, test)
             self._measured(percent, None, per_class.tolist())
@@ -139,8 +146,11 @@ class ServedRun:
         Raises:
             ResumeError: It was another run, or one that cannot go on.
         """
-        now = {**_comparable(self.asked), "code": self.code}
-        then = {**_comparable(before.get("settings", {})), "code": before.get("code", self.code)}
+        if found := before.get("forgetting"):
+            again = f"fedcondense forget {found['site']} {self.folder.path}"
+            raise ResumeError(f"{self.folder.path}: a site is being forgotten; finish that first: {again}")
+        now = {**comparable(self.asked), "code": self.code}
+        then = {**comparable(before.get("settings", {})), "code": before.get("code", self.code)}
         if differs := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
             raise ResumeError(
                 f"{self.folder.path} is of another run: {', '.join(differs)} differ; resume with the settings it had, "
@@ -152,6 +162,7 @@ class ServedRun:
             self.earlier[name] = [one for one in before.get(name, []) if one.get("round", 0) <= state.round]
         if isinstance(self.strategy, Rounds):
             self.strategy.state, self.strategy.history = state, self.rounds
+            self.strategy.barred = frozenset(str(one["key"]) for one in self.forgotten)
         elif self.numbered is not None:
             self.numbered.rounds_before = state.round
             hold(self.numbered, state.tensors)
@@ -164,6 +175,7 @@ class ServedRun:
 
     def _measure(self, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
         """Measure a round: of one-shot sets what several networks make of them, else the weights."""
+        seen: dict[str, float] = {}
         if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
             found = evaluate(self.strategy.joined, test, network=side.network or None)
             self.evaluation = found.to_dict()
@@ -171,7 +183,8 @@ class ServedRun:
         else:
             percent, per_class = accuracy_of_weights(arrays, side, test)
             self._measured(percent, None, per_class.tolist())
-        return MetricRecord({"accuracy": self.row["accuracy"]})
+            seen = over_seen(self.strategy, per_class, test)
+        return MetricRecord({"accuracy": self.row["accuracy"], **seen})
 
     def _measured(self, accuracy: float, spread: float | None, per_class: Sequence[float]) -> None:
         self.row |= {"accuracy": accuracy, "accuracy_std": spread, "per_class": plain(per_class)}
@@ -185,6 +198,9 @@ class ServedRun:
             self.row["images"] = len(strategy.state.joined)
         if (found := strategy.evaluated.get(strategy.state.round)) is not None:
             self.sites_evaluated = found.to_dict(strategy.state.round)
+        if strategy.state.round == 1:
+            self.folder.rounds.write_answers(1, strategy.inboxes[strategy.stages[0]])
+        strategy.inboxes = {}
         self.folder.write_refused(strategy.cut)
         self.folder.write_result(self.so_far())  # before the state: of rounds that are done it lacks nothing
         self.folder.write_state(strategy.state)
@@ -222,6 +238,8 @@ class ServedRun:
             "coverage": _coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
             "sites_evaluated": self.sites_evaluated,
+            "ages": {} if rounds is None else ages(rounds.state),
+            "forgotten": self.forgotten,
             "code": self.code,
         }
 
@@ -236,7 +254,8 @@ class ServedRun:
         if result.arrays:
             self._write_network(side, joined, result.arrays)
         named = settings.data or (joined.name if joined is not None else "")
-        final = {"settings": {**asdict(settings), **_values(side), "data": named}, "digest": self._digest()}
+        final = {"settings": {**asdict(settings), **values_of(side), "data": named}, "digest": self._digest()}
+        final["asked"] = dict(self.asked)
         self.folder.write_result({**self.record(), **final})
         _LOG.info("wrote %s", self.folder.path)
 
@@ -257,7 +276,9 @@ class ServedRun:
         save_network(self.folder.path / "weights.safetensors", dict(weights.tensors), card, overwrite=True)
 
 
-def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
+def side_of(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
+    """Return what a strategy is made of, from a run's settings and what the server tests on."""
+
     def trained(joined: SyntheticSet) -> Any:
         if test is None:
             return train_network(joined, settings.network, seed=settings.seed)
@@ -266,22 +287,9 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
     network, seed, screen, asked = settings.network, settings.seed, screen_of(settings.screens), settings.asked
-    if (
-        settings.fraction_evaluate < 0
-    ):  # without data of its own the server knows how good a run is from the sites alone
+    if settings.fraction_evaluate < 0:  # without data of its own a server learns from sites alone how good a run is
         asked["fraction_evaluate"] = 0.0 if test is not None else 1.0
     return ServerSide(own, trained, asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
-
-
-def _values(side: ServerSide) -> dict[str, Any]:
-    """Return a strategy's own settings that are plain values."""
-    kinds = (int, float, str, bool, tuple)
-    return {name: value for name, value in vars(side.settings).items() if isinstance(value, kinds)}
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run must share: how long it waits, and for how many, it may choose anew."""
-    return {name: value for name, value in settings.items() if name not in _FREE}
 
 
 def _coverage(joined: SyntheticSet | None) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -147,6 +147,7 @@ class AtSites:
         evaluation: Callable[[State], Evaluate | None],
         state: State,
         refused: Sequence[Refusal],
+        barred: Collection[str] = (),
     ) -> Mailbox:
         """Return a mailbox with a question to each site that is sampled; how good a site is alone is asked once.
 
@@ -159,6 +160,7 @@ class AtSites:
             evaluation: Says what is asked about a state's weights.
             state: After the round.
             refused: Who was left out of the round.
+            barred: Keys of sites that are asked no more.
         """
         silent = {site.node for site, reason in refused if reason == SILENT}
         nodes = self.asking.sample_to_evaluate(set(grid.get_node_ids()) - silent, server_round)
@@ -168,6 +170,7 @@ class AtSites:
         sites, names = found_among(grid.get_nodes(), nodes, state.sites)
         known, said = replace(question, alone=0), {site: state.numbers.get(ALONE + site.key) for site in sites}
         asked = {site: question if alone is None else known for site, alone in said.items() if alone != _NEVER}
+        asked = {site: task for site, task in asked.items() if site.key not in barred}
 
         def examine(answer: Answer[Any]) -> None:
             check_sums(answer.payload, len(question.classes))

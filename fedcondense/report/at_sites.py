@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedcondense.report.results import list_of, mapping_of, number_of
+from fedcondense.report.reading import list_of, mapping_of, number_of
 
 __all__ = ["at_sites"]
 
