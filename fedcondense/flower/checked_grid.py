@@ -89,7 +89,8 @@ def numbers_in(content: RecordDict, beside: tuple[str, ...] = ("arrays",)) -> fr
     count = numbers.get("num-examples")
     if not isinstance(count, int) or not 1 <= count <= _LARGEST:
         raise UntrustedSetError(f"num-examples is no whole number from 1 to {_LARGEST}")
-    if odd := [name for name in _PERCENT if not 0 <= numbers.get(name, 0) <= 100]:  # type: ignore[operator]  # numbers
+    shares = floats_of(content.metric_records["metrics"])
+    if odd := [name for name in _PERCENT if not 0 <= shares.get(name, 0.0) <= 100]:
         raise UntrustedSetError(f"{odd[0]} is no percentage, from 0 to 100")
     return frozenset(numbers)
 

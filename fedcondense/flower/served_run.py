@@ -25,7 +25,7 @@ from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
-from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
+from fedcondense.flower.run_folder import RunFolder, coverage, judged, plain, refusals
 from fedcondense.flower.run_settings import code_of, comparable, values_of
 from fedcondense.flower.running import (
     accuracy_of_scores,
@@ -197,7 +197,7 @@ class ServedRun:
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
         if (found := strategy.evaluated.get(strategy.state.round)) is not None:
-            self.sites_evaluated = found.to_dict(strategy.state.round)
+            self._hear(found, strategy.state.round)
         if strategy.state.round == 1:
             self.folder.rounds.write_answers(1, strategy.inboxes[strategy.stages[0]])
         strategy.inboxes = {}
@@ -215,10 +215,16 @@ class ServedRun:
             self.row |= {"clients": len(grid.nodes), "failed": grid.failed}
             state = state.but(weights=settled(arrays, grid.network), **grid.stood())
             if grid.said:
-                self.sites_evaluated = Evaluated.of_nodes(grid.said, grid.get_nodes()).to_dict(server_round)
+                self._hear(Evaluated.of_nodes(grid.said, grid.get_nodes()), server_round)
         self.row["seen_rounds"] = server_round
         self.folder.write_result(self.so_far())
         self.folder.write_state(state)
+
+    def _hear(self, found: Evaluated, server_round: int) -> None:
+        """Take what sites say of a round's weights."""
+        self.sites_evaluated = found.to_dict(server_round)
+        if found.sites:
+            self.rounds[-1]["sites_accuracy"] = self.sites_evaluated["accuracy"]
 
     def so_far(self) -> dict[str, Any]:
         """Return what ``result.json`` says until the run is done: what stands there if it is killed."""
@@ -235,7 +241,7 @@ class ServedRun:
             "refused": self.earlier["refused"] + ([] if rounds is None else refusals(rounds.left_out, self.name)),
             "screened": self.earlier["screened"] + ([] if rounds is None else judged(rounds.screened)),
             "classes": list(self.classes or (() if joined is None else joined.classes)),
-            "coverage": _coverage(joined),
+            "coverage": coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
             "sites_evaluated": self.sites_evaluated,
             "ages": {} if rounds is None else ages(rounds.state),
@@ -290,8 +296,3 @@ def side_of(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide
     if settings.fraction_evaluate < 0:  # without data of its own a server learns from sites alone how good a run is
         asked["fraction_evaluate"] = 0.0 if test is not None else 1.0
     return ServerSide(own, trained, asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
-
-
-def _coverage(joined: SyntheticSet | None) -> dict[str, int]:
-    """Return how many synthetic images of each class arrived."""
-    return {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True))

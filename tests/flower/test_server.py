@@ -141,6 +141,7 @@ class TestServerApp:
             assert site["accuracy"] == pytest.approx(right(network, apart), abs=1e-3)
             assert 0 <= site["local_only"] <= 100
         assert found["accuracy"] == pytest.approx(result.evaluate_metrics_clientapp[1]["accuracy"], abs=1e-3)
+        assert folder.read_result()["rounds"][0]["sites_accuracy"] == found["accuracy"]
         assert found == strategy.evaluated[1].to_dict(1) | {"sites": found["sites"]}
         page = write_report(folder.path).read_text()
         assert f"After round 1 the network is right for {found['accuracy']:.1f} %" in page
