@@ -26,6 +26,7 @@ import divisions
 import federated
 import federated_bytes
 import gpu
+import incremental
 import iterative
 import labels
 import large
@@ -229,6 +230,7 @@ def architectures() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "incremental": incremental.table,
     "iterative": iterative.table,
     "deployment": deployment.table,
     "trust": trust.quoted,

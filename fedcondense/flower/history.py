@@ -1,10 +1,10 @@
 """What each round of a run took and gave: counted while it runs, an entry of ``result.json``, a line of the log.
 
-An entry has ``round``; ``accuracy`` (percent) if it was measured; ``asked``, ``answered`` and ``refused`` sites, and
-``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``, means over the sites asked in the round, and
-``total_up`` and ``total_down``; ``seconds`` (wall clock, without measuring), ``server_seconds`` (of them not spent
-waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say, where they do), and ``memory``, the largest that
-the server's process has been so far, in bytes.
+An entry has ``round``; ``accuracy`` (percent) if it was measured, and of a stream ``seen``, that on the classes so far;
+``asked``, ``answered`` and ``refused`` sites, and ``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``,
+means over the sites asked in the round, and ``total_up`` and ``total_down``; ``seconds`` (wall clock, without
+measuring), ``server_seconds`` (of them not spent waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say,
+where they do), and ``memory``, the largest that the server's process has been so far, in bytes.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Tally:
 
 def accuracy_in(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Return what an entry takes of what was measured after a round."""
-    return {} if metrics is None or "accuracy" not in metrics else {"accuracy": round(float(metrics["accuracy"]), 3)}
+    return {name: round(float(metrics[name]), 3) for name in ("accuracy", "seen") if metrics and name in metrics}
 
 
 def line_of(entry: Mapping[str, Any]) -> str:

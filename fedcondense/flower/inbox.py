@@ -147,18 +147,18 @@ class Inbox:
         """Return of which sets some parts are left out, by name, and why."""
         return self._odd().thinned
 
-    def forget(self, name: str) -> None:
-        """Drop what a site sent, as if it had been silent.
+    def answered(self) -> dict[str, str]:
+        """Return the keys of those whose answers came, by the names that they have beside all others."""
+        names = self._names({**self.refused, **self._odd().odd})
+        return {names[node].name: names[node].key for node in self.answers}
 
-        Args:
-            name: That `sorted` calls it by.
-        """
-        for node, site in self._names(self._odd().odd).items():
-            if site.name == name:
-                self.answers.pop(node, None)
-                self.claims.pop(node, None)
-                self._digests.pop(node, None)
-                self.refused[node] = "forgotten"
+    def forget(self, key: str) -> None:
+        """Drop what the site of a key sent, as if it had been silent."""
+        for node in [site.node for site in self.sites if site.key == key]:
+            self.answers.pop(node, None)
+            self.claims.pop(node, None)
+            self._digests.pop(node, None)
+            self.refused[node] = "forgotten"
 
     def _names(self, doubtful: Container[int]) -> dict[int, Site]:
         return names_of(self.sites, self.claims, self.names, doubtful)

@@ -5,6 +5,7 @@ from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
+from fedcondense.flower.strategies.incremental import INCREMENTAL
 from fedcondense.flower.strategies.iterative import ITERATIVE
 from fedcondense.flower.strategies.one_shot import ONE_SHOT
 from fedcondense.flower.strategies.ridge import RIDGE
@@ -16,6 +17,7 @@ STRATEGIES: dict[str, Entry] = {
     "one-shot": ONE_SHOT,
     "anchored": ANCHORED,
     "iterative": ITERATIVE,
+    "incremental": INCREMENTAL,
     **AVERAGING,
     "random-real": selection("random", "random real"),
     "half-resolution-real": selection("half-resolution", "half-resolution real", "real images, half resolution"),
