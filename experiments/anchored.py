@@ -79,6 +79,9 @@ POLISH = Fit(steps=100, lr=0.01)
 ROWS: dict[str, Row] = {
     "both": Row("union", POLISH),
     "anchors": Row("union"),
+    "both, more anchors": Row("union", POLISH, {"anchor_batch": 64, "anchor_weight": 0.5}),
+    "anchors, more": Row("union", steps={"anchor_batch": 64, "anchor_weight": 0.5}),
+    "both, balanced": Row("union", POLISH, {"loss": "balanced", "strength": 1.0}),
     "server": Row(polish=POLISH),
     "neither": Row(),
     "restricted": Row(steps={"loss": "restricted", "strength": 0.5}),
