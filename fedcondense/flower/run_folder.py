@@ -23,7 +23,7 @@ from fedcondense.files import write_file
 from fedcondense.flower.arrivals import ENDING
 from fedcondense.flower.contract import Site, State, Verdict
 from fedcondense.flower.replies import Refusal
-from fedcondense.flower.sites import is_name
+from fedcondense.flower.sites import is_set_name
 from fedcondense.flower.state_file import dump_state, load_state
 from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
@@ -208,7 +208,9 @@ class RunFolder:
         except ResumeError:
             return []
         return [
-            self.path / "clients" / f"{name}.safetensors" for name in sites if isinstance(name, str) and is_name(name)
+            self.path / "clients" / f"{name}.safetensors"
+            for name in sites
+            if isinstance(name, str) and is_set_name(name)
         ]
 
     def _state(self, server_round: int) -> Path:
