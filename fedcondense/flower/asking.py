@@ -82,6 +82,7 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             mailbox.take(reply)
         if replies:
             waiting &= mailbox.open()
+            waiting |= set(grid.push_messages([sent.message for sent in mailbox.second()])) - {""}
         now = time.monotonic()
         if grace is not None and replies and mailbox.usable() >= asking.min_replies:
             end, grace = min(end, now + grace), None  # once

@@ -82,7 +82,8 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> C
             torch.set_num_threads(placed.config.threads)
         until = time.monotonic() + placed.caps.max_seconds
         place = placed.place(context)
-        node = Node(placed.name(context), placed.caps, until, drawer_of(kept_by(placed, desk), place), place=place)
+        kept = drawer_of(kept_by(placed, desk), place, context)
+        node = Node(placed.name(context), placed.caps, until, kept, place=place)
         check_allowed(node.caps)
         data = placed.enough(load(context))
         ledger = ledger_of(placed, desk)

@@ -129,6 +129,7 @@ class Answer(NamedTuple, Generic[P]):
     num_examples: int = 0  # real records, as the site says
     seconds: float = 0.0  # of its work, as the site says
     nbytes: int = 0  # of the whole message, counted at the server
+    shares: bool = False  # whether the site lets its set go to other sites
 
 
 class Verdict(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,13 +26,52 @@ from fedcondense.flower.untrusted import untrusted_array
 from fedcondense.identity import identity
 from fedcondense.sets.format import Limits
 
-__all__ = ["BITS", "Feedback", "added", "pack_weights", "packed_bytes", "unpack_weights"]
+__all__ = ["BITS", "Feedback", "Packed", "added", "pack_weights", "packed_bytes", "unpack_weights"]
 
 BITS = 8
 """What a message's field ``bits`` says where weights travel like this."""
 
 _MOST = 127
 _ROUND = 8  # bytes of a kept error's round
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A network's weights, or what training changed in them, at eight bits: a field of a task, or its answer."""
+
+    blob: bytes = b""
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], network: nn.Module) -> Packed:
+        """Round tensors of a network's names and shapes.
+
+        Raises:
+            SettingError: A value is not finite.
+        """
+        return cls(_pack(tensors, network))
+
+    def weights(self, network: nn.Module) -> Weights:
+        """Return the numbers, by the receiver's own network.
+
+        Raises:
+            UntrustedSetError: They are of another network, or hold a scale that is none or numbers that are not finite.
+        """
+        return _unpack(self.blob, network)
+
+    def to_bytes(self) -> bytes:
+        """Return what travels."""
+        return self.blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes | memoryview, limits: Limits = Limits()) -> Packed:
+        """Take bytes of unknown origin; what they are is for `weights` to check.
+
+        Raises:
+            UntrustedSetError: They are too many.
+        """
+        if len(blob) > limits.nbytes:
+            raise UntrustedSetError(f"weights of {len(blob)} bytes; allowed: {limits.nbytes}")
+        return cls(bytes(blob))
 
 
 def packed_bytes(network: nn.Module) -> int:
@@ -46,6 +86,10 @@ def pack_weights(tensors: Mapping[str, Tensor], network: nn.Module) -> ArrayReco
     Raises:
         SettingError: A value is not finite.
     """
+    return ArrayRecord({"file": Array(np.frombuffer(_pack(tensors, network), np.uint8))})
+
+
+def _pack(tensors: Mapping[str, Tensor], network: nn.Module) -> bytes:
     parameters, pieces = dict(network.named_parameters()), list[bytes]()
     for name in network.state_dict():
         value = tensors[name].detach().cpu()
@@ -59,7 +103,7 @@ def pack_weights(tensors: Mapping[str, Tensor], network: nn.Module) -> ArrayReco
             )
         whole = (value.float() / scale).round().clamp(-_MOST, _MOST) if scale > 0 else torch.zeros_like(value)
         pieces += [scale.numpy().astype("<f4").tobytes(), whole.to(torch.int8).contiguous().numpy().tobytes()]
-    return ArrayRecord({"file": Array(np.frombuffer(b"".join(pieces), np.uint8))})
+    return b"".join(pieces)
 
 
 def unpack_weights(record: ArrayRecord, network: nn.Module) -> Weights:
@@ -70,15 +114,20 @@ def unpack_weights(record: ArrayRecord, network: nn.Module) -> Weights:
     """
     if set(record) != {"file"}:
         raise UntrustedSetError("weights at eight bits are one Array 'file'; this record holds others")
-    size = packed_bytes(network)
-    blob = untrusted_array(record["file"], ("uint8",), size)
-    if blob.shape != (size,):
-        raise UntrustedSetError(f"weights of {blob.shape} bytes; this network has {size}")
+    blob = untrusted_array(record["file"], ("uint8",), packed_bytes(network))
+    if blob.ndim != 1:
+        raise UntrustedSetError(f"weights of {blob.ndim} dimensions; this network has one vector")
+    return _unpack(blob.tobytes(), network)
+
+
+def _unpack(blob: bytes, network: nn.Module) -> Weights:
+    if len(blob) != (size := packed_bytes(network)):
+        raise UntrustedSetError(f"weights of {len(blob)} bytes; this network has {size}")
     parameters, tensors, begin = dict(network.named_parameters()), dict[str, Tensor](), 0
     for name, like in network.state_dict().items():
         is_rounded = name in parameters
         end = begin + (4 + like.numel() if is_rounded else like.nbytes)
-        piece = bytearray(blob[begin:end].tobytes())
+        piece = bytearray(blob[begin:end])
         if is_rounded:
             scale = float(np.frombuffer(piece[:4], "<f4")[0])
             if not 0 <= scale <= 1e30:  # no nan; what it multiplies stays finite

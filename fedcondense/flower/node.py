@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Checkpoint, Own
@@ -25,13 +25,14 @@ from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Keeper, Node, Question
+from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
-from fedcondense.flower.wire import CARRIED, WIRE, About, own_version, pack_answer, read_question
+from fedcondense.flower.wire import CARRIED, WIRE, About, carried_by, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
@@ -39,22 +40,38 @@ from fedcondense.sets.format import Limits
 __all__ = ["answer", "check_carried", "drawer_of", "kept_by"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_STATE = "fedcondense"  # a node's state in a run
+_STATE_BYTES = 64 << 20
 _MESSAGE = 160  # bytes of a message around its content: its name, kind and numbers, each as wide as it may become
 
 
 class _Drawer(NamedTuple):
-    """What a task keeps: nodes of one process may share a folder, and must not read each other's secrets."""
+    """What a task keeps: nodes of one process may share a folder, and must not read each other's secrets.
+
+    Where the node's config names no folder, it also goes into the state that Flower keeps of a node in a run: each
+    message of a deployment is served by a process of its own, whose memory ends with it.
+    """
 
     kept: Kept
     place: int
+    context: Context
 
     def get(self, name: str) -> bytes | None:
         """Return what this node put under a name."""
-        return self.kept.get(f"{self.place}.{name}")
+        blob = self.kept.get(f"{self.place}.{name}")
+        return self._in_run().get(name) if blob is None else blob
 
     def put(self, name: str, blob: bytes) -> None:
         """Keep bytes under a name of this node's own."""
         self.kept.put(f"{self.place}.{name}", blob)
+        entries = {**self._in_run(), name: blob}
+        if self.kept.folder is None and sum(map(len, entries.values())) <= _STATE_BYTES:
+            self.context.state[_STATE] = ConfigRecord(dict(entries))
+
+    def _in_run(self) -> dict[str, bytes]:
+        record = self.context.state.get(_STATE)
+        entries = record.items() if isinstance(record, ConfigRecord) else ()
+        return {name: blob for name, blob in entries if isinstance(blob, bytes)}
 
 
 def kept_by(placed: Placed, desk: Desk) -> Kept:
@@ -63,9 +80,9 @@ def kept_by(placed: Placed, desk: Desk) -> Kept:
     return desk.memory if folder is None else Kept(folder, KEPT_BYTES)
 
 
-def drawer_of(kept: Kept, place: int) -> Keeper:
+def drawer_of(kept: Kept, place: int, context: Context) -> Keeper:
     """Return the part of what is kept that is a node's own."""
-    return _Drawer(kept, place)
+    return _Drawer(kept, place, context)
 
 
 @in_own_state
@@ -109,7 +126,7 @@ def answer(
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
         takes = partial(_takes, about, (name, place), len(data), data.spec.classes)
-        node = Node(name, caps, until, drawer_of(kept, place), report, place, checkpoint, takes)
+        node = Node(name, caps, until, drawer_of(kept, place, context), report, place, checkpoint, takes)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
         if kept.folder is not None:
             _keep_answer(kept, key, payload)
@@ -119,12 +136,13 @@ def answer(
         _check_bytes(len(payload.to_bytes()), caps)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
-    return pack_answer(payload, about, (name, place), len(data), seconds, data.spec.classes)
+    shares = config.share_with == "sites"
+    return pack_answer(payload, about, (name, place), len(data), seconds, data.spec.classes, shares)
 
 
 def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:
     """Return how many bytes an answer takes at most, as Flower sends it."""
-    return content_bytes(pack_answer(payload, asked, site, records, 1e6, classes)) + _MESSAGE
+    return content_bytes(pack_answer(payload, asked, site, records, 1e6, classes, shares=True)) + _MESSAGE
 
 
 def _kept_answer(kept: Kept, key: str, kind: type[Question]) -> Payload | None:
@@ -148,7 +166,8 @@ def _keep_answer(kept: Kept, key: str, payload: Payload) -> None:
 
 def check_carried(kind: type[Question], caps: Caps) -> None:
     """Refuse a task that carries weights, unless the node's config allows them."""
-    if Weights in get_type_hints(kind).values() and not caps.allow_weights:
+    kinds = [carried for carried, _ in carried_by(kind).values()]
+    if (Weights in kinds or Packed in kinds) and not caps.allow_weights:
         raise SettingError(f"task {kind.name!r} carries weights; this node's config has no allow-weights = true")
 
 

@@ -48,6 +48,8 @@ class NodeConfig:
         device: Where it computes; empty: a GPU if there is one.
         threads: Of torch; 0: as many as torch takes.
         cache: A folder that keeps answers, checkpoints and decoded data; empty: nothing is kept.
+        share_with: Who may have the sets that this node sends: ``server`` alone, or other ``sites`` too, to which some
+            strategies send them on. A node of public data shares them.
         ledger: The file of what was answered over the node's life; empty: one in the home folder for a node with data
             of its own, none for public data.
     """
@@ -65,6 +67,7 @@ class NodeConfig:
     threads: int = number(0, 0, MOST_THREADS)
     cache: str = place()
     ledger: str = place()
+    share_with: str = "server"
 
 
 class Placed(NamedTuple):
@@ -132,6 +135,9 @@ def place_of(context: Context, desk: Desk) -> Placed:
     config, caps, allowance = read_all(bases, given, "this node's config")
     if desk.is_stock and not config.data:  # a public data set is nobody's
         caps = replace(caps, allow_real=True, allow_weights=True)
+        config = replace(config, share_with="sites")
+    if config.share_with not in ("server", "sites"):
+        raise SettingError(f"share-with = {config.share_with!r} in this node's config; needed: server, or sites")
     if config.name and not is_name(config.name):
         raise SettingError(f"name = {config.name!r} in this node's config; needed: letters, digits, -_. (64 at most)")
     if "partition-id" in given and config.partition_id < 0:

@@ -95,6 +95,7 @@ class Mailbox:
         kind: Says in words what an answer must have in common with the others, or nothing.
         kept: Sets of earlier rounds, by the names of their sites: they count where their site sends no new one.
         names: Of sites that are known, by their keys (`names_of`).
+        again: Returns what a site that refuses is asked instead, or None; once per site.
     """
 
     def __init__(
@@ -105,8 +106,10 @@ class Mailbox:
         kind: Callable[[Answer[Any]], str] | None = None,
         kept: Mapping[str, SyntheticSet] | None = None,
         names: Mapping[str, str] | None = None,
+        again: Callable[[Site, str], Sent | None] = lambda site, reason: None,
     ) -> None:
         self.sent, self.limits, self.examine, self.kind = tuple(sent), limits, examine, kind or kind_of
+        self.pushed, self.again = self.sent, again  # all that was asked, those who refused and were asked again twice
         self.kept, self.names = dict(kept or {}), dict(names or {})
         self.answers: dict[int, Answer[Payload]] = {}  # by node, under the names that sites are registered by
         self.claims: dict[int, str] = {}
@@ -132,7 +135,8 @@ class Mailbox:
             if isinstance(received.payload, SyntheticSet):
                 check_set(received.payload, self.limits)
             nbytes = message_bytes(message)
-            answer = Answer(site, received.payload, received.num_examples, received.seconds, nbytes)
+            numbers = received.num_examples, received.seconds, nbytes, received.about.shares
+            answer = Answer(site, received.payload, *numbers)
             self.examine(answer)
         except UntrustedSetError as broken:
             self.refused[site.node] = safe_text(str(broken))
@@ -143,6 +147,21 @@ class Mailbox:
             return False
         self.answers[site.node] = answer
         return True
+
+    def second(self) -> list[Sent]:
+        """Return what is to be asked of those who refused and may be asked again; it is for the caller to push."""
+        asked_twice = {sent.site.node for sent in self.pushed if sent not in self.sent}
+        more = {}
+        for sent in self.sent:
+            node = sent.site.node
+            question = self.again(sent.site, self.refused[node]) if node in self.refused else None
+            if question is not None and node not in asked_twice:
+                more[node] = question
+                del self.refused[node]
+        self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
+        self.pushed += tuple(more.values())
+        self._by_id = {}
+        return list(more.values())
 
     def silent(self) -> list[Site]:
         """Return who has not answered yet."""

@@ -90,6 +90,10 @@ class Rounds(Strategy):
         Sets are held to `limits` before; sums and numbers of shapes that only the method knows are examined here.
         """
 
+    def again(self, server_round: int, stage: str, state: State, site: Site, reason: str) -> Question | None:
+        """Return what a site that refused is asked instead, once in a stage; None: nothing, it is left out."""
+        return None
+
     def kind(self, stage: str, answer: Answer[Any]) -> str:
         """Say in words what an answer must have in common with the others of its stage; nothing: they go together.
 
@@ -174,7 +178,7 @@ class Rounds(Strategy):
             sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
             sites |= {answer.site.key: answer.site.name for answer in self.answers}
             spent["bytes-up"] += sum(answer.nbytes for answer in self.answers)
-            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.sent)
+            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.pushed)
             spent["client-seconds"] += sum(answer.seconds for answer in self.answers)
         numbers = {f"spent/{name}": value for name, value in spent.items()}
         self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **numbers})
@@ -196,16 +200,21 @@ class Rounds(Strategy):
         sites = [replace(site, name=before.get(site.key, site.name)) for site in found]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
-        sent = []
-        for site, task in tasks.items():
+
+        def sent_to(site: Site, task: Question) -> Sent:
             content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
-            sent.append(Sent(message, site, task.payload))
+            return Sent(message, site, task.payload)
+
+        def again(site: Site, reason: str) -> Sent | None:
+            task = self.again(server_round, stage, state, site, reason)
+            return None if task is None else sent_to(site, task)
+
+        sent = [sent_to(site, task) for site, task in tasks.items()]
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
         others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
-        examine = partial(self.examine, stage)
-        alike = partial(self.kind, stage)
-        return Mailbox(sent, self.limits, examine, alike, kept=state.sets, names={**others, **before})
+        judges = partial(self.examine, stage), partial(self.kind, stage)
+        return Mailbox(sent, self.limits, *judges, kept=state.sets, names={**others, **before}, again=again)
 
     def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
         """Screen and combine the usable answers of a stage.

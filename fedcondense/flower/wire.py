@@ -3,8 +3,9 @@
 A question holds its numbers and texts in the ConfigRecord ``config``, weights and sets as one uint8 Array each, and
 says in ``about`` who speaks, up to which wire it reads answers, and its class names by a digest. An answer of wire 3 is
 one ConfigRecord ``answer``: its file (`fedcondense.flower.short_files`), two numbers and the site's name; every further
-record or Array of Flower takes some 200 bytes. A question that names no wire of answers, and a large file, is answered
-by wire 2: one uint8 Array ``payload/file``, the numbers ``metrics`` and ``about``.
+record or Array of Flower takes some 200 bytes. Wire 4 is the same with ``shares``: other sites may have the set. A
+question that names no wire of answers, and a large file, is answered by wire 2: one uint8 Array ``payload/file``, the
+numbers ``metrics`` and ``about``.
 Wire 1, before fedcondense had tasks, knew ``query.condense`` alone: its questions have no ``about``, and its answers
 call the payload ``synthetic``. Both are read, and a wire-1 server is answered in kind,
 though with a set file of version 2, which a server of a release before it refuses by that version.
@@ -15,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Question
+from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.settings import number, read
 from fedcondense.flower.short_files import MOST_BYTES, digest_of, pack_file, unpack_file
@@ -36,6 +38,7 @@ __all__ = [
     "WIRE",
     "About",
     "Received",
+    "carried_by",
     "own_version",
     "pack_answer",
     "pack_question",
@@ -46,13 +49,16 @@ __all__ = [
 WIRE = 2
 """The version of questions; it changes when an older receiver would misread one."""
 
-ANSWERS = 3
+ANSWERS = 4
 """The newest version of answers that this library reads, and writes to whoever says so."""
+
+_SHORT = 3
+"""The first version of answers in one record; 4 is the same, and may say ``shares``."""
 
 NO_DATA = "has no data"
 """How the reason of a node ends that is left out and has not failed."""
 
-CARRIED = (Weights, SyntheticSet)
+CARRIED = (Weights, Packed, SyntheticSet)
 """Kinds of fields that travel in records of their own."""
 
 T = TypeVar("T", bound=Question)
@@ -78,6 +84,7 @@ class About:
         site: What an answering node calls itself.
         answers: The newest wire of answers that whoever asks reads.
         classes: A digest of the class names that the question expects; empty: it expects none.
+        shares: Whether an answering node lets its set go to other sites.
     """
 
     wire: int = number(1, 1)
@@ -87,6 +94,7 @@ class About:
     site: str = ""
     answers: int = number(2, 1)
     classes: str = ""
+    shares: bool = False
 
     @classmethod
     def of(cls, content: RecordDict) -> About:
@@ -102,7 +110,8 @@ class About:
     def record(self) -> ConfigRecord:
         """Return it as a record; what only questions of today say is left out elsewhere."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return ConfigRecord({k: v for k, v in values.items() if k not in ("answers", "classes") or v not in (2, "")})
+        usual = {"answers": 2, "classes": "", "shares": False}
+        return ConfigRecord({k: v for k, v in values.items() if k not in usual or v != usual[k]})
 
 
 class Received(NamedTuple):
@@ -114,6 +123,16 @@ class Received(NamedTuple):
     seconds: float
 
 
+def carried_by(kind: type[Question]) -> dict[str, tuple[type[Payload], bool]]:
+    """Return the fields of a task that travel in records of their own: what they are, and whether they may be None."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        kinds = [one for one in (get_args(hint) or (hint,)) if one in CARRIED]
+        if kinds:
+            found[name] = (kinds[0], type(None) in get_args(hint))
+    return found
+
+
 def pack_question(task: Question, server_round: int, classes: Sequence[str] | None = None) -> RecordDict:
     """Return a question's content: the task's fields.
 
@@ -122,13 +141,15 @@ def pack_question(task: Question, server_round: int, classes: Sequence[str] | No
         server_round: Of the run.
         classes: Names that answers are expected to have; those who have them need not send them.
     """
-    kinds = get_type_hints(type(task))
+    carried = carried_by(type(task))
     about = About(WIRE, own_version(), task.name, server_round, "", ANSWERS, digest_of(classes) if classes else "")
     records: dict[str, Any] = {"about": about.record()}
     config: dict[str, Any] = {}
     for item in fields(task):  # type: ignore[arg-type]
         value, key = getattr(task, item.name), item.name.replace("_", "-")
-        if kinds[item.name] in CARRIED:
+        if item.name in carried:
+            if value is None:
+                continue
             records[key] = ArrayRecord({"file": Array(np.frombuffer(value.to_bytes(), np.uint8))})
         elif "later" not in item.metadata or value != item.default:
             config[key] = list(value) if isinstance(value, tuple) else value
@@ -148,15 +169,15 @@ def read_question(content: RecordDict, kind: type[T], limits: Limits) -> T:
         SettingError: Fields that are unknown, missing, of another type or out of bounds, all in one line.
         UntrustedSetError: Weights or a set that are not sound.
     """
-    kinds = get_type_hints(kind)
     config = content.get("config", ConfigRecord())
     if not isinstance(config, ConfigRecord):
         raise SettingError("'config' is no ConfigRecord; the sender speaks another protocol")
-    carried = {name: what for name, what in kinds.items() if what in CARRIED}
     values: dict[str, Any] = {**config}
-    for name, what in carried.items():
+    for name, (what, may_lack) in carried_by(kind).items():
         key = name.replace("_", "-")
         record = content.get(key)
+        if record is None and may_lack:
+            continue
         if not isinstance(record, ArrayRecord) or set(record) != {"file"}:
             raise SettingError(f"the question has no {key}, an ArrayRecord with one Array 'file'")
         values[key] = what.from_bytes(untrusted_array(record["file"], ("uint8",), limits.nbytes).data, limits)
@@ -170,6 +191,7 @@ def pack_answer(
     num_examples: int,
     seconds: float,
     classes: Sequence[str] = (),
+    shares: bool = False,
 ) -> RecordDict:
     """Return an answer's content, in the newest wire that the question reads.
 
@@ -180,17 +202,20 @@ def pack_answer(
         num_examples: Real records that were asked.
         seconds: What the work took.
         classes: Names of the node's classes, in order.
+        shares: Whether the node lets its set go to other sites; a server that reads no wire 4 may not be told.
     """
     (name, place), blob = site, payload.to_bytes()
-    if asked.wire > 1 and asked.answers >= ANSWERS and len(blob) <= MOST_BYTES:
+    if asked.wire > 1 and asked.answers >= _SHORT and len(blob) <= MOST_BYTES:
         packed = pack_file(blob, classes if classes and digest_of(classes) == asked.classes else ())
-        said: dict[str, Any] = {"records": num_examples, "seconds": seconds, "site": name, "wire": ANSWERS}
+        said: dict[str, Any] = {"records": num_examples, "seconds": seconds, "site": name, "wire": _SHORT}
+        if shares and asked.answers > _SHORT:
+            said |= {"wire": ANSWERS, "shares": True}
         return RecordDict({"answer": ConfigRecord({"file": packed, **said})})
     file = ArrayRecord({"file": Array(np.frombuffer(blob, np.uint8))})
     numbers: dict[str, Any] = {"num-examples": num_examples, "seconds": seconds, "bytes": len(blob)}
     if asked.wire == 1:
         return RecordDict({"synthetic": file, "metrics": MetricRecord({**numbers, "partition-id": place})})
-    about = About(WIRE, own_version(), asked.task, asked.round, name).record()
+    about = About(WIRE, own_version(), asked.task, asked.round, name, shares=shares).record()
     return RecordDict({"payload": file, "metrics": MetricRecord(numbers), "about": about})
 
 
@@ -225,7 +250,8 @@ def _read_short(
     wire, file, site = said.get("wire"), said.get("file"), said.get("site")
     if type(wire) is int and wire > ANSWERS:
         raise UntrustedSetError(f"it answers by wire {wire}, this server reads {ANSWERS}; update fedcondense here")
-    if wire != ANSWERS or set(content) != {"answer"} or set(said) != {"file", "records", "seconds", "site", "wire"}:
+    holds = {"file", "records", "seconds", "site", "wire", *(["shares"] if wire == ANSWERS else [])}
+    if wire not in (_SHORT, ANSWERS) or set(content) != {"answer"} or set(said) != holds:
         raise UntrustedSetError(f"an answer of {some_names(said)}; needed: file, records, seconds, site, wire")
     if not isinstance(file, bytes) or not isinstance(site, str):
         raise UntrustedSetError("an answer whose file is no bytes, or whose site is no text")
@@ -233,7 +259,8 @@ def _read_short(
         raise UntrustedSetError(f"a file of {len(file)} bytes; allowed: {limits.nbytes}")
     blob = unpack_file(file, classes, limits.header)
     numbers = _whole(said, "records"), _seconds(said)
-    return Received(kind.from_bytes(memoryview(blob), limits), read(About, {"site": site}, "about"), *numbers)
+    speaker = read(About, {"site": site, "shares": said.get("shares", False)}, "about")
+    return Received(kind.from_bytes(memoryview(blob), limits), speaker, *numbers)
 
 
 def _read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Received:

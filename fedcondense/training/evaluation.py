@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of
-from fedcondense.data.images import Data
+from fedcondense.data.images import Batch, Data
 from fedcondense.errors import DataError, DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
 from fedcondense.networks.passes import repeatable
@@ -22,7 +23,7 @@ from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
 
-__all__ = ["Evaluation", "evaluate", "evaluate_as_recorded", "train_on"]
+__all__ = ["Evaluation", "batch_for", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
 _LEAST_BATCH, _LEAST_TEST = 64, 1000  # fewer images take hardly less time
@@ -256,8 +257,37 @@ def _train_on(
     device: torch.device,
     progress: Callable[[int, int], None] | None,
 ) -> torch.nn.Module:
-    images, targets = synthetic.decode(device)
     classes = like.spec.classes
+    batch, kept = batch_for(synthetic, classes, device)
+    module = build(
+        network or default_network(synthetic.shape), synthetic.shape, len(classes), child_seed(seed, "network")
+    )
+    weights = synthetic.weights().to(device)[kept] if weighted else None
+    operations = synthetic.record.augmentation or like.spec.operations
+    fit(module.to(device), *batch, recipe, seed=seed, weights=weights, operations=operations, progress=progress)
+    return module
+
+
+def batch_for(
+    synthetic: SyntheticSet, classes: Sequence[str], device: torch.device | str = "cpu"
+) -> tuple[Batch, Tensor]:
+    """Return a set's images, normalised, with targets that index other classes, by name, and which images those are.
+
+    Images of which less than half a label is of these classes are left out.
+
+    Args:
+        synthetic: The set.
+        classes: The names, in the order of the targets' columns.
+        device: Where.
+
+    Returns:
+        batch: (N, C, H, W) and (N, K).
+        kept: (M,) bool, of the set's M images.
+
+    Raises:
+        SettingError: None of the set's classes is among these.
+    """
+    images, targets = synthetic.decode(device)
     places = {name: k for k, name in enumerate(classes)}
     columns = [places.get(name, -1) for name in synthetic.classes]
     known = torch.tensor([c >= 0 for c in columns], device=device)
@@ -266,11 +296,4 @@ def _train_on(
     full = targets.new_zeros(len(targets), len(classes))
     full[:, [c for c in columns if c >= 0]] = targets[:, known]
     kept = full.sum(1) > 0.5
-    module = build(
-        network or default_network(synthetic.shape), synthetic.shape, len(classes), child_seed(seed, "network")
-    )
-    weights = synthetic.weights().to(device)[kept] if weighted else None
-    operations = synthetic.record.augmentation or like.spec.operations
-    images, full = images[kept], full[kept]
-    fit(module.to(device), images, full, recipe, seed=seed, weights=weights, operations=operations, progress=progress)
-    return module
+    return Batch(images[kept], full[kept]), kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -235,7 +235,7 @@ class TestShortAnswer:
     @pytest.mark.parametrize(
         ("changes", "reason"),
         [
-            ({"wire": 4}, "it answers by wire 4, this server reads 3; update fedcondense here"),
+            ({"wire": 5}, "it answers by wire 5, this server reads 4; update fedcondense here"),
             ({"wire": True}, "an answer of 'file', 'records', 'seconds', 'site', 'wire'; needed"),
             ({"more": 1}, "needed: file, records, seconds, site, wire"),
             ({"file": "text"}, "whose file is no bytes"),
@@ -265,7 +265,17 @@ class TestShortAnswer:
 
     def test_a_question_says_what_it_reads_in_words_that_older_nodes_pass_over(self, honest: SyntheticSet) -> None:
         about = pack_question(Say(), 4, honest.classes).config_records["about"]
-        assert (about["wire"], about["answers"]) == (WIRE, ANSWERS) == (2, 3)
+        assert (about["wire"], about["answers"]) == (WIRE, ANSWERS) == (2, 4)
+
+    def test_a_site_that_shares_its_set_says_so_to_servers_that_read_it(self, honest: SyntheticSet) -> None:
+        asked = About.of(pack_question(Say(), 4))
+        for reads, wire in ((4, 4), (3, 3)):
+            content = pack_answer(honest, replace(asked, answers=reads), ("a", 3), 40, 1.5, shares=True)
+            assert content.config_records["answer"]["wire"] == wire
+            assert read_answer(content, SyntheticSet, Limits()).about.shares == (reads == 4)
+        assert not read_answer(pack_answer(honest, asked, ("a", 3), 40, 1.5), SyntheticSet, Limits()).about.shares
+        large = pack_answer(honest, replace(asked, answers=2), ("a", 3), 40, 1.5, shares=True)
+        assert read_answer(large, SyntheticSet, Limits()).about.shares
 
 
 def test_bytes_of_a_message_are_those_that_it_is_sent_as(everything: Everything) -> None:

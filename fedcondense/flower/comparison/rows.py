@@ -6,6 +6,7 @@ import logging
 import math
 import statistics
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from fedcondense.flower.strategies.ridge import RIDGE, ridge_dims
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.sets.codecs import CODECS, RAW, codec_named
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.training.evaluation import Evaluation, evaluate
+from fedcondense.training.evaluation import Evaluation, evaluate, train_on
 
 __all__ = ["ROWS", "Ran", "Row", "Runner", "row_of"]
 
@@ -90,7 +91,7 @@ def row_of(name: str) -> Row:
         codec = name.removeprefix(f"{strategy}-")
         if isinstance(entry.settings, InBytes) and codec != name and family_of(codec) in (RAW, *CODECS):
             codec_named(codec)
-            return Row(name, entry, strategy, codec=codec)
+            return Row(name, entry, strategy, entry.rounds, codec)
     known = {*STRATEGIES, *ROWS}
     told = "NAME-N are N rounds of what starts from weights, NAME-CODEC images in a codec"
     raise SettingError(f"{unknown('row', name, known)}; {told}")
@@ -143,7 +144,7 @@ class Runner:
         spec = bench.test.spec
         return ServerSide(
             replace(own, **given),
-            _unused,
+            partial(train_on, like=bench.test, network=bench.network, recipe=bench.recipe, seed=seed),
             bench.asked,
             bench.limits,
             spec,
@@ -164,7 +165,8 @@ class Runner:
             found.append(run_strategy(row.entry, side, strategy, grid, row.rounds, 1e9, measure))
 
         with log_from(logging.WARNING):
-            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.everyone)
+            shares = {"share-with": "sites"}  # there are no others but whoever calls this
+            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.everyone, node_config=shares)
         return found[0], traffic(grid.traffic, self.bench.everyone)
 
     def _sets(self, row: Row) -> Ran:
@@ -272,7 +274,3 @@ class Runner:
         share = Caps.none(self.bench.min_records).share
         images = (counts * share).ceil().clamp(max=self.asked.ipc).sum() / self.bench.everyone
         return int(images * math.prod(self.bench.train.spec.shape))
-
-
-def _unused(joined: SyntheticSet) -> nn.Module:
-    raise AssertionError("this strategy trains by itself")

@@ -1,6 +1,7 @@
 """Strategies by name, and the tasks that their nodes answer: one file each, one line here."""
 
 from fedcondense.flower.contract import Question
+from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
@@ -13,6 +14,7 @@ __all__ = ["STRATEGIES", "TASKS", "Entry", "ServerSide"]
 
 STRATEGIES: dict[str, Entry] = {
     "one-shot": ONE_SHOT,
+    "anchored": ANCHORED,
     "iterative": ITERATIVE,
     **AVERAGING,
     "random-real": selection("random", "random real"),

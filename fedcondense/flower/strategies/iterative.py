@@ -34,7 +34,7 @@ from fedcondense.sources.near import Near
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
-__all__ = ["ITERATIVE", "BothLayers", "FedDM", "MatchNear"]
+__all__ = ["ITERATIVE", "BothLayers", "FedDM", "MatchNear", "started"]
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ class FedDM(Rounds):
         before = self._weights(state)
         like = Data(torch.empty(0, *self.spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), self.spec)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        started = partial(_started, before, self.task.network)
+        stands = partial(started, before, self.task.network)
         trained = train_on(
-            union, like, network=started, recipe=self.fit, seed=self.task.seed + server_round, device=device
+            union, like, network=stands, recipe=self.fit, seed=self.task.seed + server_round, device=device
         )
         return state.but(sets=sets, weights=within(Weights.of(trained), before, self.stay))
 
@@ -208,7 +208,8 @@ class FedDM(Rounds):
         return Weights.of(build(self.task.network, self.spec.shape, len(self.spec.classes), self.task.seed))
 
 
-def _started(weights: Weights, network: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def started(weights: Weights, network: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a network with given weights, in the place of one that is built anew: ``partial(started, w, name)``."""
     return weights.load_into(build(network, shape, classes, 0))
 
 

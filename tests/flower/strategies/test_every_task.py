@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.contract import Question
+from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, ReplyLimits, Sent
@@ -23,10 +24,12 @@ from fedcondense.flower.serialised import over_the_wire
 from fedcondense.flower.settings import keys_of
 from fedcondense.flower.sites import unnamed
 from fedcondense.flower.strategies import TASKS
-from fedcondense.flower.wire import CARRIED, own_version, pack_question, read_answer, read_question
+from fedcondense.flower.wire import CARRIED, carried_by, own_version, pack_question, read_answer, read_question
 from fedcondense.networks import build
+from fedcondense.parametrizations import Pixels
 from fedcondense.randomness import stream
 from fedcondense.sets.format import Limits
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet
 
 Ask = Callable[..., Message]
 NETWORK = "convnet1-w16"
@@ -40,7 +43,10 @@ def few(train: Data) -> Data:
 def usual(kind: type[Question], data: Data) -> Question:
     """Return a small question of a kind."""
     classes = data.spec.classes
-    weights = Weights.of(build(NETWORK, data.spec.shape, len(classes), 0))
+    network = build(NETWORK, data.spec.shape, len(classes), 0)
+    weights: Weights | Packed = Weights.of(network)
+    if get_type_hints(kind).get("weights") is Packed:
+        weights = Packed.of(weights.tensors, network)
     values = {"ipc": 1, "steps": 2, "networks": 2, "network": NETWORK, "classes": classes, "weights": weights}
     values |= {"objective": "dm", "seed": 300}
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
@@ -52,13 +58,26 @@ def other(value: Any) -> Any:
     """Return a value of the same type that differs."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
+    if isinstance(value, int):
         return value + 1
+    if isinstance(value, float):
+        return value / 2 + 0.125  # within any bounds
     if isinstance(value, tuple):
-        return (*value, "more")
+        return (*value, 0.5 if value and isinstance(value[0], float) else "more")
     if isinstance(value, Weights):
         return Weights({name: tensor + 1 for name, tensor in value.tensors.items()})
+    if isinstance(value, Packed):
+        return Packed(value.blob + b"x")
+    if value is None:  # a set that need not be there
+        return SyntheticSet.from_bytes(_set().to_bytes())
     return f"{value}x"
+
+
+def _set() -> SyntheticSet:
+    record = Record("toy", (1, 8, 8), ("a", "b"), (0.5,), (0.2,), method="dm")
+    return SyntheticSet(
+        [Part({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, torch.arange(2).byte(), Pixels(), record)]
+    )
 
 
 def travelled(task: Question) -> RecordDict:
@@ -79,7 +98,7 @@ class TestEveryTask:
     def test_fields_are_of_kinds_that_travel(self, name: str) -> None:
         for field, hint in get_type_hints(TASKS[name]).items():
             if get_origin(hint) not in (tuple,) and field in {f.name for f in fields(TASKS[name])}:  # type: ignore[arg-type]
-                assert hint in (int, float, str, bool, *CARRIED), field
+                assert set(get_args(hint) or (hint,)) <= {int, float, str, bool, *CARRIED, type(None)}, field
 
     def test_every_field_arrives_as_it_was(self, name: str, few: Data) -> None:
         task = usual(TASKS[name], few)
@@ -96,7 +115,7 @@ class TestEveryTask:
         content = travelled(usual(TASKS[name], few))
         hints = get_type_hints(TASKS[name])
         for key, item in keys_of(TASKS[name]).items():
-            if hints[item.name] in CARRIED:
+            if item.name in carried_by(TASKS[name]):
                 continue
             config = dict(content.config_records["config"])
             wrong: Any = "text" if hints[item.name] in (int, float, bool) or get_origin(hints[item.name]) else 3

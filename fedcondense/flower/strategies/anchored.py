@@ -1,0 +1,265 @@
+"""Round 1 is one-shot; then weights are averaged from those that the union trained, which stays beside the records.
+
+What comes up in the first round, synthetic images of every site and class, is worth more than one training. It goes
+down once, as far as sites share it, so that a site that lacks classes does not unlearn them (anchors), and the server
+trains on it after each averaging. Weights travel at eight bits, both ways. The averaging is Flower's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Unpack, cast
+
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
+
+from fedcondense.data import Data, Spec
+from fedcondense.errors import SettingError, UntrustedSetError, look_up
+from fedcondense.flower.asking import Asked
+from fedcondense.flower.checked_grid import averageable, settled
+from fedcondense.flower.contract import Answer, Question, Screen, Site, State
+from fedcondense.flower.eight_bits import Packed, added
+from fedcondense.flower.optimizer_state import held, hold
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import ReplyLimits, by_name
+from fedcondense.flower.rounds import Rounds
+from fedcondense.flower.settings import number
+from fedcondense.flower.strategies.anchors import ANCHORS, Shared
+from fedcondense.flower.strategies.continuing import NO_ANCHORS, Continue, LocalSteps
+from fedcondense.flower.strategies.entry import Entry, ServerSide
+from fedcondense.flower.strategies.in_bytes import asked_in_bytes
+from fedcondense.flower.strategies.iterative import started
+from fedcondense.flower.strategies.one_shot import Condense, log_absent
+from fedcondense.networks import NetworkMaker, build, default_network
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import train_on
+from fedcondense.training.fit import Fit
+
+__all__ = ["ANCHORED", "AVERAGES", "Anchored"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+
+AVERAGES: dict[str, Callable[..., FedAvg]] = {
+    "fedavg": FedAvg,
+    "fedavgm": partial(FedAvgM, server_momentum=0.5),
+    "fedadam": partial(FedAdam, eta=0.003, tau=0.001),
+    "fedyogi": partial(FedYogi, eta=0.003, tau=0.001),
+}
+"""How changes are combined: Flower's own strategies, of which the averaging alone is used."""
+
+
+_CONTINUE, _SHARED = Continue(), Shared()
+
+
+class Anchored(Rounds):
+    """One-shot sets first; then rounds of averaging from the weights that they trained, with the sets as anchors.
+
+    A site that comes late is asked for its set first, and joins the averaging in the round after. The union that the
+    server trains on has the last set of every site, present or not. Anchors are made once, after the first round.
+
+    Args:
+        spec: Shape, classes and normalisation of the images: the network's outputs are its classes.
+        fit: How the server trains from scratch on the sets of the first round.
+        first: What is asked in a site's first round: a task that is answered with a set.
+        task: What is asked in the rounds after.
+        anchors: What goes down, from the sets and who shares them.
+        polish: How the server trains on the union after averaging; ``steps=0`` leaves it out.
+        average: Flower's strategy that combines changes.
+        limits: What a reply may hold; None: what `spec` says.
+        screen: Judges sets per site and class before they are joined.
+        asked: As in `Rounds`.
+    """
+
+    rounds = 5
+
+    def __init__(
+        self,
+        spec: Spec,
+        fit: Fit = Fit(),
+        *,
+        first: Question = Condense(),
+        task: Continue = _CONTINUE,
+        anchors: Callable[[Mapping[str, SyntheticSet], frozenset[str]], SyntheticSet | None] = _SHARED,
+        polish: Fit = Fit(steps=100, lr=0.01),
+        average: FedAvg | None = None,
+        limits: ReplyLimits | None = None,
+        screen: Screen | None = None,
+        **asked: Unpack[Asked],
+    ) -> None:
+        super().__init__(ReplyLimits.of(spec) if limits is None else limits, screen, **asked)
+        self.spec, self.fit, self.first, self.anchors, self.polish = spec, fit, first, anchors, polish
+        self.average = FedAvg() if average is None else average
+        network = task.network or default_network(spec.shape)
+        self.task: Continue = replace(task, classes=spec.classes, mean=spec.mean, std=spec.std, network=network)
+        self.model = build(network, spec.shape, len(spec.classes), self.task.seed)
+
+    def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
+        """Ask sites without a set for one; the others train, and whoever may lack the anchors is sent them."""
+        first = asked_in_bytes(self.first)
+        if state.weights is None:
+            return dict.fromkeys(sites, first)
+        has, lacks = self._continue(server_round, state), self._continue(server_round, state, anchors_too=True)
+        told = {site: has if f"anchored/{site.key}" in state.numbers else lacks for site in sites}
+        return {site: told[site] if site.name in state.sets else first for site in sites}
+
+    def again(self, server_round: int, stage: str, state: State, site: Site, reason: str) -> Question | None:
+        """Send the anchors to a site that keeps them no more: another run's nodes may have begun anew."""
+        return self._continue(server_round, state, anchors_too=True) if reason.endswith(NO_ANCHORS) else None
+
+    def _continue(self, server_round: int, state: State, anchors_too: bool = False) -> Continue:
+        assert state.weights is not None
+        kept = state.tensors.get("anchors")
+        blob = b"" if kept is None else kept.numpy().tobytes()
+        return replace(
+            self.task,
+            weights=Packed.of(state.weights.tensors, self.model),
+            anchors=SyntheticSet.from_bytes(blob) if blob and anchors_too else None,
+            anchored=hashlib.sha256(blob).hexdigest() if blob else "",
+            round=server_round,
+        )
+
+    def examine(self, stage: str, answer: Answer[Any]) -> None:
+        """Refuse changes of another network, and those of a site that says it has no records."""
+        if isinstance(answer.payload, Packed):
+            answer.payload.weights(self.model)
+            if not answer.num_examples:
+                raise UntrustedSetError("changes of weights by 0 records; needed: 1 or more")
+
+    def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
+        """Take in sets that came, average changes, and train on the union."""
+        new = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
+        changes = [answer for answer in answers if isinstance(answer.payload, Packed)]
+        sets = dict(sorted({**state.sets, **by_name(new)}.items()))
+        numbers = {**state.numbers, **{f"shares/{answer.site.name}": 1 for answer in new if answer.shares}}
+        if state.weights is None:
+            joined = SyntheticSet.join(sets.values())
+            log_absent(server_round, joined, self.limits)
+            tensors = {**state.tensors, **self._made(sets, numbers)}
+            return state.but(
+                sets=sets,
+                numbers=numbers,
+                tensors=tensors,
+                weights=self._trained(joined, self.task.network, self.fit, 0),
+            )
+        numbers = {name: value for name, value in numbers.items() if not name.startswith("anchored/")}
+        numbers |= {f"anchored/{answer.site.key}": server_round for answer in changes}  # who has them for sure
+        state = state.but(sets=sets, numbers=numbers)
+        if changes:
+            state = self._averaged(server_round, state, changes)
+        return self._polished(server_round, state)
+
+    def _made(self, sets: Mapping[str, SyntheticSet], numbers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        shared = frozenset(name for name in sets if f"shares/{name}" in numbers)
+        anchors = self.anchors(sets, shared)
+        if anchors is None:
+            _LOG.info("no anchors go down: %d of %d sites share their sets (share-with)", len(shared), len(sets))
+            return {}
+        blob = anchors.to_bytes()
+        _LOG.info("anchors: %d images, %d bytes, go to each site once", len(anchors), len(blob))
+        return {"anchors": torch.frombuffer(bytearray(blob), dtype=torch.uint8)}
+
+    def _averaged(self, server_round: int, state: State, changes: Sequence[Answer[Packed]]) -> State:
+        """Let Flower's strategy combine the weights of sites, as replies to a ``train`` message."""
+        assert state.weights is not None
+        before = state.weights.tensors
+        average, prefix = self.average, "average/"
+        average.fraction_train = 0.0  # whom to ask is not its to say
+        hold(average, {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)})
+        if isinstance(average, FedAvgM):
+            average.current_arrays = None  # its own last average: the server has trained since
+        average.configure_train(server_round - 1, averageable(before), ConfigRecord(), cast(Grid, None))
+        replies = []
+        for answer in changes:
+            trained = added(before, answer.payload.weights(self.model), self.model)
+            metrics = MetricRecord({"num-examples": answer.num_examples})
+            content = RecordDict({"arrays": averageable(trained.tensors), "metrics": metrics})
+            replies.append(Message(content, dst_node_id=answer.site.node, message_type="train"))
+        arrays, _ = average.aggregate_train(server_round - 1, replies)
+        assert arrays is not None
+        kept = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(prefix)}
+        kept |= {f"{prefix}{name}": tensor for name, tensor in held(average).items() if "current_arrays" not in name}
+        return state.but(weights=settled(arrays, self.model), tensors=kept)
+
+    def _polished(self, server_round: int, state: State) -> State:
+        """Train on the union of all sites' sets, from the average on."""
+        if not self.polish.steps or not state.sets or state.weights is None:
+            return state
+        network = partial(started, state.weights, self.task.network)
+        union = SyntheticSet.join(state.sets.values())
+        return state.but(weights=self._trained(union, network, self.polish, server_round))
+
+    def _trained(self, union: SyntheticSet, network: str | NetworkMaker, recipe: Fit, server_round: int) -> Weights:
+        like = Data(torch.empty(0, *self.spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), self.spec)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        seed = self.task.seed + server_round
+        return Weights.of(train_on(union, like, network=network, recipe=recipe, seed=seed, device=device))
+
+
+@dataclass(frozen=True)
+class Settings(Condense):
+    """Keys of a run: those of one-shot for the first round, and what the rounds after take.
+
+    Args:
+        anchors: A name in `ANCHORS`: what goes down.
+        anchor_bytes: What it may take, however many sites there are.
+        average: A name in `AVERAGES`.
+        polish_steps: Steps that the server trains on the union after averaging; 0: none.
+        polish_lr: Their largest step size.
+        lr: As in `LocalSteps`; so are the others.
+    """
+
+    anchors: str = "shared"
+    anchor_bytes: int = number(100_000, 0)
+    average: str = "fedavg"
+    polish_steps: int = number(100, 0)
+    polish_lr: float = number(0.01, 0)
+    lr: float = number(LocalSteps.lr, 0)
+    epochs: int = number(LocalSteps.epochs, 1)
+    batch: int = number(LocalSteps.batch, 1)
+    momentum: float = number(LocalSteps.momentum, 0, 1)
+    anchor_batch: int = number(LocalSteps.anchor_batch, 1)
+    anchor_weight: float = number(LocalSteps.anchor_weight, 0, 1)
+    loss: str = LocalSteps.loss
+    strength: float = number(LocalSteps.strength, 0)
+    proximal_mu: float = number(LocalSteps.proximal_mu, 0)
+
+
+def _anchored(side: ServerSide) -> Anchored:
+    own = side.settings
+    if side.spec is None:
+        raise SettingError("anchored needs a server that knows the data, whose classes the network has: data = ...")
+    first = Condense(**{item.name: getattr(own, item.name) for item in fields(Condense)})
+    steps = {item.name: getattr(own, item.name) for item in fields(LocalSteps) if hasattr(own, item.name)}
+    task = Continue(**steps, network=side.network or own.network, seed=own.seed)
+    return Anchored(
+        side.spec,
+        side.recipe,
+        first=first,
+        task=task,
+        anchors=look_up("anchors", own.anchors, ANCHORS)(own.anchor_bytes),
+        polish=replace(side.recipe, steps=own.polish_steps, lr=own.polish_lr),
+        average=look_up("average", own.average, AVERAGES)(),
+        limits=side.limits,
+        screen=side.screen,
+        **side.asked,
+    )
+
+
+ANCHORED = Entry(
+    _anchored,
+    label="anchored",
+    travels="synthetic images once, then weights at 8 bits, every round",
+    seen="the server sees each site's synthetic images and class counts, and its weights; sites see those images that "
+    "their sites share",
+    settings=Settings(),
+    tasks=(Condense, Continue),
+    rounds=5,
+    starts=True,
+)

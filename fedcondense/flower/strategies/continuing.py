@@ -1,0 +1,247 @@
+"""A site's round of SGD from the global network's weights: anchors beside its records, or a cure of missing classes.
+
+A site that lacks classes unlearns them: the softmax of its records pushes their logits down. Anchors, synthetic images
+of all classes, stand beside its records in each step. The cures that cost no byte change the loss on its records:
+
+- restricted softmax (FedRS: Li and Zhan, KDD 2021): logits of classes that the site lacks count by a share;
+- calibrated logits (FedLC: Zhang et al., ICML 2022, https://arxiv.org/abs/2209.00189): a logit is lowered by
+  ``strength`` / (records of its class) ** 0.25, which takes classes without records out of the softmax;
+- a proximal term (FedProx: Li et al., MLSys 2020, https://arxiv.org/abs/1812.06127).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedcondense.ambient import in_own_state
+from fedcondense.contract import Batch, Holder
+from fedcondense.data import Data
+from fedcondense.data.augment import Augmentation
+from fedcondense.deadline import check_time
+from fedcondense.errors import SettingError, look_up
+from fedcondense.flower.caps import Cost
+from fedcondense.flower.contract import Job, Node, Task
+from fedcondense.flower.eight_bits import Feedback, Packed, packed_bytes
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.settings import number
+from fedcondense.flower.strategies.features import labelled_by
+from fedcondense.networks import build, default_network
+from fedcondense.networks.passes import repeatable
+from fedcondense.randomness import stream
+from fedcondense.sets.format import Limits
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import batch_for
+from fedcondense.training.fit import autocast_of_caller
+
+__all__ = ["LOSSES", "NO_ANCHORS", "Continue", "LocalSteps", "train_beside"]
+
+
+def _softmax(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
+    return logits
+
+
+def _restricted(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
+    return torch.where(counts > 0, logits, strength * logits)
+
+
+def _calibrated(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
+    lowered = logits - strength * counts.clamp_min(1).to(logits.dtype).pow(-0.25)
+    return lowered.masked_fill(counts == 0, float("-inf"))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "softmax": _softmax,
+    "restricted": _restricted,
+    "calibrated": _calibrated,
+}
+"""What becomes of the logits (N, K) of a site's records, by its records of each class (K,), before the softmax."""
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """How a site trains between two rounds: SGD that starts anew each round, on augmented images.
+
+    Args:
+        lr: Step size, constant within a round.
+        epochs: Passes over the site's records per round.
+        batch: Records per step.
+        momentum: SGD's.
+        weight_decay: SGD's.
+        anchor_batch: Anchors per step.
+        anchor_weight: What their loss counts, of 1; the records' counts the rest.
+        loss: A name in `LOSSES`, for the records.
+        strength: Of that loss: the share of logits of missing classes, as published 0.5; what calibration lowers, as
+            published 1.
+        proximal_mu: Weight of half the squared distance to the weights that came.
+    """
+
+    lr: float = number(0.03, 0)
+    epochs: int = number(1, 1)
+    batch: int = number(64, 1)
+    momentum: float = number(0.9, 0, 1)
+    weight_decay: float = number(5e-4, 0)
+    anchor_batch: int = number(64, 1)
+    anchor_weight: float = number(0.5, 0, 1)
+    loss: str = "softmax"
+    strength: float = number(0.5, 0)
+    proximal_mu: float = number(0.0, 0)
+
+
+NO_ANCHORS = "keeps the anchors no more: send them again"
+"""How the reason of a node ends that has lost what was sent to it."""
+
+_NONE = Packed()
+
+
+@dataclass(frozen=True)
+class Continue(LocalSteps, Task[Packed]):
+    """Train the global network on a site's records, with anchors beside them; what changed comes back at eight bits.
+
+    Args:
+        lr: As in `LocalSteps`.
+        epochs: As in `LocalSteps`.
+        batch: As in `LocalSteps`.
+        momentum: As in `LocalSteps`.
+        weight_decay: As in `LocalSteps`.
+        anchor_batch: As in `LocalSteps`.
+        anchor_weight: As in `LocalSteps`.
+        loss: As in `LocalSteps`.
+        strength: As in `LocalSteps`.
+        proximal_mu: As in `LocalSteps`.
+        weights: Of the global network. They can be crafted: a node asks for ``allow-weights = true``.
+        anchors: Synthetic images; they come once, and a node keeps them. None: it has them already, or there are none.
+        anchored: The SHA-256 of the anchors' file; empty: there are none.
+        classes: The names of the network's outputs, in order.
+        mean: What images are normalised by, a number per channel.
+        std: Likewise.
+        network: A name in `NETWORKS`; empty: the one for the images' size.
+        seed: The run's; each node and round draws from a child of it.
+        round: Of the run.
+    """
+
+    weights: Packed = _NONE
+    anchors: SyntheticSet | None = None
+    anchored: str = ""
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    network: str = ""
+    seed: int = number(0, 0)
+    round: int = number(1, 1)
+
+    name: ClassVar[str] = "continue"
+    payload: ClassVar[type[Packed]] = Packed
+
+    def prepare(self, holder: Holder, node: Node) -> Job[Packed]:
+        """Read weights and anchors, keep these, and return a round of SGD."""
+        data = labelled_by(holder, self.classes, node)
+        network = self.network or default_network(data.spec.shape)
+        node.caps.check_networks([network])
+        if self.mean:
+            data = Data(data.images, data.labels, replace(data.spec, mean=self.mean, std=self.std))
+        model = build(network, data.spec.shape, len(self.classes), 0)
+        came = self.weights.weights(model)
+        anchors = self._anchors(data, node)
+
+        def run() -> Packed:
+            came.load_into(model.to(data.device))
+            train_beside(model, data, anchors, self, stream(self.seed, "anchored", node.place, self.round))
+            feedback = Feedback(node.kept, ("anchored", self.seed, network, data.spec, data.fingerprint), self.round)
+            trained, error = Weights.of(model).tensors, feedback.before(model)
+            names = [name for name, _ in model.named_parameters()]
+            change = {name: trained[name] - came.tensors[name] + error.get(name, 0) for name in names}
+            packed = Packed.of({**trained, **change}, model)
+            sent = packed.weights(model).tensors
+            feedback.keep({name: change[name] - sent[name] for name in names})
+            return packed
+
+        steps = self.epochs * -(-len(data) // self.batch)
+        return Job(Cost(steps=steps, nbytes=packed_bytes(model), networks=(network,)), run)
+
+    def _anchors(self, data: Data, node: Node) -> Batch | None:
+        """Return the anchors for the network's classes; those that came are kept for the rounds to come.
+
+        Raises:
+            SettingError: They are not kept here any more; the server sends them again.
+        """
+        if not self.anchored:
+            return None
+        key, came = f"anchors.{self.anchored[:32]}", self.anchors
+        if came is not None and node.kept is not None:
+            node.kept.put(key, came.to_bytes())
+        elif came is None:
+            blob = None if node.kept is None else node.kept.get(key)
+            if blob is None or hashlib.sha256(blob).hexdigest() != self.anchored:
+                raise SettingError(f"{node.name} {NO_ANCHORS}")
+            came = SyntheticSet.from_bytes(blob, Limits(nbytes=len(blob)))
+        assert came is not None
+        if came.shape != data.spec.shape:
+            raise SettingError(f"anchors of shape {came.shape}; {node.name} has images of {data.spec.shape}")
+        return batch_for(came, self.classes, data.device)[0]
+
+
+@in_own_state
+def train_beside(
+    network: nn.Module, data: Data, anchors: Batch | None, how: LocalSteps, generator: torch.Generator
+) -> float:
+    """Train a network in place on records, with anchors beside them; return the mean loss on records, last epoch.
+
+    A step costs a forward and a backward pass over `how.batch` records and `how.anchor_batch` anchors, as one batch. A
+    last batch of one record is left out where there are others: normalisation over a single value has no gradient.
+
+    Args:
+        network: On the data's device; its outputs are the classes of `data`.
+        data: The site's records; each image draws one of its spec's augmentations per step.
+        anchors: Normalised images (A, C, H, W) and targets (A, K) on the data's device; None: none.
+        how: Step size, passes, loss.
+        generator: Of the order of records and anchors and of augmentations; on the CPU.
+
+    Raises:
+        SettingError: An unknown loss, or one that left the finite numbers.
+    """
+    adjusted = look_up("loss", how.loss, LOSSES)
+    if anchors is None:
+        how = replace(how, anchor_batch=0, anchor_weight=0.0)
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay)
+    start = [value.detach().clone() for value in network.parameters()] if how.proximal_mu else []
+    counts, operations = data.counts.to(data.device), data.spec.operations
+    mean = torch.zeros((), dtype=torch.float32, device=data.device)
+    for epoch in range(how.epochs):
+        losses, seen = torch.zeros((), dtype=torch.float32, device=data.device), 0
+        order = torch.randperm(len(data), generator=generator)
+        for k, index in enumerate(order.split(how.batch)):
+            if len(index) == 1 < len(data):
+                continue
+            check_time()
+            images = data.batch(index).images
+            if anchors is not None:
+                drawn = torch.randint(len(anchors.images), (how.anchor_batch,), generator=generator).to(data.device)
+                images = torch.cat([images, anchors.images[drawn]])
+            augment = Augmentation.draw(operations, len(images), generator)
+            with autocast_of_caller(data.device), repeatable(network, generator.initial_seed(), epoch, k):
+                logits = network(augment(images)).float()
+            real, labels = logits[: len(index)], data.labels[index.to(data.device)]
+            loss = on_records = F.cross_entropy(adjusted(real, counts, how.strength), labels)
+            if anchors is not None:
+                beside = F.cross_entropy(logits[len(index) :], anchors.targets[drawn])
+                loss = (1 - how.anchor_weight) * on_records + how.anchor_weight * beside
+            if start:
+                pull = sum((w - s).square().sum() for w, s in zip(network.parameters(), start, strict=True))
+                loss = loss + how.proximal_mu / 2 * pull
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses += on_records.detach() * len(index)
+            seen += len(index)
+        mean = losses / max(seen, 1)
+    if not torch.isfinite(mean):
+        raise SettingError(f"local training diverged at lr {how.lr:g}; try a third of it")
+    return float(mean)
