@@ -40,7 +40,7 @@ def site_and_round(name: str) -> tuple[str, int]:
 
 
 def is_set_name(text: str) -> bool:
-    """Say whether a text may name a site's set and its file: as `is_name`, with the round behind a plus if it is late."""
+    """Say whether a text may name a site's set and its file: as `is_name`, and a later round behind a plus."""
     site, plus, number = text.partition("+")
     return is_name(site) and (not plus or (number.isascii() and number.isdecimal() and len(number) < 10))
 

@@ -5,6 +5,7 @@ from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
+from fedcondense.flower.strategies.growing import GROWING
 from fedcondense.flower.strategies.iterative import ITERATIVE
 from fedcondense.flower.strategies.one_shot import ONE_SHOT
 from fedcondense.flower.strategies.ridge import RIDGE
@@ -15,6 +16,7 @@ __all__ = ["STRATEGIES", "TASKS", "Entry", "ServerSide"]
 STRATEGIES: dict[str, Entry] = {
     "one-shot": ONE_SHOT,
     "anchored": ANCHORED,
+    "growing": GROWING,
     "iterative": ITERATIVE,
     **AVERAGING,
     "random-real": selection("random", "random real"),
