@@ -80,9 +80,8 @@ class Rising:
             if not all(part.is_separable for part in before.parts):
                 found |= {name: before} if 2 * made >= server_round else {}
                 continue
-            # of r / (R - 1) of the images, (R - 1) / R are r / R; the set of the round before is whole
-            share = max(made, server_round - 1) / server_round
-            most = {n: max(1, int(count * share)) for n, count in _stored(before).items()}
+            # r / (R - 1) of the images are left of it, and (R - 1) / R of those are r / R
+            most = {n: max(1, count * (server_round - 1) // server_round) for n, count in _stored(before).items()}
             left = before.restrict(before.classes, most)
             assert left is not None  # one image of each class stays
             found[name] = left
