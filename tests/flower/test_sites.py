@@ -93,9 +93,7 @@ class TestSetNames:
         assert site_and_round(name) == ("st.mary-9", server_round)
         assert is_set_name(name)
 
-    @pytest.mark.parametrize(
-        "text", [*HOSTILE, "a+", "a+b", "a+-2", "a+2+3", "a+1234567890", "../a+2", "a+/../b"]
-    )
+    @pytest.mark.parametrize("text", [*HOSTILE, "a+", "a+b", "a+-2", "a+2+3", "a+1234567890", "../a+2", "a+/../b"])
     def test_nothing_else_names_a_file_of_a_set(self, text: str) -> None:
         assert not is_set_name(text) or is_name(text)
         assert "+" not in text or not is_set_name(text)

@@ -5,6 +5,7 @@ from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
+from fedcondense.flower.strategies.fedaf import FEDAF
 from fedcondense.flower.strategies.growing import GROWING
 from fedcondense.flower.strategies.iterative import ITERATIVE
 from fedcondense.flower.strategies.one_shot import ONE_SHOT
@@ -18,6 +19,7 @@ STRATEGIES: dict[str, Entry] = {
     "anchored": ANCHORED,
     "growing": GROWING,
     "iterative": ITERATIVE,
+    "fedaf": FEDAF,
     **AVERAGING,
     "random-real": selection("random", "random real"),
     "half-resolution-real": selection("half-resolution", "half-resolution real", "real images, half resolution"),

@@ -54,8 +54,8 @@ def usual(kind: type[Question], data: Data) -> Question:
     return made
 
 
-def other(value: Any) -> Any:
-    """Return a value of the same type that differs."""
+def other(value: Any, kind: type | None = None) -> Any:
+    """Return a value of the same type that differs; `kind` is that of what need not be there."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -68,8 +68,8 @@ def other(value: Any) -> Any:
         return Weights({name: tensor + 1 for name, tensor in value.tensors.items()})
     if isinstance(value, Packed):
         return Packed(value.blob + b"x")
-    if value is None:  # a set that need not be there
-        return SyntheticSet.from_bytes(_set().to_bytes())
+    if value is None:
+        return Weights({"a": torch.ones(2)}) if kind is Weights else SyntheticSet.from_bytes(_set().to_bytes())
     return f"{value}x"
 
 
@@ -103,7 +103,8 @@ class TestEveryTask:
     def test_every_field_arrives_as_it_was(self, name: str, few: Data) -> None:
         task = usual(TASKS[name], few)
         for item in fields(task):  # type: ignore[arg-type]
-            changed = replace(task, **{item.name: other(getattr(task, item.name))})  # type: ignore[type-var]
+            kind, _ = carried_by(TASKS[name]).get(item.name, (None, False))
+            changed = replace(task, **{item.name: other(getattr(task, item.name), kind)})  # type: ignore[type-var]
             read = read_question(travelled(changed), TASKS[name], Limits())
             for field in fields(task):  # type: ignore[arg-type]
                 mine, theirs = getattr(changed, field.name), getattr(read, field.name)
