@@ -48,6 +48,10 @@ class KeepingGrid(GridAround):
         self._paths: dict[str, tuple[int, Path]] = {}  # by the question's id: whose reply goes where
         self._found: dict[str, Message] = {}  # replies of an earlier run, by the ids of this one's questions
 
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the connected nodes in ascending order: strategies draw a sample of them."""
+        return sorted(self.grid.get_node_ids())
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send the questions that no reply is kept for; return the ids of all, in their order."""
         messages = list(messages)

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.around import GridAround
+from fedcondense.flower.contract import State
 from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
+from fedcondense.flower.history import Tally
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.serialised import message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
@@ -100,12 +103,30 @@ class CheckedGrid(GridAround):
         self.network, self.failed, self.bits = network, failed, bits
         self._weights = Weights({})  # that the strategy sent last, before rounding
         self.up, self.down, self.nodes = 0, 0, set[int]()  # bytes of messages, all rounds, and who was asked
+        self._tally: Tally | None = None  # of the round that runs
 
     @property
     def spent(self) -> dict[str, float]:
         """What the rounds so far took per site that was ever asked: bytes up and down."""
         everyone = max(1, len(self.nodes))
         return {"bytes-up": self.up / everyone, "bytes-down": self.down / everyone}
+
+    def entry(self, server_round: int) -> dict[str, Any]:
+        """End a round, and return what it took (`fedcondense.flower.history`)."""
+        tally, self._tally = self._tally or Tally(), None
+        return tally.entry(server_round, len(self.nodes))
+
+    def stood(self) -> dict[str, Any]:
+        """Return what a run that goes on has to know of the rounds before, as fields of a `State`."""
+        numbers = {"spent/bytes-up": self.up, "spent/bytes-down": self.down, "failed": self.failed}
+        return {"numbers": numbers, "sites": dict.fromkeys(map(str, sorted(self.nodes)), "")}
+
+    def go_on(self, state: State) -> None:
+        """Count on from what `stood` returned."""
+        up, down, failed = (
+            int(state.numbers.get(name, 0)) for name in ("spent/bytes-up", "spent/bytes-down", "failed")
+        )
+        self.up, self.down, self.failed, self.nodes = up, down, failed, set(map(int, state.sites))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Ask, and return the replies that are sound, errors included.
@@ -114,24 +135,32 @@ class CheckedGrid(GridAround):
             AggregationError: Everybody with data failed.
         """
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
+        self._tally = tally = self._tally or Tally()
         asked = [self._settled(message) for message in messages]
-        for reply in self.grid.send_and_receive(asked, timeout=timeout):
-            self.up += message_bytes(reply)
+        with tally.waiting():
+            replies = list(self.grid.send_and_receive(asked, timeout=timeout))
+        for reply in replies:
+            node, nbytes = reply.metadata.src_node_id, message_bytes(reply)
+            self.up += nbytes
+            tally.takes(node, nbytes)
             reason, weights = self._read(reply)
-            if reason == NO_DATA:
-                continue
             if reason:
-                reasons.append(reason)
+                tally.refused.add(node)
+                reasons += [reason] * (reason != NO_DATA)
             else:
                 names[numbers_in(reply.content)] += 1
                 reply.content["arrays"] = averageable(weights.tensors)
                 sound.append(reply)
-        self.down += sum(message_bytes(message) for message in asked)
-        self.nodes.update(message.metadata.dst_node_id for message in asked)
+        for message in asked:
+            node, nbytes = message.metadata.dst_node_id, message_bytes(message)
+            self.down += nbytes
+            self.nodes.add(node)
+            tally.sends(node, nbytes)
         if len(names) > 1:  # Flower would take none of them
             usual = names.most_common(1)[0][0]
             odd = [reply for reply in sound if numbers_in(reply.content) != usual]
             sound = [reply for reply in sound if reply not in odd]
+            tally.refused |= {reply.metadata.src_node_id for reply in odd}
             reasons += ["'metrics' of other names than those of most sites"] * len(odd)
         if reasons:
             self.failed += len(reasons)

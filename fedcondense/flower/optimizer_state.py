@@ -74,7 +74,7 @@ def hold(strategy: Strategy, tensors: Mapping[str, Tensor]) -> None:
 
 def _settings(strategy: Strategy) -> set[str]:
     """Return the names of what the constructors of a strategy take."""
-    own = [kind.__init__ for kind in type(strategy).__mro__ if "__init__" in vars(kind) and kind is not object]
+    own = [vars(kind)["__init__"] for kind in type(strategy).__mro__[:-1] if "__init__" in vars(kind)]
     return {name for init in own for name in inspect.signature(init).parameters}
 
 

@@ -19,6 +19,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
+from fedcondense.flower.history import Tally, accuracy_in, line_of
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
 from fedcondense.flower.screens import screened
@@ -62,6 +63,7 @@ class Rounds(Strategy):
         self.asking, self.limits, self.screen = Asking(**asked), limits, screen
         check(self.asking, type(self).__name__)
         self.state = State()
+        self.history: list[dict[str, Any]] = []  # of all rounds so far: `fedcondense.flower.history`
         self.answers: tuple[Answer[Any], ...] = ()
         self.refused: tuple[Refusal, ...] = ()
         self.left_out: list[tuple[int, Refusal]] = []  # of all rounds so far, with the round
@@ -162,26 +164,33 @@ class Rounds(Strategy):
                 evaluated = evaluate_fn(server_round, result.arrays)
                 if evaluated is not None:
                     result.evaluate_metrics_serverapp[server_round] = evaluated
+                    self.history[-1] |= accuracy_in(evaluated)
+            _LOG.info(line_of(self.history[-1]))
             self.keep(self)
         return result
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Go through the stages of a round; None: nobody is to be asked."""
-        state, metrics, sites = self.state, MetricRecord(), dict(self.state.sites)
-        spent = {name: float(state.numbers.get(f"spent/{name}", 0)) for name in _SPENT}
+        state, metrics, sites, tally = self.state, MetricRecord(), dict(self.state.sites), Tally()
         for stage in self.stages:
+            with tally.waiting():
+                connected(grid, self.asking)
             mailbox = self._questions(server_round, stage, state.but(sites=sites), grid)
             if not mailbox.sent:
                 return None
-            collect(grid, mailbox, timeout, self.asking)
+            with tally.waiting():
+                collect(grid, mailbox, timeout, self.asking)
             state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
             sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
             sites |= {answer.site.key: answer.site.name for answer in self.answers}
-            spent["bytes-up"] += sum(answer.nbytes for answer in self.answers)
-            spent["bytes-down"] += sum(message_bytes(sent.message) for sent in mailbox.pushed)
-            spent["client-seconds"] += sum(answer.seconds for answer in self.answers)
-        numbers = {f"spent/{name}": value for name, value in spent.items()}
-        self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **numbers})
+            for sent in mailbox.pushed:
+                tally.sends(sent.site.node, message_bytes(sent.message))
+            for answer in self.answers:
+                tally.takes(answer.site.node, answer.nbytes, answer.seconds)
+            tally.refused |= {one.site.node for one in self.refused} - {site.node for site in mailbox.silent()}
+        spent = {f"spent/{k}": float(state.numbers.get(f"spent/{k}", 0)) + v for k, v in tally.spent.items()}
+        self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **spent})
+        self.history.append(tally.entry(server_round, len(sites)))
         return metrics
 
     @property

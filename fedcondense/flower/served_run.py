@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,16 @@ from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.checked_grid import CheckedGrid, settled
 from fedcondense.flower.contract import State
+from fedcondense.flower.history import accuracy_in, line_of
+from fedcondense.flower.numbered import Numbered
+from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
 from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
 from fedcondense.flower.screens import check_screens, screen_of
+from fedcondense.flower.state_file import digest_of
 from fedcondense.flower.strategies import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
 from fedcondense.networks import build, default_network
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["ServedRun"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
-_UNFINISHED = "not finished: killed, or still running; resume = true goes on with it"
+_UNFINISHED = "not finished: killed, or still running; resume = true, or this folder, goes on with it"
 _FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
 
 
@@ -54,9 +58,12 @@ class ServedRun:
     def __init__(self, folder: RunFolder, asked: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
         self.folder, self.asked, self.before = folder, asked, before
         self.code = ""  # of the strategy and of what its settings name
-        self.name, self.row, self.history = str(asked.get("strategy", "one-shot")), dict[str, Any](), list[Any]()
+        self.name, self.row, self.rounds = str(asked.get("strategy", "one-shot")), dict[str, Any](), list[Any]()
+        self.earlier: dict[str, list[Any]] = {"refused": [], "screened": []}  # of the rounds of a run that was killed
         self.classes: tuple[str, ...] = ()
         self.strategy: Strategy | None = None
+        self.numbered: Numbered | None = None  # around one of Flower's own
+        self.grid: Grid | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
 
     @in_own_state
@@ -77,34 +84,46 @@ class ServedRun:
         self.row = {"about": entry.about(rounds)}
         self.classes = () if test is None else test.spec.classes
         self.code = meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
+        self.grid = grid = kept
+        if isinstance(self.strategy, Rounds):
+            self.strategy.keep = partial(self._keep, kept)
+        else:
+            self.numbered = Numbered(self.strategy, settings.seed)
+            self.grid = grid = checked_grid(entry, side, kept) if entry.starts else kept
         if self.before is not None:
             self._go_on(self.before)
         self.folder.write_result(self.so_far())
-        grid: Grid = kept
-        if isinstance(self.strategy, Rounds):
-            self.strategy.keep = partial(self._keep, kept)
-        elif entry.starts:
-            grid = checked_grid(entry, side, kept)
 
         def after(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if not server_round:
                 return None
-            metrics = None if test is None else self._measure(server_round, arrays, side, test)
-            if isinstance(grid, CheckedGrid):
-                self._keep_weights(server_round, settled(arrays, grid.network), grid)
+            if self.numbered is not None:
+                self.rounds.append(
+                    grid.entry(server_round) if isinstance(grid, CheckedGrid) else {"round": server_round}
+                )
+            metrics = None if test is None else self._measure(arrays, side, test)
+            if self.numbered is not None:
+                self.rounds[-1] |= accuracy_in(metrics)
+                if isinstance(grid, CheckedGrid):
+                    _LOG.info(line_of(self.rounds[-1]))
+                self._keep_weights(server_round, arrays, self.numbered)
                 kept.forget()
             return metrics
 
+        strategy = self.numbered or self.strategy
         try:
-            result = run_strategy(entry, side, self.strategy, grid, rounds, settings.timeout, after)
+            result = run_strategy(entry, side, strategy, grid, rounds, settings.timeout, after)
         finally:
             if isinstance(self.strategy, Rounds):
                 kept.forget({refusal.site.node for refusal in self.strategy.refused})  # a resumed run asks them again
         if isinstance(self.strategy, Rounds) and not result.arrays and self.strategy.state.weights is not None:
             result.arrays = ArrayRecord(dict(self.strategy.state.weights.tensors))  # all rounds were done before
+            if test is not None:
+                self._measure(result.arrays, side, test)
         if test is not None and (scores := scores_of(self.strategy, test)) is not None:
             percent, per_class = accuracy_of_scores(scores, test)
-            self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
+            self._measured(percent, None, per_class.tolist())
+            self.rounds[-1] |= accuracy_in(self.row)
         self._write(settings, side, result)
         return result
 
@@ -122,48 +141,57 @@ class ServedRun:
                 "or give another output"
             )
         state = self.folder.read_state()
-        if state.round and not isinstance(self.strategy, Rounds):
-            raise ResumeError(
-                f"{self.folder.path}: {self.name} is one of Flower's own, which keep nothing of round {state.round} "
-                "but the weights: start over with another output"
-            )
+        self.rounds = [one for one in before.get("rounds", []) if one["round"] <= state.round]
+        for name in self.earlier:
+            self.earlier[name] = [one for one in before.get(name, []) if one.get("round", 0) <= state.round]
         if isinstance(self.strategy, Rounds):
-            self.strategy.state = state
+            self.strategy.state, self.strategy.history = state, self.rounds
+        elif self.numbered is not None:
+            self.numbered.rounds_before = state.round
+            hold(self.numbered, state.tensors)
+            if isinstance(self.grid, CheckedGrid):
+                self.grid.go_on(state)
         if state.round:
-            self.history = [one for one in before.get("rounds", []) if one["round"] <= state.round]
             self.row |= before.get("rows", {}).get(self.name, {})
         _LOG.info("going on with %s after round %d", self.folder.path, state.round)
 
-    def _measure(self, server_round: int, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
+    def _measure(self, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
         """Measure a round: of one-shot sets what several networks make of them, else the weights."""
         if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
             found = evaluate(self.strategy.joined, test, network=side.network or None)
             self.evaluation = found.to_dict()
-            self.row |= {"accuracy": found.accuracy, "accuracy_std": found.accuracy_std}
-            self.row["per_class"] = plain(found.per_class)
+            self._measured(found.accuracy, found.accuracy_std, found.per_class)
         else:
             percent, per_class = accuracy_of_weights(arrays, side, test)
-            self.row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
-        self.history.append({"round": server_round, "accuracy": round(self.row["accuracy"], 3)})
+            self._measured(percent, None, per_class.tolist())
         return MetricRecord({"accuracy": self.row["accuracy"]})
+
+    def _measured(self, accuracy: float, spread: float | None, per_class: Sequence[float]) -> None:
+        self.row |= {"accuracy": accuracy, "accuracy_std": spread, "per_class": plain(per_class)}
 
     def _keep(self, kept: KeepingGrid, strategy: Rounds) -> None:
         """Leave a round in the folder before the next begins."""
-        self.folder.write_state(strategy.state)
-        self.folder.write_refused(strategy.cut)
+        self.rounds = strategy.history
         self.row |= {name.replace("-", "_"): value for name, value in strategy.spent.items()}
         self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
-        self.folder.write_result(self.so_far())
+        self.folder.write_refused(strategy.cut)
+        self.folder.write_result(self.so_far())  # before the state: of rounds that are done it lacks nothing
+        self.folder.write_state(strategy.state)
         kept.forget()
 
-    def _keep_weights(self, server_round: int, weights: Weights, grid: CheckedGrid) -> None:
-        """Leave a round of one of Flower's own strategies."""
-        self.folder.write_state(State(server_round, weights))
-        self.row |= {name.replace("-", "_"): value for name, value in grid.spent.items()}
-        self.row |= {"clients": len(grid.nodes), "failed": grid.failed, "seen_rounds": server_round}
+    def _keep_weights(self, server_round: int, arrays: ArrayRecord, numbered: Numbered) -> None:
+        """Leave a round of one of Flower's own strategies, and what the strategy keeps on itself."""
+        state = State(server_round, Weights(arrays.to_torch_state_dict()), tensors=held(numbered))
+        if isinstance(self.grid, CheckedGrid):
+            grid = self.grid
+            self.row |= {name.replace("-", "_"): value for name, value in grid.spent.items()}
+            self.row |= {"clients": len(grid.nodes), "failed": grid.failed}
+            state = state.but(weights=settled(arrays, grid.network), **grid.stood())
+        self.row["seen_rounds"] = server_round
         self.folder.write_result(self.so_far())
+        self.folder.write_state(state)
 
     def so_far(self) -> dict[str, Any]:
         """Return what ``result.json`` says until the run is done: what stands there if it is killed."""
@@ -175,10 +203,10 @@ class ServedRun:
         joined = None if rounds is None else rounds.state.joined
         return {
             "rows": {self.name: self.row} if "bytes_up" in self.row or "accuracy" in self.row else {},
-            "rounds": self.history,
+            "rounds": self.rounds,
             "settings": dict(self.asked),
-            "refused": [] if rounds is None else refusals(rounds.left_out, self.name),
-            "screened": [] if rounds is None else judged(rounds.screened),
+            "refused": self.earlier["refused"] + ([] if rounds is None else refusals(rounds.left_out, self.name)),
+            "screened": self.earlier["screened"] + ([] if rounds is None else judged(rounds.screened)),
             "classes": list(self.classes or (() if joined is None else joined.classes)),
             "coverage": _coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
@@ -196,8 +224,13 @@ class ServedRun:
         if result.arrays:
             self._write_network(side, joined, result.arrays)
         named = settings.data or (joined.name if joined is not None else "")
-        self.folder.write_result({**self.record(), "settings": {**asdict(settings), **_values(side), "data": named}})
+        final = {"settings": {**asdict(settings), **_values(side), "data": named}, "digest": self._digest()}
+        self.folder.write_result({**self.record(), **final})
         _LOG.info("wrote %s", self.folder.path)
+
+    def _digest(self) -> str:
+        """Return what runs share that learned the same (`digest_of`)."""
+        return digest_of(self.strategy.state if isinstance(self.strategy, Rounds) else self.folder.read_state())
 
     def _write_network(self, side: ServerSide, joined: SyntheticSet | None, arrays: ArrayRecord) -> None:
         """Write the weights with what they are of: the data that the server tests on, else the union of the sets."""

@@ -46,8 +46,9 @@ class ServerSettings:
         data: The data set whose test split the server evaluates on; empty: it has none.
         data_root: Where that lies; empty: the variable FEDCONDENSE_DATA.
         output: An absolute folder for the result; empty: ``~/fedcondense-runs/RUN-ID``.
-        resume: Go on with the run that failed or was killed there: finished rounds are not run again, and sites whose
-            answers had arrived are not asked again. It needs `output`, and the settings that the run had.
+        resume: Go on with the run that failed or was killed: finished rounds are not run again, and sites whose answers
+            had arrived are not asked again. Its folder, or true with the folder as `output`; the other settings must be
+            those that the run had.
         partition_by: For nodes that divide a public data set among them; see `load_partition`.
         alpha: As `partition_by`.
         partition_seed: As `partition_by`.
@@ -68,7 +69,7 @@ class ServerSettings:
     data: str = place()
     data_root: str = place()
     output: str = place()
-    resume: bool = False
+    resume: bool | str = False
     partition_by: str = "dirichlet"
     alpha: float = number(0.5, 0)
     partition_seed: int = number(42, 0)
@@ -97,6 +98,7 @@ def read_settings(config: Mapping[str, Any]) -> tuple[ServerSettings, Any, Entry
     Raises:
         SettingError: It says all that is wrong.
     """
+    config = _with_folder(config)
     name = config.get("strategy", ServerSettings.strategy)
     entry = look_up("strategy", name if isinstance(name, str) else str(name), STRATEGIES)
     wrong, output = [], config.get("output")
@@ -104,6 +106,8 @@ def read_settings(config: Mapping[str, Any]) -> tuple[ServerSettings, Any, Entry
         wrong.append("fraction-train = 0; needed: above 0, up to 1")
     if config.get("resume") is True and not output:
         wrong.append("resume = true; needed: output = the folder of the run to go on with")
+    if isinstance(folder := config.get("resume"), str) and folder:
+        wrong.append(f"resume = {folder!r:.60}; needed: an absolute path, the same as output if both are given")
     if isinstance(output, str) and output and not Path(output).is_absolute():
         wrong.append(f"output = {output!r:.60}; needed: an absolute path, the SuperLink runs elsewhere")
     try:
@@ -138,7 +142,7 @@ def make_server_app(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         asked = {**(config or {}), **context.run_config}
-        asked = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
+        asked = _with_folder({key: str(value) if isinstance(value, Path) else value for key, value in asked.items()})
         folder = RunFolder(_output(asked, context.run_id))
         with hold(folder.path, is_folder=True):
             resumed = asked.get("resume") is True
@@ -158,6 +162,16 @@ def make_server_app(
             sink(run.strategy, result)
 
     return server
+
+
+def _with_folder(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config whose ``resume = FOLDER`` is spelled as ``output = FOLDER`` and ``resume = true``."""
+    folder, output = asked.get("resume"), asked.get("output") or ""
+    if folder == "":
+        return {**asked, "resume": False}
+    if not isinstance(folder, str) or not Path(folder).is_absolute() or output not in ("", folder):
+        return dict(asked)  # `read_settings` says what is wrong
+    return {**asked, "resume": True, "output": folder}
 
 
 def _output(asked: Mapping[str, Any], run: int) -> Path:

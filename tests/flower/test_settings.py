@@ -35,7 +35,8 @@ def wrong_values(hint: Any, bounds: Mapping[str, Any], key: str) -> Iterator[Any
     elif hint is str:
         yield from (3, True, ["a"], "x" * 201, "a\nb", "a\x1b[31m", None)
     elif get_origin(hint) is tuple:
-        yield from ("abc", 3, [3], ["a", 3], ["x" * 201], None)
+        yield from ("abc", 3, ["a", 3], [math.nan], ["x" * 201] if get_args(hint)[0] is str else ["x"], None)
+        yield from ([3],) if get_args(hint)[0] is str else ([True],)
     elif hint in (int, float):
         yield from ("3", "", True, False, [3], math.nan, None, 2**62, -(2**62))
         if hint is int:

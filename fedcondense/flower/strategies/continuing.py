@@ -30,6 +30,7 @@ from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.eight_bits import Feedback, Packed, packed_bytes
 from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.features import labelled_by
 from fedcondense.networks import build, default_network
@@ -145,6 +146,7 @@ class Continue(LocalSteps, Task[Packed]):
         network = self.network or default_network(data.spec.shape)
         node.caps.check_networks([network])
         if self.mean:
+            check_normalisation(self.mean, self.std)
             data = Data(data.images, data.labels, replace(data.spec, mean=self.mean, std=self.std))
         model = build(network, data.spec.shape, len(self.classes), 0)
         came = self.weights.weights(model)

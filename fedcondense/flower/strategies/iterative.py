@@ -24,6 +24,7 @@ from fedcondense.flower.settings import number
 from fedcondense.flower.stores import Latest
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import condensing, log_absent
+from fedcondense.flower.two_rounds import TwoRounds
 from fedcondense.networks import build, default_network
 from fedcondense.networks.names import WithOutputs
 from fedcondense.networks.passes import repeatable
@@ -108,7 +109,8 @@ class MatchNear(Task[SyntheticSet]):
             )
         self.weights.matching(build(network, spec.shape, len(self.classes), 0).state_dict(), "this node's network")
         recipe = replace(DistributionMatching.recipe, steps=self.steps, source=self.source())
-        kept = f"{self.name}.{self.seed - self.round + 1}"  # of this run: another has another root, or begins anew
+        root = self.seed - self.round + 1  # another run has another, or begins anew
+        last = TwoRounds(node.kept, f"{self.name}.{root}", self.round)
         loop = prepare(
             holder,
             self.ipc,
@@ -117,15 +119,14 @@ class MatchNear(Task[SyntheticSet]):
             network=WithOutputs(network, len(self.classes)),
             seed=node.seed(self.seed),
             recipe=recipe,
-            start=_continued(None if self.round == 1 or node.kept is None else node.kept.get(kept)),
+            start=_continued(last.before()),
             limit=node.caps.share,
         )
         job = condensing(loop, node)
 
         def run() -> SyntheticSet:
             made = job.run()
-            if node.kept is not None:
-                node.kept.put(kept, made.to_bytes())
+            last.keep(made.to_bytes())
             return made
 
         return Job(job.cost, run)

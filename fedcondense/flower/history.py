@@ -1,0 +1,106 @@
+"""What each round of a run took and gave: counted while it runs, an entry of ``result.json``, a line of the log.
+
+An entry has ``round``; ``accuracy`` (percent) if it was measured; ``asked``, ``answered`` and ``refused`` sites, and
+``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``, means over the sites asked in the round, and
+``total_up`` and ``total_down``; ``seconds`` (wall clock, without measuring), ``server_seconds`` (of them not spent
+waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say, where they do), and ``memory``, the largest that
+the server's process has been so far, in bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fedcondense.report.units import human_bytes
+
+__all__ = ["Tally", "accuracy_in", "line_of"]
+
+
+class Tally:
+    """Counts what one round takes, from when it is made."""
+
+    def __init__(self) -> None:
+        self.asked, self.refused, self.answered = set[int](), set[int](), set[int]()  # by node
+        self.up = self.down = 0  # bytes of messages
+        self.seconds: list[float] = []  # of sites
+        self._began, self._waited = time.monotonic(), 0.0
+
+    def sends(self, node: int, nbytes: int) -> None:
+        """Count a question."""
+        self.asked.add(node)
+        self.down += nbytes
+
+    def takes(self, node: int, nbytes: int, seconds: float | None = None) -> None:
+        """Count a usable answer, and the site's seconds if it says them."""
+        self.answered.add(node)
+        self.up += nbytes
+        if seconds is not None:
+            self.seconds.append(seconds)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in which the server waits for sites."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What it took of all sites: bytes up and down, and their seconds."""
+        return {"bytes-up": float(self.up), "bytes-down": float(self.down), "client-seconds": sum(self.seconds, 0.0)}
+
+    def entry(self, server_round: int, sites: int) -> dict[str, Any]:
+        """Return the round's entry; `sites` is how many were asked so far, in all rounds."""
+        seconds, asked = time.monotonic() - self._began, max(1, len(self.asked))
+        entry: dict[str, Any] = {
+            "round": server_round,
+            "asked": len(self.asked),
+            "answered": len(self.answered - self.refused),
+            "refused": len(self.refused),
+            "sites": sites,
+            "bytes_up": round(self.up / asked, 1),
+            "bytes_down": round(self.down / asked, 1),
+            "total_up": self.up,
+            "total_down": self.down,
+            "seconds": round(seconds, 3),
+            "server_seconds": round(seconds - self._waited, 3),
+        }
+        if self.seconds:
+            entry["client_seconds"] = round(sum(self.seconds) / len(self.seconds), 3)
+            entry["client_seconds_max"] = round(max(self.seconds), 3)
+        memory = _peak_memory()
+        return entry if memory is None else {**entry, "memory": memory}
+
+
+def accuracy_in(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what an entry takes of what was measured after a round."""
+    return {} if metrics is None or "accuracy" not in metrics else {"accuracy": round(float(metrics["accuracy"]), 3)}
+
+
+def line_of(entry: Mapping[str, Any]) -> str:
+    """Return what the log says of a round.
+
+    >>> line_of({"round": 3, "accuracy": 86.1, "asked": 10, "answered": 8, "bytes_up": 26e3, "bytes_down": 27e3,
+    ...          "seconds": 12.3})
+    'round 3: 86.1 %, 8 of 10 answered, 26 kB up and 27 kB down per site, 12 s'
+    """
+    accuracy = f"{entry['accuracy']:.1f} %, " if "accuracy" in entry else ""
+    travelled = f"{human_bytes(entry['bytes_up'])} up and {human_bytes(entry['bytes_down'])} down per site"
+    answered = f"{entry['answered']} of {entry['asked']} answered"
+    return f"round {entry['round']}: {accuracy}{answered}, {travelled}, {entry['seconds']:.0f} s"
+
+
+def _peak_memory() -> int | None:
+    """Return the most bytes that this process has held at once; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
