@@ -3,6 +3,7 @@
 from fedcondense.flower.contract import Question
 from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
+from fedcondense.flower.strategies.dynafed import DYNAFED
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
 from fedcondense.flower.strategies.fedaf import FEDAF
@@ -20,6 +21,7 @@ STRATEGIES: dict[str, Entry] = {
     "growing": GROWING,
     "iterative": ITERATIVE,
     "fedaf": FEDAF,
+    "dynafed": DYNAFED,
     **AVERAGING,
     "random-real": selection("random", "random real"),
     "half-resolution-real": selection("half-resolution", "half-resolution real", "real images, half resolution"),
