@@ -17,6 +17,7 @@ from fedcondense.errors import ResumeError, SettingError
 from fedcondense.networks import ConvNet, build
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sources import Near, Pool
+from fedcondense.sources.near import Resampled
 
 OPERATIONS = ("crop", "flip")
 
