@@ -44,6 +44,13 @@ class Asking:
     grace: float | None = number(None, 0)  # type: ignore[arg-type]
     seed: int = number(0, 0)
 
+    def log(self) -> None:
+        """Log the settings, as a part of Flower's list."""
+        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", self.fraction_train, self.min_train_nodes)
+        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", self.wait, self.min_available_nodes)
+        grace = "until the deadline" if self.grace is None else f"{self.grace:.0f} s for the others"
+        _LOG.info("\t├──> Needs %d usable answers, then waits %s", self.min_replies, grace)
+
     def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
         """Return who is asked in a round, in ascending order."""
         count = max(int(len(nodes) * self.fraction_train), self.min_train_nodes)

@@ -137,9 +137,7 @@ class CheckedGrid(GridAround):
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
         self._tally = tally = self._tally or Tally()
         asked = [self._settled(message) for message in messages]
-        with tally.waiting():
-            replies = list(self.grid.send_and_receive(asked, timeout=timeout))
-        for reply in replies:
+        for reply in tally.waits(lambda: list(self.grid.send_and_receive(asked, timeout=timeout))):
             node, nbytes = reply.metadata.src_node_id, message_bytes(reply)
             self.up += nbytes
             tally.takes(node, nbytes)

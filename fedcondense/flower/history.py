@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
+from fedcondense.flower.contract import Answer
+from fedcondense.flower.replies import Mailbox, Refusal
+from fedcondense.flower.serialised import message_bytes
 from fedcondense.report.units import human_bytes
 
 __all__ = ["Tally", "accuracy_in", "line_of"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Tally:
@@ -41,12 +46,19 @@ class Tally:
         if seconds is not None:
             self.seconds.append(seconds)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time in which the server waits for sites."""
+    def reads(self, mailbox: Mailbox, answers: Iterable[Answer[Any]], refused: Iterable[Refusal]) -> None:
+        """Count a stage: what was sent, the usable answers, and who was left out; silence is no refusal."""
+        for sent in mailbox.pushed:
+            self.sends(sent.site.node, message_bytes(sent.message))
+        for answer in answers:
+            self.takes(answer.site.node, answer.nbytes, answer.seconds)
+        self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()}
+
+    def waits(self, function: Callable[P, R], *given: P.args, **more: P.kwargs) -> R:
+        """Call a function, and count its time as that in which the server waits for sites."""
         began = time.monotonic()
         try:
-            yield
+            return function(*given, **more)
         finally:
             self._waited += time.monotonic() - began
 

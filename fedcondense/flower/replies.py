@@ -3,74 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 
-from fedcondense.data import Spec
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
+from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits, kind_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.serialised import message_bytes
-from fedcondense.flower.sites import names_of, natural
-from fedcondense.flower.together import Held, in_common, normalised, over_limits
 from fedcondense.flower.untrusted import safe_text, some_names
 from fedcondense.flower.wire import own_version, read_answer
-from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Mailbox", "Refusal", "ReplyLimits", "Sent", "by_name", "check_normalisation", "check_set", "kind_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
-
-
-@dataclass(frozen=True)
-class ReplyLimits:
-    """What a reply may hold; whatever breaks it is refused by name and the round goes on.
-
-    Args:
-        limits: Caps of the payload's bytes, and of what a set decodes to, checked before memory is allocated.
-        shape: (C, H, W) that images must have; None: that of most replies.
-        classes: The class names that may occur; None: any, and the joined set has their union.
-        mean: What images are normalised by, one value per channel, whatever the sender normalised its own by; None: the
-            median of what senders say, since one that divides by almost nothing would drown the others.
-        std: Likewise.
-        records: How many real records a site may claim for a class: what its images weigh if asked for.
-        together: Caps of all sets that are joined, within what a file of them may hold. Where there is too much, the
-            largest go, so that a site within its fair share stays whatever others send.
-    """
-
-    limits: Limits = field(
-        default_factory=lambda: Limits(16 << 20, decoded=50_000, decoded_bytes=512 << 20, header=1 << 20)
-    )
-    shape: tuple[int, int, int] | None = None
-    classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    records: int = 10_000_000
-    together: Limits = field(default_factory=lambda: Limits(decoded_bytes=1 << 30))
-
-    @classmethod
-    def of(cls, spec: Spec) -> ReplyLimits:
-        """Expect sets for a data set that the server knows."""
-        return cls(shape=spec.shape, classes=spec.classes, mean=spec.mean, std=spec.std)
-
-    @classmethod
-    def none(cls, spec: Spec) -> ReplyLimits:
-        """Expect sets of any size, from nodes in the process of whoever asks."""
-        wide = Limits(nbytes=1 << 40, decoded=1 << 40, decoded_bytes=1 << 50, header=1 << 30, names=1 << 40)
-        return cls(wide, spec.shape, spec.classes, spec.mean, spec.std, 2**62, replace(wide, parts=1 << 30))
-
-
-class Refusal(NamedTuple):
-    """A site whose answer is left out, and why, in text that is safe to print and to put into HTML."""
-
-    site: Site
-    reason: str
 
 
 class Sent(NamedTuple):
@@ -81,7 +32,7 @@ class Sent(NamedTuple):
     payload: type[Payload]
 
 
-class Mailbox:
+class Mailbox(Inbox):
     """What comes back in one stage of a round: each reply is read as it arrives, and they are judged together.
 
     A reply belongs to the node that its question was sent to, and counts if that node sent it; an error may also be one
@@ -108,13 +59,14 @@ class Mailbox:
         names: Mapping[str, str] | None = None,
         again: Callable[[Site, str], Sent | None] = lambda site, reason: None,
     ) -> None:
-        self.sent, self.limits, self.examine, self.kind = tuple(sent), limits, examine, kind or kind_of
+        super().__init__([one.site for one in sent], limits, kind=kind, kept=kept, names=names)
+        self.sent, self.examine = tuple(sent), examine
         self.pushed, self.again = self.sent, again  # all that was asked, those who refused and were asked again twice
-        self.kept, self.names = dict(kept or {}), dict(names or {})
-        self.answers: dict[int, Answer[Payload]] = {}  # by node, under the names that sites are registered by
-        self.claims: dict[int, str] = {}
-        self.refused: dict[int, str] = {}
         self._by_id: dict[str, Sent] = {}
+
+    def bytes_down(self) -> int:
+        """Return what the questions take, as they are sent."""
+        return sum(message_bytes(sent.message) for sent in self.pushed)
 
     def take(self, message: Message) -> bool:
         """Read a reply; say whether it is a usable answer, as far as it alone can tell."""
@@ -163,69 +115,10 @@ class Mailbox:
         self._by_id = {}
         return list(more.values())
 
-    def silent(self) -> list[Site]:
-        """Return who has not answered yet."""
-        return [s.site for s in self.sent if s.site.node not in self.answers and s.site.node not in self.refused]
-
     def open(self) -> set[str]:
         """Return the ids of the questions that nobody has answered yet: another node's reply answers none."""
         nodes = {site.node for site in self.silent()}
         return {sent.message.metadata.message_id for sent in self.sent if sent.site.node in nodes}
-
-    def usable(self) -> int:
-        """Return how many answers would be left if nobody else sent one."""
-        try:
-            return len(self.answers) - len(self._odd()[0])
-        except UntrustedSetError:
-            return 0
-
-    def sorted(self) -> tuple[list[Answer[Payload]], list[Refusal]]:
-        """Return usable answers and refusals by the names of their sites, whatever order they arrived in.
-
-        Raises:
-            UntrustedSetError: Answers of several kinds came, and as many of one as of another.
-        """
-        odd, _ = self._odd()
-        refused = {**self.refused, **odd, **{s.node: "no reply within the deadline" for s in self.silent()}}
-        names = self._names(refused)
-        answers = [a._replace(site=names[node]) for node, a in self.answers.items() if node not in odd]
-        answers.sort(key=lambda answer: natural(answer.site.name))
-        sets = [answer.payload for answer in answers if isinstance(answer.payload, SyntheticSet)]
-        before = list(self.kept.values())  # they have a say in what is a median, and stay as they are
-        scaled = iter(normalised([*before, *sets], self.limits.mean, self.limits.std)[len(before) :])
-        answers = [a._replace(payload=next(scaled)) if isinstance(a.payload, SyntheticSet) else a for a in answers]
-        refusals = [Refusal(names[node], reason) for node, reason in refused.items()]
-        return answers, sorted(refusals, key=lambda refusal: natural(refusal.site.name))
-
-    def outgrown(self) -> dict[str, str]:
-        """Return which kept sets are too large beside the others, by name, and why."""
-        return self._odd()[1]
-
-    def _names(self, doubtful: Container[int]) -> dict[int, Site]:
-        return names_of([sent.site for sent in self.sent], self.claims, self.names, doubtful)
-
-    def _odd(self) -> tuple[dict[int, str], dict[str, str]]:
-        """Return who does not go with the others, by node, and which kept sets do not, by name; and why."""
-        names = self._names(self.refused)
-        said = {node: kind for node, answer in self.answers.items() if (kind := self.kind(answer))}
-        odd = {}
-        if said:
-            before = next((f"images of shape {one.shape}" for one in self.kept.values()), None)
-            common = before or in_common({names[node].name: kind for node, kind in said.items()})
-            odd = {node: f"{kind}; needed: {common}, as of most" for node, kind in said.items() if kind != common}
-        sets = {
-            node: Held(answer.payload, answer.nbytes)
-            for node, answer in self.answers.items()
-            if isinstance(answer.payload, SyntheticSet) and node not in odd
-        }
-        if not sets:
-            return odd, {}
-        kept = {name: one for name, one in self.kept.items() if name not in {names[node].name for node in sets}}
-        held = {f"{node}": one for node, one in sets.items()}
-        held |= {f"kept {name}": Held(one, one.nbytes) for name, one in kept.items()}
-        gone = over_limits(held, self.limits.together)
-        odd |= {node: gone[f"{node}"] for node in sets if f"{node}" in gone}
-        return odd, {name: gone[f"kept {name}"] for name in kept if f"kept {name}" in gone}
 
 
 def check_set(synthetic: SyntheticSet, limits: ReplyLimits) -> None:
@@ -254,11 +147,6 @@ def check_set(synthetic: SyntheticSet, limits: ReplyLimits) -> None:
             images = part.decode().images
             if not bool(torch.isfinite(images).all()) or float(images.min()) < -0.5 or float(images.max()) > 1.5:
                 raise UntrustedSetError("decodes to pixels far outside of [0, 1]")
-
-
-def kind_of(answer: Answer[Any]) -> str:
-    """Return in words what sets must have in common to be joined; nothing of other answers."""
-    return f"images of shape {answer.payload.shape}" if isinstance(answer.payload, SyntheticSet) else ""
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
@@ -18,20 +16,20 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected
+from fedcondense.flower.books import booked, check_finite, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.history import Tally, accuracy_in, line_of
+from fedcondense.flower.inbox import Inbox, log_odd
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
-from fedcondense.flower.screens import screened
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.screens import log_verdicts, screened
 from fedcondense.flower.settings import check, read
-from fedcondense.flower.sites import unnamed
+from fedcondense.flower.sites import found_among
 from fedcondense.flower.wire import pack_question
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["AggregationError", "Rounds"]
 
-_SPENT = ("bytes-up", "bytes-down", "client-seconds")
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
@@ -71,6 +69,8 @@ class Rounds(Strategy):
         self.screened: list[tuple[int, Site, str, Verdict]] = []  # of all rounds so far
         self.cut: Mapping[str, SyntheticSet] = {}  # what a screen has left out in the last round, by site
         self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
+        self.inboxes: dict[str, Inbox] = {}  # what came back in the last round, by stage
+        self.barred: frozenset[str] = frozenset()  # keys of sites that are asked no more
         self._mailbox = Mailbox([], limits)
 
     @abstractmethod
@@ -105,11 +105,7 @@ class Rounds(Strategy):
 
     def summary(self) -> None:
         """Log the settings."""
-        asking = self.asking
-        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", asking.fraction_train, asking.min_train_nodes)
-        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", asking.wait, asking.min_available_nodes)
-        grace = "until the deadline" if asking.grace is None else f"{asking.grace:.0f} s for the others"
-        _LOG.info("\t├──> Needs %d usable answers, then waits %s", asking.min_replies, grace)
+        self.asking.log()
         _LOG.info("\t└──> Accepts up to %d bytes an answer", self.limits.limits.nbytes)
 
     @in_own_state
@@ -160,53 +156,60 @@ class Rounds(Strategy):
                 break
             result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
-            if evaluate_fn and result.arrays:
-                evaluated = evaluate_fn(server_round, result.arrays)
-                if evaluated is not None:
-                    result.evaluate_metrics_serverapp[server_round] = evaluated
-                    self.history[-1] |= accuracy_in(evaluated)
+            if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = evaluated
+                self.history[-1] |= accuracy_in(evaluated)
             _LOG.info(line_of(self.history[-1]))
             self.keep(self)
         return result
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Go through the stages of a round; None: nobody is to be asked."""
-        state, metrics, sites, tally = self.state, MetricRecord(), dict(self.state.sites), Tally()
+        state, metrics, tally = self.state, MetricRecord(), Tally()
+        self.inboxes = {}
         for stage in self.stages:
-            with tally.waiting():
-                connected(grid, self.asking)
-            mailbox = self._questions(server_round, stage, state.but(sites=sites), grid)
+            tally.waits(connected, grid, self.asking)
+            mailbox = self._questions(server_round, stage, state, grid)
             if not mailbox.sent:
                 return None
-            with tally.waiting():
-                collect(grid, mailbox, timeout, self.asking)
-            state, metrics = self._read(server_round, stage, state.but(sites=sites), mailbox)
-            sites |= {sent.site.key: sites.get(sent.site.key, sent.site.name) for sent in mailbox.sent}
-            sites |= {answer.site.key: answer.site.name for answer in self.answers}
-            for sent in mailbox.pushed:
-                tally.sends(sent.site.node, message_bytes(sent.message))
-            for answer in self.answers:
-                tally.takes(answer.site.node, answer.nbytes, answer.seconds)
-            tally.refused |= {one.site.node for one in self.refused} - {site.node for site in mailbox.silent()}
-        spent = {f"spent/{k}": float(state.numbers.get(f"spent/{k}", 0)) + v for k, v in tally.spent.items()}
-        self.state = state.but(round=server_round, sites=sites, numbers={**state.numbers, **spent})
-        self.history.append(tally.entry(server_round, len(sites)))
+            tally.waits(collect, grid, mailbox, timeout, self.asking)
+            state, metrics = self.receive(server_round, stage, state, mailbox)
+            tally.reads(mailbox, self.answers, self.refused)
+        self.state = state.but(round=server_round)
+        self.history.append(tally.entry(server_round, len(state.sites)))
         return metrics
 
     @property
     def spent(self) -> dict[str, float]:
         """What the rounds so far took per site that was ever asked: bytes up and down, and the site's seconds."""
-        everyone = max(1, len(self.state.sites))
-        return {name: float(self.state.numbers.get(f"spent/{name}", 0)) / everyone for name in _SPENT}
+        return spent_per_site(self.state)
+
+    def without(self, site: str, first: Inbox) -> State:
+        """Return what the first round leaves if a site is silent in it: the others' answers are combined again.
+
+        So it is where no answer of the first round depends on another site's, as in a round of one stage. A strategy
+        for which that does not hold, or which can do it with several stages, overrides this.
+
+        Args:
+            site: Its name.
+            first: What came back in the first round.
+
+        Raises:
+            SettingError: The strategy cannot do without asking again.
+        """
+        if len(self.stages) > 1:
+            raise SettingError(
+                f"{type(self).__name__} asks in stages, whose answers depend on those before: leave {site} out and run "
+                "it anew in another folder"
+            )
+        first.forget(site)
+        return self.receive(1, self.stages[0], State(), first)[0].but(round=1)
 
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking)
-        infos = {info.node_id: info for info in grid.get_nodes()}
-        known = {site.key: site.name for node, info in infos.items() for site in [unnamed(node, info)] if site.name}
-        before = {key: name for key, name in state.sites.items() if name}
-        found = [unnamed(node, infos.get(node)) for node in self.asking.sample(nodes, server_round)]
-        sites = [replace(site, name=before.get(site.key, site.name)) for site in found]
+        found, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
+        sites = [site for site in found if site.key not in self.barred]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
 
@@ -221,31 +224,28 @@ class Rounds(Strategy):
 
         sent = [sent_to(site, task) for site, task in tasks.items()]
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
-        others = {key: name for key, name in known.items() if key not in {site.key for site in sites}}
         judges = partial(self.examine, stage), partial(self.kind, stage)
-        return Mailbox(sent, self.limits, *judges, kept=state.sets, names={**others, **before}, again=again)
+        return Mailbox(sent, self.limits, *judges, kept=state.sets, names=names, again=again)
 
-    def _read(self, server_round: int, stage: str, state: State, mailbox: Mailbox) -> tuple[State, MetricRecord]:
-        """Screen and combine the usable answers of a stage.
+    def receive(self, server_round: int, stage: str, state: State, inbox: Inbox) -> tuple[State, MetricRecord]:
+        """Screen and combine the usable answers of a stage, however they came; return what is kept, and what it took.
 
         Raises:
             AggregationError: There are fewer than `Asking.min_replies`, or what they were combined to is not finite.
             UntrustedSetError: Answers of several kinds came, and as many of one as of another.
         """
-        answers, refused = mailbox.sorted()
-        outgrown = mailbox.outgrown()
-        for name, reason in outgrown.items():
-            _LOG.warning("round %d: the set that %s sent earlier is left out: %s", server_round, name, reason)
+        self.inboxes[stage] = inbox
+        answers, refused = inbox.sorted()
+        outgrown = inbox.outgrown()
+        log_odd(server_round, inbox)
+        before = state
         state = state.but(sets={name: one for name, one in state.sets.items() if name not in outgrown})
         if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             known = Known(self.limits.classes, server_round, self.asking.seed)
             answers, gone, self.cut, self.verdicts = screened(self.screen, answers, known)
             refused += [Refusal(site, why) for site, why in gone.items()]
             self.screened += [(server_round, site, name, verdict) for (site, name), verdict in self.verdicts.items()]
-            for (site, name), verdict in self.verdicts.items():
-                if verdict.weight < 1 and site not in gone:
-                    said = f"class {name!r} of {site.name} counts {100 * verdict.weight:.0f} %"
-                    _LOG.warning("round %d: %s: %s", server_round, said, verdict.why)
+            log_verdicts(server_round, self.verdicts, gone)
         self.answers, self.refused = tuple(answers), tuple(refused)
         self.left_out += [(server_round, refusal) for refusal in refused]
         for site, reason in refused:
@@ -254,24 +254,13 @@ class Rounds(Strategy):
         if len(answers) < needed:
             first = "; ".join(f"{refusal.site.name}: {refusal.reason}" for refusal in refused[:3])
             raise AggregationError(
-                f"round {server_round}: {len(answers)} usable answers of {len(mailbox.sent)}, {needed} needed; "
+                f"round {server_round}: {len(answers)} usable answers of {len(inbox.sites)}, {needed} needed; "
                 f"{first or 'all that were asked have answered: ask more, or lower min_replies'}"
             )
         state = self.combine(server_round, stage, state, answers)
-        weights = {} if state.weights is None else state.weights.tensors
-        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-            raise AggregationError(
-                f"round {server_round}: training on the answers of {len(answers)} nodes ended in weights that are not "
-                "finite; take a network with a norm, or ask again without the nodes that you do not trust"
-            )
-        metrics: dict[str, Any] = {
-            "clients": len(answers),
-            "refused": len(refused),
-            "num-examples": sum(answer.num_examples for answer in answers),
-            "bytes-up": sum(answer.nbytes for answer in answers),
-            "client-seconds": sum(answer.seconds for answer in answers),
-        }
-        return state, MetricRecord(metrics)
+        state = booked(before, state, server_round, inbox.sites, answers, inbox.bytes_down())
+        check_finite(server_round, state, len(answers))
+        return state, metrics_of(answers, refused)
 
     def _arrays(self) -> ArrayRecord:
         weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
@@ -292,7 +281,7 @@ class Rounds(Strategy):
         """Read the replies to what `configure_train` returned, and combine them."""
         for reply in replies:
             self._mailbox.take(reply)
-        state, metrics = self._read(server_round, self.stages[0], self.state, self._mailbox)
+        state, metrics = self.receive(server_round, self.stages[0], self.state, self._mailbox)
         self.state = state.but(round=server_round)
         return self._arrays(), metrics
 

@@ -2,8 +2,8 @@
 
 ``result.json`` says what was asked and measured, ``weights.safetensors`` is the network with its classes
 (`load_network`), ``joined.safetensors`` the union, ``clients/SITE.safetensors`` each site's set,
-``refused/SITE.safetensors`` what a screen left out of it, ``rounds/0001.state`` what the strategy kept after a round,
-and ``arrived`` the replies of a round that is not done.
+``refused/SITE.safetensors`` what a screen left out of it, ``rounds`` what the strategy kept after a round and what had
+come back in it (`round_files`), and ``arrived`` the replies of a round that is not done.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fedcondense.errors import FedcondenseError, OutputError, ResumeError
 from fedcondense.files import write_file
 from fedcondense.flower.arrivals import ENDING
 from fedcondense.flower.contract import Site, State, Verdict
-from fedcondense.flower.replies import Refusal
+from fedcondense.flower.inbox import Refusal
+from fedcondense.flower.round_files import RoundFiles
 from fedcondense.flower.sites import is_set_name
-from fedcondense.flower.state_file import dump_state, load_state
 from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
@@ -42,6 +42,7 @@ _WRITTEN = (
     "clients/[0-9]*.safetensors",  # of format 1; a run's own are named in its result
     "refused/*.safetensors",
     "rounds/[0-9]*.state",
+    "rounds/[0-9]*.answers",
     f"arrived/*{ENDING}",
     "work/*.safetensors",
     "work/*.checkpoint",
@@ -49,7 +50,6 @@ _WRITTEN = (
     "work/.lock",
     "result.json",
 )  # into a run's folder, by us and by the command line; last what says that there is a run
-_KEPT_ROUNDS = 2  # states: the last, and the one before it
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class RunFolder:
     def arrived(self) -> Path:
         """The folder of the replies to what is being asked."""
         return self.path / "arrived"
+
+    @property
+    def rounds(self) -> RoundFiles:
+        """The files of the rounds."""
+        return RoundFiles(self.path / "rounds")
 
     def holds_run(self) -> bool:
         """Say whether a run has written here."""
@@ -176,12 +181,8 @@ class RunFolder:
         return ""
 
     def write_state(self, state: State) -> Path:
-        """Write what a strategy keeps after a round; of earlier rounds the last stays."""
-        path = self._state(state.round)
-        write_file(path, dump_state(state), overwrite=True)
-        for old in sorted(path.parent.glob("*.state"))[:-_KEPT_ROUNDS]:
-            old.unlink()
-        return path
+        """Write what a strategy keeps after a round; of earlier rounds the last and the first stay."""
+        return self.rounds.write_state(state)
 
     def read_state(self) -> State:
         """Return the state of the last finished round; an empty one if there is none.
@@ -189,8 +190,20 @@ class RunFolder:
         Raises:
             ResumeError: It is damaged.
         """
-        found = sorted((self.path / "rounds").glob("*.state"))
-        return load_state(found[-1].read_bytes(), str(found[-1])) if found else State()
+        return self.rounds.read_state()
+
+    def take_back(self, server_round: int) -> None:
+        """Delete the states after a round, and what the run ended with: the network, the union, the sites' sets."""
+        self.rounds.drop_states(server_round)
+        ends = (
+            "report.html",
+            "joined.safetensors",
+            "weights.safetensors",
+            "refused/*.safetensors",
+            f"arrived/*{ENDING}",
+        )
+        for path in (*self._sets(), *(path for pattern in ends for path in self.path.glob(pattern))):
+            path.unlink(missing_ok=True)
 
     def _is_empty(self) -> bool:
         """Say whether the run here failed, and neither a row nor a round of it is there."""
@@ -207,14 +220,8 @@ class RunFolder:
             sites = self.read_result().get("sites", [])
         except ResumeError:
             return []
-        return [
-            self.path / "clients" / f"{name}.safetensors"
-            for name in sites
-            if isinstance(name, str) and is_set_name(name)
-        ]
-
-    def _state(self, server_round: int) -> Path:
-        return self.path / "rounds" / f"{server_round:04d}.state"
+        names = [name for name in sites if isinstance(name, str) and is_set_name(name)]
+        return [self.path / "clients" / f"{name}.safetensors" for name in names]
 
 
 def refusals(left_out: Sequence[tuple[int, Refusal]], row: str) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ from fedcondense.flower.agreement import NOT_ENOUGH, Agreement, Means
 from fedcondense.flower.contract import Answer, Known, Screen, Site, Verdict
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["SCREENS", "All", "Screened", "Share", "check_screens", "screen_of", "screened", "weighed"]
+__all__ = ["SCREENS", "All", "Screened", "Share", "check_screens", "log_verdicts", "screen_of", "screened", "weighed"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,14 @@ def screened(screen: Screen, answers: Sequence[Answer[Any]], known: Known) -> Sc
             found.answers.append(answer._replace(payload=left))
         found.cut[answer.site.name] = answer.payload if left is None or out is None else out
     return found
+
+
+def log_verdicts(server_round: int, verdicts: Mapping[tuple[Site, str], Verdict], gone: Container[Site]) -> None:
+    """Say which classes of which sites count less, of sites that are not left out as a whole."""
+    for (site, name), verdict in verdicts.items():
+        if verdict.weight < 1 and site not in gone:
+            said = f"class {name!r} of {site.name} counts {100 * verdict.weight:.0f} %"
+            _LOG.warning("round %d: %s: %s", server_round, said, verdict.why)
 
 
 def _but(synthetic: SyntheticSet, judged: Mapping[str, Verdict]) -> dict[str, Verdict]:

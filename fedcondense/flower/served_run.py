@@ -84,12 +84,13 @@ class ServedRun:
         self.row = {"about": entry.about(rounds)}
         self.classes = () if test is None else test.spec.classes
         self.code = meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
-        self.grid = grid = kept
+        grid: Grid = kept
         if isinstance(self.strategy, Rounds):
             self.strategy.keep = partial(self._keep, kept)
         else:
             self.numbered = Numbered(self.strategy, settings.seed)
-            self.grid = grid = checked_grid(entry, side, kept) if entry.starts else kept
+            grid = checked_grid(entry, side, kept) if entry.starts else kept
+        self.grid = grid
         if self.before is not None:
             self._go_on(self.before)
         self.folder.write_result(self.so_far())
@@ -236,7 +237,8 @@ class ServedRun:
         """Write the weights with what they are of: the data that the server tests on, else the union of the sets."""
         like = side.spec if side.spec is not None else None if joined is None else joined.record
         assert like is not None  # weights come of sets, or of a network for data that the server knows
-        classes = joined.classes if side.spec is None and joined is not None else like.classes
+        own = getattr(self.strategy, "classes", ())  # of a strategy whose network does not follow the union
+        classes = own or (joined.classes if side.spec is None and joined is not None else like.classes)
         name = side.network or default_network(like.shape)
         mean, std = (like.mean, like.std) if joined is None else (joined.record.mean, joined.record.std)
         card = NetworkCard(name, classes, like.shape, mean, std, self.name)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fedcondense.flower.contract import Site
 
-__all__ = ["is_name", "is_set_name", "names_of", "natural", "set_name", "site_and_round", "unnamed"]
+__all__ = ["found_among", "is_name", "is_set_name", "names_of", "natural", "set_name", "site_and_round", "unnamed"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGITS = re.compile(r"(\d+)")
@@ -58,6 +59,24 @@ def unnamed(node: int, info: Any = None) -> Site:
     """Return a site before it has said its name: by the name it is registered under, where it is."""
     registered, public = str(getattr(info, "name", "") or ""), bytes(getattr(info, "public_key", b"") or b"")
     return Site(registered if is_name(registered) else "", public.hex() or str(node), node)
+
+
+def found_among(
+    infos: Iterable[Any], nodes: Iterable[int], before: Mapping[str, str]
+) -> tuple[list[Site], dict[str, str]]:
+    """Return the sites of some nodes, and the names that are taken, by keys (the `before` of `names_of`).
+
+    Args:
+        infos: Of all connected nodes.
+        nodes: Which of them are meant.
+        before: Names by keys, of earlier rounds; empty for a site that has not said its own.
+    """
+    known, had = {info.node_id: info for info in infos}, {key: name for key, name in before.items() if name}
+    sites = [unnamed(node, known.get(node)) for node in nodes]
+    meant = {site.key for site in sites}
+    registered = {site.key: site.name for node, info in known.items() for site in [unnamed(node, info)] if site.name}
+    taken = {key: name for key, name in registered.items() if key not in meant}
+    return [replace(site, name=had.get(site.key, site.name)) for site in sites], {**taken, **had}
 
 
 def names_of(

@@ -43,7 +43,8 @@ def digest_of(state: State) -> str:
     What depends on the hour or the machine is left out: seconds, bytes of messages, keys of nodes.
     """
     sets = {name: one.with_record(seconds=0.0) for name, one in state.sets.items()}
-    numbers = {name: value for name, value in state.numbers.items() if not name.startswith("spent/")}
+    keys = tuple(f"/{key}" for key in state.sites)
+    numbers = {k: v for k, v in state.numbers.items() if not k.startswith("spent/") and not k.endswith(keys)}
     return hashlib.sha256(dump_state(state.but(sets=sets, numbers=numbers, sites={}))).hexdigest()[:16]
 
 

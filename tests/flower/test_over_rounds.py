@@ -107,6 +107,16 @@ def test_bytes_are_per_site_that_was_ever_asked_as_the_grid_counts_them(ran: tup
     assert strategy.spent["bytes-down"] == pytest.approx(sum(t.down for t in grid.traffic.values()) / 3, rel=0.02)
 
 
+def test_a_history_says_what_each_round_took(ran: tuple[Fewer, Nameless]) -> None:
+    strategy, _ = ran
+    said = [(one["round"], one["asked"], one["answered"], one["refused"], one["sites"]) for one in strategy.history]
+    assert said == [(1, 3, 2, 1, 3), (2, 2, 2, 0, 3), (3, 1, 1, 0, 3)]
+    assert sum(one["total_up"] for one in strategy.history) == pytest.approx(3 * strategy.spent["bytes-up"])
+    assert sum(one["total_down"] for one in strategy.history) == pytest.approx(3 * strategy.spent["bytes-down"])
+    assert all(0 <= one["server_seconds"] <= one["seconds"] for one in strategy.history)
+    assert all(one["client_seconds"] <= one["client_seconds_max"] for one in strategy.history)
+
+
 def test_an_app_travels_to_the_workers_of_a_simulation() -> None:
     pickles = pytest.importorskip("cloudpickle")
     assert isinstance(pickles.loads(pickles.dumps(installed_app)), ClientApp)

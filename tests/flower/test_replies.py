@@ -388,7 +388,7 @@ class TestMailbox:
         asked = [question(node) for node in (1, 2, 3, 4)]
         mailbox = Mailbox(asked, ReplyLimits())
         for sent, site in zip(asked[:3], (10, 9, 2), strict=True):
-            mailbox.take(reply(sent, pack(honest, site=site)))
+            mailbox.take(reply(sent, pack(honest.with_record(seed=site), site=site)))
         assert [site.node for site in mailbox.silent()] == [4]
         answers, refused = mailbox.sorted()
         assert [answer.site.name for answer in answers] == ["client-2", "client-9", "client-10"]
@@ -398,8 +398,8 @@ class TestMailbox:
         """A cheat would lose an honest site its answer if the second were refused, and its name if the first had it."""
         asked = [question(node) for node in (1, 2)]
         mailbox = Mailbox(asked, ReplyLimits())
-        for sent in reversed(asked):
-            mailbox.take(reply(sent, pack(honest, site=0)))
+        for seed, sent in enumerate(reversed(asked)):
+            mailbox.take(reply(sent, pack(honest.with_record(seed=seed), site=0)))
         answers, _ = mailbox.sorted()
         assert [(answer.site.name, answer.site.node) for answer in answers] == [("client-0-1", 1), ("client-0-2", 2)]
 
@@ -407,7 +407,7 @@ class TestMailbox:
         asked = [question(1), question(2, name="client-0")]
         mailbox = Mailbox(asked, ReplyLimits())
         mailbox.take(reply(asked[0], pack(honest, site=0)))
-        mailbox.take(reply(asked[1], pack(honest, site=7)))
+        mailbox.take(reply(asked[1], pack(honest.with_record(seed=7), site=7)))
         answers, _ = mailbox.sorted()
         assert [(answer.site.name, answer.site.node) for answer in answers] == [("client-0", 2), ("client-0-1", 1)]
 

@@ -76,12 +76,16 @@ class TestSets:
 
 
 class TestState:
-    def test_the_last_round_is_read_and_two_are_kept(self, folder: RunFolder) -> None:
+    def test_the_last_round_is_read_and_the_last_two_are_kept_beside_the_first(self, folder: RunFolder) -> None:
         assert folder.read_state() == State()
         for server_round in range(1, 12):
             folder.write_state(State(server_round))
         assert folder.read_state() == State(11)
-        assert sorted(path.name for path in (folder.path / "rounds").iterdir()) == ["0010.state", "0011.state"]
+        assert sorted(path.name for path in (folder.path / "rounds").iterdir()) == [
+            "0001.state",
+            "0010.state",
+            "0011.state",
+        ]
 
     def test_a_damaged_last_round_is_named_and_the_one_before_is_there(self, folder: RunFolder) -> None:
         for server_round in (1, 2):

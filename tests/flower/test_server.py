@@ -319,7 +319,7 @@ class TestFlowerApps:
         described = self.described(app)
         config = described["tool"]["flwr"]["app"]["config"]
         _, own, _ = read_settings(config)
-        carried = {"weights", "classes", "round", "codecs"}  # the strategy's to set
+        carried = {"weights", "logits", "classes", "round", "codecs"}  # the strategy's to set
         assert set(config) == {*keys_of(ServerSettings), *keys_of(type(own))} - carried
         assert described["project"]["dependencies"] == []
 

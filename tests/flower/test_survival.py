@@ -25,13 +25,13 @@ from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.server import make_server_app
 from fedcondense.flower.settings import keys_of
-from fedcondense.flower.strategies import STRATEGIES
+from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.training.fit import Fit
 
 NETWORK = "convnet1-w16"
 TINY = {"ipc": 1, "objective": "dm", "steps": 2, "networks": 2, "lr": 0.1, "dims": 8}
-NODES = 4
+NODES, SHARING = 4, {"share-with": "sites"}
 TIMES = {"seconds", "server_seconds", "client_seconds", "client_seconds_max", "memory"}
 TIMES |= {"bytes_up", "total_up"}  # a site writes its seconds into its answer, digit by digit
 
@@ -48,7 +48,7 @@ class Shuffled(InProcessGrid):
     """
 
     def __init__(self, client: ClientApp, lives: float = float("inf"), seed: int = 0) -> None:
-        super().__init__(client, NODES)
+        super().__init__(client, NODES, node_config=SHARING)
         self.lives, self.asked, self.chance = lives, 0, random.Random(seed)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -80,6 +80,9 @@ def quick() -> Iterable[None]:
     with pytest.MonkeyPatch.context() as patch:  # few steps, as no setting can say
         for function in ("evaluate", "train_on"):
             patch.setattr(served_run, function, partial(getattr(served_run, function), recipe=Fit(steps=5)))
+        patch.setattr(served_run, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
+        patch.setattr("gc.collect", lambda *_: 0)  # which Flower calls at every array it reads
+        patch.setattr("os.fsync", lambda file: None)
         patch.setattr("fedcondense.flower.arrivals._POLL_S", 0)
         patch.setattr("fedcondense.flower.asking._POLL_S", 0)
         yield
@@ -88,10 +91,10 @@ def quick() -> Iterable[None]:
 def serve(client: ClientApp, name: str, output: Path | str, test: Data, grid: Any = None, **config: Any) -> Any:
     """Run the server app; return the grid, dead or alive."""
     own = {key: value for key, value in TINY.items() if key in keys_of(type(STRATEGIES[name].settings))}
-    asked = {"strategy": name, "network": NETWORK, "seed": 3, "num-rounds": rounds_of(name), **own}
+    asked: dict[str, Any] = {"strategy": name, "network": NETWORK, "seed": 3, "num-rounds": rounds_of(name), **own}
     asked |= {"min-available-nodes": NODES, "output": str(output), **config}
     with task_identity():
-        grid = grid or InProcessGrid(client, NODES)
+        grid = grid or InProcessGrid(client, NODES, node_config=SHARING)
         with suppress(Killed):
             make_server_app(test=test.subset(torch.arange(40)))(grid, Context(1, 0, {}, RecordDict(), asked))
     return grid
@@ -163,7 +166,7 @@ KILLS = ("after it asked", "after half the answers", "after it combined", "while
 
 
 @pytest.mark.parametrize("kill", KILLS)
-@pytest.mark.parametrize("name", ["one-shot", "iterative", "fedadam"])
+@pytest.mark.parametrize("name", ["one-shot", "iterative", "fedadam", "anchored"])
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(
     name: str, kill: str, client: ClientApp, test: Data, whole: Any, tmp_path: Path
 ) -> None:
@@ -176,7 +179,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(
                 patch.setattr(served_run.ServedRun, method, die_at(last, getattr(served_run.ServedRun, method)))
         if kill == "while the state is written":
             path = output / "rounds" / f"{last:04d}.state"
-            patch.setattr("fedcondense.flower.run_folder.write_file", in_half(path, files.write_file))
+            patch.setattr("fedcondense.flower.round_files.write_file", in_half(path, files.write_file))
         if kill == "at the end":
             patch.setattr(served_run.ServedRun, "_write", die)
         serve(client, name, output, test, Shuffled(client, lives))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,12 @@ from torch import Tensor
 from fedcondense.checksums import dump_tensors, load_tensors
 from fedcondense.errors import ResumeError
 from fedcondense.files import write_file
-from fedcondense.flower.checked_grid import CheckedGrid, averageable
+from fedcondense.flower.checked_grid import CheckedGrid, averageable, settled
 from fedcondense.flower.comparison.bench import Bench
+from fedcondense.flower.history import accuracy_in
 from fedcondense.flower.hosts.inprocess import InProcessGrid, log_from, run_in_process
+from fedcondense.flower.numbered import Numbered
+from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.run_folder import plain
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.averaging import LocalTraining, training_config
@@ -45,6 +48,7 @@ class FedAvgRow(NamedTuple):
     bytes_down: float
     seconds: float  # wall clock, clients one after another
     failed: int = 0  # answers that were left out so far because a client failed, diverged say
+    history: tuple[dict[str, Any], ...] = ()  # of the rounds so far (`fedcondense.flower.history`)
 
     def to_dict(self, training: LocalTraining) -> dict[str, Any]:
         """Return the row of a comparison that this training makes."""
@@ -58,6 +62,7 @@ class FedAvgRow(NamedTuple):
             "lr": training.lr,
             "local_epochs": training.epochs,
             "failed": self.failed,
+            "history": list(self.history),
         }
 
 
@@ -110,14 +115,14 @@ def fedavg(
     }
     state = _State.load(kept.path, settings) if kept and kept.resume and kept.path.exists() else None
     if state is None or any(r <= state.done and r not in state.rows for r in wanted):  # rounds that nobody tested then
-        model = build(network, train.spec.shape, len(train.spec.classes), bench.seed)
-        state = _State(settings, dict(model.state_dict()), 0, {}, 0.0, 0.0, 0.0)
+        state = _State(settings, {}, 0, {}, [], 0.0, 0.0, 0.0)
     if state.done >= rounds:
-        return {r: row for r, row in state.rows.items() if r in wanted}
+        return state.found(wanted)
     first, started = state.done, time.perf_counter() - state.seconds
     before = (state.bytes_up, state.bytes_down)
+    start = build(network, train.spec.shape, len(train.spec.classes), bench.seed)
     entry = STRATEGIES[strategy]
-    side = ServerSide(training, lambda _: model, bench.asked, bench.limits, train.spec, network, bench.seed)
+    side = ServerSide(training, lambda _: start, bench.asked, bench.limits, train.spec, network, bench.seed)
     server = ServerApp()
 
     @server.main()
@@ -125,20 +130,24 @@ def fedavg(
         assert isinstance(grid, InProcessGrid)
         own = build(network, train.spec.shape, len(train.spec.classes), 0)
         checked = CheckedGrid(grid, own, state.failed, entry.bits)
+        numbered = Numbered(entry.make(side), bench.seed, first)
+        hold(numbered, state.tensors)
 
         def after_round(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number == 0:  # Flower evaluates the start too
                 return None
-            state.done, state.weights = first + number, dict(arrays.to_torch_state_dict())
+            state.done, state.tensors = number, held(numbered)
+            state.history.append(checked.entry(number))
             state.bytes_up = before[0] + sum(t.up for t in grid.traffic.values()) / everyone
             state.bytes_down = before[1] + sum(t.down for t in grid.traffic.values()) / everyone
             state.failed = checked.failed
             metrics = None
             if state.done in wanted:
                 model = build(network, train.spec.shape, len(train.spec.classes), 0).to(test.device)
-                model.load_state_dict(state.weights)
+                settled(arrays, own).load_into(model)
                 percent, per_class = accuracy(model, test)
                 metrics = MetricRecord({"accuracy": percent})
+                state.history[-1] |= accuracy_in(metrics)
                 numbers = (state.bytes_up, state.bytes_down, time.perf_counter() - started, state.failed)
                 state.rows[state.done] = FedAvgRow(state.done, percent, tuple(per_class.tolist()), *numbers)
             state.seconds = time.perf_counter() - started
@@ -147,27 +156,24 @@ def fedavg(
             progress(state.done, rounds)
             return metrics
 
-        entry.make(side).start(
-            checked,
-            averageable(state.weights),
-            rounds - first,
-            train_config=training_config(training, side, first, entry.bits),
-            evaluate_fn=after_round,
-        )
+        config = training_config(training, side, bits=entry.bits)
+        arrays = averageable(start.state_dict())
+        numbered.start(checked, arrays, rounds, train_config=config, evaluate_fn=after_round)
 
     with log_from(logging.ERROR):
         run_in_process(server, bench.client(strategy), everyone)
-    return {r: row for r, row in state.rows.items() if r in wanted}
+    return state.found(wanted)
 
 
 @dataclass
 class _State:
-    """What a resumed run needs: weights, rows so far, bytes and seconds spent."""
+    """What a resumed run needs: what its strategy keeps, rows and rounds so far, bytes and seconds spent."""
 
     settings: dict[str, Any]
-    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     done: int
     rows: dict[int, FedAvgRow]
+    history: list[dict[str, Any]]
     bytes_up: float
     bytes_down: float
     seconds: float
@@ -175,18 +181,23 @@ class _State:
 
     def save(self, path: Path) -> None:
         """Replace the checkpoint."""
-        record = {k: v for k, v in vars(self).items() if k != "weights"}
-        write_file(path, dump_tensors(self.weights, "fedavg", record), overwrite=True)
+        record = {k: v for k, v in vars(self).items() if k != "tensors"}
+        write_file(path, dump_tensors(self.tensors, "fedavg", record), overwrite=True)
+
+    def found(self, wanted: Collection[int]) -> dict[int, FedAvgRow]:
+        """Return the rows of these rounds, each with the rounds that led to it."""
+        rows = {r: row for r, row in self.rows.items() if r in wanted}
+        return {r: row._replace(history=tuple(self.history[:r])) for r, row in rows.items()}
 
     @classmethod
     def load(cls, path: Path, settings: dict[str, Any]) -> _State:
         """Read a checkpoint of the same settings."""
         try:
-            weights, record = load_tensors(path.read_bytes(), "fedavg")
+            tensors, record = load_tensors(path.read_bytes(), "fedavg")
             del record["checksum"]
             rows = {int(r): FedAvgRow(*values) for r, values in record.pop("rows").items()}
             rows = {r: row._replace(per_class=tuple(row.per_class)) for r, row in rows.items()}
-            state = cls(weights=weights, rows=rows, **record)
+            state = cls(tensors=tensors, rows=rows, **record)
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as damaged:
             raise ResumeError(f"{path}: not a FedAvg checkpoint ({damaged}); delete it to start over") from damaged
         differ = sorted(k for k in settings if state.settings.get(k) != settings[k])

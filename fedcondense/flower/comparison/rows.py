@@ -19,6 +19,7 @@ from fedcondense.errors import SettingError, unknown
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.bench import Bench, traffic
 from fedcondense.flower.comparison.result import FederationProgress
+from fedcondense.flower.history import accuracy_in
 from fedcondense.flower.hosts.inprocess import log_from, run_in_process
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import plain
@@ -191,6 +192,7 @@ class Runner:
         evaluation = found[-1]  # one for each round
         joined = strategy.joined
         assert joined is not None
+        strategy.history[-1] |= accuracy_in({"accuracy": evaluation.accuracy})
         measured = {
             "accuracy": evaluation.accuracy,
             "accuracy_std": evaluation.accuracy_std,
@@ -201,6 +203,7 @@ class Runner:
             "short": self._short(),
             "set_bytes": statistics.fmean(answer.payload.nbytes for answer in strategy.answers),
             "client_seconds": statistics.fmean(answer.seconds for answer in strategy.answers),
+            "history": strategy.history,
         }
         if len(found) > 1:
             rounds = [{"round": k + 1, "accuracy": round(one.accuracy, 3)} for k, one in enumerate(found)]
@@ -240,12 +243,12 @@ class Runner:
             if not server_round:
                 return None
             percent, per_class = accuracy_of_weights(arrays, side, bench.test)
-            history.append({"round": server_round, "accuracy": round(percent, 3)})
+            history.append({"round": server_round, **accuracy_in({"accuracy": percent})})
             measured.update(accuracy=percent, accuracy_std=None, per_class=plain(per_class.tolist()))
             return MetricRecord({"accuracy": percent})
 
         result, spent = self._start(row, side, strategy, measure)
-        measured |= {**spent, "history": history}
+        measured |= {**spent, "history": strategy.history if isinstance(strategy, Rounds) else history}
         joined = strategy.state.joined if isinstance(strategy, Rounds) else None
         if joined is not None and isinstance(strategy, Rounds):
             measured |= {"images": len(joined), "clients": len(strategy.answers)}

@@ -8,9 +8,10 @@ trains on it after each averaging. Weights travel at eight bits, both ways. The 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, Unpack, cast
 
@@ -18,6 +19,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
+from torch import nn
 
 from fedcondense.data import Data, Spec
 from fedcondense.errors import SettingError, UntrustedSetError, look_up
@@ -65,9 +67,11 @@ class Anchored(Rounds):
     server trains on has the last set of every site, present or not. Anchors are made once, after the first round.
 
     Args:
-        spec: Shape, classes and normalisation of the images: the network's outputs are its classes.
+        spec: Shape, classes and normalisation of the images: the network's outputs are its classes. None: those of the
+            first round's union; classes that only a late site has are left out then.
         fit: How the server trains from scratch on the sets of the first round.
-        first: What is asked in a site's first round: a task that is answered with a set.
+        first: What is asked in a site's first round: a task that is answered with a set. None: no sets, and averaging
+            begins in the first round from an untrained network, as a rival that has the same local steps.
         task: What is asked in the rounds after.
         anchors: What goes down, from the sets and who shares them.
         polish: How the server trains on the union after averaging; ``steps=0`` leaves it out.
@@ -81,10 +85,10 @@ class Anchored(Rounds):
 
     def __init__(
         self,
-        spec: Spec,
+        spec: Spec | None = None,
         fit: Fit = Fit(),
         *,
-        first: Question = Condense(),
+        first: Question | None = Condense(),
         task: Continue = _CONTINUE,
         anchors: Callable[[Mapping[str, SyntheticSet], frozenset[str]], SyntheticSet | None] = _SHARED,
         polish: Fit = Fit(steps=100, lr=0.01),
@@ -93,33 +97,56 @@ class Anchored(Rounds):
         screen: Screen | None = None,
         **asked: Unpack[Asked],
     ) -> None:
-        super().__init__(ReplyLimits.of(spec) if limits is None else limits, screen, **asked)
+        usual = ReplyLimits() if spec is None else ReplyLimits.of(spec)
+        super().__init__(usual if limits is None else limits, screen, **asked)
         self.spec, self.fit, self.first, self.anchors, self.polish = spec, fit, first, anchors, polish
         self.average = FedAvg() if average is None else average
-        network = task.network or default_network(spec.shape)
-        self.task: Continue = replace(task, classes=spec.classes, mean=spec.mean, std=spec.std, network=network)
-        self.model = build(network, spec.shape, len(spec.classes), self.task.seed)
+        self.task: Continue = task
+        if first is None and spec is None:
+            raise SettingError("no sets are asked for, and no spec says what the network is for: give one of them")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the network's outputs, in order; before the first round only if a spec names them."""
+        return self._spec(self.state).classes if self.spec is not None or self.state.round else ()
+
+    def _spec(self, state: State) -> Spec:
+        if self.spec is not None:
+            return self.spec
+        told = json.loads(str(state.numbers["spec"]))
+        return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+
+    def _network(self, state: State) -> tuple[str, nn.Module]:
+        """Return the global network's name, and one as it was before the first round."""
+        spec = self._spec(state)
+        name = self.task.network or default_network(spec.shape)
+        return name, build(name, spec.shape, len(spec.classes), self.task.seed)
 
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
         """Ask sites without a set for one; the others train, and whoever may lack the anchors is sent them."""
-        first = asked_in_bytes(self.first)
-        if state.weights is None:
+        first = None if self.first is None else asked_in_bytes(self.first)
+        if first is not None and state.weights is None:
             return dict.fromkeys(sites, first)
         has, lacks = self._continue(server_round, state), self._continue(server_round, state, anchors_too=True)
         told = {site: has if f"anchored/{site.key}" in state.numbers else lacks for site in sites}
-        return {site: told[site] if site.name in state.sets else first for site in sites}
+        return {site: told[site] if first is None or site.name in state.sets else first for site in sites}
 
     def again(self, server_round: int, stage: str, state: State, site: Site, reason: str) -> Question | None:
         """Send the anchors to a site that keeps them no more: another run's nodes may have begun anew."""
         return self._continue(server_round, state, anchors_too=True) if reason.endswith(NO_ANCHORS) else None
 
     def _continue(self, server_round: int, state: State, anchors_too: bool = False) -> Continue:
-        assert state.weights is not None
+        spec, (network, model) = self._spec(state), self._network(state)
+        weights = Weights.of(model) if state.weights is None else state.weights
         kept = state.tensors.get("anchors")
         blob = b"" if kept is None else kept.numpy().tobytes()
         return replace(
             self.task,
-            weights=Packed.of(state.weights.tensors, self.model),
+            weights=Packed.of(weights.tensors, model),
+            classes=spec.classes,
+            mean=spec.mean,
+            std=spec.std,
+            network=network,
             anchors=SyntheticSet.from_bytes(blob) if blob and anchors_too else None,
             anchored=hashlib.sha256(blob).hexdigest() if blob else "",
             round=server_round,
@@ -128,7 +155,7 @@ class Anchored(Rounds):
     def examine(self, stage: str, answer: Answer[Any]) -> None:
         """Refuse changes of another network, and those of a site that says it has no records."""
         if isinstance(answer.payload, Packed):
-            answer.payload.weights(self.model)
+            answer.payload.weights(self._network(self.state)[1])
             if not answer.num_examples:
                 raise UntrustedSetError("changes of weights by 0 records; needed: 1 or more")
 
@@ -136,18 +163,19 @@ class Anchored(Rounds):
         """Take in sets that came, average changes, and train on the union."""
         new = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
         changes = [answer for answer in answers if isinstance(answer.payload, Packed)]
-        sets = dict(sorted({**state.sets, **by_name(new)}.items()))
         numbers = {**state.numbers, **{f"shares/{answer.site.name}": 1 for answer in new if answer.shares}}
-        if state.weights is None:
+        if state.weights is None and new:
+            sets = by_name(new)
             joined = SyntheticSet.join(sets.values())
             log_absent(server_round, joined, self.limits)
-            tensors = {**state.tensors, **self._made(sets, numbers)}
-            return state.but(
-                sets=sets,
-                numbers=numbers,
-                tensors=tensors,
-                weights=self._trained(joined, self.task.network, self.fit, 0),
-            )
+            if self.spec is None:
+                mean, std = joined.record.mean, joined.record.std
+                numbers["spec"] = json.dumps(asdict(Spec(joined.name, joined.shape, joined.classes, mean, std)))
+            state = state.but(sets=sets, numbers=numbers, tensors={**state.tensors, **self._made(sets, numbers)})
+            name, _ = self._network(state)
+            return state.but(weights=self._trained(state, name, self.fit, 0))
+        late = {name: one.restrict(self._spec(state).classes) for name, one in by_name(new).items()}
+        sets = {**state.sets, **{name: one for name, one in late.items() if one is not None}}
         numbers = {name: value for name, value in numbers.items() if not name.startswith("anchored/")}
         numbers |= {f"anchored/{answer.site.key}": server_round for answer in changes}  # who has them for sure
         state = state.but(sets=sets, numbers=numbers)
@@ -161,14 +189,14 @@ class Anchored(Rounds):
         if anchors is None:
             _LOG.info("no anchors go down: %d of %d sites share their sets (share-with)", len(shared), len(sets))
             return {}
-        blob = anchors.to_bytes()
+        blob = anchors.with_record(seconds=0.0).to_bytes()  # how long a site took is not for others, nor in a seed
         _LOG.info("anchors: %d images, %d bytes, go to each site once", len(anchors), len(blob))
         return {"anchors": torch.frombuffer(bytearray(blob), dtype=torch.uint8)}
 
     def _averaged(self, server_round: int, state: State, changes: Sequence[Answer[Packed]]) -> State:
         """Let Flower's strategy combine the weights of sites, as replies to a ``train`` message."""
-        assert state.weights is not None
-        before = state.weights.tensors
+        _, model = self._network(state)
+        before = (Weights.of(model) if state.weights is None else state.weights).tensors
         average, prefix = self.average, "average/"
         average.fraction_train = 0.0  # whom to ask is not its to say
         hold(average, {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)})
@@ -177,7 +205,7 @@ class Anchored(Rounds):
         average.configure_train(server_round - 1, averageable(before), ConfigRecord(), cast(Grid, None))
         replies = []
         for answer in changes:
-            trained = added(before, answer.payload.weights(self.model), self.model)
+            trained = added(before, answer.payload.weights(model), model)
             metrics = MetricRecord({"num-examples": answer.num_examples})
             content = RecordDict({"arrays": averageable(trained.tensors), "metrics": metrics})
             replies.append(Message(content, dst_node_id=answer.site.node, message_type="train"))
@@ -185,18 +213,18 @@ class Anchored(Rounds):
         assert arrays is not None
         kept = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(prefix)}
         kept |= {f"{prefix}{name}": tensor for name, tensor in held(average).items() if "current_arrays" not in name}
-        return state.but(weights=settled(arrays, self.model), tensors=kept)
+        return state.but(weights=settled(arrays, model), tensors=kept)
 
     def _polished(self, server_round: int, state: State) -> State:
         """Train on the union of all sites' sets, from the average on."""
         if not self.polish.steps or not state.sets or state.weights is None:
             return state
-        network = partial(started, state.weights, self.task.network)
-        union = SyntheticSet.join(state.sets.values())
-        return state.but(weights=self._trained(union, network, self.polish, server_round))
+        network = partial(started, state.weights, self._network(state)[0])
+        return state.but(weights=self._trained(state, network, self.polish, server_round))
 
-    def _trained(self, union: SyntheticSet, network: str | NetworkMaker, recipe: Fit, server_round: int) -> Weights:
-        like = Data(torch.empty(0, *self.spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), self.spec)
+    def _trained(self, state: State, network: str | NetworkMaker, recipe: Fit, server_round: int) -> Weights:
+        spec, union = self._spec(state), SyntheticSet.join(state.sets.values())
+        like = Data(torch.empty(0, *spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), spec)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         seed = self.task.seed + server_round
         return Weights.of(train_on(union, like, network=network, recipe=recipe, seed=seed, device=device))
@@ -233,8 +261,6 @@ class Settings(Condense):
 
 def _anchored(side: ServerSide) -> Anchored:
     own = side.settings
-    if side.spec is None:
-        raise SettingError("anchored needs a server that knows the data, whose classes the network has: data = ...")
     first = Condense(**{item.name: getattr(own, item.name) for item in fields(Condense)})
     steps = {item.name: getattr(own, item.name) for item in fields(LocalSteps) if hasattr(own, item.name)}
     task = Continue(**steps, network=side.network or own.network, seed=own.seed)

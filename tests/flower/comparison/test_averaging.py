@@ -55,6 +55,15 @@ def test_bytes_are_the_weights_each_way_and_round(two_rounds: dict[int, FedAvgRo
         assert row.bytes_down == pytest.approx(rounds * weights, rel=0.12)
 
 
+def test_a_row_knows_what_each_of_its_rounds_took(two_rounds: dict[int, FedAvgRow]) -> None:
+    row = two_rounds[2]
+    assert [one["accuracy"] for one in row.history] == [pytest.approx(two_rounds[k].accuracy, abs=1e-3) for k in (1, 2)]
+    assert len(two_rounds[1].history) == 1
+    assert sum(one["bytes_up"] for one in row.history) == pytest.approx(row.bytes_up, rel=0.01)
+    assert sum(one["bytes_down"] for one in row.history) == pytest.approx(row.bytes_down, rel=0.01)
+    assert all((one["asked"], one["answered"], one["refused"], one["sites"]) == (3, 3, 0, 3) for one in row.history)
+
+
 def test_eight_bits_take_a_quarter_of_the_bytes_and_hardly_less_accuracy(
     two_rounds: dict[int, FedAvgRow], bench: Bench
 ) -> None:
@@ -109,6 +118,16 @@ class TestResume:
             ended.append((rows[3].accuracy, rows[3].bytes_up, rows[3].bytes_down))
             assert list((tmp_path / name).glob("*train-error*"))
         assert ended[0] == ended[1]
+
+    def test_moments_of_the_server_go_on(self, bench: Bench, tmp_path: Path) -> None:
+        """FedAdam without them, or with rounds that count from 1 again, would end elsewhere."""
+        few = replace(bench, partition=[index[:30] for index in bench.partition], network="convnet1-w16")
+        kept = Kept(tmp_path / "cut.safetensors", resume=True)
+        fedavg(few, 2, FAST, strategy="fedadam", evaluate_at=(3,), kept=kept)
+        cut = fedavg(few, 4, FAST, strategy="fedadam", evaluate_at=(4,), kept=kept)[4]
+        whole = fedavg(few, 4, FAST, strategy="fedadam", evaluate_at=(2, 4))[4]
+        assert cut[:5] == whole[:5]
+        assert [one["round"] for one in cut.history] == [1, 2, 3, 4]
 
     def test_rounds_that_nobody_tested_are_run_again(self, bench: Bench, tmp_path: Path) -> None:
         path = tmp_path / "fedavg.safetensors"

@@ -145,12 +145,13 @@ class TestAnchored:
     def test_flowers_strategies_average(self, name: str, train: Data) -> None:
         """Two sites whose changes are equal, of any weights, move the network by what the optimizer makes of them."""
         strategy = anchored(train, average=AVERAGES[name](), polish=Fit(steps=0))
-        weights = Weights.of(strategy.model)
-        change = {n: 0.01 * torch.ones_like(v) for n, v in strategy.model.named_parameters()}
+        model = build(NETWORK, train.spec.shape, 10, 0)
+        weights = Weights.of(model)
+        change = {n: 0.01 * torch.ones_like(v) for n, v in model.named_parameters()}
         state = State(1, weights, sets={})
         with task_identity():
             answers = [
-                Answer(Site(f"s{k}", f"k{k}", k), Packed.of({**weights.tensors, **change}, strategy.model), n)
+                Answer(Site(f"s{k}", f"k{k}", k), Packed.of({**weights.tensors, **change}, model), n)
                 for k, n in enumerate((10, 30))
             ]
             moved = strategy.combine(2, "answer", state, answers).weights
@@ -167,7 +168,8 @@ class TestAnchored:
         answer = Answer(Site("a", "a", 1), Packed.of(other.state_dict(), other), 5)
         with pytest.raises(ValueError, match=r"weights of \d+ bytes; this network has \d+"):
             strategy.examine("answer", answer)
-        own = Packed.of(strategy.model.state_dict(), strategy.model)
+        model = build(NETWORK, train.spec.shape, 10, 0)
+        own = Packed.of(model.state_dict(), model)
         with pytest.raises(ValueError, match="by 0 records; needed: 1 or more"):
             strategy.examine("answer", Answer(Site("a", "a", 1), own, 0))
 
@@ -197,3 +199,23 @@ class TestAnchored:
         assert isinstance(question, Continue)
         assert isinstance(question.anchors, SyntheticSet)
         assert hashlib.sha256(question.anchors.to_bytes()).hexdigest() == question.anchored
+
+    def test_a_server_without_data_learns_classes_from_the_first_round(self, train: Data, held: Partition) -> None:
+        grid = Watched(client_of(train, held), round1=(2,))
+        strategy = Anchored(None, Fit(steps=20), first=FIRST, task=Continue(network=NETWORK), polish=Fit(steps=2))
+        run(strategy, grid, 3)
+        assert strategy.classes == train.spec.classes
+        assert strategy.state.joined is not None
+        assert set(strategy.state.joined.classes) == set(train.spec.classes)
+        again = Anchored(None, task=Continue(network=NETWORK))
+        again.state = load_state(dump_state(strategy.state), "here")
+        assert again.classes == strategy.classes
+
+    def test_without_sets_averaging_begins_at_once_from_an_untrained_network(
+        self, train: Data, held: Partition
+    ) -> None:
+        strategy = run(anchored(train, first=None), Watched(client_of(train, held)), 1)
+        assert not strategy.state.sets
+        assert strategy.state.weights is not None
+        with pytest.raises(SettingError, match="no sets are asked for, and no spec"):
+            Anchored(None, first=None)

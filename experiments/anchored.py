@@ -1,0 +1,323 @@
+"""Anchored against what it is made of and against its rivals: Fashion-MNIST, ten clients, label-wise Dirichlet.
+
+    python experiments/anchored.py choose --float32  # step sizes and the rest, on held-out training images
+    python experiments/anchored.py rows --float32    # four rounds after round 0; so `long`, ten, and `longer`, twenty
+    python experiments/anchored.py --table           # Markdown, from what is there
+
+Round 0 is one-shot: `mmd-ridge`, 200 steps, a reply of at most 12 kB a client, coded by the rate rule; 800 steps of
+training on the union. Every row then trains a ConvNet-3 width 32 with the same augmentation and the same passes over
+each client's records (one a round), all clients in every round, weights at eight bits both ways, through Flower's real
+serialisation; accuracy is that of the last step on all test images. Rows of one division and seed share round 0, whose
+answers are kept in the work folder. What each row is:
+
+- anchors: the union, at most 100 kB, stands beside the records at each client; the server only averages;
+- server: no anchors; the server trains on the union after each averaging;
+- both: both of them;
+- neither: averaging from the weights of round 0, and with one of three cures that cost no byte: restricted, calibrated
+  and masked softmax on the records, a proximal term;
+- noise, means, real: anchors of another kind in the place of the union, from the same weights: a pattern of noise per
+  class (after VHL: Tang et al., ICML 2022), means of groups of records, and real images in the codec that was best for
+  them at 10 kB, as many as 12 kB hold at each client (they show records);
+- fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM;
+- scratch: FedAvg from an untrained network; scratch restricted: the same with restricted softmax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, add_precision, read, run_at_precision
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+import fedcondense as fc
+from fedcondense.contract import Parametrization
+from fedcondense.data.images import Data
+from fedcondense.flower import Bench, Condense
+from fedcondense.flower.contract import State
+from fedcondense.flower.hosts.inprocess import run_in_process
+from fedcondense.flower.state_file import dump_state, load_state
+from fedcondense.flower.strategies.anchored import AVERAGES, Anchored
+from fedcondense.flower.strategies.anchors import Nothing, Shared
+from fedcondense.flower.strategies.continuing import Continue
+from fedcondense.networks import build
+from fedcondense.parametrizations import Pixels
+from fedcondense.sets.fitting import Within
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet
+from fedcondense.training.fit import Fit, accuracy
+
+PATH = RESULTS / "anchored.json"
+CLIENTS, HELD_OUT, NETWORK = 10, 500, "convnet3-w32"
+BUDGET, CAP, STEPS = 12_000, 100_000, 200
+ROUNDS, LONG, LONGER = 4, 10, 20  # after round 0
+CHOOSING = 7  # the division and seed that settings are chosen on
+DIVISIONS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: what goes down, what sites and the server do."""
+
+    anchors: str = "none"
+    polish: Fit = Fit(steps=0)
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    average: str = "fedavg"
+    starts: bool = True  # from the weights of round 0
+
+
+LR = 0.03
+POLISH = Fit(steps=100, lr=0.01)
+ROWS: dict[str, Row] = {
+    "both": Row("union", POLISH),
+    "anchors": Row("union"),
+    "server": Row(polish=POLISH),
+    "neither": Row(),
+    "restricted": Row(steps={"loss": "restricted", "strength": 0.5}),
+    "masked": Row(steps={"loss": "calibrated", "strength": 0.0}),
+    "calibrated": Row(steps={"loss": "calibrated", "strength": 1.0}),
+    "proximal": Row(steps={"proximal_mu": 0.1}),
+    "anchors, restricted": Row("union", steps={"loss": "restricted", "strength": 0.5}),
+    "noise": Row("noise"),
+    "means": Row("means"),
+    "real": Row("real"),
+    "fedadam": Row("union", POLISH, average="fedadam"),
+    "fedavgm": Row("union", POLISH, average="fedavgm"),
+    "scratch": Row(starts=False),
+    "scratch, restricted": Row(steps={"loss": "restricted", "strength": 0.5}, starts=False),
+}
+
+
+@lru_cache(2)
+def load(name: str, held_out: bool) -> tuple[Data, Data]:
+    """Return training and test images; held out: the training images but for the last of each class, and those."""
+    train, test = fc.load_data(name)
+    if not held_out:
+        return train, test
+    last = torch.cat([torch.where(train.labels == c)[0][-HELD_OUT:] for c in range(len(train.spec.classes))])
+    first = torch.ones(len(train), dtype=torch.bool).index_fill(0, last, False)
+    return train.subset(first), train.subset(last)
+
+
+def bench_of(name: str, alpha: float, seed: int, work: Path, held_out: bool) -> Bench:
+    train, test = load(name, held_out)
+    division = fc.partition(train, CLIENTS, "dirichlet", alpha=alpha, seed=seed)
+    return Bench(train, test, division, NETWORK, seed, work=work, min_records=10)
+
+
+def ran(bench: Bench, strategy: Anchored, rounds: int) -> list[dict[str, float]]:
+    """Run a strategy up to a round; return accuracy, and bytes per client so far, of each."""
+    server, history = ServerApp(), list[dict[str, float]]()
+    spec = bench.test.spec
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        def measure(number: int, arrays: ArrayRecord) -> MetricRecord:
+            network = build(NETWORK, spec.shape, len(spec.classes), 0)
+            network.load_state_dict(arrays.to_torch_state_dict())
+            percent, _ = accuracy(network, bench.test)
+            history.append({"round": number, "accuracy": round(percent, 3)})
+            return MetricRecord({"accuracy": percent})
+
+        strategy.keep = lambda at: history[-1].update(
+            up=round(at.spent["bytes-up"]), down=round(at.spent["bytes-down"])
+        )
+        strategy.start(grid, num_rounds=rounds, timeout=1e9, evaluate_fn=measure)
+
+    run_in_process(server, bench.client("anchored"), CLIENTS, node_config={"share-with": "sites"})
+    return history
+
+
+def made(bench: Bench, row: Row) -> Anchored:
+    task = Continue(network=NETWORK, seed=bench.seed, **{"lr": LR, **row.steps})
+    first = Condense(budget=BUDGET, parametrization="", network=NETWORK, steps=STEPS, seed=bench.seed)
+    return Anchored(
+        bench.train.spec,
+        Fit(steps=800),
+        first=first if row.starts else None,
+        task=task,
+        anchors=Nothing() if row.anchors == "none" else Shared(CAP),
+        polish=row.polish,
+        average=AVERAGES[row.average](),
+        limits=bench.limits,
+        **bench.asked,
+    )
+
+
+def first_round(bench: Bench) -> State:
+    """Return the state after round 0, with the union as anchors; a work folder keeps it."""
+    path = bench.work / f"round0-{bench.train.fingerprint[:8]}-{bench.seed}-{len(bench.partition[0])}.state"
+    if not path.exists():
+        strategy = made(bench, ROWS["both"])
+        ran(bench, strategy, 1)
+        path.write_bytes(dump_state(strategy.state))
+    return load_state(path.read_bytes(), str(path))
+
+
+def computed(name: str, row: Row, rounds: int, alpha: float, seed: int, work: Path, held_out: bool = False) -> Any:
+    """Return a row's accuracies and bytes by round after round 0."""
+    bench = bench_of(name, alpha, seed, work, held_out)
+    strategy, before = made(bench, row), 1 if row.starts else 0
+    if row.starts:
+        state = first_round(bench)
+        tensors = {} if row.anchors == "none" else dict(state.tensors)
+        if row.anchors not in ("none", "union"):
+            blob = ANCHORS[row.anchors](bench).to_bytes()
+            tensors["anchors"] = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+        strategy.state = state.but(tensors=tensors)
+    history = ran(bench, strategy, rounds + before)
+    start = {"round": 0, "accuracy": _accuracy(bench, strategy, row)}
+    anchors = len(strategy.state.tensors["anchors"]) if "anchors" in strategy.state.tensors else 0
+    return {"rounds": [start, *({**h, "round": int(h["round"]) - before} for h in history)], "anchor_bytes": anchors}
+
+
+def _accuracy(bench: Bench, strategy: Anchored, row: Row) -> float | None:
+    if not row.starts:
+        return None
+    network = build(NETWORK, bench.test.spec.shape, len(bench.test.spec.classes), 0)
+    first_round(bench).weights.load_into(network)
+    return round(accuracy(network, bench.test)[0], 3)
+
+
+def noise(bench: Bench) -> SyntheticSet:
+    """Return a blurred pattern per class, each image with noise of its own: as many images as a client's set has."""
+    generator = torch.Generator().manual_seed(bench.seed)
+    spec, many = bench.train.spec, 84
+    channels, height, width = spec.shape
+    coarse = torch.randn(len(spec.classes), channels, height // 4, width // 4, generator=generator)
+    patterns = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").repeat_interleave(many, 0)
+    images = 0.5 + 0.2 * (patterns + 0.5 * torch.randn(patterns.shape, generator=generator))
+    labels = torch.arange(len(spec.classes)).repeat_interleave(many)
+    return _set(images, labels, spec, "noise")
+
+
+def means(bench: Bench) -> SyntheticSet:
+    """Return means of groups of a client's records of a class, as many as fit into the cap with those of the others."""
+    parts = []
+    for index in bench.partition:
+        data = bench.train.subset(index)
+        images, labels = [], []
+        for c, n in enumerate(data.counts.tolist()):
+            if n < bench.min_records:
+                continue
+            mine = data.images[data.labels == c].float().div(255)
+            groups = mine[: n - n % 10].split(max(10, n // 14))[:14]
+            images += [group.mean(0) for group in groups]
+            labels += [c] * len(groups)
+        if images:
+            parts.append(_set(torch.stack(images), torch.tensor(labels), data.spec, "means"))
+    return _capped(parts)
+
+
+def real(bench: Bench) -> SyntheticSet:
+    """Return random records of each client in WebP, as many as its reply's budget holds."""
+    sets = []
+    for index in bench.partition:
+        data = bench.train.subset(index)
+        left = data.subset((data.counts >= bench.min_records)[data.labels])
+        if len(left):
+            within = Within(BUDGET - 500, "webp-20", seeds=0)
+            sets.append(fc.select(left, within, "random", seed=bench.seed))
+    return _capped(sets)
+
+
+ANCHORS: dict[str, Callable[[Bench], SyntheticSet]] = {"noise": noise, "means": means, "real": real}
+
+
+def _set(images: torch.Tensor, labels: torch.Tensor, spec: Any, method: str) -> SyntheticSet:
+    record = Record(spec.name, spec.shape, spec.classes, spec.mean, spec.std, method=method)
+    stored = {"images": (255 * images.clamp(0, 1)).round().to(torch.uint8)}
+    pixels: Parametrization = Pixels()
+    return SyntheticSet([Part(stored, labels.to(torch.uint8), pixels, record)]).recode("bits-3")
+
+
+def _capped(sets: Sequence[SyntheticSet]) -> SyntheticSet:
+    named = {f"client-{k}": one for k, one in enumerate(sets)}
+    found = Shared(CAP)(named, frozenset(named))
+    assert found is not None
+    return found
+
+
+CHOICES: dict[str, Row] = {
+    **{f"both lr {lr:g}": replace(ROWS["both"], steps={"lr": lr}) for lr in (0.01, 0.03, 0.1)},
+    **{f"anchors lr {lr:g}": replace(ROWS["anchors"], steps={"lr": lr}) for lr in (0.01, 0.03, 0.1)},
+    **{f"server lr {lr:g}": replace(ROWS["server"], steps={"lr": lr}) for lr in (0.01, 0.03)},
+    **{f"neither lr {lr:g}": replace(ROWS["neither"], steps={"lr": lr}) for lr in (0.01, 0.03)},
+}
+
+
+def cells(kind: str, work: Path, alpha: float, divisions: Sequence[int], rows: Sequence[str]) -> dict[str, Any]:
+    if kind == "choose":
+        given = ("fashion-mnist", ROUNDS, alpha, CHOOSING, work, True)
+        return {f"choose | {said}": partial(_of, row, *given) for said, row in CHOICES.items()}
+    rounds = {"rows": ROUNDS, "long": LONG, "longer": LONGER}[kind]
+    return {
+        f"{kind} | {alpha:g} | {name} | {seed}": partial(
+            _of, ROWS[name], "fashion-mnist", rounds, alpha, seed, work, False
+        )
+        for seed in divisions
+        for name in rows
+    }
+
+
+def _of(row: Row, name: str, rounds: int, alpha: float, seed: int, work: Path, held_out: bool) -> dict[str, Any]:
+    found: dict[str, Any] = computed(name, row, rounds, alpha, seed, work, held_out)
+    return found
+
+
+def table(kind: str = "rows", alpha: float = 0.1) -> str:
+    """Return rows as Markdown: accuracy after rounds, bytes per client; the best at the end first."""
+    results, found = read(PATH), {}
+    for key, cell in results.items():
+        which, at, name, _ = [*key.split(" | "), "", ""][:4]
+        if which == kind and at == f"{alpha:g}":
+            found.setdefault(name, []).append(cell["rounds"])
+    shown = (0, 1, 2, 3, 4) if kind == "rows" else (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    most = max((len(runs[0]) - 1 for runs in found.values()), default=0)
+    shown = tuple(r for r in shown if r <= most)
+    lines = [
+        f"| row | {' | '.join(f'round {r}' for r in shown)} | worst | kB up, down | divisions |",
+        "|---" * (len(shown) + 4) + "|",
+    ]
+
+    def last(runs: list[list[dict[str, Any]]]) -> float:
+        return statistics.fmean(run[-1]["accuracy"] for run in runs)
+
+    for name, runs in sorted(found.items(), key=lambda item: -last(item[1])):
+        texts = []
+        for r in shown:
+            values = [run[r]["accuracy"] for run in runs if r < len(run) and run[r]["accuracy"] is not None]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            texts.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
+        worst = min(run[-1]["accuracy"] for run in runs)
+        up, down = (statistics.fmean(run[-1][way] for run in runs) / 1000 for way in ("up", "down"))
+        lines.append(f"| {name} | {' | '.join(texts)} | {worst:.1f} | {up:.0f}, {down:.0f} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=("choose", "rows", "long", "longer"))
+    parser.add_argument("--work", type=Path, default=Path("anchored-work"), help="keeps answers and round 0")
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--table", action="store_true")
+    add_precision(parser)
+    given = parser.parse_args()
+    if given.kind:
+        given.work.mkdir(parents=True, exist_ok=True)
+        run_at_precision(given, PATH, cells(given.kind, given.work, given.alpha, given.divisions, given.rows))
+    if given.table or not given.kind:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()
