@@ -73,7 +73,7 @@ def again(seed: int) -> dict[str, Any]:
     entry = STRATEGIES["growing"]
 
     def make(side: ServerSide) -> Any:
-        strategy = entry.make(side)
+        strategy: Any = entry.make(side)
         strategy.union = lambda sets, shared: None
         return strategy
 

@@ -34,7 +34,7 @@ def fixed(counts: tuple[int, ...] = FIXED, seed: int = 9) -> tuple[Tensor, Tenso
 def both(objective: FeatureObjective, draw: Draw, data: Data, synthetic: Synthetic) -> tuple[Tensor, Tensor]:
     leaf = synthetic.images.detach().clone().requires_grad_()
     loss = objective.loss(draw, Own(data).observe(objective, draw), Synthetic(leaf, synthetic.targets))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
 
@@ -75,7 +75,7 @@ def naive(draw: Draw, data: Data, synthetic: Synthetic, images: Tensor, targets:
     ridge = 0.01 * kernel.detach().diagonal().mean() * torch.eye(len(every), dtype=torch.float64)
     solved = torch.linalg.solve(kernel + ridge, F.one_hot(labels, targets.shape[1]) - centre)
     held = sorted(set(of_real.tolist()))
-    errors, weights = [], []
+    errors, weights = list[Tensor](), list[float]()
     for row, c in [*zip(r, of_real.tolist(), strict=True), *zip(u, of_fixed.tolist(), strict=True)]:
         missed = row @ every.T @ solved - (F.one_hot(torch.tensor(c), targets.shape[1]) - centre)
         errors.append(missed.square().sum())

@@ -116,7 +116,8 @@ class Collaborative(BothLayers):
         )
         known = (mass > 0) & wanted.isfinite().all(1)
         away = (means - wanted.nan_to_num()) @ (directions / directions.norm(dim=0))
-        return loss + self.strength * (away.abs().mean(1) * known).sum()
+        away_by_class: Tensor = away.abs().mean(1) * known
+        return loss + self.strength * away_by_class.sum()
 
 
 @dataclass(frozen=True)

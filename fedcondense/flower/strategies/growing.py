@@ -140,12 +140,12 @@ class Growing(OneShot):
         super().__init__(fit, limits, task=task, screen=screen, **asked)
         self.then, self.union, self.store = then, union, store
 
-    def ask(
+    def ask(  # type: ignore[override]  # one-shot asks all the same
         self, server_round: int, stage: str, state: State, sites: Sequence[Site]
-    ) -> Question | Mapping[Site, Question]:
+    ) -> Mapping[Site, Question]:
         """Ask for a set; then send what may go down to whom."""
         if not state.sets:
-            return super().ask(server_round, stage, state, sites)
+            return dict.fromkeys(sites, super().ask(server_round, stage, state, sites))
         then: Complete = replace(asked_in_bytes(self.then), seed=self.then.seed + server_round - 1)
         shared = self.shared(state)
         made: dict[frozenset[str], SyntheticSet | None] = {}

@@ -189,7 +189,7 @@ class TestGrowing:
         assert strategy.shared(strategy.state) == frozenset()
         sites = [Site(f"client-{k}", str(100 + k), 100 + k) for k in range(3)]
         first = State(1, sets={name: one for name, one in strategy.state.sets.items() if "+" not in name})
-        for site, task in strategy.ask(2, "answer", first, sites).items():  # type: ignore[union-attr]
+        for site, task in strategy.ask(2, "answer", first, sites).items():
             assert isinstance(task, Complete)
             assert task.union is not None
             assert task.union.to_bytes() == first.sets[site.name].to_bytes()
