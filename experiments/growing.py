@@ -8,7 +8,8 @@ Bytes are those of Flower's messages per client, up and down. ConvNet-3 width 32
 records of its class), 800 steps on a union, last step, 10,000 test images; a seed is that of the division, the sets and
 the network. What each row is:
 
-- growing: one-shot sets of 4 kB, then the union goes down and each client sends 4 kB of what it lacks (`Residual`);
+- growing: one-shot sets of 4 kB, then the union goes down and each client sends 4 kB of what it lacks (`Residual`), on
+  four networks that it trains on the union, or on untrained ones;
 - one-shot: as many bytes in one round, and half of them;
 - again: as growing, but nothing goes down: in round 2 a client condenses 4 kB with another seed;
 - rising, fedaf: FedDM with all rounds' sets at rising weight, and FedAF: three rounds around the global network at 10
@@ -64,8 +65,10 @@ def ran(row: Row, budget: int, seed: int, recipe: fc.Fit = ONCE, **asked: Any) -
     return {key: found.row[key] for key in kept if key in found.row}
 
 
-def growing(seed: int) -> dict[str, Any]:
-    return ran(row_of("growing"), EACH, seed)
+def growing(trained: int, seed: int) -> dict[str, Any]:
+    row = row_of("growing")
+    entry = replace(row.entry, settings=replace(row.entry.settings, trained=trained))
+    return ran(row._replace(entry=entry), EACH, seed)
 
 
 def again(seed: int) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def averaged(strategy: str, seed: int) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "growing": growing,
+    "growing, trained networks": partial(growing, 4),
+    "growing, untrained networks": partial(growing, 0),
     "one-shot, equal": partial(one_shot, 2 * EACH),
     "again": again,
     "fedaf": fedaf,

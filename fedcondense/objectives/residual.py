@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
@@ -16,7 +16,7 @@ from fedcondense.objectives.features import FeatureObjective, FeatureRows
 from fedcondense.objectives.mmd import KernelMeans, KernelRows, class_shares
 from fedcondense.objectives.mmd_ridge import KernelMeansAndRidge
 from fedcondense.objectives.ridge import RidgeRegression
-from fedcondense.sources.pools import Pool
+from fedcondense.sources.passing import Passing
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
@@ -53,26 +53,38 @@ class Residual(FeatureObjective):
       may be one that the owner knows by its fixed images alone.
     - :math:`\alpha` is as in `KernelMeansAndRidge`, by the number of all images.
 
-    Without fixed images it is `KernelMeansAndRidge`. A step costs kernel values of the new images with all others, and
-    a solve of all images; fixed images pass each network of a pool once.
+    Features are those of networks that are trained on the fixed images (`Passing`), which know all classes, as no
+    network does that an owner trains on its own records; nothing has to be sent for it. Without fixed images it is
+    `KernelMeansAndRidge`. A step costs kernel values of the new images with all others, and a solve of all images;
+    fixed images pass each network of the pool once.
 
     Args:
         images: (N, C, H, W), normalised; they stay as they are.
         targets: (N, K + L) probabilities: first the K classes of the records, in their order, then L others.
         share: (K,), which share of the records of each class is the owner's.
         plain: The objective whose terms and weights are taken.
+        networks: How many networks are trained on the fixed images; 0: untrained ones are taken, as for `plain`.
     """
 
     images: Tensor
     targets: Tensor
     share: Tensor
     plain: KernelMeansAndRidge = field(default_factory=KernelMeansAndRidge)
+    networks: int = 4
 
     separable: ClassVar[bool] = False
-    recipe: ClassVar[Recipe] = Recipe(steps=720, lr=0.04, source=partial(Pool, size=128))
 
     def __repr__(self) -> str:
         return f"Residual({len(self.images)} images)"
+
+    @property
+    def recipe(self) -> Recipe:  # type: ignore[override]
+        """That of `plain`, on networks that are trained on the fixed images if there are any."""
+        plain = self.plain.recipe
+        if not len(self.images) or not self.networks:
+            return plain
+        passing = partial(Passing, images=self.images, targets=self.targets, networks=self.networks)
+        return replace(plain, steps=200, source=passing)
 
     @property
     def layer(self) -> str:  # type: ignore[override]

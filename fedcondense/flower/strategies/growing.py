@@ -43,6 +43,7 @@ class Complete(InBytes, Task[SyntheticSet]):
     Args:
         union: The sets that stay as they are, this site's own among them; None: there are none.
         late: Whether the site has sent nothing before; its set says then how many records it stands for.
+        trained: Networks that the site trains on the union, to match images on them; 0: untrained ones are taken.
         ipc: As in `Condense`, and so are the others; the objective is `Residual`.
         parametrization: A name in the node's `PARAMETRIZATIONS`.
         steps: Optimisation steps; 0: the objective's recipe says.
@@ -56,6 +57,7 @@ class Complete(InBytes, Task[SyntheticSet]):
 
     union: SyntheticSet | None = None
     late: bool = False
+    trained: int = number(4, 0, 32)
     ipc: int = number(10, 1)
     parametrization: str = "pixels"
     steps: int = number(0, 0)
@@ -68,14 +70,14 @@ class Complete(InBytes, Task[SyntheticSet]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Prepare the loop, with the union beside the images that are to come."""
-        objective = DEFAULT_OBJECTIVE if self.union is None else _lacking(self.union, holder, node)
+        objective = DEFAULT_OBJECTIVE if self.union is None else _lacking(self.union, holder, node, self.trained)
         job = condensed(self, holder, node, objective)
         if self.late:
             return job
         return Job(job.cost, lambda: job.run().with_record(counts=()))  # its first set stands for the same records
 
 
-def _lacking(union: SyntheticSet, holder: Holder, node: Node) -> Objective:
+def _lacking(union: SyntheticSet, holder: Holder, node: Node, networks: int) -> Objective:
     """Return the objective of images that stand beside a union; classes are matched by name.
 
     Raises:
@@ -98,7 +100,7 @@ def _lacking(union: SyntheticSet, holder: Holder, node: Node) -> Objective:
     targets = torch.stack([columns.get(name, nothing) for name in (*spec.classes, *others)], 1)
     own = holder.counts.tolist()
     share = [mine / max(1, mine, records.get(name, 0)) for name, mine in zip(spec.classes, own, strict=True)]
-    return Residual(spec.normalise(batch.images), targets, torch.tensor(share))
+    return Residual(spec.normalise(batch.images), targets, torch.tensor(share), networks=networks)
 
 
 _SHARED, _EVERY_ROUND = Shared(), EveryRound()
@@ -181,15 +183,17 @@ class Settings(Condense):
 
     Args:
         union_bytes: What the union may take that goes to each site, however many sites there are.
+        trained: As in `Complete`.
     """
 
     union_bytes: int = number(100_000, 0)
+    trained: int = number(Complete.trained, 0, 32)
 
 
 def _growing(side: ServerSide) -> Growing:
     own = side.settings
     given = {item.name: getattr(own, item.name) for item in fields(Condense)}
-    then = Complete(**{name: value for name, value in given.items() if name != "objective"})
+    then = Complete(trained=own.trained, **{name: value for name, value in given.items() if name != "objective"})
     first, union = Condense(**given), Shared(own.union_bytes)
     return Growing(side.fit, side.limits, task=first, then=then, union=union, screen=side.screen, **side.asked)
 
