@@ -34,7 +34,17 @@ from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
 NETWORK = "convnet1-w16"
-TINY = {"ipc": 1, "objective": "dm", "steps": 2, "networks": 2, "lr": 0.1, "dims": 8, "after": 1, "window": 1}
+TINY = {
+    "ipc": 1,
+    "objective": "dm",
+    "steps": 2,
+    "networks": 2,
+    "lr": 0.1,
+    "dims": 8,
+    "after": 1,
+    "window": 1,
+    "trained": 0,
+}
 
 
 class Ran(NamedTuple):

@@ -30,7 +30,7 @@ from fedcondense.training.fit import Fit
 
 NETWORK = "convnet1-w16"
 FIRST = Condense(ipc=1, objective="dm", steps=2, network=NETWORK)
-THEN = Complete(ipc=1, steps=2, network=NETWORK)
+THEN = Complete(ipc=1, steps=2, network=NETWORK, trained=0)
 
 Ask = Callable[..., Message]
 ReasonOf = Callable[[Message], str]
@@ -106,6 +106,18 @@ class TestComplete:
         assert torch.equal(whole, same)
         assert not torch.equal(whole, less)
         assert not torch.equal(whole, none)
+
+    def test_networks_that_are_trained_on_the_union_give_other_images(
+        self, ask: Ask, train: Data, union: SyntheticSet
+    ) -> None:
+        few = union.restrict(union.classes[:2])
+        untrained, one, same, none = (
+            images(self.set_of(self.asked(ask, train, replace(THEN, union=given, trained=trained))))
+            for given, trained in ((few, 0), (few, 1), (few, 1), (None, 1))
+        )
+        assert torch.equal(one, same)
+        assert not torch.equal(one, untrained)
+        assert not torch.equal(one, none)
 
     def test_a_site_that_lacks_nothing_new_sends_images_of_its_own_classes_alone(
         self, ask: Ask, train: Data, union: SyntheticSet
