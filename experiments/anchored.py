@@ -152,6 +152,7 @@ def made(bench: Bench, row: Row) -> Anchored:
 
 def first_round(bench: Bench) -> State:
     """Return the state after round 0, with the union as anchors; a work folder keeps it."""
+    assert bench.work is not None
     path = bench.work / f"round0-{bench.train.fingerprint[:8]}-{bench.seed}-{len(bench.partition[0])}.state"
     if not path.exists():
         strategy = made(bench, ROWS["both"])
@@ -181,7 +182,9 @@ def _accuracy(bench: Bench, strategy: Anchored, row: Row) -> float | None:
     if not row.starts:
         return None
     network = build(NETWORK, bench.test.spec.shape, len(bench.test.spec.classes), 0)
-    first_round(bench).weights.load_into(network)
+    weights = first_round(bench).weights
+    assert weights is not None
+    weights.load_into(network)
     return round(accuracy(network, bench.test)[0], 3)
 
 
@@ -273,12 +276,13 @@ def _of(row: Row, name: str, rounds: int, alpha: float, seed: int, work: Path, h
 
 def table(kind: str = "rows", alpha: float = 0.1) -> str:
     """Return rows as Markdown: accuracy after rounds, bytes per client; the best at the end first."""
-    results, found = read(PATH), {}
+    results = read(PATH)
+    found: dict[str, list[list[dict[str, Any]]]] = {}
     for key, cell in results.items():
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
         if which == kind and at == f"{alpha:g}":
             found.setdefault(name, []).append(cell["rounds"])
-    shown = (0, 1, 2, 3, 4) if kind == "rows" else (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    shown: tuple[int, ...] = (0, 1, 2, 3, 4) if kind == "rows" else (0, 1, 2, 4, 6, 8, 10, 15, 20)
     most = max((len(runs[0]) - 1 for runs in found.values()), default=0)
     shown = tuple(r for r in shown if r <= most)
     lines = [

@@ -25,6 +25,7 @@ import deployment
 import federated
 import federated_bytes
 import gpu
+import incremental
 import iterative
 import labels
 import large
@@ -225,6 +226,7 @@ def architectures() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "incremental": incremental.table,
     "iterative": iterative.table,
     "deployment": deployment.table,
     "trust": trust.quoted,

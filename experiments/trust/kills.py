@@ -153,6 +153,40 @@ def _avalanche(folder: Path, way: str) -> None:
     (folder / "weights.json").write_text(json.dumps(weights))
 
 
+def _server(folder: Path, way: str) -> None:
+    """Serve three rounds of anchored under FedAdam, to nodes that live and die with the server, and go on with them."""
+    import fedcondense as fc
+    from fedcondense.flower.caps import Caps
+    from fedcondense.flower.client import make_client_app
+    from fedcondense.flower.hosts.inprocess import run_in_process
+    from fedcondense.flower.run_folder import RunFolder
+    from fedcondense.flower.server import make_server_app
+
+    output, digits = folder / "run", fc.load_data("digits")
+    if way == "again" and RunFolder(output).holds_run() and not RunFolder(output).is_unfinished():
+        return
+    parts = [digits.train.subset(torch.arange(k, 240, 3)) for k in range(3)]
+    nodes = make_client_app(
+        lambda context: parts[int(context.node_config["partition-id"])],
+        caps=Caps.none(),
+        cache=folder / "nodes",
+        is_counted=False,
+    )
+    config: dict[str, Any] = {"strategy": "anchored", "average": "fedadam", "num-rounds": 3, "steps": 2, "ipc": 1}
+    config |= {"objective": "dm", "network": "convnet1-w16", "polish-steps": 2, "min-available-nodes": 3}
+    config |= {"output": str(output)} if way == "first" else {"resume": str(output)}
+    server = make_server_app(test=digits.test.subset(torch.arange(50)))
+    run_in_process(server, nodes, 3, run_config=config, node_config={"share-with": "sites"})
+
+
+def _served_folder(folder: Path) -> Any:
+    from fedcondense.flower.run_folder import RunFolder
+
+    result = RunFolder(folder / "run").read_result()
+    rounds = [{key: one[key] for key in ("round", "accuracy", "asked", "answered")} for one in result["rounds"]]
+    return result["digest"], rounds, (folder / "run" / "weights.safetensors").read_bytes().hex()
+
+
 def _sets(folder: Path) -> dict[str, Any]:
     """Return the codes of every set in a folder, by place."""
     from fedcondense.sets.synthetic import SyntheticSet
@@ -189,6 +223,7 @@ def _memory_file(folder: Path) -> Any:
 SUBJECTS: dict[str, Subject] = {
     "condense": Subject(_condense, _sets),
     "federate": Subject(_federate, _run_folder),
+    "server": Subject(_server, _served_folder),
     "sweep": Subject(_sweep, _sweep_folder),
     "relabel": Subject(_relabel, _sets),
     "memory": Subject(_memory, _memory_file),

@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from fedcondense.cli import condense, data, evaluate, exchange, federation, node, plan, recode, relabel, show, sweep
+from fedcondense.cli import (
+    by_files,
+    condense,
+    data,
+    evaluate,
+    exchange,
+    federation,
+    node,
+    plan,
+    recode,
+    relabel,
+    show,
+    sweep,
+)
 from fedcondense.cli.terminal import own_version
 from fedcondense.cli.usage import Commands
 
@@ -37,6 +50,7 @@ for _commands in (
     recode,
     show,
     federation,
+    by_files,
     node,
     sweep,
     exchange,

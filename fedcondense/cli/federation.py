@@ -52,7 +52,10 @@ def federate(
     name: DataName,
     output: Annotated[Path, typer.Option(help="The folder for the result, all sets and the report.")],
     clients: Annotated[int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")] = 10,
-    partition: Annotated[str, typer.Option(help="dirichlet, client-dirichlet, iid, shards or classes.")] = "dirichlet",
+    partition: Annotated[
+        str,
+        typer.Option(help="dirichlet, client-dirichlet, iid, shards, classes, or file:PATH (JSON lists of indices)."),
+    ] = "dirichlet",
     alpha: Annotated[
         float, typer.Option(click_type=Number(above=True, most=1e6), help="Of the two Dirichlets; small is skewed.")
     ] = 0.5,
@@ -107,8 +110,9 @@ def federate(
     `accuracy_std` (null for one run), `bytes_up` and `bytes_down` (per client, all rounds), `seconds`, `per_class`,
     `about` (what the row says of itself), and for FedAvg `lr`, `local_epochs` and `failed` (answers left out because a
     client failed);
-    `partition` (`by`, `alpha`, `hash`, `counts`), `refused`, `coverage`, `classes` (in the order of the network's
-    outputs and of `per_class`), `sites`, `settings`, `versions`, `format`, `command`, `output`.
+    `partition` (`by`, `alpha`, `hash`, `counts`, `settings` with a file's `sha256`), `refused`, `coverage`, `classes`
+    (in the order of the network's outputs and of `per_class`), `sites`, `settings`, `versions`, `format`,
+    `command`, `output`.
     """
     from fedcondense.flower import Condense, Measured, Output  # names the pip command if flwr is missing
     from fedcondense.flower import federate as run_federation

@@ -1,4 +1,4 @@
-"""`fedcondense node check | preview`: a node's config before a server asks, and what an answer would be."""
+"""`fedcondense node check | preview | log`: a node's config, what an answer would be, and what was asked so far."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from fedcondense.cli.outputs import PICTURE, check_output, free
 from fedcondense.cli.terminal import Format, Output, Overwrite, columns, command, emit, finish
 from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Whole
 from fedcondense.errors import SettingError
 from fedcondense.progress import reporting
 
@@ -28,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
     node.command(
         cls=Command, epilog="Example: fedcondense node preview node.toml --task condense --set ipc=5 --output sent.png"
     )(preview)
+    node.command(cls=Command, epilog="Example: fedcondense node log node.toml --last 20")(log)
     app.add_typer(node, name="node")
 
 
@@ -98,6 +100,35 @@ def preview(
     result = {"task": task, "nbytes": nbytes, "images": dict(made.cost.images), "seconds": made.cost.seconds}
     emit(result | {"nearest": made.nearest, "output": output}, columns(lines), form)
     finish([] if output is None else [output], None)
+
+
+@command
+def log(
+    config: Config,
+    last: Annotated[int, typer.Option(click_type=Whole(1), help="Lines that are shown.")] = 50,
+    form: Output = Format.text,
+) -> None:
+    """Show who asked the node of CONFIG what, what it decided, and what left.
+
+    JSON keys: `log` (the file), `lines` (each with `when`, `task`, `round`, `run`, `version`, `wire`, `asked`,
+    `question`, `decision`, `reason`, `nbytes`, `sha256`), `all` (how many there are), `torn` (pieces of lines that
+    processes left which died).
+    """
+    from dataclasses import asdict
+
+    from fedcondense.flower.preview import read_config, read_log
+
+    path, lines, torn = read_log(read_config(config))
+    shown = lines[-last:]
+    head = ("when (UTC)", "asked", "round", "run", "server", "decision", "bytes", "SHA-256", "reason")
+    rows: list[tuple[object, ...]] = [head]
+    for line in shown:
+        about = (line.when.removesuffix("+00:00"), line.task, line.round, f"{line.run:x}"[:8], line.version)
+        rows.append((*about, line.decision, line.nbytes, line.sha256[:12], line.reason))
+    text = columns(rows) if shown else f"{path}: nothing was asked yet"
+    result = {"log": path, "lines": [asdict(line) for line in shown], "all": len(lines), "torn": torn}
+    emit(result, text, form)
+    finish([], None)
 
 
 def _within(caps: Caps) -> list[str]:

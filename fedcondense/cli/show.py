@@ -1,9 +1,9 @@
-"""`fedcondense show`: a set as a picture."""
+"""`fedcondense show`: a set as a picture, a run as tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,12 +13,21 @@ from fedcondense.cli.sets import (
     describe,
     evaluating,
 )
-from fedcondense.cli.terminal import Format, Output, Overwrite, Plugin, command, emit, finish, set_up
+from fedcondense.cli.terminal import (
+    Format,
+    Output,
+    Overwrite,
+    Plugin,
+    columns,
+    command,
+    emit,
+    finish,
+    printable,
+    set_up,
+)
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Whole
-
-if TYPE_CHECKING:
-    pass
+from fedcondense.errors import SettingError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 @command
 def show(
     file: SetFile,
-    output: Annotated[Path, typer.Option(help="Where the PNG is written.")],
+    output: Annotated[Path | None, typer.Option(help="Where the PNG of a set is written.")] = None,
     columns: Annotated[
         int | None, typer.Option(click_type=Whole(1, 1000), help="Images per row; default: all of a class, at most 20.")
     ] = None,
@@ -40,10 +49,15 @@ def show(
     plugin: Plugin = None,
     form: Output = Format.text,
 ) -> None:
-    """Draw the set in FILE as a PNG: a row for each class, every pixel a square.
+    """Draw the set in FILE as a PNG: a row for each class, every pixel a square. A run's folder is printed as tables.
 
-    JSON keys: `output`, `images`, `nbytes`, `codec`.
+    JSON keys: `output`, `images`, `nbytes`, `codec`; of a run those of its result.json.
     """
+    if file.is_dir():
+        _show_run(file, output, form)
+        return
+    if output is None:
+        raise SettingError(f"{file}: a set is drawn to a file; name it, as in --output {file.with_suffix('.png').name}")
     from fedcondense.sets.pictures import show_set
     from fedcondense.sets.synthetic import SyntheticSet
 
@@ -54,3 +68,21 @@ def show(
     result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes, "codec": synthetic.codec}
     emit(result, describe(synthetic), form)
     finish([output], evaluating(file, synthetic, plugin=plugin))
+
+
+def _show_run(folder: Path, output: Path | None, form: Format) -> None:
+    """Print what a run measured, and each round of rows that have several."""
+    from fedcondense.report.results import read_result, read_rows, table
+    from fedcondense.report.rounds import HEADING, lines_of
+
+    if output is not None:
+        raise SettingError(f"{folder} is a run, which is printed; leave --output out, or name a set in it")
+    result = read_result(folder)
+    rows = read_rows(result)
+    tables = [columns(table(rows))]
+    tables += [
+        f"{printable(row.label)}\n{columns([HEADING, *lines_of(row.past)])}" for row in rows if len(row.past) > 1
+    ]
+    failed = [f"This run failed: {printable(str(result['error']))}"] if result.get("error") else []
+    emit(result, "\n\n".join([*tables, *failed]), form)
+    finish([], ["report", folder])

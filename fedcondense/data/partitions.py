@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedcondense.data.dirichlet import partition_client_dirichlet, partition_dirichlet
 from fedcondense.data.few_classes import partition_classes, partition_shards
+from fedcondense.data.index_lists import partition_from_file
 from fedcondense.data.partition import Partition, draw_partition
 from fedcondense.data.splitting import (
     Integers,
@@ -27,6 +28,7 @@ from fedcondense.data.splitting import (
 from fedcondense.errors import DataError, SettingError, look_up
 
 __all__ = [
+    "FROM_FILE",
     "PARTITIONS",
     "Partition",
     "draw_partition",
@@ -35,9 +37,13 @@ __all__ = [
     "partition_client_dirichlet",
     "partition_dirichlet",
     "partition_from_counts",
+    "partition_from_file",
     "partition_iid",
     "partition_shards",
 ]
+
+FROM_FILE = "file:"
+"""What stands before the path of a file with each client's indices, in the place of a rule's name."""
 
 
 def partition(
@@ -54,12 +60,13 @@ def partition(
     class_assignment_mode: str = "random",
     counts: Sequence[Sequence[int]] | Tensor | None = None,
 ) -> Partition:
-    """Split data among clients by a rule's name; arguments that the rule does not have are left aside.
+    """Split data among clients by a rule's name or a file; arguments that the rule does not have are left aside.
 
     Args:
         data: What is split, or its labels, (N,) of integers.
         num_partitions: How many clients there are; for ``"counts"``, the matrix has its number of rows.
-        by: A name in `PARTITIONS`; its function says what the other arguments mean.
+        by: A name in `PARTITIONS`; its function says what the other arguments mean. Or ``"file:PATH"``, a JSON file of
+            each client's indices, such as other people publish (`partition_from_file`).
         alpha: For the two Dirichlets.
         seed: For all of them.
         min_partition_size: For ``"dirichlet"``.
@@ -76,6 +83,8 @@ def partition(
         [38, 283, 169, 361, 149]
     """
     given = locals()
+    if by.startswith(FROM_FILE):
+        return partition_from_file(data, num_partitions, path=by.removeprefix(FROM_FILE))
     rule = look_up("partition", by, PARTITIONS)
     return rule(**{name: given[name] for name in inspect.signature(rule).parameters if name in given})
 

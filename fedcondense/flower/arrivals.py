@@ -86,7 +86,8 @@ class KeepingGrid(GridAround):
         """Return the replies that are there, by node; each is kept before it is handed out."""
         wanted = list(message_ids)
         replies = [self._found.pop(one) for one in wanted if one in self._found]
-        left = [one for one in wanted if one not in {reply.metadata.reply_to_message_id for reply in replies}]
+        there = {reply.metadata.reply_to_message_id for reply in replies}
+        left = [one for one in wanted if one not in there]
         for reply in self.grid.pull_messages(left) if left else ():
             self._keep(reply)
             replies.append(reply)

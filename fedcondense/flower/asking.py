@@ -89,9 +89,11 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             mailbox.take(reply)
         if replies:
             waiting &= mailbox.open()
-            waiting |= set(grid.push_messages([sent.message for sent in mailbox.second()])) - {""}
+            if again := mailbox.second():
+                waiting |= set(grid.push_messages([sent.message for sent in again])) - {""}
         now = time.monotonic()
-        if grace is not None and replies and mailbox.usable() >= asking.min_replies:
+        has_enough = grace is not None and replies and len(mailbox.answers) >= asking.min_replies
+        if grace is not None and has_enough and mailbox.usable() >= asking.min_replies:  # which looks at all of them
             end, grace = min(end, now + grace), None  # once
         if not waiting or now > end:
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from flwr.serverapp.exception import AggregationError
 
 from fedcondense.flower.contract import Answer, Site, State
 
-__all__ = ["ages", "booked", "check_finite", "first_round", "last_round", "metrics_of", "spent_per_site"]
+__all__ = ["ages", "booked", "check_finite", "first_round", "metrics_of", "spent_per_site"]
 
 _TOOK = ("bytes-up", "bytes-down", "client-seconds")
 _FIRST, _LAST, _SPENT = "first/", "seen/", "spent/"  # what the names of the library's own numbers begin with
@@ -49,18 +49,14 @@ def spent_per_site(state: State) -> dict[str, float]:
 
 def first_round(state: State, site: str) -> int | None:
     """Return the round in which an answer of a site first counted; None: in none so far."""
-    return _whole(state.numbers, f"{_FIRST}{site}")
+    name = f"{_FIRST}{site}"
+    return int(state.numbers[name]) if name in state.numbers else None
 
 
-def last_round(state: State, site: str) -> int | None:
-    """Return the round in which an answer of a site last counted; None: in none so far."""
-    return _whole(state.numbers, f"{_LAST}{site}")
-
-
-def ages(state: State) -> dict[str, int]:
-    """Return how many rounds ago sites answered last, of those that are absent from the last round."""
+def ages(state: State) -> dict[str, dict[str, Any]]:
+    """Return who is absent from the last round: how many ``rounds`` ago each answered last, and in which ``round``."""
     last = {name.removeprefix(_LAST): int(n) for name, n in state.numbers.items() if name.startswith(_LAST)}
-    return {site: state.round - n for site, n in last.items() if n < state.round}
+    return {site: {"rounds": state.round - n, "round": n} for site, n in last.items() if n < state.round}
 
 
 def check_finite(server_round: int, state: State, answers: int) -> None:
@@ -87,7 +83,3 @@ def metrics_of(answers: Sequence[Answer[Any]], refused: Sequence[object]) -> Met
         "client-seconds": sum(answer.seconds for answer in answers),
     }
     return MetricRecord(numbers)
-
-
-def _whole(numbers: Mapping[str, Any], name: str) -> int | None:
-    return int(numbers[name]) if name in numbers else None

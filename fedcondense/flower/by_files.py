@@ -21,6 +21,7 @@ from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.files_run import FilesRun, Joined, Taken
 from fedcondense.flower.inbox import Inbox, Refusal
 from fedcondense.flower.manifest import Manifest, signature_fault
+from fedcondense.flower.payloads import Payload
 from fedcondense.flower.replies import check_set
 from fedcondense.flower.sites import natural
 from fedcondense.flower.untrusted import safe_text
@@ -52,7 +53,8 @@ def join(
         data_root: As there.
 
     Raises:
-        DataError: Files were given, and none can be used; the folder stays as it was.
+        DataError: No file can be used and the run has no set so far, or no new one goes with the others; the folder
+            stays as it was.
         SettingError: The run in the folder has other settings, or there is no ``ssh-keygen``.
         OutputError: The folder holds something else, or cannot be written.
         ResumeError: What it holds is damaged.
@@ -66,9 +68,9 @@ def join(
         if inbox.answers:
             return run.take(inbox, post.strays, post.taken, post.known)
         refused = [Refusal(site, inbox.refused[site.node]) for site in inbox.sites] + post.strays
-        if len(files) > len(post.known):
+        if files and not run.rounds.state.sets:
             some = "; ".join(f"{one.site.name}: {one.reason}" for one in refused if one.reason != _NO_FILE)
-            raise DataError(f"none of {len(files) - len(post.known)} new files can be used: {some[:500]}")
+            raise DataError(f"none of {len(files)} files can be used: {some[:500]}")
         return Joined(run.rounds.state, {}, refused, post.known)
 
 
@@ -78,11 +80,15 @@ class _Post:
     def __init__(self, manifest: Manifest, run: FilesRun) -> None:
         self.manifest, self.run, self.limits = manifest, run, run.rounds.limits
         self.owners = {listed.sha256: name for name, listed in manifest.sites.items()}
-        self.answers: dict[str, Answer[SyntheticSet]] = {}  # by site
-        self.reasons = dict(manifest.faults)
-        self.strays: list[Refusal] = []
+        self.answers: dict[str, Answer[Payload]] = {}  # by site
+        self.reasons: dict[str, str] = {}  # why a site has none
+        self.strays = [Refusal(Site(safe_text(name, 80)), fault) for name, fault in manifest.faults.items()]
         self.known: list[str] = []
         self.taken: dict[str, Taken] = {}  # where answers come from, by SHA-256
+        held = {name.casefold(): name for name in run.rounds.state.sites}
+        for name in manifest.sites:
+            if (other := held.get(name.casefold(), name)) != name:
+                self.reasons[name] = f"differs in case alone from {other}, which has a set there: call it by that name"
 
     def open(self, file: Path) -> None:
         """Find out whose a file is, and read it."""
@@ -96,7 +102,9 @@ class _Post:
             self.known.append(shown)
         elif name is None:
             self.strays.append(Refusal(Site(shown), self._whose(file, digest)))
-        elif digest in self.taken or name in self.reasons:
+        elif name in self.reasons:
+            return
+        elif digest in self.taken:
             self.strays.append(Refusal(Site(shown), f"is the file of {name} once more; one of them counts"))
         elif since := self.run.forgotten.get(name):
             self.reasons[name] = f"was forgotten on {since}; take it out of the manifest, or give the site a new name"
@@ -107,7 +115,7 @@ class _Post:
             except UntrustedSetError as broken:
                 self.reasons[name] = safe_text(str(broken))
 
-    def _answer(self, name: str, file: Path, blob: bytes) -> Answer[SyntheticSet]:
+    def _answer(self, name: str, file: Path, blob: bytes) -> Answer[Payload]:
         listed, signers = self.manifest.sites[name], self.manifest.allowed_signers
         if signers is not None:
             signature = listed.signature or file.with_name(f"{file.name}.sig")

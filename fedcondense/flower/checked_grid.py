@@ -24,9 +24,9 @@ from fedcondense.flower.contract import State
 from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
 from fedcondense.flower.history import Tally
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
-from fedcondense.flower.wire import NO_DATA
+from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version
 
 __all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
 
@@ -149,15 +149,15 @@ class CheckedGrid(GridAround):
                 names[numbers_in(reply.content)] += 1
                 reply.content["arrays"] = averageable(weights.tensors)
                 sound.append(reply)
-        for message in asked:
-            node, nbytes = message.metadata.dst_node_id, message_bytes(message)
+        for message, nbytes in zip(asked, bytes_of_each(asked), strict=True):
+            node = message.metadata.dst_node_id
             self.down += nbytes
             self.nodes.add(node)
             tally.sends(node, nbytes)
         if len(names) > 1:  # Flower would take none of them
             usual = names.most_common(1)[0][0]
             odd = [reply for reply in sound if numbers_in(reply.content) != usual]
-            sound = [reply for reply in sound if reply not in odd]
+            sound = [reply for reply in sound if numbers_in(reply.content) == usual]
             tally.refused |= {reply.metadata.src_node_id for reply in odd}
             reasons += ["'metrics' of other names than those of most sites"] * len(odd)
         if reasons:
@@ -170,6 +170,7 @@ class CheckedGrid(GridAround):
 
     def _settled(self, message: Message) -> Message:
         """Send averages in the dtypes that nodes expect; one content serves all nodes, and is settled once."""
+        _introduce(message)
         arrays, like = message.content.array_records.get("arrays"), self.network.state_dict()
         if arrays is None or (self.bits and set(arrays) == {"file"}):
             return message
@@ -197,3 +198,11 @@ class CheckedGrid(GridAround):
             return "", weights_in(arrays, self.network)
         except UntrustedSetError as broken:
             return safe_text(str(broken)), Weights({})
+
+
+def _introduce(message: Message) -> None:
+    """Say who asks, as tasks do: Flower's own messages have no place for it, and nodes of before pass it over."""
+    content, kind = message.content, message.metadata.message_type
+    if "about" not in content:  # one content serves all nodes
+        number = content.config_records.get("config", {}).get("server-round", 1)
+        content["about"] = About(WIRE, own_version(), kind, number if isinstance(number, int) else 1).record()

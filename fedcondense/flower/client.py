@@ -13,17 +13,19 @@ from flwr.clientapp import ClientApp
 
 from fedcondense.condensing import Own, Progress
 from fedcondense.data import Data
-from fedcondense.errors import DivergenceError, SettingError, UntrustedSetError
+from fedcondense.errors import DivergenceError, OutputError, ResumeError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Node, Question
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
-from fedcondense.flower.node import answer, drawer_of, kept_by
-from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, place_of
+from fedcondense.flower.node import answer, check_wire, drawer_of, kept_by
+from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, log_path, place_of
+from fedcondense.flower.node_log import OUTCOME, NodeLog, line_of
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
 from fedcondense.flower.untrusted import safe_text
+from fedcondense.flower.wire import About
 from fedcondense.progress import reporting
 
 __all__ = ["CLIENT_RAISED", "app", "load_partition", "make_client_app"]
@@ -68,7 +70,7 @@ def make_client_app(
 
 
 def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]]) -> ClientApp:
-    client = ClientApp()
+    client = _Logged(desk)
     for name, kind in tasks.items():
 
         def asked(message: Message, context: Context, kind: type[Question] = kind) -> RecordDict:
@@ -103,10 +105,12 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
     def guarded(message: Message, context: Context) -> Message:
         threads = torch.get_num_threads()
         try:
+            check_wire(About.of(message.content))
             return Message(handler(message, context), reply_to=message)
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
             return Message(Error(CLIENT_RAISED, safe_text(f"{_whose(context)}: {refused}")), reply_to=message)
         except Exception as surprise:
+            OUTCOME.set("failed")
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)
             reason = f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
             return Message(Error(CLIENT_RAISED, reason), reply_to=message)
@@ -115,6 +119,48 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
                 torch.set_num_threads(threads)
 
     return guarded
+
+
+class _Logged(ClientApp):
+    """A ClientApp that writes each message and what comes of it to its node's log, around all mods and handlers.
+
+    Args:
+        desk: What the app settles.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; what cannot be written down is withheld."""
+        log = _log_of(context, self._desk)
+        if log is None:
+            return super().__call__(message, context)
+        OUTCOME.set("")
+        try:
+            log.check()  # before the work: an allowance is not spent on what cannot leave
+            try:
+                reply = super().__call__(message, context)
+            except Exception as unknown:  # Flower's: nothing here answers such a message
+                log.append(line_of(message, None, safe_text(str(unknown))))
+                raise
+            log.append(line_of(message, reply))
+        except (ResumeError, OutputError) as error:
+            _LOG.error("%s: %s", _whose(context), error)
+            withheld = "this node's log cannot be written, so nothing leaves; its people find why in what it prints"
+            return Message(Error(CLIENT_RAISED, f"{_whose(context)}: {withheld}"), reply_to=message)
+        return reply
+
+
+def _log_of(context: Context, desk: Desk) -> NodeLog | None:
+    """Return a node's log, where its config can be read; else the one that it names, for what is refused by it."""
+    try:
+        path = log_path(place_of(context, desk), desk)
+    except SettingError:
+        named = context.node_config.get("log")
+        path = Path(named) if desk.is_counted and isinstance(named, str) and named else None
+    return None if path is None else NodeLog(path)
 
 
 def _whose(context: Context) -> str:

@@ -14,7 +14,7 @@ from fedcondense.data import Data, load_data
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError
 from fedcondense.files import hold
 from fedcondense.flower.answers_file import load_answers
-from fedcondense.flower.books import ages, last_round
+from fedcondense.flower.books import ages
 from fedcondense.flower.contract import Answer, Question, Site, State
 from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits
 from fedcondense.flower.payloads import Weights
@@ -27,6 +27,7 @@ from fedcondense.networks import default_network
 from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate
+from fedcondense.training.fit import Fit
 
 __all__ = ["BY_FILES", "FileRounds", "FilesRun", "Joined", "Taken", "Trained", "train"]
 
@@ -64,7 +65,7 @@ class Taken(NamedTuple):
     site: str
     file: str  # its name
     at: str  # when, as ISO 8601
-    round: int = 0
+    join: int = 0  # by which call of `join`, counted from 1 on
 
 
 class Joined(NamedTuple):
@@ -74,6 +75,7 @@ class Joined(NamedTuple):
     taken: dict[str, str]  # names of files, by site
     refused: list[Refusal]
     known: list[str]  # files that an earlier call had taken in
+    remarks: Mapping[str, str] = {}  # of which sites a part is left out, and why
 
 
 class Trained(NamedTuple):
@@ -82,6 +84,7 @@ class Trained(NamedTuple):
     network: str = ""  # a name in NETWORKS; empty: the one for the images' size
     seed: int = 0
     seeds: int = 3  # networks that are measured, from `seed` on; the first is kept
+    steps: int = Fit.steps  # of training
     data: str = ""  # what they are tested on; empty: nothing
 
 
@@ -131,7 +134,7 @@ class FilesRun:
         settings = record.get("settings", {})
         if settings.get("strategy") != BY_FILES:
             raise SettingError(f"{path} holds a run that is no federation by files; give a folder of its own")
-        if (site := record.get("forgetting", forgetting)) != forgetting:
+        if (site := record.get("forgetting", {}).get("site", forgetting)) != forgetting:
             raise ResumeError(f"{path}: {site} is being forgotten; finish that: fedcondense forget {site} {path}")
         for name, now in (("data", data), ("screens", screens)):
             if now is not None and now != settings[name]:
@@ -174,13 +177,14 @@ class FilesRun:
             raise DataError(f"nothing is joined: {error}") from None
         rounds.state = state.but(round=number)
         rounds.left_out += [(number, one) for one in strays]
-        names = {answer.site.name for answer in rounds.answers}
-        taken = {digest: one._replace(round=number) for digest, one in files.items() if one.site in names}
-        self.folder.rounds.write_answers(max(self.folder.rounds.answered(), default=0) + 1, inbox)
+        names, place = {one.site.name for one in rounds.answers}, max(self.folder.rounds.answered(), default=0) + 1
+        taken = {digest: one._replace(join=place) for digest, one in files.items() if one.site in names}
+        self.folder.rounds.write_answers(place, inbox)
         self.folder.write_state(rounds.state)  # before the result: what is not in it is taken in once more
         self.write({**self.files, **taken})
         refused = [*rounds.refused, *strays]
-        return Joined(rounds.state, {one.site: one.file for one in taken.values()}, refused, list(known))
+        remarks = {**inbox.thinned(), **inbox.outgrown()}
+        return Joined(rounds.state, {one.site: one.file for one in taken.values()}, refused, list(known), remarks)
 
     def write(self, files: Mapping[str, Taken]) -> None:
         """Write what follows from the state; a network that was trained on another goes."""
@@ -193,8 +197,8 @@ class FilesRun:
         before = [one for one in self.record.get("refused", []) if (one["client"], one["reason"]) not in said]
         counts = [] if joined is None else joined.counts().tolist()
         classes = () if joined is None else joined.classes
-        at = {one.site: one.at for one in sorted(files.values(), key=lambda one: one.round)}
-        away = {name: age for name, age in ages(state).items() if name in state.sets}
+        at = {one.site: one.at for one in sorted(files.values(), key=lambda one: one.join)}
+        away = {name: {**age, "at": at.get(name)} for name, age in ages(state).items() if name in state.sets}
         self.record |= {
             "rows": {BY_FILES: {"about": {**_ABOUT, "rounds": state.round}, **row}},
             "rounds": self.record.get("rounds", []),
@@ -203,7 +207,7 @@ class FilesRun:
             "classes": list(rounds.limits.classes or classes),
             "coverage": dict(zip(classes, counts, strict=True)),
             "sites": list(state.sets),
-            "ages": {n: {"rounds": age, "round": last_round(state, n), "at": at.get(n)} for n, age in away.items()},
+            "ages": away,
             "files": {digest: one._asdict() for digest, one in files.items()},
         }
         if joined is not None:
@@ -211,33 +215,36 @@ class FilesRun:
         self.folder.write_refused(rounds.cut)
         self.folder.write_result(self.record)
 
-    def forget(self, site: str) -> list[int]:
-        """Combine all that ever came in anew, without what a site handed in; return the rounds that changed or went.
+    def forget(self, found: dict[str, Any]) -> None:
+        """Combine all that ever came in anew, without what a site handed in; rounds that had nothing else are none.
 
         Each step may be done twice, so that one that was interrupted is finished by the same call.
+
+        Args:
+            found: Who it is (``site``), and what else ``result.json`` keeps of that it was forgotten.
 
         Raises:
             ResumeError: What came in is damaged or gone.
         """
-        rounds, before, numbers = self.rounds, self.rounds.state.round, dict[int, int]()
-        rounds.state, old = State(), 0
-        for place in self.folder.rounds.answered():
-            inbox = load_answers(*self.folder.rounds.read_answers(place), rounds.limits, kept=rounds.state.sets)
-            old += bool(inbox.answers)
-            inbox.forget(site)
-            self.folder.rounds.write_answers(place, inbox)
-            if inbox.answers:
-                numbers[old] = rounds.state.round + 1
-                state, _ = rounds.receive(numbers[old], rounds.stages[0], rounds.state, inbox)
-                rounds.state = state.but(round=numbers[old])
+        rounds, folder = self.rounds, self.folder.rounds
+        rounds.state = State()
+        for place in folder.answered():
+            inbox = load_answers(*folder.read_answers(place), rounds.limits, kept=rounds.state.sets)
+            inbox.forget(found["site"])
+            folder.write_answers(place, inbox)
+            try:
+                state, _ = rounds.receive(rounds.state.round + 1, rounds.stages[0], rounds.state, inbox)
+            except (AggregationError, UntrustedSetError):
+                continue
+            rounds.state = state.but(round=rounds.state.round + 1)
         self.folder.take_back(0)
         if rounds.state.round:
-            self.folder.write_state(rounds.state)
-        left = {digest: one for digest, one in self.files.items() if one.site != site}
-        first = min((one.round for one in self.files.values() if one.site == site), default=before + 1)
+            folder.write_state(rounds.state)
+        left = {digest: one for digest, one in self.files.items() if one.site != found["site"]}
         self.record |= {"refused": [], "screened": [], "rounds": []}
-        self.write({digest: one._replace(round=numbers.get(one.round, one.round)) for digest, one in left.items()})
-        return list(range(first, before + 1))
+        self.record["forgotten"] = [*self.record.get("forgotten", []), found]
+        self.record = {name: value for name, value in self.record.items() if name not in ("forgetting", "trained")}
+        self.write(left)
 
 
 @in_own_state
@@ -253,19 +260,23 @@ def train(path: Path, how: Trained, test: Data | None = None) -> dict[str, Any]:
         SettingError: The folder holds another run, or none.
         DataError: It holds no set.
     """
+    if not RunFolder(path).holds_run():
+        raise DataError(f"{path} holds no federation by files; begin one: fedcondense join FILE... -o {path}")
     with hold(path, is_folder=True):
         run = FilesRun.open(path)
         state, joined = run.rounds.state, run.rounds.state.joined
         if joined is None:
-            raise DataError(f"{path} holds no set to train on; take some in: fedcondense join FILE... -o {path}")
-        row = run.record["rows"][BY_FILES]
+            raise DataError(f"{path} holds no set to train on; take one in: fedcondense join FILE... -o {path}")
+        row, recipe = run.record["rows"][BY_FILES], Fit(steps=how.steps)
         if test is None:
-            network = train_network(joined, how.network, seed=how.seed)
+            network = train_network(joined, how.network, recipe, how.seed)
             classes, measured = joined.classes, None
         else:
             found: list[nn.Module] = []
             seeds = range(how.seed, how.seed + how.seeds)
-            measured = evaluate(joined, test, network=how.network or None, seeds=seeds, trained=found.append)
+            measured = evaluate(
+                joined, test, network=how.network or None, recipe=recipe, seeds=seeds, trained=found.append
+            )
             network, classes = found[0], test.spec.classes
             spread = measured.accuracy_std if how.seeds > 1 else None
             row |= {"accuracy": measured.accuracy, "accuracy_std": spread, "per_class": plain(measured.per_class)}

@@ -1,10 +1,10 @@
 """What each round of a run took and gave: counted while it runs, an entry of ``result.json``, a line of the log.
 
-An entry has ``round``; ``accuracy`` (percent) if it was measured; ``asked``, ``answered`` and ``refused`` sites, and
-``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``, means over the sites asked in the round, and
-``total_up`` and ``total_down``; ``seconds`` (wall clock, without measuring), ``server_seconds`` (of them not spent
-waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say, where they do), and ``memory``, the largest that
-the server's process has been so far, in bytes.
+An entry has ``round``; ``accuracy`` (percent) if it was measured, and of a stream ``seen``, that on the classes so far;
+``asked``, ``answered`` and ``refused`` sites, and ``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``,
+means over the sites asked in the round, and ``total_up`` and ``total_down``; ``seconds`` (wall clock, without
+measuring), ``server_seconds`` (of them not spent waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say,
+where they do), and ``memory``, the largest that the server's process has been so far, in bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fedcondense.flower.contract import Answer
 from fedcondense.flower.replies import Mailbox, Refusal
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.serialised import bytes_of_each
 from fedcondense.report.units import human_bytes
 
 __all__ = ["Tally", "accuracy_in", "line_of"]
@@ -48,8 +48,8 @@ class Tally:
 
     def reads(self, mailbox: Mailbox, answers: Iterable[Answer[Any]], refused: Iterable[Refusal]) -> None:
         """Count a stage: what was sent, the usable answers, and who was left out; silence is no refusal."""
-        for sent in mailbox.pushed:
-            self.sends(sent.site.node, message_bytes(sent.message))
+        for sent, nbytes in zip(mailbox.pushed, bytes_of_each(one.message for one in mailbox.pushed), strict=True):
+            self.sends(sent.site.node, nbytes)
         for answer in answers:
             self.takes(answer.site.node, answer.nbytes, answer.seconds)
         self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()}
@@ -92,7 +92,7 @@ class Tally:
 
 def accuracy_in(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Return what an entry takes of what was measured after a round."""
-    return {} if metrics is None or "accuracy" not in metrics else {"accuracy": round(float(metrics["accuracy"]), 3)}
+    return {name: round(float(metrics[name]), 3) for name in ("accuracy", "seen") if metrics and name in metrics}
 
 
 def line_of(entry: Mapping[str, Any]) -> str:

@@ -99,6 +99,7 @@ class Inbox:
         self.refused: dict[int, str] = {}
         self._down = bytes_down
         self._digests: dict[int, tuple[str, ...]] = {}  # of the parts of sets, by node
+        self._judged: tuple[tuple[tuple[int, ...], tuple[int, ...]], _Odd] | None = None  # for whom, and what
 
     def bytes_down(self) -> int:
         """Return what the questions took."""
@@ -146,24 +147,30 @@ class Inbox:
         """Return of which sets some parts are left out, by name, and why."""
         return self._odd().thinned
 
-    def forget(self, name: str) -> None:
-        """Drop what a site sent, as if it had been silent.
+    def answered(self) -> dict[str, str]:
+        """Return the keys of those whose answers came, by the names that they have beside all others."""
+        names = self._names({**self.refused, **self._odd().odd})
+        return {names[node].name: names[node].key for node in self.answers}
 
-        Args:
-            name: That `sorted` calls it by.
-        """
-        for node, site in self._names(self._odd().odd).items():
-            if site.name == name:
-                self.answers.pop(node, None)
-                self.claims.pop(node, None)
-                self._digests.pop(node, None)
-                self.refused[node] = "forgotten"
+    def forget(self, key: str) -> None:
+        """Drop what the site of a key sent, as if it had been silent."""
+        for node in [site.node for site in self.sites if site.key == key]:
+            self.answers.pop(node, None)
+            self.claims.pop(node, None)
+            self._digests.pop(node, None)
+            self.refused[node] = "forgotten"
 
     def _names(self, doubtful: Container[int]) -> dict[int, Site]:
         return names_of(self.sites, self.claims, self.names, doubtful)
 
     def _odd(self) -> _Odd:
-        """Return what does not go with the rest, and why."""
+        """Return what does not go with the rest, and why; the answers are looked at once while none comes or goes."""
+        there = tuple(self.answers), tuple(self.refused)
+        if self._judged is None or self._judged[0] != there:
+            self._judged = there, self._judge()
+        return self._judged[1]
+
+    def _judge(self) -> _Odd:
         names = self._names(self.refused)
         found = _Odd(same_key([names[node] for node in self.answers]), {}, {}, {})
         said = {node: kind for node, a in self.answers.items() if node not in found.odd and (kind := self.kind(a))}

@@ -29,6 +29,7 @@ from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
+from fedcondense.flower.node_log import OUTCOME
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
@@ -37,7 +38,7 @@ from fedcondense.identity import identity
 from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
 
-__all__ = ["answer", "check_carried", "drawer_of", "kept_by"]
+__all__ = ["answer", "check_carried", "check_wire", "drawer_of", "kept_by"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _STATE = "fedcondense"  # a node's state in a run
@@ -106,11 +107,6 @@ def answer(
     placed = place_of(context, desk)
     config, caps = placed.config, placed.caps
     about = About.of(content)
-    if about.wire > WIRE:
-        raise SettingError(
-            f"the server speaks wire {about.wire} (fedcondense {about.version}), this node wire {WIRE} (fedcondense "
-            f"{own_version()}); update fedcondense here"
-        )
     check_carried(kind, caps)
     task = read_question(content, kind, Limits(nbytes=caps.max_memory))
     if config.threads:
@@ -134,6 +130,7 @@ def answer(
             checkpoint.remove()
     else:
         _check_bytes(len(payload.to_bytes()), caps)
+        OUTCOME.set("kept")
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     shares = config.share_with == "sites"
@@ -162,6 +159,19 @@ def _keep_answer(kept: Kept, key: str, payload: Payload) -> None:
         kept.put(key, payload.to_bytes())
     except (OutputError, SettingError) as error:
         _LOG.warning("the answer is sent, but not kept: %s", error)
+
+
+def check_wire(about: About) -> None:
+    """Refuse a question of a wire that this node does not read yet.
+
+    Raises:
+        SettingError: One line with both versions; it travels to the server.
+    """
+    if about.wire > WIRE:
+        raise SettingError(
+            f"the server speaks wire {about.wire} (fedcondense {about.version}), this node wire {WIRE} (fedcondense "
+            f"{own_version()}); update fedcondense here"
+        )
 
 
 def check_carried(kind: type[Question], caps: Caps) -> None:

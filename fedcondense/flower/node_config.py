@@ -24,7 +24,7 @@ from fedcondense.flower.sites import is_name
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.machine import MOST_THREADS, usual_device
 
-__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "place_of"]
+__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "log_path", "place_of"]
 
 KEPT_BYTES = 1 << 30
 """What a node keeps between messages, all in all."""
@@ -52,6 +52,8 @@ class NodeConfig:
             strategies send them on. A node of public data shares them.
         ledger: The file of what was answered over the node's life; empty: one in the home folder for a node with data
             of its own, none for public data.
+        log: The file of who asked what and what left (`fedcondense.flower.node_log`); empty: beside the ledger, with
+            ``.log`` behind its name, none where there is no ledger.
     """
 
     name: str = ""
@@ -67,6 +69,7 @@ class NodeConfig:
     threads: int = number(0, 0, MOST_THREADS)
     cache: str = place()
     ledger: str = place()
+    log: str = place()
     share_with: str = "server"
 
 
@@ -163,6 +166,14 @@ def ledger_path(placed: Placed, desk: Desk) -> Path | None:
     named = f"{config.data}|{config.data_root}|{config.partition_id}|{config.num_partitions}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
     return Path.home() / ".fedcondense" / f"ledger-{digest}.jsonl"
+
+
+def log_path(placed: Placed, desk: Desk) -> Path | None:
+    """Return where questions and decisions are written; None where that is this process, or no ledger is kept."""
+    if placed.config.log and desk.is_counted:
+        return Path(placed.config.log)
+    ledger = ledger_path(placed, desk)
+    return None if ledger is None else ledger.with_name(f"{ledger.name}.log")
 
 
 def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:

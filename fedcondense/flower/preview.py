@@ -21,15 +21,16 @@ from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node import check_carried
-from fedcondense.flower.node_config import Desk, Placed, ledger_path, place_of
+from fedcondense.flower.node_config import Desk, Placed, ledger_path, log_path, place_of
+from fedcondense.flower.node_log import LogLine, NodeLog
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.settings import read
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 
-__all__ = ["Checked", "Preview", "check_node", "preview", "read_config"]
+__all__ = ["Checked", "Preview", "check_node", "preview", "read_config", "read_log"]
 
-_SILENT = ("cache", "ledger")  # keys that would leave traces
+_SILENT = ("cache", "ledger", "log")  # keys that would leave traces
 _PAIR = re.compile(r"""([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them: quotes keep spaces
 
 
@@ -85,6 +86,19 @@ def check_node(config: Mapping[str, Any]) -> Checked:
     path = ledger_path(placed, Desk())
     spent = Ledger.open(path, placed.allowance).spent() if path is not None and path.exists() else None
     return Checked(placed, placed.name(context), counts, few, spent)
+
+
+def read_log(config: Mapping[str, Any]) -> tuple[Path, list[LogLine], int]:
+    """Return a node's log: its file, its lines, and how many pieces of lines processes left that died.
+
+    Raises:
+        SettingError: The node keeps none.
+        ResumeError: It is damaged.
+    """
+    path = log_path(place_of(_context(config), Desk(is_stock=True)), Desk())
+    if path is None:
+        raise SettingError("this node keeps no log: its data are public; name a file to keep one, log = ...")
+    return path, *NodeLog(path).lines()
 
 
 @in_own_state

@@ -14,7 +14,7 @@ from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits, kind_of
 from fedcondense.flower.payloads import Payload
-from fedcondense.flower.serialised import message_bytes
+from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.untrusted import safe_text, some_names
 from fedcondense.flower.wire import own_version, read_answer
 from fedcondense.sets.synthetic import SyntheticSet
@@ -63,10 +63,12 @@ class Mailbox(Inbox):
         self.sent, self.examine = tuple(sent), examine
         self.pushed, self.again = self.sent, again  # all that was asked, those who refused and were asked again twice
         self._by_id: dict[str, Sent] = {}
+        self._by_node = {one.site.node: one for one in self.sent}
+        self._fresh, self._twice = list[int](), set[int]()  # nodes that refused just now, and that were asked again
 
     def bytes_down(self) -> int:
         """Return what the questions take, as they are sent."""
-        return sum(message_bytes(sent.message) for sent in self.pushed)
+        return sum(bytes_of_each(sent.message for sent in self.pushed))
 
     def take(self, message: Message) -> bool:
         """Read a reply; say whether it is a usable answer, as far as it alone can tell."""
@@ -79,8 +81,9 @@ class Mailbox(Inbox):
         if message.metadata.src_node_id not in (site.node, *([SUPERLINK_NODE_ID] if message.has_error() else [])):
             return False  # another node's, under this one's name
         if message.has_error():
-            self.refused[site.node] = _explained(message.error.reason or f"error {message.error.code} without a reason")
-            return False
+            return self._refuse(
+                site, _explained(message.error.reason or f"error {message.error.code} without a reason")
+            )
         try:
             received = read_answer(message.content, question.payload, self.limits.limits, self.limits.classes)
             self.claims[site.node] = received.about.site
@@ -91,29 +94,33 @@ class Mailbox(Inbox):
             answer = Answer(site, received.payload, *numbers)
             self.examine(answer)
         except UntrustedSetError as broken:
-            self.refused[site.node] = safe_text(str(broken))
-            return False
+            return self._refuse(site, safe_text(str(broken)))
         except Exception as surprise:  # what a sender thought of and nobody here did ends this answer, not the round
             _LOG.debug("the answer of node %d", site.node, exc_info=True)
-            self.refused[site.node] = safe_text(f"cannot be used ({type(surprise).__name__}: {surprise})")
-            return False
+            return self._refuse(site, safe_text(f"cannot be used ({type(surprise).__name__}: {surprise})"))
         self.answers[site.node] = answer
         return True
 
     def second(self) -> list[Sent]:
         """Return what is to be asked of those who refused and may be asked again; it is for the caller to push."""
-        asked_twice = {sent.site.node for sent in self.pushed if sent not in self.sent}
         more = {}
-        for sent in self.sent:
-            node = sent.site.node
-            question = self.again(sent.site, self.refused[node]) if node in self.refused else None
-            if question is not None and node not in asked_twice:
+        for node in sorted(set(self._fresh) - self._twice):
+            question = self.again(self._by_node[node].site, self.refused[node])
+            if question is not None:
                 more[node] = question
                 del self.refused[node]
-        self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
-        self.pushed += tuple(more.values())
-        self._by_id = {}
+        self._fresh = []
+        if more:
+            self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
+            self.pushed += tuple(more.values())
+            self._twice |= more.keys()
+            self._by_id = {}
         return list(more.values())
+
+    def _refuse(self, site: Site, reason: str) -> bool:
+        self.refused[site.node] = reason
+        self._fresh.append(site.node)
+        return False
 
     def open(self) -> set[str]:
         """Return the ids of the questions that nobody has answered yet: another node's reply answers none."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
@@ -184,14 +184,14 @@ class Rounds(Strategy):
         """What the rounds so far took per site that was ever asked: bytes up and down, and the site's seconds."""
         return spent_per_site(self.state)
 
-    def without(self, site: str, first: Inbox) -> State:
+    def without(self, site: Site, first: Inbox) -> State:
         """Return what the first round leaves if a site is silent in it: the others' answers are combined again.
 
         So it is where no answer of the first round depends on another site's, as in a round of one stage. A strategy
         for which that does not hold, or which can do it with several stages, overrides this.
 
         Args:
-            site: Its name.
+            site: Its name and key.
             first: What came back in the first round.
 
         Raises:
@@ -199,10 +199,10 @@ class Rounds(Strategy):
         """
         if len(self.stages) > 1:
             raise SettingError(
-                f"{type(self).__name__} asks in stages, whose answers depend on those before: leave {site} out and run "
-                "it anew in another folder"
+                f"{type(self).__name__} asks in stages, each of which depends on all answers before: run it anew "
+                f"without {site.name} in another folder"
             )
-        first.forget(site)
+        first.forget(site.key)
         return self.receive(1, self.stages[0], State(), first)[0].but(round=1)
 
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
@@ -213,8 +213,12 @@ class Rounds(Strategy):
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
 
+        packed: dict[int, tuple[Question, RecordDict]] = {}  # sites that are asked the same share it, weights included
+
         def sent_to(site: Site, task: Question) -> Sent:
-            content, kind = pack_question(task, server_round, self.limits.classes), f"query.{task.name}"
+            if id(task) not in packed:
+                packed[id(task)] = task, pack_question(task, server_round, self.limits.classes)
+            content, kind = packed[id(task)][1], f"query.{task.name}"
             message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
             return Sent(message, site, task.payload)
 

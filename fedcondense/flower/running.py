@@ -22,7 +22,7 @@ from fedcondense.flower.strategies.averaging import LocalTraining, training_conf
 from fedcondense.networks import build, default_network
 from fedcondense.training.fit import accuracy
 
-__all__ = ["accuracy_of_scores", "accuracy_of_weights", "checked_grid", "run_strategy", "scores_of"]
+__all__ = ["accuracy_of_scores", "accuracy_of_weights", "checked_grid", "over_seen", "run_strategy", "scores_of"]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -76,6 +76,15 @@ def accuracy_of_weights(arrays: ArrayRecord, side: ServerSide, test: Data) -> tu
     model = build(side.network or default_network(spec.shape), spec.shape, len(spec.classes), 0)
     settled(arrays, model).load_into(model)
     return accuracy(model.to(test.device), test)
+
+
+def over_seen(strategy: Strategy | None, per_class: Tensor, test: Data) -> dict[str, float]:
+    """Return percent right over the classes that a stream has brought so far; nothing of strategies without one."""
+    names = getattr(strategy, "seen", ())
+    known = torch.tensor([name in names for name in test.spec.classes]) & (test.counts > 0)
+    if not bool(known.any()):
+        return {}
+    return {"seen": round(float((per_class[known] * test.counts[known]).sum() / test.counts[known].sum()), 3)}
 
 
 def accuracy_of_scores(scores: Tensor, test: Data) -> tuple[float, Tensor]:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-__all__ = ["content_bytes", "message_bytes", "message_of", "message_parts", "over_the_wire"]
+__all__ = ["bytes_of_each", "content_bytes", "message_bytes", "message_of", "message_parts", "over_the_wire"]
 
 
 def message_bytes(message: Message) -> int:
     """Return how many bytes a message takes, its headers and metadata included."""
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+
+
+def bytes_of_each(messages: Iterable[Message]) -> Iterator[int]:
+    """Return how many bytes each message takes; a content that many share is serialised once."""
+    sizes: dict[int, int] = {}
+    for message in messages:
+        if not message.has_content():
+            yield message_bytes(message)
+            continue
+        content = message.content
+        if id(content) not in sizes:
+            sizes[id(content)] = content_bytes(content)
+        yield sizes[id(content)] + len(message.deflate())
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -17,6 +17,7 @@ from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data, load_data
 from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
+from fedcondense.flower.books import ages
 from fedcondense.flower.checked_grid import CheckedGrid, settled
 from fedcondense.flower.contract import State
 from fedcondense.flower.history import accuracy_in, line_of
@@ -26,7 +27,14 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, checked_grid, run_strategy, scores_of
+from fedcondense.flower.running import (
+    accuracy_of_scores,
+    accuracy_of_weights,
+    checked_grid,
+    over_seen,
+    run_strategy,
+    scores_of,
+)
 from fedcondense.flower.screens import check_screens, screen_of
 from fedcondense.flower.state_file import digest_of
 from fedcondense.flower.strategies import Entry, ServerSide
@@ -39,7 +47,7 @@ from fedcondense.training.evaluation import evaluate, train_on
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["ServedRun"]
+__all__ = ["ServedRun", "code_of", "side_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _UNFINISHED = "not finished: killed, or still running; resume = true, or this folder, goes on with it"
@@ -65,6 +73,7 @@ class ServedRun:
         self.numbered: Numbered | None = None  # around one of Flower's own
         self.grid: Grid | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
+        self.forgotten = list((before or {}).get("forgotten", []))  # who is not asked any more
 
     @in_own_state
     def __call__(
@@ -77,13 +86,13 @@ class ServedRun:
         """
         if test is None and settings.data:
             test = load_data(settings.data, settings.data_root or None).test
-        side = _side(settings, own, test)
+        side = side_of(settings, own, test)
         self.strategy = entry.make(side)
         check_screens(settings.screens, self.strategy)
         rounds = settings.num_rounds or entry.rounds
         self.row = {"about": entry.about(rounds)}
         self.classes = () if test is None else test.spec.classes
-        self.code = meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
+        self.code = code_of(settings, own, entry, test)
         grid: Grid = kept
         if isinstance(self.strategy, Rounds):
             self.strategy.keep = partial(self._keep, kept)
@@ -120,7 +129,7 @@ class ServedRun:
         if isinstance(self.strategy, Rounds) and not result.arrays and self.strategy.state.weights is not None:
             result.arrays = ArrayRecord(dict(self.strategy.state.weights.tensors))  # all rounds were done before
             if test is not None:
-                self._measure(result.arrays, side, test)
+                self.rounds[-1] |= accuracy_in(self._measure(result.arrays, side, test))
         if test is not None and (scores := scores_of(self.strategy, test)) is not None:
             percent, per_class = accuracy_of_scores(scores, test)
             self._measured(percent, None, per_class.tolist())
@@ -134,6 +143,9 @@ class ServedRun:
         Raises:
             ResumeError: It was another run, or one that cannot go on.
         """
+        if found := before.get("forgetting"):
+            again = f"fedcondense forget {found['site']} {self.folder.path}"
+            raise ResumeError(f"{self.folder.path}: a site is being forgotten; finish that first: {again}")
         now = {**_comparable(self.asked), "code": self.code}
         then = {**_comparable(before.get("settings", {})), "code": before.get("code", self.code)}
         if differs := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
@@ -147,6 +159,7 @@ class ServedRun:
             self.earlier[name] = [one for one in before.get(name, []) if one.get("round", 0) <= state.round]
         if isinstance(self.strategy, Rounds):
             self.strategy.state, self.strategy.history = state, self.rounds
+            self.strategy.barred = frozenset(str(one["key"]) for one in self.forgotten)
         elif self.numbered is not None:
             self.numbered.rounds_before = state.round
             hold(self.numbered, state.tensors)
@@ -158,6 +171,7 @@ class ServedRun:
 
     def _measure(self, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
         """Measure a round: of one-shot sets what several networks make of them, else the weights."""
+        seen: dict[str, float] = {}
         if isinstance(self.strategy, OneShot) and self.strategy.joined is not None:
             found = evaluate(self.strategy.joined, test, network=side.network or None)
             self.evaluation = found.to_dict()
@@ -165,7 +179,8 @@ class ServedRun:
         else:
             percent, per_class = accuracy_of_weights(arrays, side, test)
             self._measured(percent, None, per_class.tolist())
-        return MetricRecord({"accuracy": self.row["accuracy"]})
+            seen = over_seen(self.strategy, per_class, test)
+        return MetricRecord({"accuracy": self.row["accuracy"], **seen})
 
     def _measured(self, accuracy: float, spread: float | None, per_class: Sequence[float]) -> None:
         self.row |= {"accuracy": accuracy, "accuracy_std": spread, "per_class": plain(per_class)}
@@ -177,6 +192,9 @@ class ServedRun:
         self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
+        if strategy.state.round == 1:
+            self.folder.rounds.write_answers(1, strategy.inboxes[strategy.stages[0]])
+        strategy.inboxes = {}
         self.folder.write_refused(strategy.cut)
         self.folder.write_result(self.so_far())  # before the state: of rounds that are done it lacks nothing
         self.folder.write_state(strategy.state)
@@ -211,6 +229,8 @@ class ServedRun:
             "classes": list(self.classes or (() if joined is None else joined.classes)),
             "coverage": _coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
+            "ages": {} if rounds is None else ages(rounds.state),
+            "forgotten": self.forgotten,
             "code": self.code,
         }
 
@@ -226,6 +246,7 @@ class ServedRun:
             self._write_network(side, joined, result.arrays)
         named = settings.data or (joined.name if joined is not None else "")
         final = {"settings": {**asdict(settings), **_values(side), "data": named}, "digest": self._digest()}
+        final["asked"] = dict(self.asked)
         self.folder.write_result({**self.record(), **final})
         _LOG.info("wrote %s", self.folder.path)
 
@@ -246,7 +267,9 @@ class ServedRun:
         save_network(self.folder.path / "weights.safetensors", dict(weights.tensors), card, overwrite=True)
 
 
-def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
+def side_of(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
+    """Return what a strategy is made of, from a run's settings and what the server tests on."""
+
     def trained(joined: SyntheticSet) -> Any:
         if test is None:
             return train_network(joined, settings.network, seed=settings.seed)
@@ -256,6 +279,11 @@ def _side(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
     network, seed, screen = settings.network, settings.seed, screen_of(settings.screens)
     return ServerSide(own, trained, settings.asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
+
+
+def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None) -> str:
+    """Return the identity of a run's code and data: a run goes on with the same alone."""
+    return meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
 
 
 def _values(side: ServerSide) -> dict[str, Any]:

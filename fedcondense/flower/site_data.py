@@ -12,7 +12,7 @@ from flwr.app import Context
 
 from fedcondense.data import Data, load_train
 from fedcondense.data.catalogue import CATALOGUE
-from fedcondense.data.partitions import partition
+from fedcondense.data.partitions import FROM_FILE, partition
 from fedcondense.errors import SettingError, unknown
 from fedcondense.flower.kept import Kept, keep_data, kept_data
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, NodeConfig, place_of
@@ -49,6 +49,10 @@ def load_partition(context: Context) -> Data:
         known = unknown("data set", name[:100], CATALOGUE)
         raise SettingError(f"{known}; a node's own data are named in the node's config: data = ...")
     whole = NodeConfig(data=name, data_root=config.data_root, num_partitions=config.num_partitions)
+    if public.partition_by.startswith(FROM_FILE):
+        raise SettingError(
+            "the run's config names a file of this node; only the node's own config may: partition-by = ..."
+        )
     if not config.num_partitions:
         return _train(name, config.data_root or None)
     return _divided(public.onto(whole))[config.partition_id]

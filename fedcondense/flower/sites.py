@@ -105,7 +105,8 @@ def names_of(
     )
     nodes = {site.node for site in sites}
     for tier in tiers:
-        wanted = {node: name for node, name in tier.items() if node in nodes - names.keys() and is_name(name)}
+        left = nodes - names.keys()
+        wanted = {node: name for node, name in tier.items() if node in left and is_name(name)}
         often = Counter(name.casefold() for name in wanted.values())
         for node, name in sorted(wanted.items(), key=lambda item: (often[item[1].casefold()] > 1, item[0])):
             is_free = often[name.casefold()] == 1 and name.casefold() not in taken

@@ -34,11 +34,13 @@ class Latest:
         """Return each site's last set; of a set before it the classes that the new one lacks, where it can be cut."""
         found = dict(kept)
         for site, new in by_name(answers).items():
-            before = kept.get(site)
-            has = dict(zip(new.classes, new.counts().tolist(), strict=True))
-            gone = [] if before is None else [name for name in before.classes if not has.get(name)]
-            separable = before is not None and all(part.is_separable for part in before.parts)
-            older = before.restrict(gone) if before is not None and gone and separable else None
+            before, has = kept.get(site), _held(new)
+            older = None
+            if before is not None and (gone := [name for name in _held(before) if name not in has]):
+                if all(part.is_separable for part in before.parts):
+                    older = before.restrict(gone)
+                elif len(gone) == len(_held(before)):
+                    older = before  # the two have no class in common: nothing is to be cut
             found[site] = new if older is None else SyntheticSet.join([new, older])
         return _in_order(found)
 
@@ -100,3 +102,8 @@ def _stored(synthetic: SyntheticSet) -> dict[str, int]:
 
 def _in_order(found: Mapping[str, SyntheticSet]) -> dict[str, SyntheticSet]:
     return dict(sorted(found.items(), key=lambda item: natural(item[0])))
+
+
+def _held(one: SyntheticSet) -> list[str]:
+    """Return the classes of which a set has images."""
+    return [name for name, n in zip(one.classes, one.counts().tolist(), strict=True) if n]

@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
+from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
     NONE,
     ReportRow,
     headline,
-    list_of,
-    mapping_of,
-    number_of,
     read_result,
     read_rows,
     shown_cells,
     table,
 )
+from fedcondense.report.rounds import HEADING, lines_of, without_rounds
 from fedcondense.report.units import human_bytes
 from fedcondense.sets.pictures import grid, png
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
@@ -60,7 +59,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     counts = _counts(result)
     classes = _classes(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
-    clients = [_client(path) for path in sets[:_SHOWN_CLIENTS]]
+    away = mapping_of(result.get("ages"))
+    clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
     out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
     verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
     environment = jinja2.Environment(
@@ -77,6 +77,9 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         rows=[shown_cells(row) for row in rows],
         figures=_figures(rows),
         figure_text="; ".join(f"{row.label}: {row.measured}" for row in rows),
+        curves=_curves(rows),
+        pasts=[(without_rounds(row.label), lines_of(row.past)) for row in rows if len(row.past) > 1],
+        past_heading=HEADING,
         partition=mapping_of(result.get("partition")),
         classes=classes,
         counts=counts,
@@ -106,23 +109,65 @@ def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
 
 def _figures(rows: Sequence[ReportRow]) -> dict[str, str]:
     """Return accuracy against bytes as data URIs, for light and for dark paper; nothing if no row has both."""
-    from fedcondense.report.plots import DARK, LIGHT, Point, accuracy_by_bytes, svg
+    from fedcondense.report.plots import Point, accuracy_by_bytes, svg
 
     def spread(row: ReportRow) -> float:
         return row.accuracy_std if math.isfinite(row.accuracy_std) else 0.0
 
-    def series(row: ReportRow) -> int:
-        return 0 if row.is_ours else 1 if row.is_averaging else 2
-
-    points = [Point(row.label, row.bytes_up, row.accuracy, spread(row), series(row)) for row in rows]
+    points = [Point(row.label, row.bytes_up, row.accuracy, spread(row), _series(row)) for row in rows]
     if not any(math.isfinite(p.accuracy) and p.nbytes > 0 for p in points):
         return {}
-    inks = {"light": LIGHT, "dark": DARK}
-    return {name: _data_uri("image/svg+xml", svg(accuracy_by_bytes(points, ink))) for name, ink in inks.items()}
+    return {name: _data_uri("image/svg+xml", svg(accuracy_by_bytes(points, ink))) for name, ink in _inks().items()}
 
 
-def _client(path: Path) -> Client:
-    """Read what a client sent; a file that is refused becomes a sentence, not an error."""
+def _curves(rows: Sequence[ReportRow]) -> list[dict[str, str]]:
+    """Return accuracy over rounds and over bytes as data URIs, with what they say; none if no row has two rounds."""
+    from fedcondense.report.curves import Curve, over_bytes, over_rounds
+    from fedcondense.report.plots import svg
+
+    heads = [without_rounds(row.label) for row in rows]
+    curves = [
+        Curve(
+            head if heads.count(head) == 1 else row.label,  # how many rounds there were, the axis says
+            tuple(one.number for one in row.past),
+            tuple(one.accuracy for one in row.past),
+            tuple(one.so_far for one in row.past),
+            _series(row),
+        )
+        for row, head in zip(rows, heads, strict=True)
+        if any(math.isfinite(one.accuracy) for one in row.past)
+    ]
+    if not any(sum(map(math.isfinite, curve.accuracies)) > 1 for curve in curves):
+        return []
+    kinds = [("rounds", over_rounds)]
+    if any(math.isfinite(nbytes) for curve in curves for nbytes in curve.nbytes):
+        kinds.append(("bytes per site, up and down together", over_bytes))
+    ends = "; ".join(f"{curve.label}: {curve.rounds[-1]} rounds, {curve.accuracies[-1]:.1f} %" for curve in curves)
+    return [
+        {"over": over, "text": ends}
+        | {name: _data_uri("image/svg+xml", svg(draw(curves, ink))) for name, ink in _inks().items()}
+        for over, draw in kinds
+    ]
+
+
+def _series(row: ReportRow) -> int:
+    """Return in which of a plot's three colours a row is drawn."""
+    return 0 if row.is_ours else 1 if row.is_averaging else 2
+
+
+def _inks() -> dict[str, Any]:
+    from fedcondense.report.plots import DARK, LIGHT
+
+    return {"light": LIGHT, "dark": DARK}
+
+
+def _client(path: Path, away: Any = None) -> Client:
+    """Read what a client sent; a file that is refused becomes a sentence, not an error.
+
+    Args:
+        path: The file.
+        away: How long ago the client answered last, if it was absent since.
+    """
     name = f"client {path.stem.lstrip('0') or '0'}" if path.stem.isdecimal() else path.stem  # of format 1, by number
     try:
         synthetic = SyntheticSet.load(path)
@@ -141,7 +186,17 @@ def _client(path: Path) -> Client:
     summary = (
         f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)} ({synthetic.codec})"
     )
-    return Client(name, f"{summary}, for {records} records" if records else summary, rows)
+    summary = f"{summary}, for {records} records" if records else summary
+    return Client(name, f"{summary}{_age(mapping_of(away))}", rows)
+
+
+def _age(away: Mapping[str, Any]) -> str:
+    """Say since when a client was absent; nothing if it was not."""
+    rounds, last = number_of(away.get("rounds")), number_of(away.get("round"))
+    if not rounds >= 1:
+        return ""
+    day = f" ({str(away['at'])[:10]})" if away.get("at") else ""
+    return f"; of round {last:.0f}{day}, {rounds:.0f} round{'s' if rounds > 1 else ''} ago"
 
 
 def _counts(result: Mapping[str, Any]) -> list[list[int]]:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedcondense.errors import DataError
+from fedcondense.report.reading import list_of, mapping_of, number_of
+from fedcondense.report.rounds import PastRound, past_of
 from fedcondense.report.units import human_bytes
 from fedcondense.sets.selection import SELECTIONS
 
 __all__ = [
     "ReportRow",
     "headline",
-    "list_of",
-    "mapping_of",
-    "number_of",
     "read_result",
     "read_rows",
     "shown_cells",
@@ -47,6 +46,7 @@ class ReportRow:
         travels: What a client sends.
         seen: Who sees what.
         rounds: How many there were.
+        past: Each of them, as far as the file tells.
     """
 
     name: str
@@ -60,6 +60,7 @@ class ReportRow:
     travels: str = ""
     seen: str = ""
     rounds: int = 1
+    past: tuple[PastRound, ...] = ()
 
     @property
     def is_ours(self) -> bool:
@@ -70,6 +71,11 @@ class ReportRow:
     def is_averaging(self) -> bool:
         """Whether weights travel."""
         return self.travels.startswith("weights")
+
+    @property
+    def bytes_both(self) -> float:
+        """What a client sends and receives."""
+        return self.bytes_up + self.bytes_down
 
     @property
     def measured(self) -> str:
@@ -110,13 +116,16 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
     """Return the measured rows: synthetic images, then weights by rounds, then the others; what is missing is nan."""
     rows = []
     once = len(list_of(mapping_of(result.get("settings")).get("evaluation_seeds"))) == 1
-    for name, values in mapping_of(result.get("rows")).items():
+    measured = mapping_of(result.get("rows"))
+    of_the_run = result.get("rounds") if len(measured) == 1 else None  # of a server app, which has one row
+    for name, values in measured.items():
         values = mapping_of(values)
         numbers = {key: number_of(values.get(key)) for key in _NUMBERS}
         if once:
             numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
         per_class = tuple(map(number_of, list_of(values.get("per_class"))))
-        row = ReportRow(str(name), **numbers, per_class=per_class)  # type: ignore[arg-type]  # floats by name
+        past = past_of(values.get("history", of_the_run))
+        row = ReportRow(str(name), **numbers, per_class=per_class, past=past)  # type: ignore[arg-type]  # floats by name
         rows.append(replace(row, **_about(str(name), values.get("about"))))
     return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))
 
@@ -150,7 +159,7 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
     fedavg = [row for row in rows if row.is_averaging and math.isfinite(row.accuracy)]
     if fedavg:
         there = next((row for row in fedavg if row.accuracy >= ours.accuracy), None)
-        row = there or fedavg[-1]
+        row = there or max(fedavg, key=lambda row: row.accuracy)
         factor = row.bytes_up / ours.bytes_up if ours.bytes_up else math.nan
         cost = f"{row.measured} with {human_bytes(row.bytes_up)}, {factor:.3g} times the bytes"
         rounds = f"{row.rounds} round{'s' if row.rounds > 1 else ''}"
@@ -175,10 +184,11 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
 
 def table(rows: Sequence[ReportRow]) -> list[tuple[str, ...]]:
     """Return the rows as lines of text, a heading first."""
-    heading = ("way", "accuracy", "bytes up per client", "bytes down per client", "seconds")
+    heading = ("way", "accuracy", "bytes up per client", "bytes down per client", "in all", "seconds")
     lines = [shown_cells(row) for row in rows]
     measured = [c["measured"].replace(_JOINED, " ") for c in lines]
-    return [heading, *((c["label"], m, c["up"], c["down"], c["seconds"]) for c, m in zip(lines, measured, strict=True))]
+    names = ("up", "down", "both", "seconds")
+    return [heading, *((c["label"], m, *(c[n] for n in names)) for c, m in zip(lines, measured, strict=True))]
 
 
 def shown_cells(row: ReportRow) -> dict[str, Any]:
@@ -193,20 +203,6 @@ def shown_cells(row: ReportRow) -> dict[str, Any]:
         "measured": row.measured,
         "up": human_bytes(row.bytes_up) if math.isfinite(row.bytes_up) else NONE,
         "down": human_bytes(row.bytes_down) if math.isfinite(row.bytes_down) else NONE,
+        "both": human_bytes(row.bytes_both) if math.isfinite(row.bytes_both) else NONE,
         "seconds": f"{row.seconds:.1f}" if math.isfinite(row.seconds) else NONE,
     }
-
-
-def mapping_of(value: Any) -> Mapping[str, Any]:
-    """Return a mapping, empty in the place of anything else."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def list_of(value: Any) -> list[Any]:
-    """Return a list, empty in the place of anything else."""
-    return value if isinstance(value, list) else []
-
-
-def number_of(value: Any) -> float:
-    """Return a number, nan in the place of anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

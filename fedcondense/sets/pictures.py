@@ -102,7 +102,7 @@ def _named_rows(rows: Sequence[tuple[str, Image.Image]], gap: int = 6) -> Image.
     return canvas
 
 
-def printable(name: str) -> str:
+def printable(name: str, longest: int = _LONGEST) -> str:
     """Shorten a class name and drop what would break a line: names in a file are a stranger's."""
     text = "".join(c if c.isprintable() else " " for c in name)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

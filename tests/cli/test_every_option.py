@@ -118,7 +118,7 @@ def test_of_an_option_given_twice_the_last_counts_and_that_is_said(cli: Any, her
 OUTPUTS = [
     (path, option)
     for path, option in OPTIONS
-    if option.name == "output" and path[0] not in ("sweep", "federate", "export", "node")
+    if option.name == "output" and path[0] not in ("sweep", "federate", "join", "export", "node")
 ]
 
 
@@ -136,16 +136,17 @@ def test_outputs_that_cannot_be_are_refused_and_leave_what_is_there(cli: Any, he
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("command", ["federate", "sweep table"])
+@pytest.mark.parametrize("command", ["federate", "join", "sweep table"])
 @pytest.mark.parametrize("theirs", ["work", "table.md", "out.png"])
 def test_a_folder_with_somebody_s_own_files_of_our_names_is_refused(
     cli: Any, here: Path, command: str, theirs: str
 ) -> None:
     (here / theirs).write_text("precious")
     folder = here / "new.png" if theirs == "out.png" else here
-    if (command, theirs) in (("federate", "table.md"), ("sweep table", "work")):
+    if (command, theirs) in (("federate", "table.md"), ("join", "table.md"), ("sweep table", "work")):
         pytest.skip("not one of its names")
-    cli.refused(*command.split(), "nonsense", "--output", folder)
+    more = ("--manifest", "nowhere.toml") if command == "join" else ()
+    cli.refused(*command.split(), "nonsense", *more, "--output", folder)
     assert (here / theirs).read_text() == "precious"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ class TestFederate:
     def test_an_unknown_row_or_partition_names_the_closest(self, cli: Any, tmp_path: Path) -> None:
         assert "'one-shot'" in cli.refused("federate", "digits", "--rows", "oneshot", "--output", tmp_path / "a")
         assert "'dirichlet'" in cli.refused("federate", "digits", "--partition", "dirichle", "--output", tmp_path / "b")
+
+    def test_a_published_division_is_read_and_its_sha256_recorded(self, cli: Any, tmp_path: Path) -> None:
+        lists = tmp_path / "lists.json"
+        lists.write_text(
+            json.dumps({"client_idx": [list(range(100)), list(range(100, 150))], "client_classes": [[], []]})
+        )
+        row = ("--rows", "random-real", "--ipc", 1, "--seeds", 1, "--partition", f"file:{lists}")
+        result = cli.done("federate", "digits", *row, "--clients", 2, "--output", tmp_path / "run")
+        assert result["partition"]["settings"]["sha256"] == hashlib.sha256(lists.read_bytes()).hexdigest()
+        assert [sum(counts) for counts in result["partition"]["counts"]] == [100, 50]
+        told = cli.refused("federate", "digits", *row, "--output", tmp_path / "other")
+        assert "lists 2 clients, 10 were asked for" in told
 
 
 def test_a_missing_extra_names_the_pip_command(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("data", "plan", "condense", "evaluate", "relabel", "show", "federate", "report")
+COMMANDS = ("data", "plan", "condense", "evaluate", "relabel", "show", "federate", "report", "join", "train", "forget")
 
 
 class TestHelp:

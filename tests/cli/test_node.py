@@ -76,3 +76,23 @@ class TestPreview:
     )
     def test_a_wrong_question_is_one_line(self, cli: Any, home: Path, arguments: tuple[str, ...], said: str) -> None:
         assert said in cli.refused("node", "preview", 'data="digits"', *arguments)
+
+
+class TestLog:
+    def test_it_shows_what_was_asked_and_decided(self, cli: Any, home: Path) -> None:
+        from fedcondense.flower.node_log import LogLine, NodeLog
+
+        config = f'data="digits" ledger="{home / "ledger.jsonl"}"'
+        assert "nothing was asked yet" in cli.run("node", "log", config).stdout
+        log = NodeLog(home / "ledger.jsonl.log")
+        for k in range(3):
+            log.append(LogLine("2026-11-29T12:00:00+00:00", "condense", k + 1, 5, "0.1.0", 2, {"ipc": 10}, "", "kept"))
+        found = json.loads(cli.run("node", "log", config, "--last", 2, "--format", "json").stdout)
+        assert [line["round"] for line in found["lines"]] == [2, 3]
+        assert (found["all"], found["torn"]) == (3, 0)
+        assert "condense" in cli.run("node", "log", config).stdout
+
+    def test_a_node_without_one_and_a_damaged_one_are_one_line(self, cli: Any, home: Path) -> None:
+        assert "keeps no log" in cli.refused("node", "log", "max-ipc=3")
+        (home / "own.log").write_text("not a log")
+        assert "own.log" in cli.refused("node", "log", f'data="digits" log="{home / "own.log"}"')

@@ -16,6 +16,7 @@ from torch import nn
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.checked_grid import CheckedGrid, numbers_in, weights_in
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.wire import WIRE, About, own_version
 from fedcondense.networks import build
 
 NETWORKS = ("convnet1-w16", "convnet1-w16-batch")
@@ -161,6 +162,21 @@ class TestCheckedGrid:
     def test_a_site_without_data_has_not_failed(self) -> None:
         grid, replies = asked(lambda k: Error(2, "partition 1: has no data") if k == 1 else sound(k))
         assert (len(replies), grid.failed) == (3, 0)
+
+    def test_each_question_says_who_asks_and_by_which_wire(self) -> None:
+        seen = list[About]()
+        client = ClientApp()
+
+        @client.train()
+        def train(message: Message, context: Context) -> Message:
+            seen.append(About.of(message.content))
+            return Message(sound(0), reply_to=message)
+
+        with task_identity():
+            grid = CheckedGrid(InProcessGrid(client, 2), network())
+            shared = RecordDict({"config": ConfigRecord({"server-round": 3})})
+            list(grid.send_and_receive([Message(shared, node, "train") for node in grid.get_node_ids()]))
+        assert seen == [About(WIRE, own_version(), "train", 3)] * 2
 
     def test_nothing_but_failures_is_an_error_that_says_why(self) -> None:
         with pytest.raises(AggregationError, match=r"4 sites failed, 0 are left; \(b\)no\(/b\)"):

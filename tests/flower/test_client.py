@@ -21,7 +21,7 @@ from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.ledger import Allowance, Ledger
 from fedcondense.flower.payloads import Metrics
 from fedcondense.flower.strategies import TASKS
-from fedcondense.flower.wire import pack_question
+from fedcondense.flower.wire import WIRE, About, pack_question
 from fedcondense.networks import build
 
 Ask = Callable[..., Message]
@@ -97,11 +97,13 @@ class TestTrain:
         config = ConfigRecord({"network": "convnet1-w16", "classes": list(train.spec.classes)})
         return RecordDict({"arrays": ArrayRecord(dict(model.state_dict())), "config": config})
 
-    def asked(self, train: Data, node: dict[str, Any], caps: Caps = Caps(min_records=1)) -> Message:
-        client = make_client_app(lambda context: train, caps=caps)
+    def asked(self, train: Data, node: dict[str, Any], about: About | None = None) -> Message:
+        client, content = make_client_app(lambda context: train, caps=Caps(min_records=1)), self.content(train)
+        if about is not None:
+            content["about"] = about.record()
         with task_identity():
             grid = InProcessGrid(client, 1, node_config={"num-partitions": 0, **node})
-            return next(iter(grid.send_and_receive([Message(self.content(train), 100, "train")])))
+            return next(iter(grid.send_and_receive([Message(content, 100, "train")])))
 
     def test_flowers_own_message_is_answered_where_weights_are_allowed(self, train: Data) -> None:
         few = train.subset(torch.arange(64))
@@ -113,6 +115,15 @@ class TestTrain:
         few = torch.cat([torch.where(train.labels == 0)[0][:30], torch.where(train.labels == 1)[0][:5]])
         reply = self.asked(train.subset(few), {"allow-weights": True, "min-records": 6})
         assert reply.content.metric_records["metrics"]["num-examples"] == 30
+
+    def test_a_server_of_a_later_wire_is_refused_in_a_line_before_anything_is_charged(
+        self, train: Data, tmp_path: Path, reason_of: ReasonOf
+    ) -> None:
+        node = {"data": "digits", "ledger": str(tmp_path / "ledger"), "allow-weights": True}
+        reason = reason_of(self.asked(train, node, About(WIRE + 1, "9.0.0", "train")))
+        assert f"the server speaks wire {WIRE + 1} (fedcondense 9.0.0), this node wire {WIRE}" in reason
+        assert not (tmp_path / "ledger").exists()
+        assert not self.asked(train.subset(torch.arange(64)), node, About(WIRE, "0.1.0", "train")).has_error()
 
     def test_a_round_counts_as_a_question_and_one_that_is_refused_does_not(
         self, train: Data, tmp_path: Path, reason_of: ReasonOf

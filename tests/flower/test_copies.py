@@ -104,7 +104,7 @@ class TestInbox:
         assert [answer.site.name for answer in found.sorted()[0]] == ["a-1", "a-2", "b"]
         for node, claim in ((2, "a"), (3, "b")):
             fewer.answers[node], fewer.claims[node] = found.answers[node], claim
-        found.forget("a-1")
+        found.forget("1")
         assert found.sorted()[0] == fewer.sorted()[0]
         assert [(r.site.name, r.reason) for r in found.sorted()[1]] == [("node-1", "forgotten")]
 

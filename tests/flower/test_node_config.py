@@ -60,6 +60,7 @@ class TestConfig:
             ({"partition-id": 3, "num-partitions": 3}, "partition-id = 3 in this node's config; needed: 0 to 2"),
             ({"name": "../x"}, "name = '../x' in this node's config; needed: letters, digits"),
             ({"threads": -1}, "threads = -1; needed: a whole number from 0"),
+            ({"share-with": "all"}, "share-with = 'all' in this node's config; needed: server, or sites"),
         ],
     )
     def test_numbers_and_names_that_cannot_be_are_refused(self, config: dict[str, Any], needed: str) -> None:

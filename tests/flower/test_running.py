@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from flwr.app import ArrayRecord
 from fedcondense.data.images import Data
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.checked_grid import averageable
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, scores_of
+from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, over_seen, scores_of
 from fedcondense.flower.strategies import ServerSide
 from fedcondense.networks import build
 from fedcondense.training.fit import accuracy
@@ -49,3 +50,11 @@ def test_weights_of_another_network_are_refused(test: Data) -> None:
 
 def test_a_strategy_without_a_classifier_of_its_own_gives_no_scores(test: Data) -> None:
     assert scores_of(object(), test) is None
+
+
+def test_of_a_stream_the_classes_so_far_are_measured_by_their_records(test: Data) -> None:
+    per_class = torch.arange(10.0)
+    counts = test.counts[:3].tolist()
+    found = over_seen(SimpleNamespace(seen=("0", "1", "2")), per_class, test)  # type: ignore[arg-type]
+    assert found == {"seen": pytest.approx((counts[1] + 2 * counts[2]) / sum(counts), abs=1e-3)}
+    assert over_seen(object(), per_class, test) == {}  # type: ignore[arg-type]

@@ -33,6 +33,13 @@ class TestPublicData:
             with pytest.raises(SettingError, match="node's config"):
                 load_partition(context({}, {"data": name}))
 
+    def test_a_run_cannot_name_a_file_that_divides(self, tmp_path: Path) -> None:
+        (tmp_path / "lists.json").write_text("[[0, 1], [2]]")
+        for file in (tmp_path / "lists.json", tmp_path / "none.json"):
+            with pytest.raises(SettingError, match="only the node's own config may") as refused:
+                load_partition(context({"partition-id": 0, "num-partitions": 2}, {"partition-by": f"file:{file}"}))
+            assert str(tmp_path) not in str(refused.value)
+
     def test_a_run_cannot_say_where_data_are(self, train: Data, tmp_path: Path) -> None:
         images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
         np.savez(tmp_path / "digits.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
@@ -91,6 +98,11 @@ class TestOwnData:
         sizes = [len(load_partition(context(node))) for node in nodes]
         assert sum(sizes) == len(train)
         assert max(sizes) - min(sizes) <= 10
+
+    def test_a_file_that_their_own_config_names_divides_them(self, tmp_path: Path) -> None:
+        (tmp_path / "lists.json").write_text("[[0, 1, 5], [2]]")
+        node = {"data": "digits", "partition-id": 0, "num-partitions": 2, "partition-by": f"file:{tmp_path}/lists.json"}
+        assert len(load_partition(context(node))) == 3
 
     def test_a_key_that_nobody_knows_is_refused(self) -> None:
         with pytest.raises(SettingError, match="no setting is called 'dta'; did you mean 'data'"):

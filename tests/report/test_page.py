@@ -18,6 +18,7 @@ from PIL import Image
 
 from fedcondense.parametrizations.pixels import Pixels
 from fedcondense.report.page import write_report
+from fedcondense.report.results import NONE
 from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -178,6 +179,41 @@ def test_a_page_is_written_whatever_is_missing_or_odd(content: Any, tmp_path: Pa
     assert Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8")).open == []
 
 
+def rounds_of(number: int, **more: Any) -> dict[str, Any]:
+    known = {"round": number, "accuracy": 70.0 + number, "asked": 9, "answered": 8, "sites": 9, "memory": 5_000_000}
+    return {**known, "bytes_up": 10.0, "bytes_down": 20.0, "total_up": 90, "total_down": 180, "seconds": 1.0, **more}
+
+
+def test_rows_of_several_rounds_have_curves_and_a_table_each(tmp_path: Path) -> None:
+    """Over rounds and over bytes, for light and for dark paper; a row of one round is a point of them."""
+    rows = {
+        "one-shot": {**row(83, 40_000), "history": [rounds_of(1)]},
+        "fedavg-2": {**row(84, 80_000), "history": [rounds_of(1), rounds_of(2)]},
+    }
+    page = Page(write_report(write_run(tmp_path / "run", result(rows=rows))).read_text(encoding="utf-8"))
+    described = [a.get("alt") or "" for tag, a in page.tags if tag == "img"]
+    assert [text.partition(".")[0] for text in described if text.startswith("Accuracy over")][1:] == [
+        "Accuracy over rounds",
+        "Accuracy over bytes per site, up and down together",
+    ]
+    assert "one-shot: 1 rounds, 71.0 %; FedAvg: 2 rounds, 72.0 %" in " ".join(described)
+    assert "FedAvg: 2 rounds round accuracy answered" in page.text
+    assert f"2 72.0 % 8 of 9 10 B 20 B 60 B 1.0 {NONE} {NONE} 5 MB" in page.text
+
+
+def test_rounds_of_a_server_app_are_those_of_its_row(tmp_path: Path) -> None:
+    content = result(rows={"fedavg": row(84, 1_000)}, rounds=[rounds_of(1), {"round": 2, "accuracy": 84.0}])
+    page = Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8"))
+    assert f"2 84.0 % {NONE} of {NONE}" in page.text
+
+
+@pytest.mark.parametrize("rounds", [None, "many", [{"round": 1, "accuracy": 70.0}], [{"round": 1}, {"round": 2}]])
+def test_without_two_rounds_that_were_measured_there_are_no_curves(rounds: Any, tmp_path: Path) -> None:
+    content = result(rows={"one-shot": row(83, 40_000)}, rounds=rounds)
+    page = Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8"))
+    assert sum(tag == "img" for tag, _ in page.tags) == 1 + 2 * 2
+
+
 @pytest.mark.parametrize("is_shown", [False, True])
 def test_what_screens_left_out_is_told_and_shown_if_asked(is_shown: bool, tmp_path: Path) -> None:
     verdict = {"client": HOSTILE, "class": "cat", "weight": 0.25, "why": HOSTILE, "round": 1}
@@ -190,6 +226,12 @@ def test_what_screens_left_out_is_told_and_shown_if_asked(is_shown: bool, tmp_pa
     assert "25 %" in page.text
     assert "For 1 classes of sites there were not enough others" in page.text
     assert ("ward" in page.text) == is_shown
+
+
+def test_an_absent_client_is_shown_with_the_age_of_its_set(tmp_path: Path) -> None:
+    ages = {"00": {"rounds": 2, "round": 1, "at": f"2026-11-29{HOSTILE}"}, "01": {"rounds": "x"}, "02": 3}
+    text = write_report(write_run(tmp_path / "run", result(ages=ages))).read_text()
+    assert text.count("of round 1 (2026-11-29), 2 rounds ago") == 1
 
 
 def test_half_a_character_of_a_stranger_is_a_question_mark(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fedcondense.flower.history import accuracy_in
 from fedcondense.flower.hosts.inprocess import log_from, run_in_process
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import plain
-from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, run_strategy, scores_of
+from fedcondense.flower.running import accuracy_of_scores, accuracy_of_weights, over_seen, run_strategy, scores_of
 from fedcondense.flower.strategies import STRATEGIES, Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import InBytes, family_of
 from fedcondense.flower.strategies.one_shot import Condense, OneShot
@@ -243,9 +243,10 @@ class Runner:
             if not server_round:
                 return None
             percent, per_class = accuracy_of_weights(arrays, side, bench.test)
-            history.append({"round": server_round, **accuracy_in({"accuracy": percent})})
+            metrics = {"accuracy": percent, **over_seen(strategy, per_class, bench.test)}
+            history.append({"round": server_round, **accuracy_in(metrics)})
             measured.update(accuracy=percent, accuracy_std=None, per_class=plain(per_class.tolist()))
-            return MetricRecord({"accuracy": percent})
+            return MetricRecord({**metrics})
 
         result, spent = self._start(row, side, strategy, measure)
         measured |= {**spent, "history": strategy.history if isinstance(strategy, Rounds) else history}

@@ -8,6 +8,7 @@ from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.feature_statistics import FEATURE_STATISTICS
 from fedcondense.flower.strategies.fedaf import FEDAF
 from fedcondense.flower.strategies.growing import GROWING
+from fedcondense.flower.strategies.incremental import INCREMENTAL
 from fedcondense.flower.strategies.iterative import ITERATIVE
 from fedcondense.flower.strategies.one_shot import ONE_SHOT
 from fedcondense.flower.strategies.ridge import RIDGE
@@ -22,6 +23,7 @@ STRATEGIES: dict[str, Entry] = {
     "iterative": ITERATIVE,
     "fedaf": FEDAF,
     "dynafed": DYNAFED,
+    "incremental": INCREMENTAL,
     **AVERAGING,
     "random-real": selection("random", "random real"),
     "half-resolution-real": selection("half-resolution", "half-resolution real", "real images, half resolution"),

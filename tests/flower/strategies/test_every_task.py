@@ -44,9 +44,9 @@ def usual(kind: type[Question], data: Data) -> Question:
     """Return a small question of a kind."""
     classes = data.spec.classes
     network = build(NETWORK, data.spec.shape, len(classes), 0)
-    weights: Weights | Packed = Weights.of(network)
-    if get_type_hints(kind).get("weights") is Packed:
-        weights = Packed.of(weights.tensors, network)
+    plain = Weights.of(network)
+    is_packed = get_type_hints(kind).get("weights") is Packed
+    weights = Packed.of(plain.tensors, network) if is_packed else plain
     values = {"ipc": 1, "steps": 2, "networks": 2, "network": NETWORK, "classes": classes, "weights": weights}
     values |= {"objective": "dm", "seed": 300, "trained": 0}
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]

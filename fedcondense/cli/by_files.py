@@ -1,0 +1,204 @@
+"""A federation by files, and a site that is forgotten: `join`, `train`, `forget`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedcondense.cli.outputs import RUN, check_output_folder
+from fedcondense.cli.sets import Network, Seed
+from fedcondense.cli.terminal import (
+    DataRoot,
+    Device,
+    Format,
+    Output,
+    Plugin,
+    Threads,
+    columns,
+    command,
+    emit,
+    finish,
+    given,
+    note,
+    set_up,
+    typed,
+)
+from fedcondense.cli.usage import Command
+from fedcondense.cli.values import Whole
+from fedcondense.machine import usual_device
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(
+        cls=Command, epilog="Example: fedcondense join inbox/*.safetensors --manifest sites.toml --output runs/mail"
+    )(join)
+    app.command(cls=Command, epilog="Example: fedcondense train runs/mail --data fashion-mnist")(train)
+    app.command(cls=Command, epilog="Example: fedcondense forget hospital-b runs/mail")(forget)
+
+
+@command
+def join(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    manifest: Annotated[Path, typer.Option(help="A .toml or .json with sites: NAME = SHA-256 of its file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run's folder; what it holds goes on.")],
+    data: Annotated[
+        str | None, typer.Option(help="A data set whose shape and classes the sets must have; default: any.")
+    ] = None,
+    screens: Annotated[
+        str | None, typer.Option(help="What judges sets, by commas: agreement, means, share; or all. Default: nothing.")
+    ] = None,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    form: Output = Format.text,
+) -> None:
+    """Take in FILEs that sites handed in (by mail, in a drop folder), as answers of a federation.
+
+    The manifest alone says whose a file is; what a file is called or claims decides nothing. Files that cannot be used
+    are a line each, and the others go on. Call it again when more have come: what was taken in is passed over, a late
+    site is in, and of each site the last set counts. With allowed_signers = FILE in the manifest each file needs a
+    signature of its site: ssh-keygen -Y sign -n fedcondense -f KEY FILE.
+
+    JSON keys: `taken` (file by site), `refused` (a list of `client` and `reason`), `known` (files that were taken in
+    before), `remarks` (by site, of which a part is left out), `sites` (who has a set now), `ages` (of absent sites),
+    `images`, `round`, `output`.
+    """
+    from fedcondense.flower.by_files import join as join_files
+    from fedcondense.flower.manifest import read_manifest
+    from fedcondense.flower.run_folder import RunFolder
+
+    set_up(plugins=plugin)
+    check_output_folder(output, RUN)
+    read = read_manifest(manifest)
+    root = None if data_root is None else str(data_root)
+    with _quiet():
+        joined = join_files(output, files, read, screens=screens, data=data, data_root=root)
+    for refusal in joined.refused:
+        note(f"{refusal.site.name} is left out: {refusal.reason}")
+    for name, remark in joined.remarks.items():
+        note(f"{name}: {remark}")
+    if joined.known:
+        note(f"{len(joined.known)} files were taken in before")
+    state = joined.state
+    record = RunFolder(output).read_result() if state.round else {}
+    result = {
+        "taken": joined.taken,
+        "refused": [{"client": site.name, "reason": reason} for site, reason in joined.refused],
+        "known": joined.known,
+        "remarks": joined.remarks,
+        "sites": list(state.sets),
+        "ages": record.get("ages", {}),
+        "images": sum(map(len, state.sets.values())),
+        "round": state.round,
+        "output": output,
+    }
+    lines: list[Sequence[object]] = [("taken in", ", ".join(joined.taken) or "nothing new")]
+    lines += [("sites", f"{len(state.sets)} with a set"), ("images", result["images"])]
+    emit(result, columns(lines), form)
+    wrote = [_report(output)] if joined.taken else []
+    finish(wrote, ["train", output, *typed(data=data, data_root=data_root)] if state.sets else None)
+
+
+@command
+def train(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Option(help="Whose test split it is tested on; default: what `join` was told, if anything.")
+    ] = None,
+    network: Network = None,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that are measured; one is kept.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(click_type=Whole(1, 10**9), help="Steps of training; default: the usual ones.")
+    ] = None,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    device: Device = None,
+    threads: Threads = None,
+    form: Output = Format.text,
+) -> None:
+    """Train a network on the sets in FOLDER, where `join` put them, and measure it if there are data to test on.
+
+    It leaves weights.safetensors there, for fedcondense.load_network(FOLDER), and the report.
+
+    JSON keys: `accuracy` (percent; null where nothing was tested on), `accuracy_std`, `per_class`, `images`,
+    `clients`, `data`, `output`.
+    """
+    from fedcondense.data.loading import load_data
+    from fedcondense.flower.files_run import Trained
+    from fedcondense.flower.files_run import train as train_on_files
+    from fedcondense.flower.run_folder import RunFolder
+
+    set_up(threads, plugin)
+    record = RunFolder(folder).read_result() if RunFolder(folder).holds_run() else {}
+    name = data if data is not None else str(record.get("settings", {}).get("data") or "")
+    test = load_data(name, data_root).test.to(device or usual_device()) if name else None
+    how = Trained(seed=seed, seeds=seeds, data=name, **given(network=network, steps=steps))
+    with _quiet():
+        row = train_on_files(folder, how, test)
+    result = {key: row.get(key) for key in ("accuracy", "accuracy_std", "per_class", "images", "clients")}
+    reached = "not measured; give --data" if row.get("accuracy") is None else f"{row['accuracy']:.1f} % on {name}"
+    lines = [("sites", row["clients"]), ("images", row["images"]), ("accuracy", reached)]
+    emit(result | {"data": name, "output": folder}, columns(lines), form)
+    finish([folder / "weights.safetensors", _report(folder)], None)
+
+
+@command
+def forget(
+    site: Annotated[str, typer.Argument(metavar="SITE")],
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Option(help="What the server tested on, where the run's settings do not name it.")
+    ] = None,
+    data_root: DataRoot = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    form: Output = Format.text,
+) -> None:
+    """Make the run in FOLDER what it would be if SITE had never answered.
+
+    What it sent is deleted, and so is all that follows from it: the first round is combined anew from the others'
+    answers, later ones are dropped, and `flwr run` with resume = true runs them again without the site. What other
+    sites or people received cannot be recalled.
+
+    JSON keys: `site`, `rounds` (from its first answer on), `round` (that the run stands after), `left` (what is still
+    to do), `went_down` (rounds in which sites were sent something that followed from its answers), `output`.
+    """
+    from fedcondense.data.loading import load_data
+    from fedcondense.flower.forgetting import forget as forget_site
+
+    set_up(threads, plugin)
+    test = load_data(data, data_root).test if data else None
+    with _quiet():
+        done = forget_site(folder, site, test=test, data_root=None if data_root is None else str(data_root))
+    result = {**done._asdict(), "output": folder}
+    lines: list[Sequence[object]] = [("forgotten", done.site), ("round", f"{done.round}, after which the run stands")]
+    lines += [("left to do", done.left)] if done.left else []
+    emit(result, columns(lines), form)
+    down = ", ".join(map(str, done.went_down))
+    others = f"; in rounds {down} the other sites were sent what followed from its answers" if down else ""
+    note(f"what others received cannot be recalled: copies of this folder, its network, its report{others}")
+    finish([_report(folder)], None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Flower's log of rounds to itself: who is left out is printed here."""
+    import logging
+
+    from fedcondense.flower.hosts.inprocess import log_from
+
+    with log_from(logging.ERROR):
+        yield
+
+
+def _report(folder: Path) -> Path:
+    from fedcondense.report.page import write_report
+
+    return write_report(folder)
