@@ -24,6 +24,7 @@ import deployed
 import deployment
 import federated
 import federated_bytes
+import growing
 import gpu
 import incremental
 import iterative
@@ -247,6 +248,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation.table,
     "labels": labels.table,
     "federated bytes": federated_bytes.table,
+    "growing": growing.table,
     "large": large.table,
     "large tried": large.tried,
     **coded_tables.TABLES,
