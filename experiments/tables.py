@@ -25,8 +25,8 @@ import deployment
 import divisions
 import federated
 import federated_bytes
-import growing
 import gpu
+import growing
 import incremental
 import iterative
 import labels
