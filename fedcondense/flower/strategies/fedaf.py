@@ -203,9 +203,8 @@ class FedAF(FedDM):
     smaller, in the training loop that all strategies share.
 
     Args:
-        spec: As in `FedDM`, and so is `fit`.
+        spec: As in `FedDM`, and so are `fit` and `store`.
         task: What is asked; the strategy sets weights, classes, logits and the round's seed.
-        store: Which sets it trains on.
         limits: What a reply may hold; None: what `spec` says.
         screen: Judges sets per site and class.
         asked: As in `Rounds`.
