@@ -22,6 +22,7 @@ import continual
 import continual_protocols
 import deployed
 import deployment
+import divisions
 import federated
 import federated_bytes
 import gpu
@@ -31,6 +32,9 @@ import labels
 import large
 import plan_bytes
 import screens
+import superlink
+import thousands
+import versions
 from cells import RESULTS, read
 from trust import __main__ as trust
 
@@ -247,6 +251,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation.table,
     "labels": labels.table,
     "federated bytes": federated_bytes.table,
+    "divisions": divisions.table,
+    "superlink": superlink.table,
+    "thousands": thousands.table,
+    "versions": versions.table,
     "large": large.table,
     "large tried": large.tried,
     **coded_tables.TABLES,

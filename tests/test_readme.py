@@ -38,6 +38,7 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
     '"steps": 200': '"steps": 2, "ipc": 1',
     '"fedavg-5"': '"fedavg-1"',
     "condense digits --ipc 10": "condense digits --ipc 1 --steps 2 --seeds 1",
+    "--ipc 10 --seed 17": "--ipc 1 --steps 2 --seed 17",
     "one-shot,iterative-3,fedavg-3": "one-shot,iterative-1,fedavg-1 --clients 3 --ipc 1 --steps 2 --seeds 1",
     "--budget 5": "--steps 2 --sets 1 --networks 1 --controls random",
     "folder:/data/site0": "digits",
@@ -61,6 +62,11 @@ COMMANDS_NOT_RUN = {  # by how the command begins
     "flower-superlink": "as above",
     "flower-superexec": "as above",
     "flower-supernode": "as above",
+    "sha256sum": "of a file that a site condensed, above it",
+    "ssh-keygen -Y sign": "needs a key; tests/flower/test_manifest.py signs with one",
+    "fedcondense join inbox": "needs files of sites and a manifest; tests/cli/test_by_files.py has both",
+    "fedcondense train runs/mail": "as above",
+    "fedcondense forget south": "as above",
     "fedcondense report /tmp/one-shot": "of the `flwr run` above it",
 }
 

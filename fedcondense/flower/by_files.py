@@ -21,6 +21,7 @@ from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.files_run import FilesRun, Joined, Taken
 from fedcondense.flower.inbox import Inbox, Refusal
 from fedcondense.flower.manifest import Manifest, signature_fault
+from fedcondense.flower.payloads import Payload
 from fedcondense.flower.replies import check_set
 from fedcondense.flower.sites import natural
 from fedcondense.flower.untrusted import safe_text
@@ -79,7 +80,7 @@ class _Post:
     def __init__(self, manifest: Manifest, run: FilesRun) -> None:
         self.manifest, self.run, self.limits = manifest, run, run.rounds.limits
         self.owners = {listed.sha256: name for name, listed in manifest.sites.items()}
-        self.answers: dict[str, Answer[SyntheticSet]] = {}  # by site
+        self.answers: dict[str, Answer[Payload]] = {}  # by site
         self.reasons: dict[str, str] = {}  # why a site has none
         self.strays = [Refusal(Site(safe_text(name, 80)), fault) for name, fault in manifest.faults.items()]
         self.known: list[str] = []
@@ -114,7 +115,7 @@ class _Post:
             except UntrustedSetError as broken:
                 self.reasons[name] = safe_text(str(broken))
 
-    def _answer(self, name: str, file: Path, blob: bytes) -> Answer[SyntheticSet]:
+    def _answer(self, name: str, file: Path, blob: bytes) -> Answer[Payload]:
         listed, signers = self.manifest.sites[name], self.manifest.allowed_signers
         if signers is not None:
             signature = listed.signature or file.with_name(f"{file.name}.sig")

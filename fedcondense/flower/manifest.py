@@ -74,8 +74,9 @@ def read_manifest(path: Path) -> Manifest:
     known = ("allowed_signers", "sites")
     wrong = [unknown("key of a manifest", str(key)[:60], known) for key in given if key not in (*known, _TWICE)]
     wrong += [f"{name!r:.60} stands there twice" for name in given.get(_TWICE, ())]
-    sites, signers = given.get("sites"), given.get("allowed_signers")
-    if not isinstance(sites, dict) or not sites:
+    signers, found = given.get("allowed_signers"), given.get("sites")
+    sites: dict[Any, Any] = found if isinstance(found, dict) else {}
+    if not sites:
         wrong.append("no sites; needed: a table called sites, NAME = SHA-256")
     if signers is not None and not (isinstance(signers, str) and signers):
         wrong.append("allowed_signers is no path")

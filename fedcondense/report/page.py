@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
+from fedcondense.report.at_sites import at_sites
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
     NONE,
@@ -29,7 +30,7 @@ from fedcondense.report.units import human_bytes
 from fedcondense.sets.pictures import grid, png
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
-__all__ = ["Client", "headline", "read_result", "read_rows", "table", "write_report"]
+__all__ = ["Client", "headline", "read_result", "read_rows", "said_of", "table", "write_report"]
 
 _SHOWN_IMAGES = 20  # of a class and client; the file itself holds the rest
 _SHOWN_CLIENTS = 100
@@ -59,7 +60,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     counts = _counts(result)
     classes = _classes(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
-    clients = [_client(path) for path in sets[:_SHOWN_CLIENTS]]
+    away = mapping_of(result.get("ages"))
+    clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
     out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
     verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
     environment = jinja2.Environment(
@@ -72,7 +74,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     page = environment.get_template("report.html.j2").render(
         title=_title(result, rows),
         error=result.get("error"),
-        headline=headline(rows),
+        headline=said_of(result, rows),
         rows=[shown_cells(row) for row in rows],
         figures=_figures(rows),
         figure_text="; ".join(f"{row.label}: {row.measured}" for row in rows),
@@ -95,6 +97,13 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     )
     blob = page.encode(errors="replace")  # half a character, in whatever text of a stranger, is a question mark
     return write_file(directory / "report.html", blob, overwrite=True)
+
+
+def said_of(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
+    """Return in sentences how rows compare, and what sites say; where the server measured nothing, that alone."""
+    sites = at_sites(result)
+    is_measured = any(math.isfinite(row.accuracy) for row in rows)
+    return [*(headline(rows) if is_measured or not sites else []), *sites]
 
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
@@ -160,8 +169,13 @@ def _inks() -> dict[str, Any]:
     return {"light": LIGHT, "dark": DARK}
 
 
-def _client(path: Path) -> Client:
-    """Read what a client sent; a file that is refused becomes a sentence, not an error."""
+def _client(path: Path, away: Any = None) -> Client:
+    """Read what a client sent; a file that is refused becomes a sentence, not an error.
+
+    Args:
+        path: The file.
+        away: How long ago the client answered last, if it was absent since.
+    """
     name = f"client {path.stem.lstrip('0') or '0'}" if path.stem.isdecimal() else path.stem  # of format 1, by number
     try:
         synthetic = SyntheticSet.load(path)
@@ -180,7 +194,17 @@ def _client(path: Path) -> Client:
     summary = (
         f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)} ({synthetic.codec})"
     )
-    return Client(name, f"{summary}, for {records} records" if records else summary, rows)
+    summary = f"{summary}, for {records} records" if records else summary
+    return Client(name, f"{summary}{_age(mapping_of(away))}", rows)
+
+
+def _age(away: Mapping[str, Any]) -> str:
+    """Say since when a client was absent; nothing if it was not."""
+    rounds, last = number_of(away.get("rounds")), number_of(away.get("round"))
+    if not rounds >= 1:
+        return ""
+    day = f" ({str(away['at'])[:10]})" if away.get("at") else ""
+    return f"; of round {last:.0f}{day}, {rounds:.0f} round{'s' if rounds > 1 else ''} ago"
 
 
 def _counts(result: Mapping[str, Any]) -> list[list[int]]:

@@ -1,9 +1,10 @@
 #!/bin/sh
 # One SuperLink and two SuperNodes on this machine, as on three: TLS, and nodes that are known by their keys.
 # Usage: strategies/one-shot/deploy.sh [FOLDER]    keys, certificates, logs and the result go to FOLDER (./deployment)
+# Another strategy: APP=strategies/anchored NODE='allow-weights=true share-with="sites"' RUN='num-rounds=3' deploy.sh FOLDER
 set -eu
 
-app=$(cd "$(dirname "$0")" && pwd)
+app=$(cd "${APP:-$(dirname "$0")}" && pwd)
 mkdir -p "${1:-deployment}"
 cd "${1:-deployment}"
 here=$(pwd)
@@ -60,7 +61,7 @@ for node in 0 1; do
         --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
         --isolation process --superexec-auth-secret-file superexec.secret \
         --node-config "partition-id=$node num-partitions=2 data='digits' max-ipc=10 max-seconds=600.0 \
-            ledger='$here/node$node-ledger.jsonl'" \
+            ledger='$here/node$node-ledger.jsonl' ${NODE:-}" \
         > "node$node.log" 2>&1 &
     started="$started $!"
     flower-superexec --insecure --runtime-api-address "127.0.0.1:$((port + 100 + node))" \
@@ -70,7 +71,10 @@ done
 
 # 5. The round. `flwr run` exits with 0 whatever happened: the result's folder says how it ended.
 rm -rf result
-flwr run "$app" tls --stream --run-config "ipc=${IPC:-2} steps=${STEPS:-200} output=\"$here/result\""
+flwr run "$app" tls --stream --run-config "${RUN-ipc=${IPC:-2} steps=${STEPS:-200}} output=\"$here/result\""
 flwr list --format json > runs.json
-[ -f result/joined.safetensors ] || { echo "the run failed, see $here/result/result.json and the logs" >&2; exit 1; }
+if ! [ -f result/result.json ] || grep -q '"error"' result/result.json; then
+    echo "the run failed, see $here/result/result.json and the logs" >&2
+    exit 1
+fi
 echo "wrote $here/result"

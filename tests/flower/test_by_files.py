@@ -211,7 +211,7 @@ class TestJoin:
         key = desk.drop / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         (desk.drop / "signers").write_text(f"site-0,site-1 {key.with_suffix('.pub').read_text()}")
-        sign = ["ssh-keygen", "-Y", "sign", "-n", "fedcondense", "-f", key, desk.drop / "site-0.safetensors"]
+        sign = ["ssh-keygen", "-Y", "sign", "-n", "fedcondense", "-f", str(key), str(desk.drop / "site-0.safetensors")]
         subprocess.run(sign, check=True, capture_output=True)
         joined = desk.join(digests, allowed_signers="signers")
         assert joined.taken == {"site-0": "site-0.safetensors"}

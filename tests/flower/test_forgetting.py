@@ -25,7 +25,7 @@ from fedcondense.flower.inbox import Inbox, ReplyLimits
 from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.server import make_server_app
 from fedcondense.flower.settings import keys_of
-from fedcondense.flower.strategies import STRATEGIES
+from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot
 from fedcondense.networks.saved import load_network
 from fedcondense.report.page import write_report
@@ -67,7 +67,7 @@ def quick() -> Iterable[None]:
     with pytest.MonkeyPatch.context() as patch:
         for function in ("evaluate", "train_on"):
             patch.setattr(served_run, function, partial(getattr(served_run, function), recipe=Fit(steps=5)))
-        patch.setattr(served_run, "ServerSide", partial(served_run.ServerSide, recipe=Fit(steps=5)))
+        patch.setattr(served_run, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
         patch.setattr("fedcondense.flower.asking._POLL_S", 0)
         yield
 
@@ -82,7 +82,7 @@ def client(few: Data) -> ClientApp:
 
 def serve(grid: Some, name: str, output: Path, test: Data, rounds: int, **config: Any) -> Some:
     own = {key: value for key, value in TINY.items() if key in keys_of(type(STRATEGIES[name].settings))}
-    asked = {"strategy": name, "network": "convnet1-w16", "seed": 3, "num-rounds": rounds, **own}
+    asked: dict[str, Any] = {"strategy": name, "network": "convnet1-w16", "seed": 3, "num-rounds": rounds, **own}
     asked |= {"min-available-nodes": 2, "min-replies": 2, "grace": 0.0, "output": str(output), **config}
     with task_identity():
         make_server_app(test=test)(grid, Context(1, 0, {}, RecordDict(), asked))

@@ -228,6 +228,12 @@ def test_what_screens_left_out_is_told_and_shown_if_asked(is_shown: bool, tmp_pa
     assert ("ward" in page.text) == is_shown
 
 
+def test_an_absent_client_is_shown_with_the_age_of_its_set(tmp_path: Path) -> None:
+    ages = {"00": {"rounds": 2, "round": 1, "at": f"2026-11-29{HOSTILE}"}, "01": {"rounds": "x"}, "02": 3}
+    text = write_report(write_run(tmp_path / "run", result(ages=ages))).read_text()
+    assert text.count("of round 1 (2026-11-29), 2 rounds ago") == 1
+
+
 def test_half_a_character_of_a_stranger_is_a_question_mark(tmp_path: Path) -> None:
     odd = {"client": "a", "reason": "half a \ud83d"}
     page = write_report(write_run(tmp_path / "run", result(refused=[odd], settings={"data": "\udc00"})))

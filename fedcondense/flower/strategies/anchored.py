@@ -114,7 +114,8 @@ class Anchored(Rounds):
         if self.spec is not None:
             return self.spec
         told = json.loads(str(state.numbers["spec"]))
-        return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+        fields_of: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in told.items()}
+        return Spec(**fields_of)
 
     def _network(self, state: State) -> tuple[str, nn.Module]:
         """Return the global network's name, and one as it was before the first round."""
