@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.ambient import in_own_state
-from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data, load_data
 from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
@@ -27,6 +26,7 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
+from fedcondense.flower.run_identity import code_of, comparable, plain_settings
 from fedcondense.flower.running import (
     accuracy_of_scores,
     accuracy_of_weights,
@@ -47,11 +47,10 @@ from fedcondense.training.evaluation import evaluate, train_on
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["ServedRun", "code_of", "side_of"]
+__all__ = ["ServedRun", "side_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _UNFINISHED = "not finished: killed, or still running; resume = true, or this folder, goes on with it"
-_FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
 
 
 class ServedRun:
@@ -146,8 +145,8 @@ class ServedRun:
         if found := before.get("forgetting"):
             again = f"fedcondense forget {found['site']} {self.folder.path}"
             raise ResumeError(f"{self.folder.path}: a site is being forgotten; finish that first: {again}")
-        now = {**_comparable(self.asked), "code": self.code}
-        then = {**_comparable(before.get("settings", {})), "code": before.get("code", self.code)}
+        now = {**comparable(self.asked), "code": self.code}
+        then = {**comparable(before.get("settings", {})), "code": before.get("code", self.code)}
         if differs := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
             raise ResumeError(
                 f"{self.folder.path} is of another run: {', '.join(differs)} differ; resume with the settings it had, "
@@ -245,7 +244,7 @@ class ServedRun:
         if result.arrays:
             self._write_network(side, joined, result.arrays)
         named = settings.data or (joined.name if joined is not None else "")
-        final = {"settings": {**asdict(settings), **_values(side), "data": named}, "digest": self._digest()}
+        final = {"settings": {**asdict(settings), **plain_settings(side), "data": named}, "digest": self._digest()}
         final["asked"] = dict(self.asked)
         self.folder.write_result({**self.record(), **final})
         _LOG.info("wrote %s", self.folder.path)
@@ -279,22 +278,6 @@ def side_of(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
     network, seed, screen = settings.network, settings.seed, screen_of(settings.screens)
     return ServerSide(own, trained, settings.asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
-
-
-def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None) -> str:
-    """Return the identity of a run's code and data: a run goes on with the same alone."""
-    return meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
-
-
-def _values(side: ServerSide) -> dict[str, Any]:
-    """Return a strategy's own settings that are plain values."""
-    kinds = (int, float, str, bool, tuple)
-    return {name: value for name, value in vars(side.settings).items() if isinstance(value, kinds)}
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run must share: how long it waits, and for how many, it may choose anew."""
-    return {name: value for name, value in settings.items() if name not in _FREE}
 
 
 def _coverage(joined: SyntheticSet | None) -> dict[str, int]:
