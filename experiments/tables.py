@@ -253,6 +253,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "federated bytes": federated_bytes.table,
     "divisions": divisions.table,
     "superlink": superlink.table,
+    "superlink pulls": superlink.pulls,
     "thousands": thousands.table,
     "versions": versions.table,
     "large": large.table,
