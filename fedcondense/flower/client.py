@@ -20,7 +20,7 @@ from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
 from fedcondense.flower.node import answer, check_wire, drawer_of, kept_by
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, ledger_of, log_path, place_of
-from fedcondense.flower.node_log import OUTCOME, NodeLog, line_of
+from fedcondense.flower.node_log import NodeLog, line_of, note_outcome
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_round
@@ -110,7 +110,7 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
             return Message(Error(CLIENT_RAISED, safe_text(f"{_whose(context)}: {refused}")), reply_to=message)
         except Exception as surprise:
-            OUTCOME.set("failed")
+            note_outcome("failed")
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)
             reason = f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
             return Message(Error(CLIENT_RAISED, reason), reply_to=message)
@@ -137,7 +137,7 @@ class _Logged(ClientApp):
         log = _log_of(context, self._desk)
         if log is None:
             return super().__call__(message, context)
-        OUTCOME.set("")
+        note_outcome("")
         try:
             log.check()  # before the work: an allowance is not spent on what cannot leave
             try:
