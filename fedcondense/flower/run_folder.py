@@ -29,7 +29,7 @@ from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["FORMAT", "RunFolder", "judged", "plain", "refusals"]
+__all__ = ["FORMAT", "RunFolder", "coverage", "judged", "plain", "refusals"]
 
 _PROBE = 1 << 16  # bytes: a disk that takes no more is full
 FORMAT = 2
@@ -256,3 +256,8 @@ def _finite(value: Any) -> Any:
 def plain(values: Iterable[float]) -> list[float | None]:
     """Round to what is meaningful, with None for nan, which JSON lacks."""
     return [None if value != value else round(value, 3) for value in values]
+
+
+def coverage(joined: SyntheticSet | None) -> dict[str, int]:
+    """Return how many synthetic images of each class arrived."""
+    return {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True))

@@ -152,6 +152,25 @@ class TestSample:
     def test_how_many_are_asked(self, fields: dict[str, Any], count: int) -> None:
         assert len(Asking(**fields).sample(range(10), 1)) == count
 
+    @pytest.mark.parametrize(
+        ("fields", "count"),
+        [
+            ({}, 0),
+            ({"min_evaluate_nodes": 5}, 0),
+            ({"fraction_evaluate": 0.5}, 5),
+            ({"fraction_evaluate": 0.1}, 2),
+            ({"fraction_evaluate": 0.1, "min_evaluate_nodes": 0}, 1),
+            ({"fraction_evaluate": 0.01, "min_evaluate_nodes": 0}, 0),
+            ({"fraction_evaluate": 0.5, "min_evaluate_nodes": 20}, 10),
+        ],
+    )
+    def test_those_who_evaluate_are_a_share_of_their_own(self, fields: dict[str, Any], count: int) -> None:
+        asking = Asking(**fields)
+        draws = [asking.sample_to_evaluate(range(10), k) for k in range(1, 9)]
+        assert {len(drawn) for drawn in draws} == {count}
+        assert draws == [asking.sample_to_evaluate(range(10), k) for k in range(1, 9)]
+        assert count in (0, 10) or len({tuple(drawn) for drawn in draws}) > 1
+
 
 @pytest.mark.parametrize(
     ("wrong", "needed"),

@@ -1,6 +1,7 @@
 """Strategies by name, and the tasks that their nodes answer: one file each, one line here."""
 
 from fedcondense.flower.contract import Question
+from fedcondense.flower.evaluating import Evaluate
 from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.entry import Entry, ServerSide
@@ -29,5 +30,8 @@ STRATEGIES: dict[str, Entry] = {
 }
 """What a run takes by name; one of your own: ``STRATEGIES["mine"] = Entry(...)``."""
 
-TASKS: dict[str, type[Question]] = {kind.name: kind for entry in STRATEGIES.values() for kind in entry.tasks}
+TASKS: dict[str, type[Question]] = {
+    Evaluate.name: Evaluate,
+    **{kind.name: kind for entry in STRATEGIES.values() for kind in entry.tasks},
+}
 """What a node answers, by the name that a message asks by; one of your own: `make_client_app(..., tasks=[Mine])`."""
