@@ -255,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growing": growing.table,
     "divisions": divisions.table,
     "superlink": superlink.table,
+    "superlink pulls": superlink.pulls,
     "thousands": thousands.table,
     "versions": versions.table,
     "large": large.table,
