@@ -103,6 +103,7 @@ class LocalSteps:
         strength: Of that loss. Restricted: the share of logits of missing classes, as published 0.5. Calibrated and
             balanced: what logarithms or roots are multiplied by, as published 1.
         proximal_mu: Weight of half the squared distance to the weights that came.
+        augment: Whether records are augmented; anchors, which are few, are in any case.
     """
 
     lr: float = number(0.03, 0)
@@ -115,6 +116,7 @@ class LocalSteps:
     loss: str = "softmax"
     strength: float = number(0.5, 0)
     proximal_mu: float = number(0.0, 0)
+    augment: bool = True
 
 
 NO_ANCHORS = "keeps the anchors no more: send them again"
@@ -138,6 +140,7 @@ class Continue(LocalSteps, Task[Packed]):
         loss: As in `LocalSteps`.
         strength: As in `LocalSteps`.
         proximal_mu: As in `LocalSteps`.
+        augment: As in `LocalSteps`.
         weights: Of the global network. They can be crafted: a node asks for ``allow-weights = true``.
         anchors: Synthetic images; they come once, and a node keeps them. None: it has them already, or there are none.
         anchored: The SHA-256 of the anchors' file; empty: there are none.
@@ -254,6 +257,8 @@ def train_beside(
                 drawn = torch.randint(len(anchors.images), (how.anchor_batch,), generator=generator).to(data.device)
                 images = torch.cat([images, anchors.images[drawn]])
             augment = Augmentation.draw(operations, len(images), generator)
+            if not how.augment:
+                augment.choice[: len(index)] = -1
             with autocast_of_caller(data.device), repeatable(network, generator.initial_seed(), epoch, k):
                 logits = network(augment(images)).float()
             real, labels = logits[: len(index)], data.labels[index.to(data.device)]
