@@ -38,6 +38,7 @@ from fedcondense.flower.serialised import message_parts
 PATH = RESULTS / "superlink.json"
 SIZES = (1_000, 10_000)
 STATES = ("memory", "sqlite")
+IDLE = (("memory", 1_000), ("memory", 10_000), ("memory", 100_000), ("sqlite", 1_000))
 FAILS = 250_001  # ids in one poll: a variable of the query each, of which SQLite takes 250,000 as Python ships it
 
 
@@ -107,6 +108,29 @@ def measure(kind: str, count: int) -> dict[str, Any]:
     return took
 
 
+def idle(kind: str, count: int) -> dict[str, Any]:
+    """Return the CPU milliseconds of a node's pull with no question for it, while so many others have one each."""
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder, task_identity():
+        place = FLWR_IN_MEMORY_DB_NAME if kind == "memory" else str(Path(folder) / "state.db")
+        state = LinkStateFactory(place, NoOpFederationManager(), ObjectStoreFactory()).state()
+        nodes = [state.create_node(NOOP_FLWR_AID, "noop", secrets.token_bytes(32), 1e6) for _ in range(count + 1)]
+        for node in nodes:
+            state.activate_node(node, 1e6)
+        run = state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, "flwr-serverapp")
+        question = RecordDict({"config": ConfigRecord({"ipc": 10, "steps": 200})})
+        for node in nodes[1:]:
+            message = Message(question, dst_node_id=node, message_type="query.condense")
+            message.metadata.__dict__.update(_run_id=run, _message_id=message.object_id, _src_node_id=1)
+            assert state.store_message_ins(message)
+        took = []
+        for _ in range(5):
+            began = time.process_time()
+            assert not state.get_message_ins(nodes[0], 1)
+            took.append(time.process_time() - began)
+    return {"ms": round(1000 * min(took), 3)}
+
+
 def fails(kind: str) -> dict[str, Any]:
     """Poll for more replies than one query of SQLite takes, and return what comes of it."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
@@ -151,18 +175,31 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def pulls() -> str:
+    """Return what a node's pull takes that brings nothing."""
+    kept = read(PATH)
+    lines = ["| state | questions that wait | CPU ms per pull | pulls per second on one core |", "|---|---|---|---|"]
+    for kind, count in IDLE:
+        if (found := kept.get(f"{kind} | idle | {count:06}")) is not None and "ms" in found:
+            lines.append(f"| {kind} | {count:,} | {found['ms']:.2f} | {1000 / found['ms']:,.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", choices=STATES)
     parser.add_argument("--nodes", type=int)
+    parser.add_argument("--idle", action="store_true", help="pulls that bring nothing")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table())
+        print(table(), pulls(), sep="\n\n")
     elif arguments.kind:
-        print(json.dumps(measure(arguments.kind, arguments.nodes) if arguments.nodes else fails(arguments.kind)))
+        work = idle if arguments.idle else measure
+        print(json.dumps(work(arguments.kind, arguments.nodes) if arguments.nodes else fails(arguments.kind)))
     else:
         cells = {f"{k} | {n:06}": apart(k, "--nodes", str(n)) for k in STATES for n in SIZES}
+        cells |= {f"{k} | idle | {n:06}": apart(k, "--nodes", str(n), "--idle") for k, n in IDLE}
         run_cells(PATH, cells | {f"{kind} | a poll too large": apart(kind) for kind in STATES})
 
 

@@ -22,6 +22,8 @@ __all__ = ["AggregateMetrics", "Asked", "Asking", "collect", "connected", "quest
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 _POLL_S = 0.2
+_IDLE = 4  # times as long as a poll that brought nothing took, the server waits before the next: thousands of ids ...
+_MOST_S = 5.0  # ... are work for the SuperLink, too
 _SAY_S = 10.0  # seconds between two lines on who is missing
 
 
@@ -121,7 +123,9 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
     began = said = time.monotonic()
     end, grace = began + timeout, asking.grace
     while waiting:
+        polled = time.monotonic()
         replies = list(grid.pull_messages(waiting))
+        took = time.monotonic() - polled
         for reply in replies:
             mailbox.take(reply)
         if replies:
@@ -140,7 +144,8 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             answered = len(mailbox.sent) - len(names)
             _LOG.info("%.0f s: %d answered; missing: %s%s", now - began, answered, ", ".join(names[:10]), more)
-        time.sleep(min(_POLL_S, max(0.0, end - now)))
+        pause = _POLL_S if replies else max(_POLL_S, min(_IDLE * took, _MOST_S))
+        time.sleep(min(pause, max(0.0, end - now)))
 
 
 def questions(tasks: Mapping[Site, Question], server_round: int, classes: Sequence[str] | None = None) -> list[Sent]:

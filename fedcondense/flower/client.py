@@ -22,7 +22,7 @@ from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge
 from fedcondense.flower.node import answer, check_carried, check_wire, drawer_of, kept_by
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, log_path, place_of
-from fedcondense.flower.node_log import OUTCOME, NodeLog, line_of
+from fedcondense.flower.node_log import NodeLog, line_of, note_outcome
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_evaluation, local_round
@@ -159,7 +159,7 @@ def _around_mods(message: Message, context: Context, call_next: Callable[[Messag
 def _refusal(message: Message, reason: str, outcome: str = "") -> Message:
     """Return an error reply and note what came of the message: handlers travel to workers, and no variable does."""
     if outcome:
-        OUTCOME.set(outcome)
+        note_outcome(outcome)
     reply = Message(Error(CLIENT_RAISED, reason), reply_to=message)
     _REFUSED.get([]).append(reply)
     return reply
@@ -203,7 +203,7 @@ class _Logged(ClientApp):
         log = _log_of(context, self._desk)
         if log is None:
             return super().__call__(message, context)
-        OUTCOME.set("")
+        note_outcome("")
         try:
             log.check()  # before the work: an allowance is not spent on what cannot leave
             try:

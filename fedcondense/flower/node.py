@@ -29,7 +29,7 @@ from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
-from fedcondense.flower.node_log import OUTCOME
+from fedcondense.flower.node_log import note_outcome
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
@@ -132,7 +132,7 @@ def answer(
             checkpoint.remove()
     else:
         _check_bytes(len(payload.to_bytes()), caps)
-        OUTCOME.set("kept")
+        note_outcome("kept")
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     shares = config.share_with == "sites"

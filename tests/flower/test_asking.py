@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcondense.errors import SettingError
+from fedcondense.flower import asking
 from fedcondense.flower.asking import Asking, collect, connected
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Metrics
@@ -52,6 +53,24 @@ def asked(silent: tuple[int, ...], timeout: float, asking: Asking, broken: tuple
 
 
 class TestCollect:
+    def test_polls_that_bring_nothing_take_a_fifth_of_the_time_at_most(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A poll names all questions that are open: with thousands of them it is work for the SuperLink, too."""
+        clock, slept = [0.0], list[float]()
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            clock[0] += seconds
+
+        def poll(grid: LateGrid, message_ids: Iterable[str]) -> Iterable[Message]:
+            clock[0] += 0.5
+            return []
+
+        monkeypatch.setattr(asking.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(asking.time, "sleep", sleep)
+        monkeypatch.setattr(LateGrid, "pull_messages", poll)
+        asked((), 100.0, Asking())
+        assert set(slept[:-1]) == {2.0}
+
     def test_all_are_read_and_nobody_waits_longer(self) -> None:
         mailbox = asked((), 600.0, Asking(grace=None))
         assert sorted(mailbox.answers) == [100, 101, 102]

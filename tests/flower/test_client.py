@@ -255,6 +255,13 @@ class TestStockApp:
         assert "no setting is called 'hospital'" in self.asked({"hospital": "st-marys"}, reason_of)
 
 
+def test_apps_travel_to_the_processes_of_ray() -> None:
+    """Ray sends handlers by value, with whatever of this library they name."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle", reason="Ray is an extra")
+    for client in (app, make_client_app(lambda context: None)):  # type: ignore[arg-type,return-value]
+        assert cloudpickle.dumps(client)
+
+
 def test_a_node_imports_no_host_and_nothing_that_only_servers_need() -> None:
     """Each message starts a process: what it imports, every node waits for."""
     program = (
