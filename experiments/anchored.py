@@ -298,7 +298,7 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
         if which == kind and at == f"{alpha:g}":
             found.setdefault(name, []).append(cell["rounds"])
-    shown: tuple[int, ...] = (0, 1, 2, 3, 4) if kind == "rows" else (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    shown: tuple[int, ...] = (0, 1, 2, 3, 4) if kind in ("rows", "augmented") else (0, 1, 2, 4, 6, 8, 10, 15, 20)
     most = max((len(runs[0]) - 1 for runs in found.values()), default=0)
     shown = tuple(r for r in shown if r <= most)
     lines = [

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import anchored
 import central
 import coded_tables
 import continual
@@ -253,6 +254,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "labels": labels.table,
     "federated bytes": federated_bytes.table,
     "growing": growing.table,
+    "anchored": anchored.table,
+    "anchored augmented": lambda: anchored.table("augmented"),
     "divisions": divisions.table,
     "superlink": superlink.table,
     "superlink pulls": superlink.pulls,
