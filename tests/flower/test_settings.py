@@ -23,7 +23,7 @@ KINDS: dict[str, type] = {
     **{f"strategy {name}": type(entry.settings) for name, entry in STRATEGIES.items()},
     **{kind.__name__: kind for kind in (NodeConfig, Caps, Allowance, ServerSettings, Asking)},
 }
-MAY_BE_NEGATIVE = {"grace", "partition-id"}  # grace means "until the timeout"; place_of refuses the other
+MAY_BE_NEGATIVE = {"grace", "partition-id", "fraction-evaluate"}  # "until the timeout", refused by place_of, "as usual"
 
 
 def wrong_values(hint: Any, bounds: Mapping[str, Any], key: str) -> Iterator[Any]:

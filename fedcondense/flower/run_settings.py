@@ -1,4 +1,4 @@
-"""What makes a run the one that it was: its code and data, and the settings that a resumed one must share."""
+"""What a run is known by, when it goes on: its settings, its code and its data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from fedcondense.flower.strategies import Entry, ServerSide
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["code_of", "comparable", "plain_settings"]
+__all__ = ["code_of", "comparable", "values_of"]
 
 _FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
+_FREE |= {"fraction-evaluate", "min-evaluate-nodes"}
 
 
 def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None) -> str:
@@ -23,11 +24,11 @@ def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None)
 
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run must share: how long it waits, and for how many, it may choose anew."""
+    """Return the settings that a resumed run must share: whom it waits for, and who evaluates, it may choose anew."""
     return {name: value for name, value in settings.items() if name not in _FREE}
 
 
-def plain_settings(side: ServerSide) -> dict[str, Any]:
+def values_of(side: ServerSide) -> dict[str, Any]:
     """Return a strategy's own settings that are plain values."""
     kinds = (int, float, str, bool, tuple)
     return {name: value for name, value in vars(side.settings).items() if isinstance(value, kinds)}
