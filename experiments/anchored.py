@@ -74,16 +74,21 @@ class Row:
     starts: bool = True  # from the weights of round 0
 
 
-LOCAL: dict[str, Any] = {"lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25}
+LOCAL: dict[str, Any] = {"lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25, "augment": False}
 POLISH = Fit(steps=100, lr=0.01)
 ROWS: dict[str, Row] = {
     "both": Row("union", POLISH),
     "anchors": Row("union"),
+    "both, more anchors": Row("union", POLISH, {"anchor_batch": 64, "anchor_weight": 0.5}),
+    "anchors, more": Row("union", steps={"anchor_batch": 64, "anchor_weight": 0.5}),
+    "both, balanced": Row("union", POLISH, {"loss": "balanced", "strength": 1.0}),
     "server": Row(polish=POLISH),
     "neither": Row(),
     "restricted": Row(steps={"loss": "restricted", "strength": 0.5}),
     "masked": Row(steps={"loss": "calibrated", "strength": 0.0}),
     "calibrated": Row(steps={"loss": "calibrated", "strength": 1.0}),
+    "balanced": Row(steps={"loss": "balanced", "strength": 1.0}),
+    "server, balanced": Row(polish=POLISH, steps={"loss": "balanced", "strength": 1.0}),
     "proximal": Row(steps={"proximal_mu": 0.1}),
     "anchors, restricted": Row("union", steps={"loss": "restricted", "strength": 0.5}),
     "noise": Row("noise"),
@@ -92,7 +97,7 @@ ROWS: dict[str, Row] = {
     "fedadam": Row("union", POLISH, average="fedadam"),
     "fedavgm": Row("union", POLISH, average="fedavgm"),
     "scratch": Row(starts=False),
-    "scratch, restricted": Row(steps={"loss": "restricted", "strength": 0.5}, starts=False),
+    "scratch, balanced": Row(steps={"loss": "balanced", "strength": 1.0}, starts=False),
 }
 
 

@@ -26,6 +26,7 @@ import divisions
 import federated
 import federated_bytes
 import gpu
+import growing
 import incremental
 import iterative
 import labels
@@ -251,6 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation.table,
     "labels": labels.table,
     "federated bytes": federated_bytes.table,
+    "growing": growing.table,
     "divisions": divisions.table,
     "superlink": superlink.table,
     "superlink pulls": superlink.pulls,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from torch import Tensor, nn
@@ -246,5 +246,5 @@ def _introduce(message: Message) -> None:
     """Say who asks, as tasks do: Flower's own messages have no place for it, and nodes of before pass it over."""
     content, kind = message.content, message.metadata.message_type
     if "about" not in content:  # one content serves all nodes
-        number = content.config_records.get("config", {}).get("server-round", 1)
+        number = content.config_records.get("config", ConfigRecord()).get("server-round", 1)
         content["about"] = About(WIRE, own_version(), kind, number if isinstance(number, int) else 1).record()

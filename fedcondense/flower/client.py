@@ -156,7 +156,10 @@ def _around_mods(message: Message, context: Context, call_next: Callable[[Messag
         _REFUSED.reset(before)
 
 
-def _refusal(message: Message, reason: str) -> Message:
+def _refusal(message: Message, reason: str, outcome: str = "") -> Message:
+    """Return an error reply and note what came of the message: handlers travel to workers, and no variable does."""
+    if outcome:
+        note_outcome(outcome)
     reply = Message(Error(CLIENT_RAISED, reason), reply_to=message)
     _REFUSED.get([]).append(reply)
     return reply
@@ -173,11 +176,9 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
             return _refusal(message, safe_text(f"{_whose(context)}: {refused}"))
         except Exception as surprise:
-            note_outcome("failed")
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)
-            return _refusal(
-                message, f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
-            )
+            reason = f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
+            return _refusal(message, reason, "failed")
         finally:
             if torch.get_num_threads() != threads:  # the node's config sets them, for this process
                 torch.set_num_threads(threads)

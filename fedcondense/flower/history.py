@@ -18,7 +18,6 @@ from typing import Any, ParamSpec, TypeVar
 from fedcondense.flower.contract import Answer
 from fedcondense.flower.replies import Mailbox, Refusal
 from fedcondense.flower.serialised import bytes_of_each
-from fedcondense.report.units import human_bytes
 
 __all__ = ["Tally", "accuracy_in", "line_of"]
 
@@ -108,6 +107,8 @@ def line_of(entry: Mapping[str, Any]) -> str:
     ...          "seconds": 12.3})
     'round 3: 86.1 %, 8 of 10 answered, 26 kB up and 27 kB down per site, 12 s'
     """
+    from fedcondense.report.units import human_bytes  # here: nodes import this module, and need no reports
+
     accuracy = f"{entry['accuracy']:.1f} %, " if "accuracy" in entry else ""
     travelled = f"{human_bytes(entry['bytes_up'])} up and {human_bytes(entry['bytes_down'])} down per site"
     answered = f"{entry['answered']} of {entry['asked']} answered"

@@ -24,7 +24,7 @@ from fedcondense.flower.arrivals import ENDING
 from fedcondense.flower.contract import Site, State, Verdict
 from fedcondense.flower.inbox import Refusal
 from fedcondense.flower.round_files import RoundFiles
-from fedcondense.flower.sites import is_name
+from fedcondense.flower.sites import is_set_name
 from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
@@ -220,9 +220,8 @@ class RunFolder:
             sites = self.read_result().get("sites", [])
         except ResumeError:
             return []
-        return [
-            self.path / "clients" / f"{name}.safetensors" for name in sites if isinstance(name, str) and is_name(name)
-        ]
+        names = [name for name in sites if isinstance(name, str) and is_set_name(name)]
+        return [self.path / "clients" / f"{name}.safetensors" for name in names]
 
 
 def refusals(left_out: Sequence[tuple[int, Refusal]], row: str) -> list[dict[str, Any]]:

@@ -379,7 +379,7 @@ class TestFlowerApps:
         described = self.described(app)
         config = described["tool"]["flwr"]["app"]["config"]
         _, own, _ = read_settings(config)
-        carried = {"weights", "classes", "round", "codecs", "in-union"}  # the strategy's to set
+        carried = {"weights", "logits", "classes", "round", "codecs", "in-union"}  # the strategy's to set
         assert set(config) == {*keys_of(ServerSettings), *keys_of(type(own))} - carried
         assert described["project"]["dependencies"] == []
 

@@ -177,7 +177,7 @@ class Runner:
         return found[0], traffic(grid.traffic, self.bench.everyone)
 
     def _sets(self, row: Row) -> Ran:
-        """Run a round of sets; several networks are trained on the union, of which the first is handed out."""
+        """Run rounds of sets; several networks are trained on each union, of which the first is handed out."""
         bench, found = self.bench, list[Evaluation]()
 
         def trained(joined: SyntheticSet) -> nn.Module:
@@ -195,7 +195,7 @@ class Runner:
         strategy = row.entry.make(side)
         assert isinstance(strategy, OneShot)
         result, spent = self._start(row, side, strategy)
-        evaluation = found[0]
+        evaluation = found[-1]  # one for each round
         joined = strategy.joined
         assert joined is not None
         strategy.history[-1] |= accuracy_in({"accuracy": evaluation.accuracy})
@@ -211,6 +211,9 @@ class Runner:
             "client_seconds": statistics.fmean(answer.seconds for answer in strategy.answers),
             "history": strategy.history,
         }
+        if len(found) > 1:
+            rounds = [{"round": k + 1, "accuracy": round(one.accuracy, 3)} for k, one in enumerate(found)]
+            measured |= {"history": rounds}
         return Ran(measured, strategy, joined.with_evaluation(evaluation.to_dict()), result.arrays)
 
     def _per_seed(self, row: Row) -> Ran:

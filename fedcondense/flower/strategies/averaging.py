@@ -7,7 +7,7 @@ kept apart, and the checks of weights both ways (`fedcondense.flower.checked_gri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def training_config(training: LocalTraining, side: ServerSide, rounds_before: in
     """Return what goes to sites with each round of Flower's strategies; `bits` as in `Entry`."""
     assert side.spec is not None
     network = side.network or default_network(side.spec.shape)
-    config: dict[str, Any] = asdict(training)
+    config: dict[str, Any] = {item.name: getattr(training, item.name) for item in fields(LocalTraining)}
     config |= {
         "network": network,
         "classes": list(side.spec.classes),

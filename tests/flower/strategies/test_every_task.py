@@ -48,7 +48,7 @@ def usual(kind: type[Question], data: Data) -> Question:
     is_packed = get_type_hints(kind).get("weights") is Packed
     weights = Packed.of(plain.tensors, network) if is_packed else plain
     values = {"ipc": 1, "steps": 2, "networks": 2, "network": NETWORK, "classes": classes, "weights": weights}
-    values |= {"objective": "dm", "seed": 300}
+    values |= {"objective": "dm", "seed": 300, "trained": 0}
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     made: Question = kind(**{name: value for name, value in values.items() if name in known})
     return made
@@ -68,8 +68,10 @@ def other(value: Any, hint: Any) -> Any:
         return Weights({name: tensor + 1 for name, tensor in value.tensors.items()})
     if isinstance(value, Packed):
         return Packed(value.blob + b"x")
-    if value is None:  # a set that need not be there
-        return SyntheticSet.from_bytes(_set().to_bytes())
+    if value is None:
+        return (
+            Weights({"a": torch.ones(2)}) if Weights in get_args(hint) else SyntheticSet.from_bytes(_set().to_bytes())
+        )
     return f"{value}x"
 
 
