@@ -168,7 +168,9 @@ def table() -> str:
     lines = ["| state | nodes | " + " | ".join((*steps, *others)) + " |", "|---" * (2 + len(steps) + len(others)) + "|"]
     for kind in STATES:
         for count in SIZES:
-            found = kept.get(f"{kind} | {count:06}", {})
+            found = kept.get(f"{kind} | {count:06}")
+            if found is None:
+                continue
             cells = [f"{found[step]:.2f}" if step in found else "" for step in steps]
             cells += [f"{found[other]:,}" if other in found else "" for other in others]
             lines.append(f"| {kind} | {count:,} | " + " | ".join(cells) + " |")

@@ -342,7 +342,7 @@ def table() -> str:
                 lines.append(f"| {row} | {count:,} | {said} | | | | | |")
                 continue
             up, down = (found.get(f"bytes-{way}", float("nan")) / 1000 for way in ("up", "down"))
-            seconds, nbytes = found["server_s"], found["memory"]
+            seconds, nbytes = found["server_s"], max(0, found["memory"])
             spent = f"{seconds:.1f} | {1000 * seconds / count:.1f} | {nbytes / 1e6:,.0f} | {nbytes / 1000 / count:.0f}"
             counted = f"{found.get('answers', count)} | {found.get('refused', 0)}"
             lines.append(f"| {row} | {count:,} | {counted} | {up:.1f} | {down:.1f} | {spent} |")
