@@ -258,6 +258,7 @@ class Settings(Condense):
     loss: str = LocalSteps.loss
     strength: float = number(LocalSteps.strength, 0)
     proximal_mu: float = number(LocalSteps.proximal_mu, 0)
+    augment: bool = LocalSteps.augment
 
 
 def _anchored(side: ServerSide) -> Anchored:

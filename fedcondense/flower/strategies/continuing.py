@@ -103,7 +103,8 @@ class LocalSteps:
         strength: Of that loss. Restricted: the share of logits of missing classes, as published 0.5. Calibrated and
             balanced: what logarithms or roots are multiplied by, as published 1.
         proximal_mu: Weight of half the squared distance to the weights that came.
-        augment: Whether records are augmented; anchors, which are few, are in any case.
+        augment: Whether records are augmented; anchors, which are few, are in any case. Off by default: in two rounds
+            it took 0.4 to 0.7 points on held-out images of Fashion-MNIST.
     """
 
     lr: float = number(0.03, 0)
@@ -116,7 +117,7 @@ class LocalSteps:
     loss: str = "softmax"
     strength: float = number(0.5, 0)
     proximal_mu: float = number(0.0, 0)
-    augment: bool = True
+    augment: bool = False
 
 
 NO_ANCHORS = "keeps the anchors no more: send them again"
