@@ -19,6 +19,7 @@ answers are kept in the work folder. What each row is:
   class (after VHL: Tang et al., ICML 2022), means of groups of records, and real images in the codec that was best for
   them at 10 kB, as many as 12 kB hold at each client (they show records);
 - fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM;
+- mixed: networks of three architectures, each trained on the union of round 0, as any site may do for itself;
 - scratch: FedAvg from an untrained network; scratch restricted: the same with restricted softmax.
 """
 
@@ -57,6 +58,7 @@ PATH = RESULTS / "anchored.json"
 CLIENTS, HELD_OUT, NETWORK = 10, 500, "convnet3-w32"
 BUDGET, CAP, STEPS = 12_000, 100_000, 200
 ROUNDS, LONG, LONGER = 4, 10, 20  # after round 0
+MIXED = ("convnet3-w32", "lenet", "mlp")  # architectures that sites of one federation may have
 CHOOSING = 7  # the division and seed that settings are chosen on
 DIVISIONS = (0, 1, 2)
 
@@ -72,16 +74,21 @@ class Row:
     starts: bool = True  # from the weights of round 0
 
 
-LR = 0.03
+LOCAL: dict[str, Any] = {"lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25, "augment": False}
 POLISH = Fit(steps=100, lr=0.01)
 ROWS: dict[str, Row] = {
     "both": Row("union", POLISH),
     "anchors": Row("union"),
+    "both, more anchors": Row("union", POLISH, {"anchor_batch": 64, "anchor_weight": 0.5}),
+    "anchors, more": Row("union", steps={"anchor_batch": 64, "anchor_weight": 0.5}),
+    "both, balanced": Row("union", POLISH, {"loss": "balanced", "strength": 1.0}),
     "server": Row(polish=POLISH),
     "neither": Row(),
     "restricted": Row(steps={"loss": "restricted", "strength": 0.5}),
     "masked": Row(steps={"loss": "calibrated", "strength": 0.0}),
     "calibrated": Row(steps={"loss": "calibrated", "strength": 1.0}),
+    "balanced": Row(steps={"loss": "balanced", "strength": 1.0}),
+    "server, balanced": Row(polish=POLISH, steps={"loss": "balanced", "strength": 1.0}),
     "proximal": Row(steps={"proximal_mu": 0.1}),
     "anchors, restricted": Row("union", steps={"loss": "restricted", "strength": 0.5}),
     "noise": Row("noise"),
@@ -90,7 +97,7 @@ ROWS: dict[str, Row] = {
     "fedadam": Row("union", POLISH, average="fedadam"),
     "fedavgm": Row("union", POLISH, average="fedavgm"),
     "scratch": Row(starts=False),
-    "scratch, restricted": Row(steps={"loss": "restricted", "strength": 0.5}, starts=False),
+    "scratch, balanced": Row(steps={"loss": "balanced", "strength": 1.0}, starts=False),
 }
 
 
@@ -135,7 +142,7 @@ def ran(bench: Bench, strategy: Anchored, rounds: int) -> list[dict[str, float]]
 
 
 def made(bench: Bench, row: Row) -> Anchored:
-    task = Continue(network=NETWORK, seed=bench.seed, **{"lr": LR, **row.steps})
+    task = Continue(network=NETWORK, seed=bench.seed, **{**LOCAL, **row.steps})
     first = Condense(budget=BUDGET, parametrization="", network=NETWORK, steps=STEPS, seed=bench.seed)
     return Anchored(
         bench.train.spec,
@@ -269,6 +276,15 @@ def cells(kind: str, work: Path, alpha: float, divisions: Sequence[int], rows: S
     }
 
 
+def mixed(network: str, alpha: float, seed: int, work: Path) -> dict[str, Any]:
+    """Return what networks of one architecture reach that are trained on the union of round 0, as any site may."""
+    bench = bench_of("fashion-mnist", alpha, seed, work, False)
+    union = first_round(bench).joined
+    assert union is not None
+    found = fc.evaluate(union, bench.test, network=network, recipe=Fit(steps=800), seeds=(seed,))
+    return {"accuracy": round(found.accuracy, 3), "network": network}
+
+
 def _of(row: Row, name: str, rounds: int, alpha: float, seed: int, work: Path, held_out: bool) -> dict[str, Any]:
     found: dict[str, Any] = computed(name, row, rounds, alpha, seed, work, held_out)
     return found
@@ -282,7 +298,7 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
         if which == kind and at == f"{alpha:g}":
             found.setdefault(name, []).append(cell["rounds"])
-    shown: tuple[int, ...] = (0, 1, 2, 3, 4) if kind == "rows" else (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    shown: tuple[int, ...] = (0, 1, 2, 3, 4) if kind in ("rows", "augmented") else (0, 1, 2, 4, 6, 8, 10, 15, 20)
     most = max((len(runs[0]) - 1 for runs in found.values()), default=0)
     shown = tuple(r for r in shown if r <= most)
     lines = [
@@ -307,7 +323,7 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", nargs="?", choices=("choose", "rows", "long", "longer"))
+    parser.add_argument("kind", nargs="?", choices=("choose", "rows", "long", "longer", "mixed"))
     parser.add_argument("--work", type=Path, default=Path("anchored-work"), help="keeps answers and round 0")
     parser.add_argument("--alpha", type=float, default=0.1)
     parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)

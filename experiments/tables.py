@@ -16,21 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import anchored
 import central
 import coded_tables
 import continual
 import continual_protocols
 import deployed
 import deployment
+import divisions
 import federated
 import federated_bytes
 import gpu
+import growing
 import incremental
 import iterative
 import labels
 import large
 import plan_bytes
 import screens
+import superlink
+import thousands
+import versions
 from cells import RESULTS, read
 from trust import __main__ as trust
 
@@ -247,6 +253,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation.table,
     "labels": labels.table,
     "federated bytes": federated_bytes.table,
+    "growing": growing.table,
+    "anchored": anchored.table,
+    "anchored augmented": lambda: anchored.table("augmented"),
+    "divisions": divisions.table,
+    "superlink": superlink.table,
+    "superlink pulls": superlink.pulls,
+    "thousands": thousands.table,
+    "versions": versions.table,
     "large": large.table,
     "large tried": large.tried,
     **coded_tables.TABLES,

@@ -2,6 +2,7 @@
 
     python experiments/thousands.py                           # results/thousands.json, resumes; a process per row
     python experiments/thousands.py --row one-shot --sites 1000 --profile
+    python experiments/thousands.py --ray                     # the first row at 100 sites, a process per core
     python experiments/thousands.py --table
 
 Fashion-MNIST. A site holds 200 records, drawn with replacement from classes that a Dirichlet (0.5) mixes. The first 100
@@ -30,6 +31,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ import torch
 from cells import RESULTS, read, run_cells
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid, ServerApp
 
 import fedcondense as fc
 from fedcondense.flower import asking
@@ -46,6 +49,7 @@ from fedcondense.flower.asking import Asked
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.hosts.inprocess import log_from, task_identity
+from fedcondense.flower.hosts.simulation import simulate
 from fedcondense.flower.payloads import Sums
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
@@ -100,12 +104,7 @@ class ManySites(GridAround):
 
     def load(self, context: Context) -> fc.Data:
         """Return a site's records."""
-        draws = np.random.default_rng(int(context.node_config["partition-id"]))
-        shares = draws.dirichlet(np.full(len(self.train.spec.classes), 0.5))
-        labels = self.train.labels.numpy()
-        wanted = draws.multinomial(RECORDS, shares)
-        drawn = [draws.choice(np.flatnonzero(labels == label), n) for label, n in enumerate(wanted) if n]
-        return self.train.subset(torch.from_numpy(np.concatenate(drawn)))
+        return records_of(int(context.node_config["partition-id"]), self.train)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all sites, connected from the start."""
@@ -185,6 +184,46 @@ class ManySites(GridAround):
         return replies
 
 
+def records_of(site: int, train: fc.Data) -> fc.Data:
+    """Return a site's records: of each class as many as a Dirichlet says, drawn with replacement."""
+    draws = np.random.default_rng(site)
+    wanted = draws.multinomial(RECORDS, draws.dirichlet(np.full(len(train.spec.classes), 0.5)))
+    labels = train.labels.numpy()
+    drawn = [draws.choice(np.flatnonzero(labels == label), n) for label, n in enumerate(wanted) if n]
+    return train.subset(torch.from_numpy(np.concatenate(drawn)))
+
+
+@lru_cache(maxsize=1)
+def training_data() -> fc.Data:
+    """Return Fashion-MNIST, once per process."""
+    return fc.load_data("fashion-mnist").train
+
+
+def load(context: Context) -> fc.Data:
+    """Return a site's records, in a process of Ray's."""
+    return records_of(int(context.node_config["partition-id"]), training_data())
+
+
+def with_ray(count: int = 100) -> dict[str, Any]:
+    """Run the first row under Flower's Ray simulation."""
+    strategy_name, settings, _ = ROWS["one-shot"]
+    entry, spec = STRATEGIES[strategy_name], training_data().spec
+    asked = Asked(min_train_nodes=count, min_available_nodes=count)
+    fit = partial(train_network, network=NETWORK, recipe=FIT)
+    own = replace(entry.settings, **settings)
+    strategy = entry.make(ServerSide(own, fit, asked, ReplyLimits.of(spec), spec, NETWORK))
+    server, began = ServerApp(), time.monotonic()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy.start(grid, timeout=3600)
+
+    with log_from(40):
+        simulate(server, make_client_app(load, caps=Caps.none(10), is_counted=False), count)
+    took = {"all_s": round(time.monotonic() - began, 1), "answers": len(strategy.answers)}
+    return took | {"refused": len(strategy.refused), "bytes-up": strategy.spent["bytes-up"]}
+
+
 def varied(
     content: RecordDict, received: Received | None, message: Message, site: int, classes: tuple[str, ...]
 ) -> RecordDict:
@@ -232,7 +271,7 @@ def run(row: str, count: int, profiled: bool = False, kept: Path | None = None) 
     torch.set_num_threads(1)
     is_sparse = row == SPARSE
     strategy_name, settings, rounds = ROWS["one-shot"] if is_sparse else ROWS[row]
-    train, _ = fc.load_data("fashion-mnist")
+    train = training_data()
     entry, spec = STRATEGIES[strategy_name], train.spec
     own = replace(entry.settings, **settings)
     asked = Asked(min_train_nodes=count, min_available_nodes=count)
@@ -240,10 +279,7 @@ def run(row: str, count: int, profiled: bool = False, kept: Path | None = None) 
         asked = Asked(fraction_train=0.1, min_train_nodes=2, min_available_nodes=count, min_replies=2, grace=2.0)
         rounds = 1
     grid = ManySites(count, train, silent=0.2 if is_sparse else 0.0, kept=kept)
-
-    def fit(joined: SyntheticSet) -> Any:
-        return train_network(joined, NETWORK, FIT)
-
+    fit = partial(train_network, network=NETWORK, recipe=FIT)
     side = ServerSide(own, fit, asked, ReplyLimits.of(spec), spec, NETWORK, recipe=FIT)
     strategy = entry.make(side)
     checked = checked_grid(entry, side, grid) if entry.handlers else None
@@ -296,16 +332,17 @@ def table() -> str:
     kept = read(PATH)
     head = "row | sites | answers | refused | kB up | kB down | server CPU s | ms per site | peak MB | kB per site"
     lines = [f"| {head} |", "|---|---|---|---|---|---|---|---|---|---|"]
-    for row in (*ROWS, SPARSE):
+    for row in (*ROWS, SPARSE, "one-shot, Ray"):
         for count in SIZES:
             found = kept.get(f"{row} | {count:06}")
             if found is None:
                 continue
             if "server_s" not in found:
-                lines.append(f"| {row} | {count:,} | {found['said']} |")
+                said = found.get("said") or f"{found['answers']} | {found['refused']} | {found['bytes-up'] / 1000:.1f}"
+                lines.append(f"| {row} | {count:,} | {said} | | | | | |")
                 continue
             up, down = (found.get(f"bytes-{way}", float("nan")) / 1000 for way in ("up", "down"))
-            seconds, nbytes = found["server_s"], found["memory"]
+            seconds, nbytes = found["server_s"], max(0, found["memory"])
             spent = f"{seconds:.1f} | {1000 * seconds / count:.1f} | {nbytes / 1e6:,.0f} | {nbytes / 1000 / count:.0f}"
             counted = f"{found.get('answers', count)} | {found.get('refused', 0)}"
             lines.append(f"| {row} | {count:,} | {counted} | {up:.1f} | {down:.1f} | {spent} |")
@@ -320,10 +357,15 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, help="a folder for the real sites' answers, which all sizes share")
     parser.add_argument("--only", nargs="+", choices=[*ROWS, SPARSE], default=[*ROWS, SPARSE])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--ray", action="store_true", help="the first row at 100 sites under Ray")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
+    elif arguments.ray:  # by the module's name, which is how Ray's processes find `load`
+        import thousands
+
+        run_cells(PATH, {"one-shot, Ray | 000100": thousands.with_ray})
     elif arguments.row:
         print(json.dumps(run(arguments.row, arguments.sites, arguments.profile, arguments.kept)))
     else:

@@ -155,13 +155,19 @@ def _avalanche(folder: Path, way: str) -> None:
 
 def _server(folder: Path, way: str) -> None:
     """Serve three rounds of anchored under FedAdam, to nodes that live and die with the server, and go on with them."""
+    from functools import partial
+
     import fedcondense as fc
+    from fedcondense.flower import served_run
     from fedcondense.flower.caps import Caps
     from fedcondense.flower.client import make_client_app
     from fedcondense.flower.hosts.inprocess import run_in_process
     from fedcondense.flower.run_folder import RunFolder
     from fedcondense.flower.server import make_server_app
+    from fedcondense.flower.strategies import ServerSide
+    from fedcondense.training.fit import Fit
 
+    served_run.ServerSide = partial(ServerSide, recipe=Fit(steps=20))  # type: ignore  # few, as no setting can say
     output, digits = folder / "run", fc.load_data("digits")
     if way == "again" and RunFolder(output).holds_run() and not RunFolder(output).is_unfinished():
         return

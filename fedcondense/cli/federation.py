@@ -220,8 +220,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _text(result: Mapping[str, Any]) -> str:
     """Return the rows as a table, and what follows from them in words."""
-    from fedcondense.report.page import headline, read_rows, table
+    from fedcondense.report.page import read_rows, said_of, table
 
     rows = read_rows(result)
     failed = [f"This run failed: {result['error']}"] if result.get("error") else []
-    return "\n".join([columns(table(rows)), "", *failed, *headline(rows)])
+    return "\n".join([columns(table(rows)), "", *failed, *said_of(result, rows)])

@@ -37,8 +37,9 @@ def add_to(app: typer.Typer) -> None:
 def check(config: Config, form: Output = Format.text) -> None:
     """Read CONFIG and the data that it names, as the node would at its first message.
 
-    JSON keys: `name`, `classes` (records per class), `left_out` (classes of fewer records than `min-records`),
-    `caps`, `allowance`, and `spent` over the node's life (null: nothing was counted yet).
+    JSON keys: `name`, `classes` (records per class), `left_out` (classes of fewer records than `min-records`), `apart`
+    (records kept apart to evaluate networks on), `caps`, `allowance`, and `spent` over the node's life (null: nothing
+    was counted yet).
     """
     from dataclasses import asdict
 
@@ -47,7 +48,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     found = check_node(read_config(config))
     caps, life = asdict(found.placed.caps), asdict(found.placed.allowance)
     spent = None if found.spent is None else asdict(found.spent)
-    result = {"name": found.name, "classes": found.classes, "left_out": found.left_out}
+    result = {"name": found.name, "classes": found.classes, "left_out": found.left_out, "apart": found.apart}
     total, lost = sum(found.classes.values()), sum(found.left_out.values())
     own = found.placed.config.data
     named = (
@@ -56,6 +57,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     lines: list[tuple[object, ...]] = [("site", found.name), ("data", named), ("records", total)]
     lines += [("class", f"{name}: {n}{' (left out)' if name in found.left_out else ''}") for name, n in _some(found)]
     lines += [("left out", f"{len(found.left_out)} classes, {lost} records below min-records")] if lost else []
+    lines += [("kept apart", f"{found.apart} records, to evaluate networks on")] if found.apart else []
     lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]
     lines += [("spent", f"{spent['questions']} questions, {spent['nbytes']} bytes")] if spent else []
     emit(result | {"caps": caps, "allowance": life, "spent": spent}, columns(lines), form)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedcondense.flower.contract import State as State
     from fedcondense.flower.contract import Task as Task
     from fedcondense.flower.contract import Verdict as Verdict
+    from fedcondense.flower.evaluating import Evaluate as Evaluate
     from fedcondense.flower.hosts.inprocess import InProcessGrid as InProcessGrid
     from fedcondense.flower.hosts.inprocess import run_in_process as run_in_process
     from fedcondense.flower.hosts.simulation import simulate as simulate
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fedcondense.flower.run_folder import RunFolder as RunFolder
     from fedcondense.flower.server import make_server_app as make_server_app
     from fedcondense.flower.site_data import load_partition as load_partition
+    from fedcondense.flower.site_metrics import SiteMetrics as SiteMetrics
     from fedcondense.flower.strategies import STRATEGIES as STRATEGIES
     from fedcondense.flower.strategies import TASKS as TASKS
     from fedcondense.flower.strategies import Entry as Entry
@@ -58,6 +60,7 @@ _HOMES = {
     "Condense": "strategies.one_shot",
     "Cost": "caps",
     "Entry": "strategies",
+    "Evaluate": "evaluating",
     "FedDM": "strategies.iterative",
     "FederationResult": "comparison.result",
     "InProcessGrid": "hosts.inprocess",
@@ -76,6 +79,7 @@ _HOMES = {
     "STRATEGIES": "strategies",
     "ServerSide": "strategies",
     "Site": "contract",
+    "SiteMetrics": "site_metrics",
     "State": "contract",
     "Sums": "payloads",
     "TASKS": "strategies",

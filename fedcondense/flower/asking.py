@@ -1,30 +1,43 @@
-"""Who is asked in a round, and how long the server waits for nodes and for answers."""
+"""Who is asked in a round, how long the server waits for nodes and for answers, and how sites' metrics become one."""
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedcondense.flower.replies import Mailbox
+from fedcondense.flower.contract import Question, Site
+from fedcondense.flower.replies import Mailbox, Sent
 from fedcondense.flower.settings import number
+from fedcondense.flower.wire import pack_question
 
-__all__ = ["Asked", "Asking", "collect", "connected"]
+__all__ = ["AggregateMetrics", "Asked", "Asking", "collect", "connected", "questions"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 _POLL_S = 0.2
+_IDLE = 4  # times as long as a poll that brought nothing took, the server waits before the next: thousands of ids ...
+_MOST_S = 5.0  # ... are work for the SuperLink, too
 _SAY_S = 10.0  # seconds between two lines on who is missing
+
+
+@runtime_checkable
+class AggregateMetrics(Protocol):
+    """Makes one MetricRecord of those of several sites; Flower's own signature."""
+
+    def __call__(self, records: list[RecordDict], weighting_metric_name: str, /) -> MetricRecord:
+        """Return the aggregate; each of `records` holds one MetricRecord."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """Who is asked, and how long the server waits; the first three as in Flower's FedAvg.
+    """Who is asked, how long the server waits, what becomes of metrics; Flower's names mean what they do in FedAvg.
 
     Args:
         fraction_train: Share of the connected nodes that are asked in a round.
@@ -34,6 +47,13 @@ class Asking:
         wait: Seconds to wait for `min_available_nodes`.
         grace: Seconds to go on waiting for the others after `min_replies` answers; None waits until the deadline.
         seed: Of the choice of nodes, where not all are asked.
+        fraction_evaluate: Share of the connected nodes that are asked how good the weights are after a round.
+        min_evaluate_nodes: How many are asked so at least, if so many are connected: none is waited for.
+        weighted_by_key: The metric that sites are weighed by in means of their metrics.
+        train_metrics_aggr_fn: Adds metrics to those of a round, from each answer's ``num-examples``, ``seconds`` and
+            ``bytes`` and, where answers are `Metrics`, their numbers.
+        evaluate_metrics_aggr_fn: Makes one of the sites' ``num-examples``, ``accuracy``, ``macro-accuracy`` and what
+            else all of them say; None: the mean, weighted by `weighted_by_key`.
     """
 
     fraction_train: float = number(1.0, 0, 1)
@@ -43,6 +63,11 @@ class Asking:
     wait: float = number(60.0, 0)
     grace: float | None = number(None, 0)  # type: ignore[arg-type]
     seed: int = number(0, 0)
+    fraction_evaluate: float = number(0.0, 0, 1)
+    min_evaluate_nodes: int = number(2, 0)
+    weighted_by_key: str = "num-examples"
+    train_metrics_aggr_fn: AggregateMetrics | None = None
+    evaluate_metrics_aggr_fn: AggregateMetrics | None = None
 
     def log(self) -> None:
         """Log the settings, as a part of Flower's list."""
@@ -54,9 +79,18 @@ class Asking:
     def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
         """Return who is asked in a round, in ascending order."""
         count = max(int(len(nodes) * self.fraction_train), self.min_train_nodes)
-        if count >= len(nodes):
-            return sorted(nodes)
-        return sorted(random.Random(self.seed + server_round - 1).sample(sorted(nodes), count))
+        return _sampled(nodes, count, random.Random(self.seed + server_round - 1))
+
+    def sample_to_evaluate(self, nodes: Collection[int], server_round: int) -> list[int]:
+        """Return who is asked to evaluate after a round, in ascending order; nobody for a fraction of 0."""
+        if not self.fraction_evaluate:
+            return []
+        count = max(int(len(nodes) * self.fraction_evaluate), self.min_evaluate_nodes)
+        return _sampled(nodes, count, random.Random(f"{self.seed}, evaluating, {server_round}"))
+
+
+def _sampled(nodes: Collection[int], count: int, draws: random.Random) -> list[int]:
+    return sorted(nodes) if count >= len(nodes) else sorted(draws.sample(sorted(nodes), count))
 
 
 class Asked(TypedDict, total=False):
@@ -69,6 +103,11 @@ class Asked(TypedDict, total=False):
     wait: float
     grace: float | None
     seed: int
+    fraction_evaluate: float
+    min_evaluate_nodes: int
+    weighted_by_key: str
+    train_metrics_aggr_fn: AggregateMetrics | None
+    evaluate_metrics_aggr_fn: AggregateMetrics | None
 
 
 def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> None:
@@ -84,7 +123,9 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
     began = said = time.monotonic()
     end, grace = began + timeout, asking.grace
     while waiting:
+        polled = time.monotonic()
         replies = list(grid.pull_messages(waiting))
+        took = time.monotonic() - polled
         for reply in replies:
             mailbox.take(reply)
         if replies:
@@ -103,7 +144,27 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             answered = len(mailbox.sent) - len(names)
             _LOG.info("%.0f s: %d answered; missing: %s%s", now - began, answered, ", ".join(names[:10]), more)
-        time.sleep(min(_POLL_S, max(0.0, end - now)))
+        pause = _POLL_S if replies else max(_POLL_S, min(_IDLE * took, _MOST_S))
+        time.sleep(min(pause, max(0.0, end - now)))
+
+
+def questions(tasks: Mapping[Site, Question], server_round: int, classes: Sequence[str] | None = None) -> list[Sent]:
+    """Return the messages of a round; sites that are asked by one and the same task share its content in memory.
+
+    Args:
+        tasks: What each site is asked.
+        server_round: Of the run.
+        classes: As in `pack_question`.
+    """
+    packed = {
+        id(task): pack_question(task, server_round, classes) for task in {id(t): t for t in tasks.values()}.values()
+    }
+    sent = []
+    for site, task in tasks.items():
+        content, kind = packed[id(task)], f"query.{task.name}"
+        message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
+        sent.append(Sent(message, site, task.payload))
+    return sent
 
 
 def connected(grid: Grid, asking: Asking) -> list[int]:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from flwr.app import MetricRecord
+from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.exception import AggregationError
 
+from fedcondense.flower.asking import Asking
 from fedcondense.flower.contract import Answer, Site, State
+from fedcondense.flower.inbox import Refusal
+from fedcondense.flower.payloads import Metrics
 
-__all__ = ["ages", "booked", "check_finite", "first_round", "metrics_of", "spent_per_site"]
+__all__ = ["ALONE", "ages", "booked", "check_enough", "check_finite", "first_round", "metrics_of", "spent_per_site"]
 
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _TOOK = ("bytes-up", "bytes-down", "client-seconds")
 _FIRST, _LAST, _SPENT = "first/", "seen/", "spent/"  # what the names of the library's own numbers begin with
+ALONE = "alone/"
+"""What the name of one begins with that says how good a site is alone; its key follows."""
 
 
 def booked(
-    before: State, after: State, server_round: int, asked: Sequence[Site], answers: Sequence[Answer[Any]], down: int
+    before: State,
+    after: State,
+    server_round: int,
+    asked: Sequence[Site],
+    answers: Sequence[Answer[Any]],
+    down: int,
+    *,
+    is_combined: bool = True,
 ) -> State:
     """Return what a strategy keeps after a stage, with what the library keeps of it.
 
@@ -29,9 +43,10 @@ def booked(
         asked: Who was asked, under the names that they are registered by.
         answers: What the strategy combined.
         down: Bytes of all questions.
+        is_combined: Whether what is kept follows from the answers; not where sites evaluated.
     """
-    own = {name: value for name, value in before.numbers.items() if name.startswith((_FIRST, _LAST, _SPENT))}
-    for answer in answers:
+    own = {name: value for name, value in before.numbers.items() if name.startswith((_FIRST, _LAST, _SPENT, ALONE))}
+    for answer in answers if is_combined else ():
         own.setdefault(f"{_FIRST}{answer.site.name}", server_round)
         own[f"{_LAST}{answer.site.name}"] = server_round
     took = (sum(a.nbytes for a in answers), down, sum(a.seconds for a in answers))
@@ -73,8 +88,24 @@ def check_finite(server_round: int, state: State, answers: int) -> None:
         )
 
 
-def metrics_of(answers: Sequence[Answer[Any]], refused: Sequence[object]) -> MetricRecord:
-    """Return a stage in numbers, as Flower's result holds them."""
+def check_enough(server_round: int, answers: Sequence[Answer[Any]], refused: Sequence[Refusal], needed: int) -> None:
+    """Log who is left out, and refuse a stage with fewer usable answers than are needed.
+
+    Raises:
+        AggregationError: There are fewer.
+    """
+    for site, reason in refused:
+        _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
+    if len(answers) < needed:
+        first = "; ".join(f"{site.name}: {reason}" for site, reason in refused[:3])
+        raise AggregationError(
+            f"round {server_round}: {len(answers)} usable answers of {len(answers) + len(refused)}, {needed} needed; "
+            f"{first or 'all that were asked have answered: ask more, or lower min_replies'}"
+        )
+
+
+def metrics_of(answers: Sequence[Answer[Any]], refused: Sequence[object], asking: Asking) -> MetricRecord:
+    """Return a stage in numbers, as Flower's result holds them, and what `Asking.train_metrics_aggr_fn` makes of it."""
     numbers: dict[str, Any] = {
         "clients": len(answers),
         "refused": len(refused),
@@ -82,4 +113,11 @@ def metrics_of(answers: Sequence[Answer[Any]], refused: Sequence[object]) -> Met
         "bytes-up": sum(answer.nbytes for answer in answers),
         "client-seconds": sum(answer.seconds for answer in answers),
     }
-    return MetricRecord(numbers)
+    if asking.train_metrics_aggr_fn is None:
+        return MetricRecord(numbers)
+    records = []
+    for answer in answers:
+        said: dict[str, Any] = {"num-examples": answer.num_examples, "seconds": answer.seconds, "bytes": answer.nbytes}
+        more = answer.payload.numbers if isinstance(answer.payload, Metrics) else {}
+        records.append(RecordDict({"metrics": MetricRecord({**more, **said})}))
+    return MetricRecord({**numbers, **asking.train_metrics_aggr_fn(records, asking.weighted_by_key)})

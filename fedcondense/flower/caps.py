@@ -68,6 +68,9 @@ class Caps:
         min_records: How many records a stored image stands for at least: classes of fewer are left out, and a class of
             n records sends at most n / min_records images. Images of few records each are close to single records,
             whatever they start from (measured in experiments/records.md).
+        allow_evaluate: Whether a question may carry weights that are only evaluated, on records kept apart: right
+            answers per class leave, and nothing else. Crafted weights can make each count say something of these
+            records. `allow_weights` allows it, too, and lets the loss leave.
     """
 
     max_ipc: int = number(50, 1)
@@ -80,6 +83,7 @@ class Caps:
     allow_real: bool = False
     allow_weights: bool = False
     min_records: int = number(10, 1)
+    allow_evaluate: bool = False
 
     @property
     def share(self) -> float:
@@ -136,4 +140,4 @@ class Caps:
     def none(cls, min_records: int = 1) -> Caps:
         """Return caps that refuse nothing, for nodes in the process of whoever asks; classes of few records apart."""
         most = 2**62 - 1
-        return cls(most, most, math.inf, most, most, most, "", True, True, min_records)
+        return cls(most, most, math.inf, most, most, most, "", True, True, min_records, True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from torch import Tensor, nn
@@ -28,10 +28,11 @@ from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
 from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version
 
-__all__ = ["CheckedGrid", "averageable", "numbers_in", "settled", "weights_in"]
+__all__ = ["CheckedGrid", "averageable", "floats_of", "numbers_in", "settled", "weights_in"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _LARGEST = 2**40  # records that a site may claim
+_PERCENT = ("accuracy", "macro-accuracy")
 
 
 def weights_in(record: ArrayRecord, network: nn.Module) -> Weights:
@@ -69,21 +70,34 @@ def settled(arrays: ArrayRecord, network: nn.Module) -> Weights:
     return Weights(tensors)
 
 
-def numbers_in(content: RecordDict) -> frozenset[str]:
-    """Check the numbers beside an answer's weights, and return their names.
+def numbers_in(content: RecordDict, beside: tuple[str, ...] = ("arrays",)) -> frozenset[str]:
+    """Check the numbers of an answer, and return their names.
+
+    Args:
+        content: The answer's.
+        beside: What it holds beside them: weights, or nothing where it is an evaluation.
 
     Raises:
         UntrustedSetError: Some are not finite, or the count of records, by which sites are weighed, is none.
     """
-    if set(content) != {"arrays", "metrics"} or set(content.metric_records) != {"metrics"}:
-        raise UntrustedSetError("holds other records than the weights 'arrays' and the numbers 'metrics'")
+    if set(content) != {*beside, "metrics"} or set(content.metric_records) != {"metrics"}:
+        needed = "the weights 'arrays' and the numbers 'metrics'" if beside else "the numbers 'metrics'"
+        raise UntrustedSetError(f"holds other records than {needed}")
     numbers = dict(content.metric_records["metrics"])
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers.values()):
         raise UntrustedSetError("'metrics' holds what is no finite number")
     count = numbers.get("num-examples")
     if not isinstance(count, int) or not 1 <= count <= _LARGEST:
         raise UntrustedSetError(f"num-examples is no whole number from 1 to {_LARGEST}")
+    shares = floats_of(content.metric_records["metrics"])
+    if odd := [name for name in _PERCENT if not 0 <= shares.get(name, 0.0) <= 100]:
+        raise UntrustedSetError(f"{odd[0]} is no percentage, from 0 to 100")
     return frozenset(numbers)
+
+
+def floats_of(metrics: MetricRecord) -> dict[str, float]:
+    """Return the numbers of a record by name; lists are left out."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 class CheckedGrid(GridAround):
@@ -103,6 +117,7 @@ class CheckedGrid(GridAround):
         self.network, self.failed, self.bits = network, failed, bits
         self._weights = Weights({})  # that the strategy sent last, before rounding
         self.up, self.down, self.nodes = 0, 0, set[int]()  # bytes of messages, all rounds, and who was asked
+        self.said: dict[int, dict[str, float]] = {}  # by node: what it says of the weights that were last evaluated
         self._tally: Tally | None = None  # of the round that runs
 
     @property
@@ -137,6 +152,8 @@ class CheckedGrid(GridAround):
         sound, reasons, names = list[Message](), list[str](), Counter[frozenset[str]]()
         self._tally = tally = self._tally or Tally()
         asked = [self._settled(message) for message in messages]
+        if asked and all(message.metadata.message_type == MessageType.EVALUATE for message in asked):
+            return self._evaluated(asked, tally, timeout)
         for reply in tally.waits(lambda: list(self.grid.send_and_receive(asked, timeout=timeout))):
             node, nbytes = reply.metadata.src_node_id, message_bytes(reply)
             self.up += nbytes
@@ -166,6 +183,31 @@ class CheckedGrid(GridAround):
             if not sound:
                 raise AggregationError(text)
             _LOG.warning(text)
+        return sound
+
+    def _evaluated(self, asked: list[Message], tally: Tally, timeout: float | None) -> list[Message]:
+        """Return the evaluations that are sound, with the numbers that all of them hold; the others fail no round."""
+        sound, reasons = list[Message](), list[str]()
+        up, down = 0, sum(message_bytes(message) for message in asked)
+        for reply in tally.waits(lambda: list(self.grid.send_and_receive(asked, timeout=timeout))):
+            up += message_bytes(reply)
+            try:
+                if reply.has_error():
+                    reasons.append(safe_text(reply.error.reason or f"error {reply.error.code}"))
+                    continue
+                numbers_in(reply.content, ())
+                sound.append(reply)
+            except UntrustedSetError as broken:
+                reasons.append(safe_text(str(broken)))
+        self.up, self.down, tally.up, tally.down = self.up + up, self.down + down, tally.up + up, tally.down + down
+        self.nodes.update(message.metadata.dst_node_id for message in asked)
+        self.said = {reply.metadata.src_node_id: floats_of(reply.content.metric_records["metrics"]) for reply in sound}
+        common = set.intersection(*map(set, self.said.values())) if sound else set()
+        for reply in sound:
+            metrics = reply.content.metric_records["metrics"]
+            reply.content["metrics"] = MetricRecord({name: metrics[name] for name in metrics if name in common})
+        if reasons:
+            _LOG.warning(safe_text(f"{len(reasons)} sites do not evaluate, {len(sound)} do; {reasons[0]}"))
         return sound
 
     def _settled(self, message: Message) -> Message:
@@ -204,5 +246,5 @@ def _introduce(message: Message) -> None:
     """Say who asks, as tasks do: Flower's own messages have no place for it, and nodes of before pass it over."""
     content, kind = message.content, message.metadata.message_type
     if "about" not in content:  # one content serves all nodes
-        number = content.config_records.get("config", {}).get("server-round", 1)
+        number = content.config_records.get("config", ConfigRecord()).get("server-round", 1)
         content["about"] = About(WIRE, own_version(), kind, number if isinstance(number, int) else 1).record()

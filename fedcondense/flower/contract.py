@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 from torch import Tensor
 
 from fedcondense.contract import Holder
+from fedcondense.data import Data
 from fedcondense.flower.caps import Caps, Cost
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.randomness import child_seed
@@ -84,6 +85,7 @@ class Node(NamedTuple):
     place: int = 0  # this node's own number, from which its seeds follow: `partition-id`, else its node id
     checkpoint: Any = None  # a `fedcondense.Checkpoint` of this very question, or None
     takes: Callable[[Payload], int] = lambda payload: len(payload.to_bytes())  # bytes of an answer, as it is sent
+    apart: Data | None = None  # records that no question sees but one that evaluates
 
     def seed(self, root: int, *purpose: str | int) -> int:
         """Return this node's own seed for a purpose: nodes that start alike would send the same images.
@@ -103,6 +105,7 @@ class Task(Protocol[P]):
 
     name: ClassVar[str]  # an identifier; the message type is query.NAME
     payload: ClassVar[type[Payload]]  # what comes back
+    evaluates: ClassVar[bool] = False  # whether it is about `Node.apart`: weights may come for it by ``allow-evaluate``
 
     @abstractmethod
     def prepare(self, holder: Holder, node: Node) -> Job[P]:
@@ -165,7 +168,7 @@ class State:
     """All that a strategy keeps between rounds; a run's folder holds it after each.
 
     A strategy goes on from it: ``strategy.state = RunFolder(path).read_state()`` before `Rounds.start`. The library
-    fills in `round`, `sites` and what was spent; `combine` returns the others.
+    fills in `round`, `sites`, what was spent and how good sites are alone; `combine` returns the others.
 
     Args:
         round: The last round that is finished.

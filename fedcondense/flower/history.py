@@ -1,10 +1,11 @@
 """What each round of a run took and gave: counted while it runs, an entry of ``result.json``, a line of the log.
 
 An entry has ``round``; ``accuracy`` (percent) if it was measured, and of a stream ``seen``, that on the classes so far;
-``asked``, ``answered`` and ``refused`` sites, and ``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``,
-means over the sites asked in the round, and ``total_up`` and ``total_down``; ``seconds`` (wall clock, without
-measuring), ``server_seconds`` (of them not spent waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say,
-where they do), and ``memory``, the largest that the server's process has been so far, in bytes.
+``sites_accuracy`` if sites were asked; ``asked``, ``answered`` and ``refused`` sites, and ``sites``, who were asked so
+far; ``bytes_up`` and ``bytes_down``, means over the sites asked in the round, and ``total_up`` and ``total_down``;
+``seconds`` (wall clock, without measuring), ``server_seconds`` (of them not spent waiting), ``client_seconds`` and
+``client_seconds_max`` (as sites say, where they do), and ``memory``, the largest that the server's process has been so
+far, in bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any, ParamSpec, TypeVar
 from fedcondense.flower.contract import Answer
 from fedcondense.flower.replies import Mailbox, Refusal
 from fedcondense.flower.serialised import bytes_of_each
-from fedcondense.report.units import human_bytes
 
 __all__ = ["Tally", "accuracy_in", "line_of"]
 
@@ -53,6 +53,11 @@ class Tally:
         for answer in answers:
             self.takes(answer.site.node, answer.nbytes, answer.seconds)
         self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()}
+
+    def evaluates(self, mailbox: Mailbox) -> None:
+        """Count the bytes of what sites were asked about the weights, and of what they said."""
+        self.up += sum(answer.nbytes for answer in mailbox.answers.values())
+        self.down += mailbox.bytes_down()
 
     def waits(self, function: Callable[P, R], *given: P.args, **more: P.kwargs) -> R:
         """Call a function, and count its time as that in which the server waits for sites."""
@@ -102,6 +107,8 @@ def line_of(entry: Mapping[str, Any]) -> str:
     ...          "seconds": 12.3})
     'round 3: 86.1 %, 8 of 10 answered, 26 kB up and 27 kB down per site, 12 s'
     """
+    from fedcondense.report.units import human_bytes  # here: nodes import this module, and need no reports
+
     accuracy = f"{entry['accuracy']:.1f} %, " if "accuracy" in entry else ""
     travelled = f"{human_bytes(entry['bytes_up'])} up and {human_bytes(entry['bytes_down'])} down per site"
     answered = f"{entry['answered']} of {entry['asked']} answered"

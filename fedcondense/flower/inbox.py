@@ -18,9 +18,12 @@ from fedcondense.flower.together import Held, in_common, normalised, over_limits
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["Inbox", "Refusal", "ReplyLimits", "kind_of", "log_odd"]
+__all__ = ["SILENT", "Inbox", "Refusal", "ReplyLimits", "kind_of", "log_odd"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+SILENT = "no reply within the deadline"
+"""Why a site is left out that nothing came from."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Inbox:
         """
         found = self._odd()
         odd = found.odd
-        refused = {**self.refused, **odd, **{site.node: "no reply within the deadline" for site in self.silent()}}
+        refused = {**self.refused, **odd, **{site.node: SILENT for site in self.silent()}}
         names = self._names(refused)
         answers = [
             a._replace(site=names[node], payload=found.rest.get(node, a.payload))

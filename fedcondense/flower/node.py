@@ -29,7 +29,7 @@ from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
-from fedcondense.flower.node_log import OUTCOME
+from fedcondense.flower.node_log import note_outcome
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
@@ -111,18 +111,20 @@ def answer(
     task = read_question(content, kind, Limits(nbytes=caps.max_memory))
     if config.threads:
         torch.set_num_threads(config.threads)
-    data, place, name = placed.enough(load(context)), placed.place(context), placed.name(context)
+    loaded, place, name = load(context), placed.place(context), placed.name(context)
+    data, apart = placed.enough(loaded), placed.apart(loaded) if kind.evaluates else None
     check_normalisation(data.spec.mean, data.spec.std)
-    kept = kept_by(placed, desk)
-    key = _key(task, about.round, place, data)
+    kept, records = kept_by(placed, desk), len(data if apart is None else apart)
+    key = _key(task, about.round, place, data, apart)
     payload = None if kept.folder is None else _kept_answer(kept, key, kind)
     if payload is None:
         path = None if kept.folder is None else kept.folder / f"{key}.checkpoint"
         checkpoint = None if path is None else Checkpoint(path, resume=True, anew=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
-        takes = partial(_takes, about, (name, place), len(data), data.spec.classes)
-        node = Node(name, caps, until, drawer_of(kept, place, context), report, place, checkpoint, takes)
+        takes = partial(_takes, about, (name, place), records, data.spec.classes)
+        keeper = drawer_of(kept, place, context)
+        node = Node(name, caps, until, keeper, report, place, checkpoint, takes, apart)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
         if kept.folder is not None:
             _keep_answer(kept, key, payload)
@@ -130,11 +132,11 @@ def answer(
             checkpoint.remove()
     else:
         _check_bytes(len(payload.to_bytes()), caps)
-        OUTCOME.set("kept")
+        note_outcome("kept")
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     shares = config.share_with == "sites"
-    return pack_answer(payload, about, (name, place), len(data), seconds, data.spec.classes, shares)
+    return pack_answer(payload, about, (name, place), records, seconds, data.spec.classes, shares)
 
 
 def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:
@@ -177,8 +179,10 @@ def check_wire(about: About) -> None:
 def check_carried(kind: type[Question], caps: Caps) -> None:
     """Refuse a task that carries weights, unless the node's config allows them."""
     kinds = [carried for carried, _ in carried_by(kind).values()]
-    if (Weights in kinds or Packed in kinds) and not caps.allow_weights:
-        raise SettingError(f"task {kind.name!r} carries weights; this node's config has no allow-weights = true")
+    is_allowed = caps.allow_weights or (kind.evaluates and caps.allow_evaluate)
+    if (Weights in kinds or Packed in kinds) and not is_allowed:
+        key = "allow-evaluate" if kind.evaluates else "allow-weights"
+        raise SettingError(f"task {kind.name!r} carries weights; this node's config has no {key} = true")
 
 
 def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, about: About) -> Payload:
@@ -224,7 +228,7 @@ def _check_bytes(nbytes: int, caps: Caps) -> None:
         )
 
 
-def _key(task: Question, server_round: int, place: int, data: Data) -> str:
+def _key(task: Question, server_round: int, place: int, data: Data, apart: Data | None = None) -> str:
     """Name an answer by everything that it follows from: the same question in another round is another question."""
     carried = {
         item.name: hashlib.sha256(value.to_bytes()).hexdigest() if isinstance(value, CARRIED) else value
@@ -233,4 +237,5 @@ def _key(task: Question, server_round: int, place: int, data: Data) -> str:
     }
     methods = meaning(type(task), *(value for value in carried.values() if isinstance(value, str)))
     told = (task.name, carried, methods, place, data.fingerprint, data.spec, own_version(), server_round)
-    return hashlib.sha256(identity(told).encode()).hexdigest()[:32]
+    more = () if apart is None else (apart.fingerprint,)
+    return hashlib.sha256(identity((*told, *more)).encode()).hexdigest()[:32]

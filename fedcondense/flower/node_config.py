@@ -11,21 +11,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flwr.app import Context
+from torch import Tensor
 
 from fedcondense.arguments import device_of
 from fedcondense.condensing import Progress
 from fedcondense.data import Data
 from fedcondense.errors import SettingError
+from fedcondense.flower.apart import HANDFUL, is_apart
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Allowance, Ledger
-from fedcondense.flower.settings import keys_of, number, place, read_all
+from fedcondense.flower.settings import keys_of, number, place, read, read_all
 from fedcondense.flower.sites import is_name
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.machine import MOST_THREADS, usual_device
 
-__all__ = ["KEPT_BYTES", "Desk", "NodeConfig", "Placed", "ledger_of", "ledger_path", "log_path", "place_of"]
+__all__ = [
+    "KEPT_APART",
+    "KEPT_BYTES",
+    "Desk",
+    "NodeConfig",
+    "Placed",
+    "ledger_of",
+    "ledger_path",
+    "log_path",
+    "place_of",
+]
 
+KEPT_APART = 0.1
+"""Share of each class that a node with data of its own keeps apart, to evaluate networks on."""
 KEPT_BYTES = 1 << 30
 """What a node keeps between messages, all in all."""
 _OURS = {"max", "min", "maximum", "minimum", "allow", "life", "share", "records", "ipc"}  # words of caps and allowance
@@ -52,6 +66,9 @@ class NodeConfig:
             strategies send them on. A node of public data shares them.
         ledger: The file of what was answered over the node's life; empty: one in the home folder for a node with data
             of its own, none for public data.
+        keep_apart: Share of the records of each class that no question sees but one on how good a network is; by
+            default 0.1 of the node's own `data`, and of public data what the run says. Classes that would be left with
+            fewer than ``min-records`` keep fewer, or none.
         log: The file of who asked what and what left (`fedcondense.flower.node_log`); empty: beside the ledger, with
             ``.log`` behind its name, none where there is no ledger.
     """
@@ -71,6 +88,7 @@ class NodeConfig:
     ledger: str = place()
     log: str = place()
     share_with: str = "server"
+    keep_apart: float | None = number(None, 0, 1)  # type: ignore[arg-type]
 
 
 class Placed(NamedTuple):
@@ -91,13 +109,15 @@ class Placed(NamedTuple):
         return f"client-{self.place(context)}" if self.config.partition_id >= 0 else f"node-{context.node_id}"
 
     def enough(self, data: Data) -> Data:
-        """Return a node's data where it computes, without the classes of fewer records than it asks for.
+        """Return what a node learns from, where it computes: nothing kept apart, and no class of too few records.
 
         Raises:
             SettingError: Nothing is left.
         """
         if not len(data):
             raise SettingError(NO_DATA)
+        if self.kept_share:
+            data = data.subset(~self._apart(data))
         few = data.counts < self.caps.min_records
         left = data.subset(~few.to(data.device)[data.labels]) if bool(few[data.counts > 0].any()) else data
         if not len(left):
@@ -105,6 +125,20 @@ class Placed(NamedTuple):
             needed = f"no class has {self.caps.min_records} records, of which this node asks (min-records)"
             raise SettingError(f"{needed}; its largest has {most}")
         return left.to(self.config.device or usual_device())
+
+    def apart(self, data: Data) -> Data:
+        """Return what a node keeps apart of its data, where it computes; empty if that is nothing."""
+        return data.subset(self._apart(data)).to(self.config.device or usual_device())
+
+    @property
+    def kept_share(self) -> float:
+        """The share of each class that is kept apart."""
+        if self.config.keep_apart is None:
+            return KEPT_APART if self.config.data else 0.0
+        return self.config.keep_apart
+
+    def _apart(self, data: Data) -> Tensor:
+        return is_apart(data, self.kept_share, max(HANDFUL, self.caps.min_records))
 
 
 class Desk(NamedTuple):
@@ -139,6 +173,8 @@ def place_of(context: Context, desk: Desk) -> Placed:
     if desk.is_stock and not config.data:  # a public data set is nobody's
         caps = replace(caps, allow_real=True, allow_weights=True)
         config = replace(config, share_with="sites")
+        asked = {key: value for key, value in context.run_config.items() if key == "keep-apart"}
+        config = read(NodeConfig, asked, "the run's config", config) if config.keep_apart is None else config
     if config.share_with not in ("server", "sites"):
         raise SettingError(f"share-with = {config.share_with!r} in this node's config; needed: server, or sites")
     if config.name and not is_name(config.name):

@@ -28,10 +28,9 @@ from fedcondense.flower.serialised import content_bytes
 from fedcondense.flower.untrusted import safe_text
 from fedcondense.flower.wire import About
 
-__all__ = ["OUTCOME", "LogLine", "NodeLog", "line_of"]
+__all__ = ["LogLine", "NodeLog", "line_of", "note_outcome"]
 
-OUTCOME: ContextVar[str] = ContextVar("OUTCOME", default="")
-"""``kept`` or ``failed`` where that is what comes of a message: set where it is known, read where the line is made."""
+_OUTCOME: ContextVar[str] = ContextVar("_OUTCOME", default="")
 
 _FIELDS = 20  # of a question, at most: a line must not be as long as whoever asks likes
 _LONG = 60  # characters of a field, at most
@@ -111,6 +110,14 @@ class NodeLog:
             return [_read(self.path, text) for text in file.lines], file.torn
 
 
+def note_outcome(outcome: str) -> None:
+    """Say where it is known what comes of this message: ``kept`` or ``failed``, or nothing yet; `line_of` reads it.
+
+    Ray sends handlers to other processes by value, which what this keeps it in cannot be sent: hence a function.
+    """
+    _OUTCOME.set(outcome)
+
+
 def line_of(message: Message, reply: Message | None, reason: str = "") -> LogLine:
     """Return the line of a question and its reply, whatever they hold.
 
@@ -136,9 +143,9 @@ def line_of(message: Message, reply: Message | None, reason: str = "") -> LogLin
     }
     if reply is None or reply.has_error():
         why = reason if reply is None else safe_text(reply.error.reason or f"error {reply.error.code}")
-        return LogLine(**said, decision=OUTCOME.get() or "refused", reason=why)
+        return LogLine(**said, decision=_OUTCOME.get() or "refused", reason=why)
     left = {"nbytes": content_bytes(reply.content), "sha256": reply.content.object_id}
-    return LogLine(**said, decision=OUTCOME.get() or "answered", **left)
+    return LogLine(**said, decision=_OUTCOME.get() or "answered", **left)
 
 
 def _in_short(content: RecordDict) -> Iterator[tuple[str, Any]]:

@@ -41,6 +41,7 @@ class Checked(NamedTuple):
     name: str
     classes: dict[str, int]  # records per class
     left_out: dict[str, int]  # those of fewer records than the node asks for
+    apart: int  # records that are kept apart, to evaluate networks on
     spent: Charge | None  # over its life; None: nothing was counted yet
 
 
@@ -85,7 +86,7 @@ def check_node(config: Mapping[str, Any]) -> Checked:
     few = {name: n for name, n in counts.items() if 0 < n < placed.caps.min_records}
     path = ledger_path(placed, Desk())
     spent = Ledger.open(path, placed.allowance).spent() if path is not None and path.exists() else None
-    return Checked(placed, placed.name(context), counts, few, spent)
+    return Checked(placed, placed.name(context), counts, few, len(placed.apart(data)), spent)
 
 
 def read_log(config: Mapping[str, Any]) -> tuple[Path, list[LogLine], int]:

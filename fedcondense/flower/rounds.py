@@ -8,24 +8,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
-from fedcondense.flower.asking import Asked, Asking, collect, connected
-from fedcondense.flower.books import booked, check_finite, metrics_of, spent_per_site
+from fedcondense.flower.asking import Asked, Asking, collect, connected, questions
+from fedcondense.flower.books import booked, check_enough, check_finite, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
+from fedcondense.flower.evaluating import Evaluate
 from fedcondense.flower.history import Tally, accuracy_in, line_of
 from fedcondense.flower.inbox import Inbox, log_odd
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
 from fedcondense.flower.screens import log_verdicts, screened
 from fedcondense.flower.settings import check, read
+from fedcondense.flower.site_metrics import AtSites, question_of
 from fedcondense.flower.sites import found_among
-from fedcondense.flower.wire import pack_question
 from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["AggregationError", "Rounds"]
@@ -38,8 +39,8 @@ class Rounds(Strategy):
 
     A stage ends when all have answered, when `grace` seconds have passed since `min_replies` usable answers
     arrived, or at the deadline that `start` is given. After a round `state` is what the strategy keeps, `answers`
-    and `refused` say whose answers it stands on and who was left out and why, and `verdicts` what a screen found. If a
-    round fails, `state` is still that of the round before.
+    and `refused` say whose answers it stands on and who was left out and why, `verdicts` what a screen found, and
+    `evaluated` what sites say of the weights, by round. If a round fails, `state` is still that of the round before.
 
     Args:
         limits: What a reply may hold. Whatever breaks it is left out and named in the log.
@@ -51,15 +52,15 @@ class Rounds(Strategy):
     rounds: int = 1  # unless `start` is told another number
     most_rounds: int | None = None  # that a method has a meaning for
     task: Question  # what is asked, in ways that a strategy may vary from round to round
+    network: str = ""  # of the weights, a name in NETWORKS; empty: the task's, else the one for the images' size
 
     def __init__(
-        self,
-        limits: ReplyLimits = ReplyLimits(),
-        screen: Screen | None = None,
-        **asked: Unpack[Asked],
+        self, limits: ReplyLimits = ReplyLimits(), screen: Screen | None = None, **asked: Unpack[Asked]
     ) -> None:
         self.asking, self.limits, self.screen = Asking(**asked), limits, screen
         check(self.asking, type(self).__name__)
+        self.at_sites = AtSites(self.asking, limits)
+        self.evaluated = self.at_sites.found
         self.state = State()
         self.history: list[dict[str, Any]] = []  # of all rounds so far: `fedcondense.flower.history`
         self.answers: tuple[Answer[Any], ...] = ()
@@ -127,7 +128,7 @@ class Rounds(Strategy):
             num_rounds: How many rounds there are in all; None: as many as the strategy has by itself.
             timeout: Seconds that nodes have for an answer.
             train_config: Fields of the task, in kebab-case, that differ from the strategy's own.
-            evaluate_config: Not used: a strategy that lets nodes evaluate has a stage for it.
+            evaluate_config: Not used: `evaluation` says what nodes are asked.
             evaluate_fn: Called with (round, weights) after each round, and with round 0 if there are initial weights.
 
         Raises:
@@ -156,6 +157,8 @@ class Rounds(Strategy):
                 break
             result.train_metrics_clientapp[server_round] = metrics
             result.arrays = self._arrays()
+            if (said := self.at_sites.metrics(server_round)) is not None:
+                result.evaluate_metrics_clientapp[server_round] = said
             if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluated
                 self.history[-1] |= accuracy_in(evaluated)
@@ -176,8 +179,17 @@ class Rounds(Strategy):
             state, metrics = self.receive(server_round, stage, state, mailbox)
             tally.reads(mailbox, self.answers, self.refused)
         self.state = state.but(round=server_round)
-        self.history.append(tally.entry(server_round, len(state.sites)))
+        asked = self.at_sites.ask(server_round, grid, self.evaluation, self.state, self.refused, self.barred)
+        tally.waits(collect, grid, asked, timeout, self.asking)
+        tally.evaluates(asked)
+        self.state = self.at_sites.hear(server_round, asked, self.state)
+        self.history.append(tally.entry(server_round, len(self.state.sites)))
         return metrics
+
+    def evaluation(self, state: State) -> Evaluate | None:
+        """Return what nodes are asked about the weights of a round; None: there are none to ask about."""
+        network = self.network or str(getattr(getattr(self, "task", None), "network", ""))
+        return question_of(state, self.limits, getattr(self, "classes", ()), network, self.asking.seed)
 
     @property
     def spent(self) -> dict[str, float]:
@@ -213,20 +225,11 @@ class Rounds(Strategy):
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
 
-        packed: dict[int, tuple[Question, RecordDict]] = {}  # sites that are asked the same share it, weights included
-
-        def sent_to(site: Site, task: Question) -> Sent:
-            if id(task) not in packed:
-                packed[id(task)] = task, pack_question(task, server_round, self.limits.classes)
-            content, kind = packed[id(task)][1], f"query.{task.name}"
-            message = Message(content, dst_node_id=site.node, message_type=kind, group_id=str(server_round))
-            return Sent(message, site, task.payload)
-
         def again(site: Site, reason: str) -> Sent | None:
             task = self.again(server_round, stage, state, site, reason)
-            return None if task is None else sent_to(site, task)
+            return None if task is None else questions({site: task}, server_round, self.limits.classes)[0]
 
-        sent = [sent_to(site, task) for site, task in tasks.items()]
+        sent = questions(tasks, server_round, self.limits.classes)
         _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
         judges = partial(self.examine, stage), partial(self.kind, stage)
         return Mailbox(sent, self.limits, *judges, kept=state.sets, names=names, again=again)
@@ -252,19 +255,11 @@ class Rounds(Strategy):
             log_verdicts(server_round, self.verdicts, gone)
         self.answers, self.refused = tuple(answers), tuple(refused)
         self.left_out += [(server_round, refusal) for refusal in refused]
-        for site, reason in refused:
-            _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
-        needed = max(self.asking.min_replies, 1)
-        if len(answers) < needed:
-            first = "; ".join(f"{refusal.site.name}: {refusal.reason}" for refusal in refused[:3])
-            raise AggregationError(
-                f"round {server_round}: {len(answers)} usable answers of {len(inbox.sites)}, {needed} needed; "
-                f"{first or 'all that were asked have answered: ask more, or lower min_replies'}"
-            )
+        check_enough(server_round, answers, refused, max(self.asking.min_replies, 1))
         state = self.combine(server_round, stage, state, answers)
         state = booked(before, state, server_round, inbox.sites, answers, inbox.bytes_down())
         check_finite(server_round, state, len(answers))
-        return state, metrics_of(answers, refused)
+        return state, metrics_of(answers, refused, self.asking)
 
     def _arrays(self) -> ArrayRecord:
         weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
@@ -292,9 +287,13 @@ class Rounds(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody: the server evaluates, or a stage of the strategy does."""
-        return []
+        """Return what nodes are asked about the weights of the round, as `evaluation` says."""
+        self._mailbox = self.at_sites.ask(server_round, grid, self.evaluation, self.state, self.refused, self.barred)
+        return [sent.message for sent in self._mailbox.sent]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return nothing: nobody was asked."""
-        return None
+        """Read the replies to what `configure_evaluate` returned."""
+        for reply in replies:
+            self._mailbox.take(reply)
+        self.state = self.at_sites.hear(server_round, self._mailbox, self.state)
+        return self.at_sites.metrics(server_round)

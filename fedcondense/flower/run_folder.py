@@ -24,12 +24,12 @@ from fedcondense.flower.arrivals import ENDING
 from fedcondense.flower.contract import Site, State, Verdict
 from fedcondense.flower.inbox import Refusal
 from fedcondense.flower.round_files import RoundFiles
-from fedcondense.flower.sites import is_name
+from fedcondense.flower.sites import is_set_name
 from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["FORMAT", "RunFolder", "judged", "plain", "refusals"]
+__all__ = ["FORMAT", "RunFolder", "coverage", "judged", "plain", "refusals"]
 
 _PROBE = 1 << 16  # bytes: a disk that takes no more is full
 FORMAT = 2
@@ -220,9 +220,8 @@ class RunFolder:
             sites = self.read_result().get("sites", [])
         except ResumeError:
             return []
-        return [
-            self.path / "clients" / f"{name}.safetensors" for name in sites if isinstance(name, str) and is_name(name)
-        ]
+        names = [name for name in sites if isinstance(name, str) and is_set_name(name)]
+        return [self.path / "clients" / f"{name}.safetensors" for name in names]
 
 
 def refusals(left_out: Sequence[tuple[int, Refusal]], row: str) -> list[dict[str, Any]]:
@@ -256,3 +255,8 @@ def _finite(value: Any) -> Any:
 def plain(values: Iterable[float]) -> list[float | None]:
     """Round to what is meaningful, with None for nan, which JSON lacks."""
     return [None if value != value else round(value, 3) for value in values]
+
+
+def coverage(joined: SyntheticSet | None) -> dict[str, int]:
+    """Return how many synthetic images of each class arrived."""
+    return {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True))

@@ -51,7 +51,7 @@ def run_strategy(
     if isinstance(side.settings, LocalTraining):
         config = training_config(side.settings, side, bits=entry.bits)
     arrays = averageable(checked.network.state_dict())
-    return strategy.start(checked, arrays, rounds, timeout, config, evaluate_fn=evaluate_fn)
+    return strategy.start(checked, arrays, rounds, timeout, config, ConfigRecord(dict(config)), evaluate_fn)
 
 
 def checked_grid(entry: Entry, side: ServerSide, grid: Grid) -> CheckedGrid:

@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.ambient import in_own_state
-from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data, load_data
 from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
@@ -26,7 +25,8 @@ from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
-from fedcondense.flower.run_folder import RunFolder, judged, plain, refusals
+from fedcondense.flower.run_folder import RunFolder, coverage, judged, plain, refusals
+from fedcondense.flower.run_settings import code_of, comparable, values_of
 from fedcondense.flower.running import (
     accuracy_of_scores,
     accuracy_of_weights,
@@ -36,6 +36,7 @@ from fedcondense.flower.running import (
     scores_of,
 )
 from fedcondense.flower.screens import check_screens, screen_of
+from fedcondense.flower.site_metrics import Evaluated
 from fedcondense.flower.state_file import digest_of
 from fedcondense.flower.strategies import Entry, ServerSide
 from fedcondense.flower.strategies.one_shot import OneShot, train_network
@@ -47,11 +48,10 @@ from fedcondense.training.evaluation import evaluate, train_on
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["ServedRun", "code_of", "side_of"]
+__all__ = ["ServedRun", "side_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _UNFINISHED = "not finished: killed, or still running; resume = true, or this folder, goes on with it"
-_FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
 
 
 class ServedRun:
@@ -73,6 +73,7 @@ class ServedRun:
         self.numbered: Numbered | None = None  # around one of Flower's own
         self.grid: Grid | None = None
         self.evaluation: dict[str, Any] | None = None  # of the union of one-shot sets
+        self.sites_evaluated: dict[str, Any] = {}  # what sites say of the weights of the last round
         self.forgotten = list((before or {}).get("forgotten", []))  # who is not asked any more
 
     @in_own_state
@@ -88,6 +89,8 @@ class ServedRun:
             test = load_data(settings.data, settings.data_root or None).test
         side = side_of(settings, own, test)
         self.strategy = entry.make(side)
+        if isinstance(self.strategy, Rounds):
+            self.strategy.network = side.network
         check_screens(settings.screens, self.strategy)
         rounds = settings.num_rounds or entry.rounds
         self.row = {"about": entry.about(rounds)}
@@ -146,8 +149,8 @@ class ServedRun:
         if found := before.get("forgetting"):
             again = f"fedcondense forget {found['site']} {self.folder.path}"
             raise ResumeError(f"{self.folder.path}: a site is being forgotten; finish that first: {again}")
-        now = {**_comparable(self.asked), "code": self.code}
-        then = {**_comparable(before.get("settings", {})), "code": before.get("code", self.code)}
+        now = {**comparable(self.asked), "code": self.code}
+        then = {**comparable(before.get("settings", {})), "code": before.get("code", self.code)}
         if differs := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
             raise ResumeError(
                 f"{self.folder.path} is of another run: {', '.join(differs)} differ; resume with the settings it had, "
@@ -167,6 +170,7 @@ class ServedRun:
                 self.grid.go_on(state)
         if state.round:
             self.row |= before.get("rows", {}).get(self.name, {})
+            self.sites_evaluated = before.get("sites_evaluated", {})
         _LOG.info("going on with %s after round %d", self.folder.path, state.round)
 
     def _measure(self, arrays: ArrayRecord, side: ServerSide, test: Data) -> MetricRecord:
@@ -192,6 +196,8 @@ class ServedRun:
         self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
+        if (found := strategy.evaluated.get(strategy.state.round)) is not None:
+            self._hear(found, strategy.state.round)
         if strategy.state.round == 1:
             self.folder.rounds.write_answers(1, strategy.inboxes[strategy.stages[0]])
         strategy.inboxes = {}
@@ -208,9 +214,17 @@ class ServedRun:
             self.row |= {name.replace("-", "_"): value for name, value in grid.spent.items()}
             self.row |= {"clients": len(grid.nodes), "failed": grid.failed}
             state = state.but(weights=settled(arrays, grid.network), **grid.stood())
+            if grid.said:
+                self._hear(Evaluated.of_nodes(grid.said, grid.get_nodes()), server_round)
         self.row["seen_rounds"] = server_round
         self.folder.write_result(self.so_far())
         self.folder.write_state(state)
+
+    def _hear(self, found: Evaluated, server_round: int) -> None:
+        """Take what sites say of a round's weights."""
+        self.sites_evaluated = found.to_dict(server_round)
+        if found.sites:
+            self.rounds[-1]["sites_accuracy"] = self.sites_evaluated["accuracy"]
 
     def so_far(self) -> dict[str, Any]:
         """Return what ``result.json`` says until the run is done: what stands there if it is killed."""
@@ -227,8 +241,9 @@ class ServedRun:
             "refused": self.earlier["refused"] + ([] if rounds is None else refusals(rounds.left_out, self.name)),
             "screened": self.earlier["screened"] + ([] if rounds is None else judged(rounds.screened)),
             "classes": list(self.classes or (() if joined is None else joined.classes)),
-            "coverage": _coverage(joined),
+            "coverage": coverage(joined),
             "sites": [] if rounds is None else list(rounds.state.sets),
+            "sites_evaluated": self.sites_evaluated,
             "ages": {} if rounds is None else ages(rounds.state),
             "forgotten": self.forgotten,
             "code": self.code,
@@ -245,7 +260,7 @@ class ServedRun:
         if result.arrays:
             self._write_network(side, joined, result.arrays)
         named = settings.data or (joined.name if joined is not None else "")
-        final = {"settings": {**asdict(settings), **_values(side), "data": named}, "digest": self._digest()}
+        final = {"settings": {**asdict(settings), **values_of(side), "data": named}, "digest": self._digest()}
         final["asked"] = dict(self.asked)
         self.folder.write_result({**self.record(), **final})
         _LOG.info("wrote %s", self.folder.path)
@@ -277,26 +292,7 @@ def side_of(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide
 
     spec = None if test is None else test.spec
     limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    network, seed, screen = settings.network, settings.seed, screen_of(settings.screens)
-    return ServerSide(own, trained, settings.asked, limits, spec, network=network, seed=seed, test=test, screen=screen)
-
-
-def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None) -> str:
-    """Return the identity of a run's code and data: a run goes on with the same alone."""
-    return meaning(entry, own, settings.network, None if test is None else (test.spec, test.fingerprint))
-
-
-def _values(side: ServerSide) -> dict[str, Any]:
-    """Return a strategy's own settings that are plain values."""
-    kinds = (int, float, str, bool, tuple)
-    return {name: value for name, value in vars(side.settings).items() if isinstance(value, kinds)}
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run must share: how long it waits, and for how many, it may choose anew."""
-    return {name: value for name, value in settings.items() if name not in _FREE}
-
-
-def _coverage(joined: SyntheticSet | None) -> dict[str, int]:
-    """Return how many synthetic images of each class arrived."""
-    return {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True))
+    network, seed, screen, asked = settings.network, settings.seed, screen_of(settings.screens), settings.asked
+    if settings.fraction_evaluate < 0:  # without data of its own a server learns from sites alone how good a run is
+        asked["fraction_evaluate"] = 0.0 if test is not None else 1.0
+    return ServerSide(own, trained, asked, limits, spec, network=network, seed=seed, test=test, screen=screen)

@@ -54,6 +54,10 @@ class ServerSettings:
         partition_seed: As `partition_by`.
         min_partition_size: As `partition_by`.
         screens: Names in `SCREENS` with commas between, or ``all``: what judges sets. Empty: nothing does.
+        fraction_evaluate: Share of the nodes that is asked after each round how good the weights are on records that
+            they keep apart; negative: all where the server has no data, else none.
+        min_evaluate_nodes: How many of them are asked at least.
+        keep_apart: Share of each class that nodes which hold public data keep apart; others say so themselves.
     """
 
     strategy: str = "one-shot"
@@ -75,6 +79,9 @@ class ServerSettings:
     partition_seed: int = number(42, 0)
     min_partition_size: int = number(10, 0)
     screens: str = ""
+    fraction_evaluate: float = number(-1.0, -1, 1)
+    min_evaluate_nodes: int = number(2, 0)
+    keep_apart: float = number(0.0, 0, 1)
 
     @property
     def asked(self) -> Asked:
@@ -87,6 +94,8 @@ class ServerSettings:
             wait=self.wait,
             grace=None if self.grace < 0 else self.grace,
             seed=self.seed,
+            fraction_evaluate=max(0.0, self.fraction_evaluate),
+            min_evaluate_nodes=self.min_evaluate_nodes,
         )
 
 

@@ -60,13 +60,14 @@ def load_partition(context: Context) -> Data:
 
 @dataclass(frozen=True)
 class _Public:
-    """How a run divides a public data set."""
+    """How a run divides a public data set; `keep_apart` is `place_of`'s to heed."""
 
     data: str = "digits"
     partition_by: str = "dirichlet"
     alpha: float = number(0.5, 0)
     partition_seed: int = number(42, 0)
     min_partition_size: int = number(10, 0)
+    keep_apart: float = number(0.0, 0, 1)
 
     def onto(self, config: NodeConfig) -> NodeConfig:
         """Return a node's config with this division."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedcondense.flower.contract import Site
 
-__all__ = ["found_among", "is_name", "names_of", "natural", "unnamed"]
+__all__ = ["found_among", "is_name", "is_set_name", "names_of", "natural", "set_name", "site_and_round", "unnamed"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGITS = re.compile(r"(\d+)")
@@ -19,6 +19,31 @@ _DIGITS = re.compile(r"(\d+)")
 def is_name(text: str) -> bool:
     """Say whether a text may name a site and its file: letters, digits, ``-_.``, at most 64, no leading mark."""
     return bool(_NAME.fullmatch(text)) and not text.endswith(".")
+
+
+def set_name(site: str, server_round: int) -> str:
+    """Return what a site's set of a round goes by, where those of several rounds are kept: no site can be called so.
+
+    >>> set_name("client-9", 1), set_name("client-9", 3)
+    ('client-9', 'client-9+3')
+    """
+    return site if server_round == 1 else f"{site}+{server_round}"
+
+
+def site_and_round(name: str) -> tuple[str, int]:
+    """Return whose set a name is of, and of which round.
+
+    >>> site_and_round("client-9"), site_and_round("client-9+3")
+    (('client-9', 1), ('client-9', 3))
+    """
+    site, _, number = name.partition("+")
+    return site, int(number) if number else 1
+
+
+def is_set_name(text: str) -> bool:
+    """Say whether a text may name a site's set and its file: as `is_name`, and a later round behind a plus."""
+    site, plus, number = text.partition("+")
+    return is_name(site) and (not plus or (number.isascii() and number.isdecimal() and len(number) < 10))
 
 
 def natural(name: str) -> list[Any]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from fedcondense.flower.contract import Answer
 from fedcondense.flower.replies import by_name
-from fedcondense.flower.sites import natural
+from fedcondense.flower.sites import natural, set_name, site_and_round
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["Latest", "ThisRound"]
+__all__ = ["EveryRound", "Latest", "Rising", "ThisRound"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,66 @@ class Latest:
                 elif len(gone) == len(_held(before)):
                     older = before  # the two have no class in common: nothing is to be cut
             found[site] = new if older is None else SyntheticSet.join([new, older])
-        return dict(sorted(found.items(), key=lambda item: natural(item[0])))
+        return _in_order(found)
+
+
+@dataclass(frozen=True)
+class EveryRound:
+    """The sets of all rounds, each as it came: what a site sends in a round is meant to stand beside what it sent.
+
+    A site's set of the first round goes by its name, later ones by ``NAME+ROUND``.
+    """
+
+    def take(
+        self, server_round: int, answers: Sequence[Answer[SyntheticSet]], kept: Mapping[str, SyntheticSet]
+    ) -> dict[str, SyntheticSet]:
+        """Return all sets, site by site in the order of their rounds."""
+        new = {set_name(site, server_round): one for site, one in by_name(answers).items()}
+        return _in_order({**kept, **new})
+
+
+@dataclass(frozen=True)
+class Rising:
+    """The sets of all rounds, whose weight rises linearly with the round, as in FedUSD's published code.
+
+    In round R a set of round r counts r / R. Training knows no weights, and repeating new images would cost memory and
+    bytes of state; so a set keeps that share of the stored images of each class, rounded down, but at least one: its
+    first ones. What has gone does not come back. A set that cannot be cut (soft labels, shared codes) stays whole while
+    its share is a half or more.
+    """
+
+    def take(
+        self, server_round: int, answers: Sequence[Answer[SyntheticSet]], kept: Mapping[str, SyntheticSet]
+    ) -> dict[str, SyntheticSet]:
+        """Return what is left of earlier sets, and the new ones."""
+        found = {set_name(site, server_round): one for site, one in by_name(answers).items()}
+        for name, before in kept.items():
+            made = site_and_round(name)[1]
+            if name in found:
+                continue
+            if not all(part.is_separable for part in before.parts):
+                found |= {name: before} if 2 * made >= server_round else {}
+                continue
+            # r / (R - 1) of the images are left of it, and (R - 1) / R of those are r / R
+            most = {n: max(1, count * (server_round - 1) // server_round) for n, count in _stored(before).items()}
+            left = before.restrict(before.classes, most)
+            assert left is not None  # one image of each class stays
+            found[name] = left
+        return _in_order(found)
+
+
+def _stored(synthetic: SyntheticSet) -> dict[str, int]:
+    """Return how many images of each class are stored."""
+    counts: dict[str, int] = {}
+    for part in synthetic.parts:
+        for label in part.labels().tolist():
+            name = part.record.classes[label]
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _in_order(found: Mapping[str, SyntheticSet]) -> dict[str, SyntheticSet]:
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
 def _held(one: SyntheticSet) -> list[str]:

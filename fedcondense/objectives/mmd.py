@@ -63,18 +63,18 @@ class KernelMeans(FeatureObjective):
         rows, targets = (torch.cat(column) for column in zip(*(piece[:2] for piece in pieces), strict=True))
         full, shares = rows.float(), class_shares(targets)
         spread = squared_spread(full)
-        return KernelRows(rows, targets, spread, self._means(full, shares, full, shares, spread))
+        return KernelRows(rows, targets, spread, self.means(full, shares, full, shares, spread))
 
     def compare(self, observed: KernelRows, rows: Tensor, targets: Tensor) -> Tensor:
         """Return the sum of discrepancies over the classes that both sides have."""
         rows, shares = rows.float(), class_shares(targets)
         real_shares = class_shares(observed.targets)
-        between = self._means(rows, shares, observed.rows.float(), real_shares, observed.spread)
-        own = self._means(rows, shares, rows, shares, observed.spread)
+        between = self.means(rows, shares, observed.rows.float(), real_shares, observed.spread)
+        own = self.means(rows, shares, rows, shares, observed.spread)
         present = (real_shares.sum(0) > 0) & (shares.sum(0) > 0)
         return ((observed.within + own - 2 * between) * present).sum()
 
-    def _means(self, a: Tensor, a_shares: Tensor, b: Tensor, b_shares: Tensor, spread: Tensor) -> Tensor:
+    def means(self, a: Tensor, a_shares: Tensor, b: Tensor, b_shares: Tensor, spread: Tensor) -> Tensor:
         """Return the mean kernel value of each class, (K,), of rows (N, D) and (M, D) with shares (N, K) and (M, K)."""
         kernel = gaussian_mixture(a, b, [width * spread for width in self.bandwidths])
         return (a_shares * (kernel @ b_shares)).sum(0)

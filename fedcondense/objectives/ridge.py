@@ -61,18 +61,23 @@ class RidgeRegression(FeatureObjective):
 
     def compare(self, observed: FeatureRows, rows: Tensor, targets: Tensor) -> Tensor:
         """Return half the mean squared error of the prediction on the real rows."""
-        rows = rows.float()
         # targets are centred over the classes that the real data have: a client knows nothing of the others
         present = (observed.targets.sum(0) > 0).to(targets.dtype)
         centre = present / present.sum().clamp_min(1)
+        predicted = self.predict(rows, targets - centre, observed.rows)
+        error: Tensor = (predicted - (observed.targets - centre)).square().sum(1)
+        return error.mean() / 2
+
+    def predict(self, rows: Tensor, targets: Tensor, at: Tensor) -> Tensor:
+        """Return what a regression on rows (N, D) with centred targets (N, K) says at others (M, D), as (M, K)."""
+        rows = rows.float()
         kernel = rows @ rows.T
         growth = max(1.0, len(rows) / 100) ** 1.5
         ridge = self.penalty * growth * kernel.detach().diagonal().mean()
         system = kernel + ridge * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-        weights, _ = torch.linalg.solve_ex(system, targets - centre)  # no wait for a device's error code
-        predicted = observed.rows.to(rows.dtype) @ (rows.T @ weights)
-        error: Tensor = (predicted - (observed.targets - centre)).square().sum(1)
-        return error.mean() / 2
+        weights, _ = torch.linalg.solve_ex(system, targets)  # no wait for a device's error code
+        predicted: Tensor = at.to(rows.dtype) @ (rows.T @ weights)
+        return predicted
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
+from fedcondense.report.at_sites import at_sites
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
     NONE,
@@ -29,7 +30,7 @@ from fedcondense.report.units import human_bytes
 from fedcondense.sets.pictures import grid, png
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
-__all__ = ["Client", "headline", "read_result", "read_rows", "table", "write_report"]
+__all__ = ["Client", "headline", "read_result", "read_rows", "said_of", "table", "write_report"]
 
 _SHOWN_IMAGES = 20  # of a class and client; the file itself holds the rest
 _SHOWN_CLIENTS = 100
@@ -73,7 +74,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     page = environment.get_template("report.html.j2").render(
         title=_title(result, rows),
         error=result.get("error"),
-        headline=headline(rows),
+        headline=said_of(result, rows),
         rows=[shown_cells(row) for row in rows],
         figures=_figures(rows),
         figure_text="; ".join(f"{row.label}: {row.measured}" for row in rows),
@@ -96,6 +97,13 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     )
     blob = page.encode(errors="replace")  # half a character, in whatever text of a stranger, is a question mark
     return write_file(directory / "report.html", blob, overwrite=True)
+
+
+def said_of(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
+    """Return in sentences how rows compare, and what sites say; where the server measured nothing, that alone."""
+    sites = at_sites(result)
+    is_measured = any(math.isfinite(row.accuracy) for row in rows)
+    return [*(headline(rows) if is_measured or not sites else []), *sites]
 
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:

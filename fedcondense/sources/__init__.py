@@ -2,6 +2,7 @@
 
 from fedcondense.sources.near import Near
 from fedcondense.sources.online import OnlineTrained
+from fedcondense.sources.passing import Passing
 from fedcondense.sources.pools import Pool, TrainedPool
 from fedcondense.sources.trained import TrainedOnReal, TrainedOnSynthetic
 from fedcondense.sources.trajectories import Trajectories
@@ -12,6 +13,7 @@ __all__ = [
     "Near",
     "NoNetwork",
     "OnlineTrained",
+    "Passing",
     "Pool",
     "TrainedOnReal",
     "TrainedOnSynthetic",

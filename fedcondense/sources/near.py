@@ -1,4 +1,8 @@
-"""Networks near given weights: FedDM (Xiong et al., CVPR 2023, https://arxiv.org/abs/2207.09653)"""
+"""Networks near given weights.
+
+FedDM: Xiong et al., CVPR 2023, https://arxiv.org/abs/2207.09653; FedAF: Wang et al., CVPR 2024,
+https://arxiv.org/abs/2404.18962
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedcondense.contract import Draw, NetworkFactory
 from fedcondense.data.augment import Augmentation
@@ -20,7 +24,7 @@ from fedcondense.sources.pools import Pool
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["Near"]
+__all__ = ["Near", "Resampled"]
 
 
 class Near(Pool):
@@ -77,6 +81,12 @@ class Near(Pool):
     def _entry(self, generator: torch.Generator, device: torch.device, data: Data | None) -> Draw:
         network = self.fresh.build(draw_seed(generator))
         network.load_state_dict(self.weights)
+        self.move(network, generator)
+        augment = Augmentation.draw(self.fresh.operations, self.fresh.classes, generator)
+        return Draw(freeze(network.to(device)), augment, draw_seed(generator))
+
+    def move(self, network: nn.Module, generator: torch.Generator) -> None:
+        """Move a network from the given weights, in place."""
         distance = self.radius * float(torch.rand((), generator=generator, dtype=torch.float64))
         parameters = list(trainable(network).values())
         direction = [torch.randn(p.shape, generator=generator) for p in parameters]
@@ -84,8 +94,20 @@ class Near(Pool):
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
                 p.add_(d.to(p.dtype), alpha=distance / norm)
-        augment = Augmentation.draw(self.fresh.operations, self.fresh.classes, generator)
-        return Draw(freeze(network.to(device)), augment, draw_seed(generator))
+
+
+class Resampled(Near):
+    """Given weights mixed with those of an untrained network, drawn anew: ``radius * given + (1 - radius) * fresh``.
+
+    So FedAF re-samples the networks that it matches on. Arguments are those of `Near`, with `radius` from 0 to 1.
+    """
+
+    def move(self, network: nn.Module, generator: torch.Generator) -> None:
+        """Mix a network with an untrained one, in place."""
+        fresh = self.fresh.build(draw_seed(generator))
+        with torch.no_grad():
+            for mine, other in zip(trainable(network).values(), trainable(fresh).values(), strict=True):
+                mine.mul_(self.radius).add_(other, alpha=1 - self.radius)
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcondense.errors import SettingError
+from fedcondense.flower import asking
 from fedcondense.flower.asking import Asking, collect, connected
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Metrics
@@ -52,6 +53,24 @@ def asked(silent: tuple[int, ...], timeout: float, asking: Asking, broken: tuple
 
 
 class TestCollect:
+    def test_polls_that_bring_nothing_take_a_fifth_of_the_time_at_most(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A poll names all questions that are open: with thousands of them it is work for the SuperLink, too."""
+        clock, slept = [0.0], list[float]()
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            clock[0] += seconds
+
+        def poll(grid: LateGrid, message_ids: Iterable[str]) -> Iterable[Message]:
+            clock[0] += 0.5
+            return []
+
+        monkeypatch.setattr(asking.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(asking.time, "sleep", sleep)
+        monkeypatch.setattr(LateGrid, "pull_messages", poll)
+        asked((), 100.0, Asking())
+        assert set(slept[:-1]) == {2.0}
+
     def test_all_are_read_and_nobody_waits_longer(self) -> None:
         mailbox = asked((), 600.0, Asking(grace=None))
         assert sorted(mailbox.answers) == [100, 101, 102]
@@ -132,6 +151,25 @@ class TestSample:
     )
     def test_how_many_are_asked(self, fields: dict[str, Any], count: int) -> None:
         assert len(Asking(**fields).sample(range(10), 1)) == count
+
+    @pytest.mark.parametrize(
+        ("fields", "count"),
+        [
+            ({}, 0),
+            ({"min_evaluate_nodes": 5}, 0),
+            ({"fraction_evaluate": 0.5}, 5),
+            ({"fraction_evaluate": 0.1}, 2),
+            ({"fraction_evaluate": 0.1, "min_evaluate_nodes": 0}, 1),
+            ({"fraction_evaluate": 0.01, "min_evaluate_nodes": 0}, 0),
+            ({"fraction_evaluate": 0.5, "min_evaluate_nodes": 20}, 10),
+        ],
+    )
+    def test_those_who_evaluate_are_a_share_of_their_own(self, fields: dict[str, Any], count: int) -> None:
+        asking = Asking(**fields)
+        draws = [asking.sample_to_evaluate(range(10), k) for k in range(1, 9)]
+        assert {len(drawn) for drawn in draws} == {count}
+        assert draws == [asking.sample_to_evaluate(range(10), k) for k in range(1, 9)]
+        assert count in (0, 10) or len({tuple(drawn) for drawn in draws}) > 1
 
 
 @pytest.mark.parametrize(

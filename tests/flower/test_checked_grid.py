@@ -115,6 +115,69 @@ class TestNumbersIn:
             numbers_in(content)
 
 
+class TestEvaluations:
+    """What sites say of the weights: numbers alone."""
+
+    def said(self, answers: dict[int, RecordDict | Error], bits: int = 0) -> tuple[CheckedGrid, list[Message]]:
+        client = ClientApp()
+
+        @client.evaluate()
+        def evaluate(message: Message, context: Context) -> Message:
+            return Message(answers[context.node_id - 100], reply_to=message)
+
+        with task_identity():
+            inner = InProcessGrid(client, len(answers))
+            grid = CheckedGrid(inner, network(), bits=bits)
+            content = RecordDict({"arrays": record(network(seed=1)), "config": ConfigRecord()})
+            messages = [Message(content, node, "evaluate") for node in grid.get_node_ids()]
+            replies = list(grid.send_and_receive(messages))
+        assert grid.up == sum(t.up for t in inner.traffic.values())
+        assert grid.down == pytest.approx(sum(t.down for t in inner.traffic.values()), rel=0.01)
+        return grid, replies
+
+    def metrics(self, **changes: Any) -> RecordDict:
+        numbers = {"num-examples": 3, "accuracy": 50.0, **{k.replace("_", "-"): v for k, v in changes.items()}}
+        return RecordDict({"metrics": MetricRecord({k: v for k, v in numbers.items() if v is not None})})
+
+    @pytest.mark.parametrize("bits", [0, 8])
+    def test_sound_ones_pass_with_the_numbers_that_all_say_and_are_kept_by_node(self, bits: int) -> None:
+        grid, replies = self.said({0: self.metrics(loss=0.5), 1: self.metrics(accuracy=70.0)}, bits)
+        assert [dict(reply.content["metrics"]) for reply in replies] == [
+            {"num-examples": 3, "accuracy": 50.0},
+            {"num-examples": 3, "accuracy": 70.0},
+        ]
+        assert grid.said == {
+            100: {"num-examples": 3, "accuracy": 50.0, "loss": 0.5},
+            101: {"num-examples": 3, "accuracy": 70.0},
+        }
+        mean = FedAvg().aggregate_evaluate(1, replies)
+        assert mean is not None
+        assert dict(mean) == {"accuracy": pytest.approx(60.0)}
+
+    def test_others_are_left_out_and_fail_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        logging.getLogger("flwr").propagate = True
+        bad: dict[int, RecordDict | Error] = {
+            1: Error(2, "partition 1: it has no <b>allow-evaluate</b>"),
+            2: self.metrics(num_examples=0),
+            3: self.metrics(accuracy=float("nan")),
+            4: self.metrics(accuracy=100.5),
+            5: self.metrics(accuracy=-1.0),
+            6: self.metrics(macro_accuracy=1e300),
+            7: RecordDict({**self.metrics(), "arrays": record(network())}),
+            8: self.metrics(accuracy=[50.0]),
+        }
+        with caplog.at_level(logging.WARNING, "flwr"):
+            grid, replies = self.said({0: self.metrics(), **bad})
+        assert [reply.metadata.src_node_id for reply in replies] == [100]
+        assert (grid.failed, list(grid.said)) == (0, [100])
+        assert "8 sites do not evaluate, 1 do; partition 1: it has no (b)allow-evaluate(/b)" in caplog.text
+
+    def test_nobody_need_answer(self) -> None:
+        grid, replies = self.said({0: Error(2, "no"), 1: Error(2, "no")})
+        assert (replies, grid.said) == ([], {})
+        assert FedAvg().aggregate_evaluate(1, replies) is None
+
+
 Answer = Callable[[int], RecordDict | Error]
 
 

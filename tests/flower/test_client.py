@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.mod import arrays_size_mod, message_size_mod
+from torch.nn.functional import cross_entropy
 
 from fedcondense.contract import Holder
 from fedcondense.data.images import Data
 from fedcondense.errors import DataError, DivergenceError, SettingError, UntrustedSetError
+from fedcondense.flower.apart import is_apart
 from fedcondense.flower.caps import Caps, Cost
 from fedcondense.flower.client import app, make_client_app
 from fedcondense.flower.contract import Job, Node, Task
@@ -23,6 +26,8 @@ from fedcondense.flower.payloads import Metrics
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.wire import WIRE, About, pack_question
 from fedcondense.networks import build
+from fedcondense.randomness import stream
+from fedcondense.training.fit import accuracy
 
 Ask = Callable[..., Message]
 ReasonOf = Callable[[Message], str]
@@ -138,6 +143,100 @@ class TestTrain:
         assert Ledger.open(tmp_path / "ledger", Allowance()).spent().questions == 2
 
 
+class TestEvaluate:
+    """Flower's own message, from the same content as ``train``."""
+
+    def asked(self, train: Data, node: dict[str, Any], caps: Caps = Caps(min_records=1)) -> Message:
+        client = make_client_app(lambda context: train, caps=caps)
+        with task_identity():
+            grid = InProcessGrid(client, 1, node_config={"num-partitions": 0, **node})
+            return next(iter(grid.send_and_receive([Message(TestTrain().content(train), 100, "evaluate")])))
+
+    def few(self, train: Data) -> Data:
+        return train.subset(train.per_class(20, stream(0)))
+
+    def test_flowers_own_message_is_answered_where_weights_are_allowed(self, train: Data) -> None:
+        few = self.few(train)
+        reply = self.asked(few, {"allow-weights": True, "keep-apart": 0.25})
+        apart = few.subset(is_apart(few, 0.25))
+        model = build("convnet1-w16", train.spec.shape, 10, 0)
+        percent, classes = accuracy(model, apart)
+        loss = float(cross_entropy(model.eval()(apart.batch().images), apart.labels).detach())
+        metrics = dict(reply.content.metric_records["metrics"])
+        assert set(reply.content) == {"metrics"}
+        assert metrics == {
+            "num-examples": 50,
+            "accuracy": pytest.approx(percent),
+            "macro-accuracy": pytest.approx(float(classes.mean()), rel=1e-6),
+            "loss": pytest.approx(loss, rel=1e-5),
+        }
+
+    def test_classes_of_few_records_are_left_out_here_too(self, train: Data) -> None:
+        few = torch.cat([torch.where(train.labels == 0)[0][:30], torch.where(train.labels == 1)[0][:5]])
+        reply = self.asked(train.subset(few), {"allow-evaluate": True, "min-records": 6, "keep-apart": 0.5})
+        metrics = reply.content.metric_records["metrics"]
+        assert (metrics["num-examples"], "loss" in metrics) == (15, False)
+
+    def test_a_round_counts_as_a_question_and_one_that_is_refused_does_not(
+        self, train: Data, tmp_path: Path, reason_of: ReasonOf
+    ) -> None:
+        few = self.few(train)
+        node = {"data": "digits", "ledger": str(tmp_path / "ledger"), "life-questions": 2}
+        allowed = {**node, "allow-evaluate": True}
+        assert "allow-evaluate" in reason_of(self.asked(few, node))
+        assert "keep-apart" in reason_of(self.asked(few, {**allowed, "keep-apart": 0.0}))
+        for _ in range(2):  # a node with data of its own keeps a tenth apart
+            assert self.asked(few, allowed).content.metric_records["metrics"]["num-examples"] == 20
+        assert "questions 2 + 1, allowed 2" in reason_of(self.asked(few, allowed))
+        assert Ledger.open(tmp_path / "ledger", Allowance()).spent().questions == 2
+
+
+class TestMods:
+    def test_flowers_mods_and_ones_own_are_around_every_answer(
+        self, train: Data, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seen: list[str] = []
+        select = TASKS["select"](ipc=1)  # type: ignore[call-arg]
+
+        def outer(message: Message, context: Context, call_next: Any) -> Message:
+            seen.append(f"outer {message.metadata.message_type}")
+            reply: Message = call_next(message, context)
+            seen.append("answer")
+            return reply
+
+        def inner(message: Message, context: Context, call_next: Any) -> Message:
+            seen.append("inner")
+            reply: Message = call_next(message, context)
+            return reply
+
+        mods = [outer, message_size_mod, arrays_size_mod, inner]
+        client = make_client_app(lambda context: train, tasks=[Fail], caps=Caps.none(), mods=mods)
+        with task_identity(), caplog.at_level("INFO", logger="flwr"):
+            grid = InProcessGrid(client, 1)
+            for content, kind in ((pack_question(select, 1), "query.select"), (TestTrain().content(train), "train")):
+                (reply,) = grid.send_and_receive([Message(content, 100, kind)])
+                assert not reply.has_error()
+        assert seen == ["outer query.select", "inner", "answer", "outer train", "inner", "answer"]
+        assert "Incoming message size" in caplog.text
+        assert "Total array elements sent" in caplog.text
+
+    def test_a_refusal_keeps_its_reason_though_flowers_mods_read_a_content_that_it_lacks(
+        self, train: Data, ask: Ask, reason_of: ReasonOf
+    ) -> None:
+        reply = ask(train, {"kind": "SettingError"}, task="fail", tasks=[Fail], mods=[message_size_mod])
+        assert reason_of(reply).startswith("partition 0: /home/alice/patients.csv")
+
+    def test_what_a_mod_says_when_it_fails_stays_on_the_node(
+        self, train: Data, ask: Ask, reason_of: ReasonOf, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(message: Message, context: Context, call_next: Any) -> Message:
+            raise ValueError("Bob has no label")
+
+        reply = ask(train, {"kind": "SettingError"}, task="fail", tasks=[Fail], mods=[broken])
+        assert reason_of(reply) == "partition 0: a mod failed with ValueError; the node's log says more"
+        assert "Bob" in caplog.text
+
+
 class TestStockApp:
     def asked(self, node: dict[str, Any], reason_of: ReasonOf) -> str:
         with task_identity():
@@ -154,6 +253,13 @@ class TestStockApp:
 
     def test_it_knows_all_keys_of_a_nodes_config(self, reason_of: ReasonOf) -> None:
         assert "no setting is called 'hospital'" in self.asked({"hospital": "st-marys"}, reason_of)
+
+
+def test_apps_travel_to_the_processes_of_ray() -> None:
+    """Ray sends handlers by value, with whatever of this library they name."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle", reason="Ray is an extra")
+    for client in (app, make_client_app(lambda context: None)):  # type: ignore[arg-type,return-value]
+        assert cloudpickle.dumps(client)
 
 
 def test_a_node_imports_no_host_and_nothing_that_only_servers_need() -> None:

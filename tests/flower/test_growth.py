@@ -15,7 +15,6 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedcondense.contract import Holder
-from fedcondense.flower import rounds
 from fedcondense.flower.around import GridAround
 from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
@@ -25,6 +24,7 @@ from fedcondense.flower.replies import Mailbox, ReplyLimits, Sent
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.sites import names_of
+from fedcondense.flower.wire import pack_question
 
 FEW, TIMES = 250, 8
 MOST = 3 * TIMES  # a square would take 64 times as long
@@ -142,13 +142,13 @@ def test_eight_times_the_sites_take_about_eight_times_as_long(work: Callable[[in
 
 
 def test_a_question_for_all_is_packed_once_and_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, pack = list[Any](), rounds.pack_question
+    packed, pack = list[Any](), pack_question
 
     def counted(*args: Any) -> RecordDict:
         packed.append(args)
         return pack(*args)
 
-    monkeypatch.setattr(rounds, "pack_question", counted)
+    monkeypatch.setattr("fedcondense.flower.asking.pack_question", counted)
     grid: Grid = Registered(50)
     with task_identity():
         sent = Looking(min_train_nodes=50)._questions(1, "answer", State(), grid).sent

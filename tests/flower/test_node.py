@@ -167,7 +167,12 @@ class TestCaps:
     def test_every_cap_is_held_somewhere(self) -> None:
         """Those on costs above, the others below and in the tests of `condense`."""
         on_costs = {"max_steps", "max_seconds", "max_bytes", "max_memory", "max_pixels", "networks", "allow_real"}
-        assert {item.name for item in fields(Caps)} == on_costs | {"max_ipc", "allow_weights", "min_records"}
+        assert {item.name for item in fields(Caps)} == on_costs | {
+            "max_ipc",
+            "allow_weights",
+            "allow_evaluate",
+            "min_records",
+        }
 
     def test_a_payload_that_is_larger_than_its_task_said_is_refused(
         self, ask: Ask, train: Data, reason_of: ReasonOf

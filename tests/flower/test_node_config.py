@@ -13,10 +13,11 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.ledger import Allowance
-from fedcondense.flower.node_config import Desk, NodeConfig, place_of
+from fedcondense.flower.node_config import KEPT_APART, Desk, NodeConfig, place_of
 from fedcondense.flower.settings import keys_of
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.flower.wire import pack_question
+from fedcondense.randomness import stream
 
 ReasonOf = Callable[[Message], str]
 
@@ -80,6 +81,44 @@ class TestConfig:
         context = Context(1, 77, config, RecordDict(), {})
         found = placed(config)
         assert (found.name(context), found.place(context)) == (name, place)
+
+    @pytest.mark.parametrize(
+        ("config", "run", "is_stock", "share"),
+        [
+            ({}, {}, False, 0.0),
+            ({"data": "digits"}, {}, False, KEPT_APART),
+            ({"data": "digits", "keep-apart": 0.0}, {}, True, 0.0),
+            ({"data": "digits", "keep-apart": 0.3}, {}, True, 0.3),
+            ({"keep-apart": 1}, {}, False, 1),
+            ({}, {}, True, 0.0),
+            ({}, {"keep-apart": 0.2}, True, 0.2),
+            ({"keep-apart": 0.3}, {"keep-apart": 0.2}, True, 0.3),
+            ({}, {"keep-apart": 0.2}, False, 0.0),
+            ({"data": "digits"}, {"keep-apart": 0.2}, True, KEPT_APART),
+        ],
+    )
+    def test_own_data_are_kept_apart_by_default_and_public_ones_if_the_run_says_so(
+        self, config: dict[str, Any], run: dict[str, Any], is_stock: bool, share: float
+    ) -> None:
+        assert place_of(Context(1, 77, config, RecordDict(), run), Desk(is_stock=is_stock)).kept_share == share
+
+    def test_a_run_that_keeps_no_share_apart_is_refused(self) -> None:
+        with pytest.raises(SettingError, match=r"the run's config: keep-apart = 1\.5; needed: a number from 0 to 1"):
+            place_of(Context(1, 77, {}, RecordDict(), {"keep-apart": 1.5}), Desk(is_stock=True))
+
+    def test_what_is_kept_apart_and_what_is_learned_from_are_all_records(self, train: Data) -> None:
+        found = placed({"keep-apart": 0.3})
+        learned, apart = found.enough(train), found.apart(train)
+        assert len(learned) + len(apart) == len(train)
+        assert (apart.counts == (0.3 * train.counts.double()).floor()).all()
+
+    def test_no_class_falls_below_min_records_by_it(self, train: Data) -> None:
+        few = train.subset(train.per_class(11, stream(0)))
+        for least, kept in ((11, 0), (10, 1), (9, 2), (12, 0)):
+            found = placed({"keep-apart": 0.5, "min-records": least})
+            assert found.apart(few).counts.tolist() == [kept] * 10
+            if least < 12:
+                assert found.enough(few).counts.tolist() == [11 - kept] * 10
 
     def test_the_data_are_not_loaded_before_the_config_is_read(self, train: Data, reason_of: ReasonOf) -> None:
         from fedcondense.flower.client import make_client_app

@@ -20,6 +20,7 @@ from fedcondense.contract import Holder
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import FedcondenseError, MissingExtraError, OutputError, SettingError
+from fedcondense.flower.apart import is_apart
 from fedcondense.flower.caps import Caps, Cost
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
@@ -34,6 +35,7 @@ from fedcondense.networks import build
 from fedcondense.networks.saved import load_network
 from fedcondense.report.page import write_report
 from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.fit import Fit
 
 APPS = Path(__file__).parents[2] / "strategies"
 QUICK: dict[str, Any] = {"ipc": 1, "objective": "dm", "steps": 2, "network": "convnet1-w16"}
@@ -117,6 +119,64 @@ class TestServerApp:
         network = load_network(tmp_path / "run")
         assert list(network.classes) == result["classes"]
         assert right(network, test) > 15  # of 100: by chance 10
+
+    def test_without_data_it_says_how_good_the_network_is_at_the_sites(
+        self, train: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        given: dict[str, Any] = {"keep-apart": 0.2, "allow-evaluate": True}
+        config = {**QUICK, "output": str(tmp_path / "run")}
+        seen: list[Any] = []
+        app = make_server_app(sink=lambda strategy, result: seen.append((strategy, result)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Fit, "steps", 10)  # of sites that train alone
+            run_in_process(app, client(train, held), 3, run_config=config, node_config=given)
+        folder, (strategy, result) = RunFolder(tmp_path / "run"), seen[0]
+        found = folder.read_result()["sites_evaluated"]
+        network = load_network(folder.path)
+        assert [site["site"] for site in found["sites"]] == ["client-0", "client-1", "client-2"]
+        for site, index in zip(found["sites"], held, strict=True):
+            records = train.subset(index)
+            apart = records.subset(is_apart(records, 0.2))
+            assert site["records"] == len(apart) > 0
+            assert site["accuracy"] == pytest.approx(right(network, apart), abs=1e-3)
+            assert 0 <= site["local_only"] <= 100
+        assert found["accuracy"] == pytest.approx(result.evaluate_metrics_clientapp[1]["accuracy"], abs=1e-3)
+        assert folder.read_result()["rounds"][0]["sites_accuracy"] == found["accuracy"]
+        assert found == strategy.evaluated[1].to_dict(1) | {"sites": found["sites"]}
+        page = write_report(folder.path).read_text()
+        assert f"After round 1 the network is right for {found['accuracy']:.1f} %" in page
+
+    def test_with_data_nobody_is_asked_unless_the_run_says_so(
+        self, stepping: str, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        assert read_settings({})[0].asked["fraction_evaluate"] == 0.0
+        assert read_settings({"fraction-evaluate": 0.5, "min-evaluate-nodes": 3})[0].asked["min_evaluate_nodes"] == 3
+        for name, asked in (("no", {}), ("yes", {"fraction-evaluate": 1.0})):
+            config = {"strategy": stepping, "num-rounds": 1, **asked, "output": str(tmp_path / name)}
+            run_in_process(make_server_app(test=test), client(train, held), 3, run_config=config)
+            found = RunFolder(tmp_path / name).read_result()["sites_evaluated"]
+            assert (found == {}) == (name == "no")
+        assert [entry["client"] for entry in found["refused"]] == ["client-0", "client-1", "client-2"]
+
+    def test_flowers_own_strategies_evaluate_too(
+        self, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
+        given: dict[str, Any] = {"keep-apart": 0.2, "allow-weights": True}
+        config = {"strategy": "fedavg-8bit", "network": "convnet1-w16", "num-rounds": 2, "fraction-evaluate": 1.0}
+        config |= {"output": str(tmp_path / "run"), "min-available-nodes": 3}
+        seen: list[Any] = []
+        app = make_server_app(test=test, sink=lambda strategy, result: seen.append(result))
+        run_in_process(app, client(train, held), 3, run_config=config, node_config=given)
+        folder = RunFolder(tmp_path / "run")
+        found, network = folder.read_result()["sites_evaluated"], load_network(folder.path)
+        assert (found["round"], len(found["sites"])) == (2, 3)
+        assert sorted(seen[0].evaluate_metrics_clientapp) == [1, 2]
+        assert set(seen[0].evaluate_metrics_clientapp[2]) == {"accuracy", "macro-accuracy", "loss"}
+        for site, index in zip(found["sites"], held, strict=True):
+            records = train.subset(index)
+            apart = records.subset(is_apart(records, 0.2))
+            rounded = 100 / len(apart)  # weights that travelled at 8 bits may turn one record
+            assert site["accuracy"] == pytest.approx(right(network, apart), abs=1.01 * rounded)
 
     def test_a_failed_round_says_so_in_the_folder(self, train: Data, held: Partition, tmp_path: Path) -> None:
         """`flwr run` exits with 0 in this case."""
@@ -319,7 +379,7 @@ class TestFlowerApps:
         described = self.described(app)
         config = described["tool"]["flwr"]["app"]["config"]
         _, own, _ = read_settings(config)
-        carried = {"weights", "classes", "round", "codecs"}  # the strategy's to set
+        carried = {"weights", "logits", "classes", "round", "codecs", "in-union"}  # the strategy's to set
         assert set(config) == {*keys_of(ServerSettings), *keys_of(type(own))} - carried
         assert described["project"]["dependencies"] == []
 

@@ -23,7 +23,7 @@ KINDS: dict[str, type] = {
     **{f"strategy {name}": type(entry.settings) for name, entry in STRATEGIES.items()},
     **{kind.__name__: kind for kind in (NodeConfig, Caps, Allowance, ServerSettings, Asking)},
 }
-MAY_BE_NEGATIVE = {"grace", "partition-id"}  # grace means "until the timeout"; place_of refuses the other
+MAY_BE_NEGATIVE = {"grace", "partition-id", "fraction-evaluate"}  # "until the timeout", refused by place_of, "as usual"
 
 
 def wrong_values(hint: Any, bounds: Mapping[str, Any], key: str) -> Iterator[Any]:
@@ -45,6 +45,8 @@ def wrong_values(hint: Any, bounds: Mapping[str, Any], key: str) -> Iterator[Any
             yield from (-1, -math.inf)
         if (most := bounds.get("most", math.inf)) < math.inf:
             yield most + 1
+    elif set(get_args(hint)) == {bool, str}:
+        yield from (3, 1.0, ["a"], "x" * 201, "a\nb", None)
     else:
         yield from ("text", 3, None) if type(None) not in get_args(hint) else ("text", True)
 
@@ -72,7 +74,8 @@ class TestEveryField:
         value = getattr(kind(), name)
         if key != "partition-id":
             assert getattr(read(kind, {key: value}, "here"), name) == value
-        assert type(value) in (get_type_hints(kind)[name], type(None), tuple)
+        hint = get_type_hints(kind)[name]
+        assert type(value) in (hint, type(None), tuple, *get_args(hint))
 
     @pytest.mark.parametrize(("kind", "key"), CASES)
     def test_a_misspelt_key_names_the_closest(self, kind: type, key: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcondense.flower.contract import Site
-from fedcondense.flower.sites import is_name, names_of, natural, unnamed
+from fedcondense.flower.sites import is_name, is_set_name, names_of, natural, set_name, site_and_round, unnamed
 
 HOSTILE = ["", "../x", "..", ".", ".hidden", "a/b", "a\\b", "a b", "ü", "a\n", "a\0", "-rf", "_", "x" * 65, "st.mary."]
 
@@ -84,3 +84,16 @@ class TestOrder:
     @given(st.lists(st.text()))
     def test_any_names_can_be_sorted(self, names: list[str]) -> None:
         assert sorted(sorted(names, key=natural)) == sorted(names)
+
+
+class TestSetNames:
+    @pytest.mark.parametrize("server_round", [1, 2, 30])
+    def test_a_name_says_whose_set_it_is_and_of_which_round(self, server_round: int) -> None:
+        name = set_name("st.mary-9", server_round)
+        assert site_and_round(name) == ("st.mary-9", server_round)
+        assert is_set_name(name)
+
+    @pytest.mark.parametrize("text", [*HOSTILE, "a+", "a+b", "a+-2", "a+2+3", "a+1234567890", "../a+2", "a+/../b"])
+    def test_nothing_else_names_a_file_of_a_set(self, text: str) -> None:
+        assert not is_set_name(text) or is_name(text)
+        assert "+" not in text or not is_set_name(text)

@@ -8,7 +8,7 @@ import torch
 from fedcondense.condensing import condense
 from fedcondense.data.images import Data
 from fedcondense.flower.contract import Answer, Site
-from fedcondense.flower.stores import Latest, ThisRound
+from fedcondense.flower.stores import EveryRound, Latest, Rising, ThisRound
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -20,6 +20,16 @@ def of(train: Data) -> Callable[..., SyntheticSet]:
     def make(*digits: int, seed: int = 0) -> SyntheticSet:
         index = torch.cat([torch.where(train.labels == digit)[0][:20] for digit in digits])
         return select(train.subset(index), 1, "random", seed=seed)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def many(train: Data) -> Callable[..., SyntheticSet]:
+    """Return a set of some images for each digit."""
+
+    def make(images: int, seed: int = 0) -> SyntheticSet:
+        return select(train, images, "random", seed=seed)
 
     return make
 
@@ -75,3 +85,53 @@ class TestLatest:
 def test_this_round_forgets_who_is_absent(of: Callable[..., SyntheticSet]) -> None:
     new = of(2)
     assert ThisRound().take(2, answers(b=new), {"a": of(1)}) == {"b": new}
+
+
+class TestEveryRound:
+    def test_sets_of_all_rounds_stay_as_they_came(self, of: Callable[..., SyntheticSet]) -> None:
+        first, second, late = of(1), of(1, seed=1), of(2)
+        kept = EveryRound().take(1, answers(a=first), {})
+        kept = EveryRound().take(2, answers(a=second, b=late), kept)
+        kept = EveryRound().take(3, answers(), kept)
+        assert kept == {"a": first, "a+2": second, "b+2": late}
+
+    def test_sites_stand_in_natural_order_each_with_its_rounds(self, of: Callable[..., SyntheticSet]) -> None:
+        kept: dict[str, SyntheticSet] = {}
+        for server_round in (1, 2, 10):
+            kept = EveryRound().take(server_round, answers(client_10=of(1), client_2=of(2)), kept)
+        assert list(kept) == [f"client-{k}{late}" for k in (2, 10) for late in ("", "+2", "+10")]
+
+
+class TestRising:
+    def test_the_share_of_a_set_falls_as_its_round_over_the_last(self, many: Callable[..., SyntheticSet]) -> None:
+        kept: dict[str, SyntheticSet] = {}
+        for server_round in range(1, 5):
+            kept = Rising().take(server_round, answers(a=many(12, server_round)), kept)
+        assert {name: set(counts(one).values()) for name, one in kept.items()} == {
+            "a": {12 // 4},
+            "a+2": {12 * 2 // 4},
+            "a+3": {12 * 3 // 4},
+            "a+4": {12},
+        }
+
+    def test_what_is_left_are_the_first_images_of_each_class(self, many: Callable[..., SyntheticSet]) -> None:
+        old = many(4)
+        kept = Rising().take(2, answers(a=many(4, 1)), {"a": old})["a"]
+        for k in range(10):
+            was, now = (one.pixels().images[one.pixels().targets[:, k] > 0] for one in (old, kept))
+            assert torch.equal(now, was[:2])
+
+    def test_a_class_never_goes_and_an_absent_sites_set_fades_too(self, many: Callable[..., SyntheticSet]) -> None:
+        kept = {"a": many(1), "b": many(4)}
+        for server_round in range(2, 9):
+            kept = Rising().take(server_round, answers(), kept)
+        assert {name: set(counts(one).values()) for name, one in kept.items()} == {"a": {1}, "b": {1}}
+
+    def test_what_cannot_be_cut_stays_whole_while_it_counts_a_half(
+        self, many: Callable[..., SyntheticSet], train: Data
+    ) -> None:
+        shared = condense(train, 4, "dm", "bases", seed=0, steps=1, start="gaussian")
+        kept = {"a+2": shared}
+        for server_round, stays in ((3, True), (4, True), (5, False)):
+            kept = Rising().take(server_round, answers(), kept)
+            assert kept == ({"a+2": shared} if stays else {})

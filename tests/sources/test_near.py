@@ -17,6 +17,7 @@ from fedcondense.errors import ResumeError, SettingError
 from fedcondense.networks import ConvNet, build
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sources import Near, Pool
+from fedcondense.sources.near import Resampled
 
 OPERATIONS = ("crop", "flip")
 
@@ -168,3 +169,15 @@ def test_a_set_is_condensed_around_weights_and_resumes_with_no_others(objective:
     assert not torch.equal(one.pixels().images, other.pixels().images)
     with pytest.raises(ResumeError, match="source was"):
         around(weights_of(seed=78), checkpoint=replace(kept, resume=True))
+
+
+def test_resampled_weights_lie_between_the_given_ones_and_untrained_ones() -> None:
+    """At share 1 they are the given ones; below, each entry is the same mixture with another network."""
+    weights = weights_of()
+    whole, half, none = (Resampled(make, (), 3, size=2, seed=0, weights=weights, radius=r) for r in (1.0, 0.5, 0.0))
+    for name, given in weights.items():
+        states = [source.entry(1).network.state_dict()[name] for source in (whole, half, none)]
+        assert torch.equal(states[0], given)
+        torch.testing.assert_close(states[1], (given + states[2]) / 2)
+    first, second = (half.entry(k).network.state_dict()["classifier.weight"] for k in (0, 1))
+    assert not torch.equal(first, second)

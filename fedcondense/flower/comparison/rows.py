@@ -18,6 +18,7 @@ from torch import nn
 from fedcondense.errors import SettingError, unknown
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.bench import Bench, traffic
+from fedcondense.flower.comparison.local_only import LOCAL_ONLY, local_only
 from fedcondense.flower.comparison.result import FederationProgress
 from fedcondense.flower.history import accuracy_in
 from fedcondense.flower.hosts.inprocess import log_from, run_in_process
@@ -46,9 +47,10 @@ ROWS = (
     "ridge-equal-bytes",
     "feature-statistics",
 )
-"""What is run by default; any other name in `STRATEGIES`, NAME-N for N rounds of those that start from weights, and
-NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
+"""What is run by default; any other name in `STRATEGIES`, ``local-only`` for each site alone, NAME-N for N rounds of
+those that start from weights, and NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
 
+_ALONE = "local-only"
 _BESIDE = 480  # bytes that a reply takes beside sums
 _EQUAL = "-equal-bytes"  # statistics of as many dimensions as fit into the bytes of a set
 
@@ -80,6 +82,8 @@ def row_of(name: str) -> Row:
     Raises:
         SettingError: There is none.
     """
+    if name == _ALONE:
+        return Row(name, LOCAL_ONLY, name)
     statistics_of = name.removesuffix(_EQUAL)
     if name != statistics_of and statistics_of in RIDGE:
         return Row(name, STRATEGIES[statistics_of], statistics_of)
@@ -93,7 +97,7 @@ def row_of(name: str) -> Row:
         if isinstance(entry.settings, InBytes) and codec != name and family_of(codec) in (RAW, *CODECS):
             codec_named(codec)
             return Row(name, entry, strategy, entry.rounds, codec)
-    known = {*STRATEGIES, *ROWS}
+    known = {*STRATEGIES, *ROWS, _ALONE}
     told = "NAME-N are N rounds of what starts from weights, NAME-CODEC images in a codec"
     raise SettingError(f"{unknown('row', name, known)}; {told}")
 
@@ -102,7 +106,7 @@ class Ran(NamedTuple):
     """What running a row left."""
 
     row: dict[str, Any]
-    strategy: Strategy
+    strategy: Strategy | None  # None: no message travelled
     joined: SyntheticSet | None
     arrays: ArrayRecord
 
@@ -123,6 +127,8 @@ class Runner:
 
     def run(self, row: Row) -> Ran:
         """Run a row in one process and measure it."""
+        if row.entry is LOCAL_ONLY:
+            return Ran(local_only(self.bench, row.name), None, None, ArrayRecord())
         probe = row.entry.make(self._side(row, self.bench.seed))
         if isinstance(probe, OneShot):
             return self._sets(row)
@@ -171,7 +177,7 @@ class Runner:
         return found[0], traffic(grid.traffic, self.bench.everyone)
 
     def _sets(self, row: Row) -> Ran:
-        """Run a round of sets; several networks are trained on the union, of which the first is handed out."""
+        """Run rounds of sets; several networks are trained on each union, of which the first is handed out."""
         bench, found = self.bench, list[Evaluation]()
 
         def trained(joined: SyntheticSet) -> nn.Module:
@@ -189,7 +195,7 @@ class Runner:
         strategy = row.entry.make(side)
         assert isinstance(strategy, OneShot)
         result, spent = self._start(row, side, strategy)
-        evaluation = found[0]
+        evaluation = found[-1]  # one for each round
         joined = strategy.joined
         assert joined is not None
         strategy.history[-1] |= accuracy_in({"accuracy": evaluation.accuracy})
@@ -205,6 +211,9 @@ class Runner:
             "client_seconds": statistics.fmean(answer.seconds for answer in strategy.answers),
             "history": strategy.history,
         }
+        if len(found) > 1:
+            rounds = [{"round": k + 1, "accuracy": round(one.accuracy, 3)} for k, one in enumerate(found)]
+            measured |= {"history": rounds}
         return Ran(measured, strategy, joined.with_evaluation(evaluation.to_dict()), result.arrays)
 
     def _per_seed(self, row: Row) -> Ran:

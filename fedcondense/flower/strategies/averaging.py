@@ -1,13 +1,13 @@
 """Flower's own strategies, unchanged: FedAvg and its kin average the weights of networks that sites train by SGD.
 
-Sites answer Flower's ``train`` message. What is ours is the local training, and the checks of weights both ways
-(`fedcondense.flower.checked_grid`).
+Sites answer Flower's ``train`` and ``evaluate`` messages. What is ours is the local training, the evaluation on records
+kept apart, and the checks of weights both ways (`fedcondense.flower.checked_grid`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -31,13 +31,14 @@ from torch.nn import functional as F
 
 from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder
-from fedcondense.data import Data
+from fedcondense.data import Data, Spec
 from fedcondense.deadline import OutOfTime, check_time, stop_at
 from fedcondense.errors import SettingError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.checked_grid import weights_in
 from fedcondense.flower.contract import Node
 from fedcondense.flower.eight_bits import BITS, Feedback, pack_weights, unpack_weights
+from fedcondense.flower.evaluating import Evaluate, numbers_of
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies.entry import Entry, ServerSide
@@ -47,7 +48,15 @@ from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 from fedcondense.training.fit import autocast_of_caller
 
-__all__ = ["AVERAGING", "LocalTraining", "check_allowed", "local_round", "train_locally", "training_config"]
+__all__ = [
+    "AVERAGING",
+    "LocalTraining",
+    "check_allowed",
+    "local_evaluation",
+    "local_round",
+    "train_locally",
+    "training_config",
+]
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def training_config(training: LocalTraining, side: ServerSide, rounds_before: in
     """Return what goes to sites with each round of Flower's strategies; `bits` as in `Entry`."""
     assert side.spec is not None
     network = side.network or default_network(side.spec.shape)
-    config: dict[str, Any] = asdict(training)
+    config: dict[str, Any] = {item.name: getattr(training, item.name) for item in fields(LocalTraining)}
     config |= {
         "network": network,
         "classes": list(side.spec.classes),
@@ -165,19 +174,10 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
         UntrustedSetError: The weights are of another network, or not finite.
     """
     check_allowed(node.caps)
-    config: Mapping[str, Any] = content.config_records.get("config", ConfigRecord())
-    training, about = read_all((LocalTraining(), _Round()), config, "the question")
-    if not about.classes:
-        raise SettingError("the question names no classes, in the order of the network's outputs; update the server")
-    data = labelled_by(holder, about.classes, node)
-    network = about.network or default_network(data.spec.shape)
-    node.caps.check_networks([network])
-    model = build(network, data.spec.shape, len(data.spec.classes), 0).to(data.device)
-    if about.bits not in (0, BITS):
-        raise SettingError(f"bits = {about.bits} in the question; needed: 0, or {BITS}")
-    record = content.array_records.get("arrays", ArrayRecord())
-    came = unpack_weights(record, model) if about.bits else weights_in(record, model)
-    came.load_into(model)
+    training, about = _asked(content, holder.spec, node)
+    data, network = labelled_by(holder, about.classes, node), about.network
+    model, came = _carried(content, about, holder.spec)
+    came.load_into(model.to(data.device))
     draws = stream(about.seed, "fedavg", node.place, about.rounds_before + about.server_round)
     try:
         with stop_at(node.until):
@@ -191,6 +191,49 @@ def local_round(content: RecordDict, holder: Holder, node: Node) -> RecordDict:
     run = (training, replace(about, server_round=0, rounds_before=0), network, data.spec)
     feedback = Feedback(node.kept, run, about.rounds_before + about.server_round)
     return RecordDict({"arrays": _rounded_change(came, model, feedback), "metrics": metrics})
+
+
+def local_evaluation(content: RecordDict, holder: Holder, node: Node) -> Callable[[], RecordDict]:
+    """Prepare the answer to Flower's ``evaluate`` message, as `Evaluate` counts it: metrics on records kept apart.
+
+    Raises:
+        SettingError: The node keeps no records apart, or a field is unknown or wrong.
+        UntrustedSetError: The weights are of another network, or not finite.
+    """
+    _, about = _asked(content, holder.spec, node)
+    _, came = _carried(content, about, holder.spec)
+    job = Evaluate(came, about.classes, about.network).prepare(holder, node)
+    node.caps.check(job.cost)
+
+    def run() -> RecordDict:
+        try:
+            with stop_at(node.until):
+                return RecordDict({"metrics": MetricRecord(dict(numbers_of(job.run())))})
+        except OutOfTime:
+            limit = f"this node allows {node.caps.max_seconds:.0f} seconds (max-seconds)"
+            raise SettingError(f"an evaluation was not done in time; {limit}: ask for a smaller network") from None
+
+    return run
+
+
+def _asked(content: RecordDict, spec: Spec, node: Node) -> tuple[LocalTraining, _Round]:
+    """Read what a message of Flower's own says, with the network's name."""
+    config: Mapping[str, Any] = content.config_records.get("config", ConfigRecord())
+    training, about = read_all((LocalTraining(), _Round()), config, "the question")
+    if not about.classes:
+        raise SettingError("the question names no classes, in the order of the network's outputs; update the server")
+    if about.bits not in (0, BITS):
+        raise SettingError(f"bits = {about.bits} in the question; needed: 0, or {BITS}")
+    about = replace(about, network=about.network or default_network(spec.shape))
+    node.caps.check_networks([about.network])
+    return training, about
+
+
+def _carried(content: RecordDict, about: _Round, spec: Spec) -> tuple[nn.Module, Weights]:
+    """Return a network as this node builds it, and the weights that a message carries for it."""
+    model = build(about.network, spec.shape, len(about.classes), 0)
+    record = content.array_records.get("arrays", ArrayRecord())
+    return model, unpack_weights(record, model) if about.bits else weights_in(record, model)
 
 
 def _rounded_change(came: Weights, model: nn.Module, feedback: Feedback) -> ArrayRecord:
@@ -208,9 +251,9 @@ def averaging(make: Callable[..., FedAvg], label: str, *, bits: int = 0, **setti
     """Return the entry of a Flower strategy that averages weights; `settings` are its own arguments."""
 
     def build_it(side: ServerSide) -> FedAvg:
-        known = ("fraction_train", "min_train_nodes", "min_available_nodes")
+        known = ("fraction_train", "min_train_nodes", "min_available_nodes", "fraction_evaluate", "min_evaluate_nodes")
         asked: dict[str, Any] = {key: value for key, value in side.asked.items() if key in known}
-        return make(fraction_evaluate=0.0, **asked, **settings)
+        return make(**{"fraction_evaluate": 0.0, **asked, **settings})
 
     return Entry(
         build_it,

@@ -3,6 +3,8 @@
 A site that lacks classes unlearns them: the softmax of its records pushes their logits down. Anchors, synthetic images
 of all classes, stand beside its records in each step. The cures that cost no byte change the loss on its records:
 
+- balanced softmax (Ren et al., NeurIPS 2020, https://arxiv.org/abs/2007.10740): logits are raised by ``strength`` times
+  the logarithm of how often a step sees their class, so that no site teaches the network its own shares;
 - restricted softmax (FedRS: Li and Zhan, KDD 2021): logits of classes that the site lacks count by a share;
 - calibrated logits (FedLC: Zhang et al., ICML 2022, https://arxiv.org/abs/2209.00189): a logit is lowered by
   ``strength`` / (records of its class) ** 0.25, which takes classes without records out of the softmax;
@@ -14,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,25 +46,44 @@ from fedcondense.training.fit import autocast_of_caller
 __all__ = ["LOSSES", "NO_ANCHORS", "Continue", "LocalSteps", "train_beside"]
 
 
-def _softmax(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
+class Seen(NamedTuple):
+    """What a site's steps see of each class, (K,) each, on its device."""
+
+    counts: Tensor  # records
+    prior: Tensor  # float32, the share of records and anchors together, as their losses weigh them
+
+
+class Adjusted(NamedTuple):
+    """What becomes of logits (N, K) before the softmax: a function of them, of what is seen, and of a strength."""
+
+    of: Callable[[Tensor, Seen, float], Tensor]
+    anchors_too: bool = False  # whether those of anchors are adjusted as well
+
+
+def _softmax(logits: Tensor, seen: Seen, strength: float) -> Tensor:
     return logits
 
 
-def _restricted(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
-    return torch.where(counts > 0, logits, strength * logits)
+def _balanced(logits: Tensor, seen: Seen, strength: float) -> Tensor:
+    return logits + strength * seen.prior.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def _calibrated(logits: Tensor, counts: Tensor, strength: float) -> Tensor:
-    lowered = logits - strength * counts.clamp_min(1).to(logits.dtype).pow(-0.25)
-    return lowered.masked_fill(counts == 0, float("-inf"))
+def _restricted(logits: Tensor, seen: Seen, strength: float) -> Tensor:
+    return torch.where(seen.counts > 0, logits, strength * logits)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "softmax": _softmax,
-    "restricted": _restricted,
-    "calibrated": _calibrated,
+def _calibrated(logits: Tensor, seen: Seen, strength: float) -> Tensor:
+    lowered = logits - strength * seen.counts.clamp_min(1).to(logits.dtype).pow(-0.25)
+    return lowered.masked_fill(seen.counts == 0, float("-inf"))
+
+
+LOSSES: dict[str, Adjusted] = {
+    "softmax": Adjusted(_softmax),
+    "balanced": Adjusted(_balanced, anchors_too=True),
+    "restricted": Adjusted(_restricted),
+    "calibrated": Adjusted(_calibrated),
 }
-"""What becomes of the logits (N, K) of a site's records, by its records of each class (K,), before the softmax."""
+"""How logits are adjusted, by name."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +96,14 @@ class LocalSteps:
         batch: Records per step.
         momentum: SGD's.
         weight_decay: SGD's.
-        anchor_batch: Anchors per step.
+        anchor_batch: Anchors per step. 32 at a weight of 0.25 were as good as 64 at 0.5, on held-out images of
+            Fashion-MNIST (85.9 and 86.0 after two rounds), and take three quarters of the time.
         anchor_weight: What their loss counts, of 1; the records' counts the rest.
-        loss: A name in `LOSSES`, for the records.
-        strength: Of that loss: the share of logits of missing classes, as published 0.5; what calibration lowers, as
-            published 1.
+        loss: A name in `LOSSES`.
+        strength: Of that loss. Restricted: the share of logits of missing classes, as published 0.5. Calibrated and
+            balanced: what logarithms or roots are multiplied by, as published 1.
         proximal_mu: Weight of half the squared distance to the weights that came.
+        augment: Whether records are augmented; anchors, which are few, are in any case.
     """
 
     lr: float = number(0.03, 0)
@@ -88,11 +111,12 @@ class LocalSteps:
     batch: int = number(64, 1)
     momentum: float = number(0.9, 0, 1)
     weight_decay: float = number(5e-4, 0)
-    anchor_batch: int = number(64, 1)
-    anchor_weight: float = number(0.5, 0, 1)
+    anchor_batch: int = number(32, 1)
+    anchor_weight: float = number(0.25, 0, 1)
     loss: str = "softmax"
     strength: float = number(0.5, 0)
     proximal_mu: float = number(0.0, 0)
+    augment: bool = True
 
 
 NO_ANCHORS = "keeps the anchors no more: send them again"
@@ -116,6 +140,7 @@ class Continue(LocalSteps, Task[Packed]):
         loss: As in `LocalSteps`.
         strength: As in `LocalSteps`.
         proximal_mu: As in `LocalSteps`.
+        augment: As in `LocalSteps`.
         weights: Of the global network. They can be crafted: a node asks for ``allow-weights = true``.
         anchors: Synthetic images; they come once, and a node keeps them. None: it has them already, or there are none.
         anchored: The SHA-256 of the anchors' file; empty: there are none.
@@ -208,16 +233,20 @@ def train_beside(
     Raises:
         SettingError: An unknown loss, or one that left the finite numbers.
     """
-    adjusted = look_up("loss", how.loss, LOSSES)
+    look_up("loss", how.loss, LOSSES)
     if anchors is None:
         how = replace(how, anchor_batch=0, anchor_weight=0.0)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay)
     start = [value.detach().clone() for value in network.parameters()] if how.proximal_mu else []
     counts, operations = data.counts.to(data.device), data.spec.operations
+    prior = counts.float() / len(data)
+    if anchors is not None:
+        prior = (1 - how.anchor_weight) * prior + how.anchor_weight * anchors.targets.mean(0)
+    adjusted, seen = look_up("loss", how.loss, LOSSES), Seen(counts, prior)
     mean = torch.zeros((), dtype=torch.float32, device=data.device)
     for epoch in range(how.epochs):
-        losses, seen = torch.zeros((), dtype=torch.float32, device=data.device), 0
+        losses, passed = torch.zeros((), dtype=torch.float32, device=data.device), 0
         order = torch.randperm(len(data), generator=generator)
         for k, index in enumerate(order.split(how.batch)):
             if len(index) == 1 < len(data):
@@ -228,12 +257,17 @@ def train_beside(
                 drawn = torch.randint(len(anchors.images), (how.anchor_batch,), generator=generator).to(data.device)
                 images = torch.cat([images, anchors.images[drawn]])
             augment = Augmentation.draw(operations, len(images), generator)
+            if not how.augment:
+                augment.choice[: len(index)] = -1
             with autocast_of_caller(data.device), repeatable(network, generator.initial_seed(), epoch, k):
                 logits = network(augment(images)).float()
             real, labels = logits[: len(index)], data.labels[index.to(data.device)]
-            loss = on_records = F.cross_entropy(adjusted(real, counts, how.strength), labels)
+            loss = on_records = F.cross_entropy(adjusted.of(real, seen, how.strength), labels)
             if anchors is not None:
-                beside = F.cross_entropy(logits[len(index) :], anchors.targets[drawn])
+                others = logits[len(index) :]
+                if adjusted.anchors_too:
+                    others = adjusted.of(others, seen, how.strength)
+                beside = F.cross_entropy(others, anchors.targets[drawn])
                 loss = (1 - how.anchor_weight) * on_records + how.anchor_weight * beside
             if start:
                 pull = sum((w - s).square().sum() for w, s in zip(network.parameters(), start, strict=True))
@@ -242,8 +276,8 @@ def train_beside(
             loss.backward()
             optimizer.step()
             losses += on_records.detach() * len(index)
-            seen += len(index)
-        mean = losses / max(seen, 1)
+            passed += len(index)
+        mean = losses / max(passed, 1)
     if not torch.isfinite(mean):
         raise SettingError(f"local training diverged at lr {how.lr:g}; try a third of it")
     return float(mean)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedcondense.condensing import prepare
 from fedcondense.condensing.starts import STARTS
-from fedcondense.contract import Batch, Draw, Holder, Synthetic
+from fedcondense.contract import Batch, Draw, Holder, NetworkSource, Synthetic
 from fedcondense.data import Data, Spec
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.asking import Asked
@@ -85,6 +85,14 @@ class MatchNear(Task[SyntheticSet]):
     name: ClassVar[str] = "match_near"
     payload: ClassVar[type[SyntheticSet]] = SyntheticSet
 
+    def compared(self, classes: Sequence[str]) -> DistributionMatching:
+        """Return the objective for records of these classes."""
+        return BothLayers()
+
+    def source(self) -> Callable[..., NetworkSource]:
+        """Return what builds the networks that images are matched on."""
+        return partial(Near, weights=self.weights.tensors, radius=self.radius, size=self.networks)
+
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Start from this node's last set where it kept one, else from class Gaussians."""
         node.caps.check_ipc(self.ipc)
@@ -100,17 +108,13 @@ class MatchNear(Task[SyntheticSet]):
                 f"{node.name} has classes that the network lacks: {', '.join(odd[:5])}; name them, or leave it out"
             )
         self.weights.matching(build(network, spec.shape, len(self.classes), 0).state_dict(), "this node's network")
-        recipe = replace(
-            DistributionMatching.recipe,
-            steps=self.steps,
-            source=partial(Near, weights=self.weights.tensors, radius=self.radius, size=self.networks),
-        )
+        recipe = replace(DistributionMatching.recipe, steps=self.steps, source=self.source())
         root = self.seed - self.round + 1  # another run has another, or begins anew
-        last = TwoRounds(node.kept, f"match_near.{root}", self.round)
+        last = TwoRounds(node.kept, f"{self.name}.{root}", self.round)
         loop = prepare(
             holder,
             self.ipc,
-            BothLayers(),
+            self.compared(spec.classes),
             "pixels",
             network=WithOutputs(network, len(self.classes)),
             seed=node.seed(self.seed),
@@ -195,13 +199,15 @@ class FedDM(Rounds):
         union = SyntheticSet.join(sets.values())
         log_absent(server_round, union, self.limits)
         before = self._weights(state)
+        trained = self.trained(union, before, server_round, state)
+        return state.but(sets=sets, weights=within(Weights.of(trained), before, self.stay))
+
+    def trained(self, union: SyntheticSet, before: Weights, server_round: int, state: State) -> nn.Module:
+        """Return the global network after a round's training, from where it stood."""
         like = Data(torch.empty(0, *self.spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), self.spec)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         stands = partial(started, before, self.task.network)
-        trained = train_on(
-            union, like, network=stands, recipe=self.fit, seed=self.task.seed + server_round, device=device
-        )
-        return state.but(sets=sets, weights=within(Weights.of(trained), before, self.stay))
+        return train_on(union, like, network=stands, recipe=self.fit, seed=self.task.seed + server_round, device=device)
 
     def _weights(self, state: State) -> Weights:
         if state.weights is not None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedcondense.ambient import in_own_state
 from fedcondense.condensing import STARTS, estimate, images_per_class, prepare, run
-from fedcondense.contract import Holder
+from fedcondense.contract import Holder, Objective
 from fedcondense.data import Data, Spec
 from fedcondense.errors import look_up
 from fedcondense.flower.asking import Asked
@@ -31,7 +31,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
-__all__ = ["ONE_SHOT", "Condense", "OneShot", "condensing", "cost_of", "train_network"]
+__all__ = ["ONE_SHOT", "Condense", "OneShot", "condensed", "condensing", "cost_of", "train_network"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
@@ -67,34 +67,50 @@ class Condense(InBytes, Task[SyntheticSet]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Prepare the loop once; its estimate leaves it as it was."""
-        codec = self.checked_codec()
-        if not self.budget:
-            node.caps.check_ipc(self.ipc)
-        objective = look_up("objective", self.objective, OBJECTIVES)
-        if self.parametrization or not self.budget:
-            look_up("parametrization", self.parametrization, PARAMETRIZATIONS)
-        look_up("start", self.start, STARTS)  # an empty one would be the recipe's own, real records of some
-        steps = self.steps or objective.recipe.steps
-        node.caps.check_steps(steps)
-        network = self.network or default_network(holder.spec.shape)
-        network_kinds(network)
-        loop = prepare(
-            holder,
-            self.within(holder, node) if self.budget else self.ipc,
-            self.objective,
-            self.parametrization or None,
-            codec=codec,
-            network=network,
-            seed=node.seed(self.seed),
-            steps=steps,
-            start=self.start,
-            limit=node.caps.share,
-        )
-        if not self.budget and (warning := images_per_class(holder, self.ipc, node.caps.share).warning):
-            _LOG.info("%s: %s", node.name, warning)
-        job = condensing(loop, node, loop.recipe.start == "real")
-        nbytes = min(job.cost.nbytes, self.budget) if self.budget else job.cost.nbytes
-        return Job(job.cost.but(nbytes=nbytes), lambda: self.checked(job.run(), node))
+        look_up("objective", self.objective, OBJECTIVES)
+        return condensed(self, holder, node, self.objective)
+
+
+def condensed(task: Any, holder: Holder, node: Node, compared: str | Objective) -> Job[SyntheticSet]:
+    """Return the job of condensing a node's records by an objective, in the images or the bytes that a task allows.
+
+    Args:
+        task: An `InBytes` with the fields of `Condense` but for `objective`.
+        holder: The node's records.
+        node: As in `Task.prepare`.
+        compared: The objective, or its name.
+
+    Raises:
+        SettingError: A name is unknown, or a number is beyond what the node allows.
+    """
+    codec = task.checked_codec()
+    if not task.budget:
+        node.caps.check_ipc(task.ipc)
+    objective = OBJECTIVES[compared] if isinstance(compared, str) else compared
+    if task.parametrization or not task.budget:
+        look_up("parametrization", task.parametrization, PARAMETRIZATIONS)
+    look_up("start", task.start, STARTS)  # an empty one would be the recipe's own, real records of some
+    steps = task.steps or objective.recipe.steps
+    node.caps.check_steps(steps)
+    network = task.network or default_network(holder.spec.shape)
+    network_kinds(network)
+    loop = prepare(
+        holder,
+        task.within(holder, node) if task.budget else task.ipc,
+        compared,
+        task.parametrization or None,
+        codec=codec,
+        network=network,
+        seed=node.seed(task.seed),
+        steps=steps,
+        start=task.start,
+        limit=node.caps.share,
+    )
+    if not task.budget and (warning := images_per_class(holder, task.ipc, node.caps.share).warning):
+        _LOG.info("%s: %s", node.name, warning)
+    job = condensing(loop, node, loop.recipe.start == "real")
+    nbytes = min(job.cost.nbytes, task.budget) if task.budget else job.cost.nbytes
+    return Job(job.cost.but(nbytes=nbytes), lambda: task.checked(job.run(), node))
 
 
 def condensing(loop: Any, node: Node, is_real: bool = False) -> Job[SyntheticSet]:

@@ -3,15 +3,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
 from fedcondense.errors import SettingError
 from fedcondense.flower.comparison.bench import Bench
+from fedcondense.flower.comparison.result import FederationProgress
 from fedcondense.flower.comparison.rows import ROWS, Runner, row_of
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
 from fedcondense.flower.strategies.one_shot import Condense, OneShot
-from fedcondense.training.fit import Fit
+from fedcondense.networks import build
+from fedcondense.randomness import child_seed, stream
+from fedcondense.training.fit import Fit, accuracy, fit_on
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, *ROWS])
@@ -76,6 +80,47 @@ def test_a_codec_that_cannot_be_is_refused_by_its_name() -> None:
         row_of("random-real-webp-200")
     with pytest.raises(SettingError, match="bits a value"):
         row_of("one-shot-bits-9")
+
+
+def test_each_site_alone_is_a_row_without_a_message(train: Data, test: Data, held: Partition) -> None:
+    """The networks are those that sites compare with when they evaluate: each by a seed of its own."""
+    row = row_of("local-only")
+    assert row.about == {
+        "label": "each site alone, mean over sites",
+        "travels": "nothing",
+        "seen": "nobody sees anything",
+        "rounds": 1,
+    }
+    least = int(train.labels[torch.as_tensor(held[0])].bincount(minlength=10).min()) + 2
+    told: list[FederationProgress] = []
+    bench = Bench(train, test, held, "convnet1-w16", 5, (5,), Fit(steps=5), min_records=least, progress=told.append)
+    ran = Runner(bench, Condense()).run(row)
+    assert (ran.strategy, ran.joined, len(ran.arrays)) == (None, None, 0)
+    expected = []
+    for place, index in enumerate(held):
+        data = train.subset(index)
+        data = data.subset((data.counts >= least)[data.labels])
+        seed = child_seed(5, "client", place, "alone")
+        network = build("convnet1-w16", train.spec.shape, 10, child_seed(seed, "network"))
+        fit_on(network, data, Fit(steps=5), seed=seed, operations=data.spec.operations)
+        expected.append(accuracy(network, test)[0])
+    assert ran.row["accuracy"] == pytest.approx(sum(expected) / 3)
+    assert ran.row["accuracy_worst"] == pytest.approx(min(expected))
+    assert ran.row["sites"] == [pytest.approx(percent, abs=1e-3) for percent in expected]
+    assert (ran.row["bytes_up"], ran.row["bytes_down"], ran.row["clients"]) == (0, 0, 3)
+    counts = test.counts.tolist()
+    mean = sum(n * value for n, value in zip(counts, ran.row["per_class"], strict=True)) / len(test)
+    assert mean == pytest.approx(ran.row["accuracy"], abs=0.01)
+    assert [at.detail for at in told] == ["client 1 of 3", "client 2 of 3", "client 3 of 3"]
+
+
+def test_a_site_alone_without_enough_records_is_left_out(train: Data, test: Data, held: Partition) -> None:
+    few = train.subset(train.per_class(4, stream(0)))
+    parts = (torch.arange(3), torch.arange(len(few)))
+    bench = Bench(few, test, parts, "convnet1-w16", recipe=Fit(steps=1), min_records=4)
+    assert Runner(bench, Condense()).run(row_of("local-only")).row["clients"] == 1
+    with pytest.raises(SettingError, match="local-only: no client has 5 records of a class"):
+        Runner(replace(bench, min_records=5), Condense()).run(row_of("local-only"))
 
 
 def test_two_rows_of_ridge_differ_in_what_they_say() -> None:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from fedcondense.contract import Batch
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
-from fedcondense.flower.strategies.continuing import LOSSES, LocalSteps, train_beside
+from fedcondense.flower.strategies.continuing import LOSSES, LocalSteps, Seen, train_beside
 from fedcondense.networks import build
 from fedcondense.randomness import stream
 
-COUNTS = torch.tensor([4, 0, 81])
+SEEN = Seen(torch.tensor([4, 0, 81]), torch.tensor([0.2, 0.1, 0.7]))
 
 
 def trained(data: Data, anchors: Batch | None = None, **how: Any) -> dict[str, Tensor]:
@@ -31,19 +31,25 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 class TestLosses:
     def test_restricted_shrinks_the_logits_of_missing_classes(self) -> None:
         logits = torch.tensor([[1.0, 2.0, 3.0]])
-        assert LOSSES["restricted"](logits, COUNTS, 0.5).tolist() == [[1.0, 1.0, 3.0]]
-        assert LOSSES["restricted"](logits, COUNTS, 1.0).tolist() == logits.tolist()
+        assert LOSSES["restricted"].of(logits, SEEN, 0.5).tolist() == [[1.0, 1.0, 3.0]]
+        assert LOSSES["restricted"].of(logits, SEEN, 1.0).tolist() == logits.tolist()
 
     def test_calibrated_lowers_by_the_fourth_root_of_the_count(self) -> None:
         """Of 4 records 4 ** -0.25, of 81 a third; a class without records leaves the softmax."""
-        found = LOSSES["calibrated"](torch.zeros(1, 3), COUNTS, 1.0)
+        found = LOSSES["calibrated"].of(torch.zeros(1, 3), SEEN, 1.0)
         assert found[0, 0] == pytest.approx(-(4**-0.25))
         assert found[0, 2] == pytest.approx(-1 / 3)
         assert F.softmax(found, 1)[0, 1] == 0
 
+    def test_balanced_gives_a_network_that_knows_nothing_what_a_step_sees(self) -> None:
+        """Equal logits become the prior itself, so that its logarithm is nothing that is left to be learned."""
+        found = LOSSES["balanced"].of(torch.zeros(2, 3), SEEN, 1.0)
+        torch.testing.assert_close(F.softmax(found, 1), SEEN.prior.expand(2, 3))
+        assert LOSSES["balanced"].anchors_too
+
     def test_softmax_is_the_plain_one(self) -> None:
         logits = torch.randn(2, 3)
-        assert LOSSES["softmax"](logits, COUNTS, 0.3) is logits
+        assert LOSSES["softmax"].of(logits, SEEN, 0.3) is logits
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
+from torch import nn
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import partition
@@ -26,13 +27,24 @@ from fedcondense.flower.server import make_server_app, read_settings
 from fedcondense.flower.settings import keys_of
 from fedcondense.flower.state_file import dump_state, load_state
 from fedcondense.flower.strategies import STRATEGIES, ServerSide
-from fedcondense.flower.strategies.one_shot import train_network
 from fedcondense.networks.saved import load_network
 from fedcondense.report.page import write_report
+from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
 NETWORK = "convnet1-w16"
-TINY = {"ipc": 1, "objective": "dm", "steps": 2, "networks": 2, "lr": 0.1, "dims": 8}
+TINY = {
+    "ipc": 1,
+    "objective": "dm",
+    "steps": 2,
+    "networks": 2,
+    "lr": 0.1,
+    "dims": 8,
+    "after": 1,
+    "window": 1,
+    "trained": 0,
+}
 
 
 class Ran(NamedTuple):
@@ -152,7 +164,11 @@ class TestEveryStrategy:
     def made(name: str, test: Data) -> Rounds:
         settings, own, entry = read_settings({**config(name), "min-available-nodes": 4})
         limits = ReplyLimits.of(test.spec)
-        side = ServerSide(own, train_network, settings.asked, limits, test.spec, NETWORK, settings.seed, test=test)
+
+        def fit(joined: SyntheticSet) -> nn.Module:  # as the server does in `ran`
+            return train_on(joined, test, network=NETWORK, recipe=Fit(steps=20), seed=settings.seed)
+
+        side = ServerSide(own, fit, settings.asked, limits, test.spec, NETWORK, settings.seed, test=test)
         strategy = entry.make(side)
         assert isinstance(strategy, Rounds)
         return strategy

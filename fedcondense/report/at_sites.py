@@ -1,0 +1,48 @@
+"""What sites say of a run's network, in words: of a server without test data all that is known of how good it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedcondense.report.reading import list_of, mapping_of, number_of
+
+__all__ = ["at_sites"]
+
+_NAMED = 5  # sites in a sentence
+
+
+def at_sites(result: Mapping[str, Any]) -> list[str]:
+    """Return sentences on ``sites_evaluated`` of ``result.json``; none if no site was asked."""
+    found = mapping_of(result.get("sites_evaluated"))
+    sites = [mapping_of(one) for one in list_of(found.get("sites"))]
+    refused = [mapping_of(one) for one in list_of(found.get("refused"))]
+    said = []
+    if math.isfinite(accuracy := number_of(found.get("accuracy"))):
+        records = sum(
+            int(number_of(one.get("records"))) for one in sites if math.isfinite(number_of(one.get("records")))
+        )
+        mean, worst = number_of(found.get("accuracy_mean")), number_of(found.get("accuracy_worst"))
+        said.append(
+            f"After round {found.get('round')} the network is right for {accuracy:.1f} % of {records} records that "
+            f"{_many(len(sites), 'site')} kept apart (mean over sites {mean:.1f} %, macro "
+            f"{number_of(found.get('macro_accuracy')):.1f} %, worst {found.get('worst')} with {worst:.1f} %)."
+        )
+    if math.isfinite(alone := number_of(found.get("local_only_mean"))):
+        below = [str(name) for name in list_of(found.get("below_local_only"))]
+        named = f"better for {_some(below)}" if below else "better for none of them"
+        said.append(f"Networks that they trained alone reach {alone:.1f} % on average, and are {named}.")
+    if refused:
+        named = _some([str(one.get("client")) for one in refused])
+        said.append(f"{named} did not evaluate: {refused[0].get('reason')}.")
+    return said
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
