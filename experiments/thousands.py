@@ -136,7 +136,7 @@ class ManySites(GridAround):
             root, pieces = json.loads(path.read_text())
             return message_of(root, {name: base64.b64decode(text) for name, text in pieces.items()}).content
         delivered, _ = over_the_wire(message)
-        config = {"partition-id": base, "num-partitions": 0, "allow-weights": True}
+        config: dict[str, bool | float | int | str] = {"partition-id": base, "num-partitions": 0, "allow-weights": True}
         reply = self.client(delivered, Context(1, base + 1, config, RecordDict(), {}))
         assert not reply.has_error(), reply.error
         if path is not None:
@@ -212,6 +212,7 @@ def with_ray(count: int = 100) -> dict[str, Any]:
     fit = partial(train_network, network=NETWORK, recipe=FIT)
     own = replace(entry.settings, **settings)
     strategy = entry.make(ServerSide(own, fit, asked, ReplyLimits.of(spec), spec, NETWORK))
+    assert isinstance(strategy, Rounds)
     server, began = ServerApp(), time.monotonic()
 
     @server.main()

@@ -72,7 +72,7 @@ def node() -> None:
     train, out = load_data("digits").train, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever is printed is no reply
     client = make_client_app(lambda context: train, is_counted=False)
-    allowed = {"partition-id": 0, "allow-weights": True, "allow-real": True}
+    allowed: dict[str, bool | float | int | str] = {"partition-id": 0, "allow-weights": True, "allow-real": True}
     context = Context(1, 100, allowed, RecordDict(), {})
     with task_identity():
         while True:
@@ -110,7 +110,7 @@ def server(case: str, python_path: str) -> None:
     assert child.stdout is not None
     to_node, from_node = child.stdin, child.stdout
 
-    class Pipe(Grid):  # type: ignore[misc]
+    class Pipe(Grid):
         """One node behind a pipe."""
 
         run: Any = None
@@ -130,7 +130,7 @@ def server(case: str, python_path: str) -> None:
                 put(to_node, *message_parts(message))
                 reply = message_of(*take(from_node))
                 reply.metadata.__dict__.update(_reply_to_message_id=identifier, _src_node_id=100)
-                self.refused = reply.error.reason if reply.has_error() else ""
+                self.refused = str(reply.error.reason) if reply.has_error() else ""
                 self.kept[identifier] = reply
             return list(self.kept)
 
@@ -169,7 +169,7 @@ def server(case: str, python_path: str) -> None:
     with task_identity():
         try:
             run_strategy(entry, side, entry.make(side), grid, 1, 60, None)
-            ended = {"said": "answered"}
+            ended: dict[str, str | int] = {"said": "answered"}
         except Exception as error:
             said = str(error).splitlines()
             ended = {"said": f"{type(error).__name__}: {said[0] if said else ''}", "lines": len(said)}

@@ -131,7 +131,7 @@ def line_of(message: Message, reply: Message | None, reason: str = "") -> LogLin
         about = About.of(content)
     except FedcondenseError:
         about = About(1, "unreadable", "", 0)
-    said = {
+    said: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "task": safe_text(message.metadata.message_type.removeprefix("query."), _LONG),
         "round": about.round,

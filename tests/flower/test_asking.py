@@ -11,7 +11,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcondense.errors import SettingError
-from fedcondense.flower import asking
 from fedcondense.flower.asking import Asking, collect, connected
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Metrics
@@ -65,8 +64,8 @@ class TestCollect:
             clock[0] += 0.5
             return []
 
-        monkeypatch.setattr(asking.time, "monotonic", lambda: clock[0])
-        monkeypatch.setattr(asking.time, "sleep", sleep)
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(time, "sleep", sleep)
         monkeypatch.setattr(LateGrid, "pull_messages", poll)
         asked((), 100.0, Asking())
         assert set(slept[:-1]) == {2.0}
