@@ -144,8 +144,8 @@ def line_of(message: Message, reply: Message | None, reason: str = "") -> LogLin
     if reply is None or reply.has_error():
         why = reason if reply is None else safe_text(reply.error.reason or f"error {reply.error.code}")
         return LogLine(**said, decision=_OUTCOME.get() or "refused", reason=why)
-    left = {"nbytes": content_bytes(reply.content), "sha256": reply.content.object_id}
-    return LogLine(**said, decision=_OUTCOME.get() or "answered", **left)
+    nbytes, sha256 = content_bytes(reply.content), reply.content.object_id
+    return LogLine(**said, decision=_OUTCOME.get() or "answered", nbytes=nbytes, sha256=sha256)
 
 
 def _in_short(content: RecordDict) -> Iterator[tuple[str, Any]]:
