@@ -205,7 +205,7 @@ class Flat(torch.nn.Module):
 
 
 SPEC: dict[str, st.SearchStrategy[Any]] = {
-    "name": st.text(max_size=5),
+    "name": st.text("abc xyz", min_size=1, max_size=5).filter(str.strip).map(str.strip),
     "classes": st.permutations(("a", "b", "c")).map(tuple),
     "mean": st.floats(0, 1).map(lambda mean: (mean,)),
     "std": st.floats(0.01, 1).map(lambda std: (std,)),

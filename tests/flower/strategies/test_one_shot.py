@@ -238,9 +238,11 @@ def sets(train: Data, held: Partition) -> list[SyntheticSet]:
 
 
 @pytest.fixture
-def honest(sets: list[SyntheticSet]) -> Answers:
+def honest(sets: list[SyntheticSet], train: Data, held: Partition) -> Answers:
+    more = [select(train.subset(index), 1, "random", seed=1) for index in held]  # no two sites send the same
+
     def answer(k: int, message: Message) -> Message:
-        return Message(pack(sets[k % len(sets)], k, 10 * (k + 1)), reply_to=message)
+        return Message(pack([*sets, *more][k % 6], k, 10 * (k + 1)), reply_to=message)
 
     return answer
 
