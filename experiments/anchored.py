@@ -74,7 +74,7 @@ class Row:
     starts: bool = True  # from the weights of round 0
 
 
-LOCAL: dict[str, Any] = {"lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25, "augment": False}
+LOCAL: dict[str, Any] = {"loss": "softmax", "lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25, "augment": False}
 POLISH = Fit(steps=100, lr=0.01)
 ROWS: dict[str, Row] = {
     "both": Row("union", POLISH),

@@ -20,7 +20,7 @@ SEEN = Seen(torch.tensor([4, 0, 81]), torch.tensor([0.2, 0.1, 0.7]))
 
 def trained(data: Data, anchors: Batch | None = None, **how: Any) -> dict[str, Tensor]:
     network = build("convnet1-w16", data.spec.shape, 10, 0)
-    train_beside(network, data, anchors, replace(LocalSteps(), **how), stream(0, "test"))
+    train_beside(network, data, anchors, replace(LocalSteps(), **{"loss": "softmax", **how}), stream(0, "test"))
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
