@@ -88,6 +88,7 @@ ROWS: dict[str, Row] = {
     "masked": Row(steps={"loss": "calibrated", "strength": 0.0}),
     "calibrated": Row(steps={"loss": "calibrated", "strength": 1.0}),
     "balanced": Row(steps={"loss": "balanced", "strength": 1.0}),
+    "anchors, balanced": Row("union", steps={"loss": "balanced", "strength": 1.0}),
     "server, balanced": Row(polish=POLISH, steps={"loss": "balanced", "strength": 1.0}),
     "proximal": Row(steps={"proximal_mu": 0.1}),
     "anchors, restricted": Row("union", steps={"loss": "restricted", "strength": 0.5}),
