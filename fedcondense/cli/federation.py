@@ -223,5 +223,5 @@ def _text(result: Mapping[str, Any]) -> str:
     from fedcondense.report.page import read_rows, said_of, table
 
     rows = read_rows(result)
-    failed = [f"This run failed: {result['error']}"] if result.get("error") else []
+    failed = [f"This run is not done: {result['error']}"] if result.get("error") else []
     return "\n".join([columns(table(rows)), "", *failed, *said_of(result, rows)])

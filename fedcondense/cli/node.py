@@ -58,6 +58,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     lines += [("class", f"{name}: {n}{' (left out)' if name in found.left_out else ''}") for name, n in _some(found)]
     lines += [("left out", f"{len(found.left_out)} classes, {lost} records below min-records")] if lost else []
     lines += [("kept apart", f"{found.apart} records, to evaluate networks on")] if found.apart else []
+    lines += [("share-with", found.placed.config.share_with)]
     lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]
     lines += [("spent", f"{spent['questions']} questions, {spent['nbytes']} bytes")] if spent else []
     emit(result | {"caps": caps, "allowance": life, "spent": spent}, columns(lines), form)
@@ -127,7 +128,9 @@ def log(
     for line in shown:
         about = (line.when.removesuffix("+00:00"), line.task, line.round, f"{line.run:x}"[:8], line.version)
         rows.append((*about, line.decision, line.nbytes, line.sha256[:12], line.reason))
-    text = columns(rows) if shown else f"{path}: nothing was asked yet"
+    others = [] if shown else [str(other) for other in sorted(path.parent.glob("*.log")) if other != path]
+    beside = f"; others are kept for other configs (data, partition-id): {', '.join(others[:5])}" if others else ""
+    text = columns(rows) if shown else f"{path}: nothing was asked yet{beside}"
     result = {"log": path, "lines": [asdict(line) for line in shown], "all": len(lines), "torn": torn}
     emit(result, text, form)
     finish([], None)

@@ -83,6 +83,6 @@ def _show_run(folder: Path, output: Path | None, form: Format) -> None:
     tables += [
         f"{printable(row.label)}\n{columns([HEADING, *lines_of(row.past)])}" for row in rows if len(row.past) > 1
     ]
-    failed = [f"This run failed: {printable(str(result['error']))}"] if result.get("error") else []
+    failed = [f"This run is not done: {printable(str(result['error']))}"] if result.get("error") else []
     emit(result, "\n\n".join([*tables, *failed]), form)
     finish([], ["report", folder])

@@ -158,7 +158,7 @@ def _in_short(content: RecordDict) -> Iterator[tuple[str, Any]]:
             found += record.items() if isinstance(record, ConfigRecord) and name == "config" else [(name, "a record")]
     for name, value in found[:_FIELDS]:
         few = value[:_FIELDS] if isinstance(value, list) else value
-        short = few if isinstance(few, int) else safe_text(f"{few}"[: 2 * _LONG], _LONG)  # NaN is no JSON
+        short = few if isinstance(few, int) or few == "" else safe_text(f"{few}"[: 2 * _LONG], _LONG)  # NaN is no JSON
         yield safe_text(name[: 2 * _LONG], _LONG), short
     if len(found) > _FIELDS:
         yield "...", f"{len(found) - _FIELDS} more"

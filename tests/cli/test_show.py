@@ -28,7 +28,7 @@ def test_a_run_is_its_rows_and_their_rounds(cli: Any, tmp_path: Path) -> None:
         ["2", "72.0", "%", "2"],
     ]
     assert "one-shot" in said
-    assert said.rstrip().endswith("This run failed: killed")
+    assert said.rstrip().endswith("This run is not done: killed")
     assert cli.done("show", tmp_path)["rows"] == rows
 
 
