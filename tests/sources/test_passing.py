@@ -68,6 +68,15 @@ class TestPassing:
             assert (entry.seed, entry.key) == (one.entry(k).seed, (5, k))
         assert not torch.equal(weights(passing(seed=6).entry(3).network), weights(one.entry(3).network))
 
+    def test_an_estimate_on_fewer_entries_leaves_the_pool_as_it_was(self) -> None:
+        """It works on a pool of two entries, and the run after it on all of them."""
+        pool = passing()
+        whole, pool.size = pool.size, 2
+        pool.entry(1)
+        pool.size = whole
+        last = pool.entry(whole - 1)
+        torch.testing.assert_close(weights(last.network), weights(passing().entry(whole - 1).network))
+
     def test_images_may_be_of_more_classes_than_the_network_has_outputs(self) -> None:
         assert passing(classes=5).entry(5).network(torch.zeros(2, *SHAPE)).shape == (2, 3)
 

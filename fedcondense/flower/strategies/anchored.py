@@ -245,7 +245,7 @@ class Settings(Condense):
         lr: As in `LocalSteps`; so are the others.
     """
 
-    anchors: str = "shared"
+    anchors: str = "none"
     anchor_bytes: int = number(100_000, 0)
     average: str = "fedavg"
     polish_steps: int = number(0, 0)
