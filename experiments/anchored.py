@@ -5,10 +5,11 @@
     python experiments/anchored.py --table           # Markdown, from what is there
 
 Round 0 is one-shot: `mmd-ridge`, 200 steps, a reply of at most 12 kB a client, coded by the rate rule; 800 steps of
-training on the union. Every row then trains a ConvNet-3 width 32 with the same augmentation and the same passes over
-each client's records (one a round), all clients in every round, weights at eight bits both ways, through Flower's real
-serialisation; accuracy is that of the last step on all test images. Rows of one division and seed share round 0, whose
-answers are kept in the work folder. What each row is:
+training on the union. Every row then trains a ConvNet-3 width 32 on records as they are (cells named `augmented` are of
+records that draw an augmentation each; anchors do in any case), with the same passes over each client's records (one a
+round), all clients in every round, weights at eight bits both ways, through Flower's real serialisation; accuracy is
+that of the last step on all test images. Rows of one division and seed share round 0, whose answers are kept in the
+work folder. What each row is:
 
 - anchors: the union, at most 100 kB, stands beside the records at each client; the server only averages;
 - server: no anchors; the server trains on the union after each averaging;

@@ -83,7 +83,7 @@ LOSSES: dict[str, Adjusted] = {
     "restricted": Adjusted(_restricted),
     "calibrated": Adjusted(_calibrated),
 }
-"""How logits are adjusted, by name."""
+"""How logits are adjusted before the softmax, by name."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def train_beside(
     Raises:
         SettingError: An unknown loss, or one that left the finite numbers.
     """
-    look_up("loss", how.loss, LOSSES)
+    adjusted = look_up("loss", how.loss, LOSSES)
     if anchors is None:
         how = replace(how, anchor_batch=0, anchor_weight=0.0)
     network.train()
@@ -244,7 +244,7 @@ def train_beside(
     prior = counts.float() / len(data)
     if anchors is not None:
         prior = (1 - how.anchor_weight) * prior + how.anchor_weight * anchors.targets.mean(0)
-    adjusted, seen = look_up("loss", how.loss, LOSSES), Seen(counts, prior)
+    seen = Seen(counts, prior)
     mean = torch.zeros((), dtype=torch.float32, device=data.device)
     for epoch in range(how.epochs):
         losses, passed = torch.zeros((), dtype=torch.float32, device=data.device), 0
