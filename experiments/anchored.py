@@ -58,7 +58,13 @@ from fedcondense.training.fit import Fit, accuracy
 PATH = RESULTS / "anchored.json"
 CLIENTS, HELD_OUT, NETWORK = 10, 500, "convnet3-w32"
 BUDGET, CAP, STEPS = 12_000, 100_000, 200
-ROUNDS, LONG, LONGER = 4, 10, 20  # after round 0
+CHOICE = 2  # rounds after round 0 that settings are chosen by
+KINDS = {  # data and rounds after round 0
+    "rows": ("fashion-mnist", 4),
+    "long": ("fashion-mnist", 10),
+    "longer": ("fashion-mnist", 20),
+    "cifar10": ("cifar10", 10),
+}
 MIXED = ("convnet3-w32", "lenet", "mlp")  # architectures that sites of one federation may have
 CHOOSING = 7  # the division and seed that settings are chosen on
 DIVISIONS = (0, 1, 2)
@@ -256,23 +262,37 @@ def _capped(sets: Sequence[SyntheticSet]) -> SyntheticSet:
     return found
 
 
+BALANCED = {"loss": "balanced", "strength": 1.0}
+FALLING = {"lr_end": 0.0}  # the step size falls to zero within each round
 CHOICES: dict[str, Row] = {
-    **{f"both lr {lr:g}": replace(ROWS["both"], steps={"lr": lr}) for lr in (0.01, 0.03, 0.1)},
-    **{f"anchors lr {lr:g}": replace(ROWS["anchors"], steps={"lr": lr}) for lr in (0.01, 0.03, 0.1)},
-    **{f"server lr {lr:g}": replace(ROWS["server"], steps={"lr": lr}) for lr in (0.01, 0.03)},
-    **{f"neither lr {lr:g}": replace(ROWS["neither"], steps={"lr": lr}) for lr in (0.01, 0.03)},
+    "balanced": Row(steps=BALANCED),
+    "balanced, falling": Row(steps={**BALANCED, **FALLING}),
+    "balanced, falling, 2 epochs": Row(steps={**BALANCED, **FALLING, "epochs": 2}),
+    "balanced, 2 epochs": Row(steps={**BALANCED, "epochs": 2}),
+    "balanced, falling, augmented, 2 epochs": Row(steps={**BALANCED, **FALLING, "epochs": 2, "augment": True}),
+    "balanced, falling, lr 0.1": Row(steps={**BALANCED, **FALLING, "lr": 0.1}),
+    "balanced, falling, lr 0.01": Row(steps={**BALANCED, **FALLING, "lr": 0.01}),
+    "anchors, balanced, falling": Row("union", steps={**BALANCED, **FALLING}),
+    "anchors, falling": Row("union", steps=FALLING),
+    "both, falling": Row("union", POLISH, FALLING),
+    "neither, falling": Row(steps=FALLING),
+    "proximal 0.01, falling": Row(steps={"proximal_mu": 0.01, **FALLING}),
+    "proximal 0.1, falling": Row(steps={"proximal_mu": 0.1, **FALLING}),
+    "calibrated, falling": Row(steps={"loss": "calibrated", "strength": 1.0, **FALLING}),
+    "restricted, falling": Row(steps={"loss": "restricted", "strength": 0.5, **FALLING}),
 }
 
 
 def cells(kind: str, work: Path, alpha: float, divisions: Sequence[int], rows: Sequence[str]) -> dict[str, Any]:
     if kind == "choose":
-        given = ("fashion-mnist", ROUNDS, alpha, CHOOSING, work, True)
+        given = ("fashion-mnist", CHOICE, alpha, CHOOSING, work, True)
         return {f"choose | {said}": partial(_of, row, *given) for said, row in CHOICES.items()}
-    rounds = {"rows": ROUNDS, "long": LONG, "longer": LONGER}[kind]
+    if kind == "mixed":
+        made = {(network, seed): partial(mixed, network, alpha, seed, work) for seed in divisions for network in MIXED}
+        return {f"mixed | {alpha:g} | {network} | {seed}": cell for (network, seed), cell in made.items()}
+    data, rounds = KINDS[kind]
     return {
-        f"{kind} | {alpha:g} | {name} | {seed}": partial(
-            _of, ROWS[name], "fashion-mnist", rounds, alpha, seed, work, False
-        )
+        f"{kind} | {alpha:g} | {name} | {seed}": partial(_of, ROWS[name], data, rounds, alpha, seed, work, False)
         for seed in divisions
         for name in rows
     }
@@ -325,7 +345,7 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", nargs="?", choices=("choose", "rows", "long", "longer", "mixed"))
+    parser.add_argument("kind", nargs="?", choices=("choose", *KINDS, "mixed"))
     parser.add_argument("--work", type=Path, default=Path("anchored-work"), help="keeps answers and round 0")
     parser.add_argument("--alpha", type=float, default=0.1)
     parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)

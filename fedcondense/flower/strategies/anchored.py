@@ -251,6 +251,7 @@ class Settings(Condense):
     polish_steps: int = number(0, 0)
     polish_lr: float = number(0.01, 0)
     lr: float = number(LocalSteps.lr, 0)
+    lr_end: float = number(LocalSteps.lr_end, 0, 1)
     epochs: int = number(LocalSteps.epochs, 1)
     batch: int = number(LocalSteps.batch, 1)
     momentum: float = number(LocalSteps.momentum, 0, 1)

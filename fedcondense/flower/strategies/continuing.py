@@ -33,7 +33,7 @@ from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.eight_bits import Feedback, Packed, packed_bytes
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import check_normalisation
-from fedcondense.flower.settings import number
+from fedcondense.flower.settings import later, number
 from fedcondense.flower.strategies.features import labelled_by
 from fedcondense.networks import build, default_network
 from fedcondense.networks.passes import repeatable
@@ -91,7 +91,8 @@ class LocalSteps:
     """How a site trains between two rounds: SGD that starts anew each round, on augmented images.
 
     Args:
-        lr: Step size, constant within a round.
+        lr: Step size at the start of a round.
+        lr_end: What share of it is left at the round's last step; it falls linearly. 1: it stays.
         epochs: Passes over the site's records per round.
         batch: Records per step.
         momentum: SGD's.
@@ -108,6 +109,7 @@ class LocalSteps:
     """
 
     lr: float = number(0.03, 0)
+    lr_end: float = later(1.0, 0, 1)
     epochs: int = number(1, 1)
     batch: int = number(64, 1)
     momentum: float = number(0.9, 0, 1)
@@ -132,6 +134,7 @@ class Continue(LocalSteps, Task[Packed]):
 
     Args:
         lr: As in `LocalSteps`.
+        lr_end: As in `LocalSteps`.
         epochs: As in `LocalSteps`.
         batch: As in `LocalSteps`.
         momentum: As in `LocalSteps`.
@@ -246,6 +249,8 @@ def train_beside(
         prior = (1 - how.anchor_weight) * prior + how.anchor_weight * anchors.targets.mean(0)
     seen = Seen(counts, prior)
     mean = torch.zeros((), dtype=torch.float32, device=data.device)
+    last = how.epochs * -(-len(data) // how.batch) - 1
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, how.lr_end, max(last, 1))
     for epoch in range(how.epochs):
         losses, passed = torch.zeros((), dtype=torch.float32, device=data.device), 0
         order = torch.randperm(len(data), generator=generator)
@@ -276,6 +281,7 @@ def train_beside(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            schedule.step()
             losses += on_records.detach() * len(index)
             passed += len(index)
         mean = losses / max(passed, 1)

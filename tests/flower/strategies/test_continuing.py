@@ -58,6 +58,13 @@ def skewed(train: Data) -> Data:
 
 
 class TestTrainBeside:
+    def test_the_step_size_falls_to_its_end_at_the_last_step(self, skewed: Data) -> None:
+        """Of two steps that fall to nothing the second moves no weight; where it stays, it does."""
+        whole = {"batch": len(skewed), "momentum": 0.0}
+        once = trained(skewed, **whole)
+        assert not differ(once, trained(skewed, **whole, epochs=2, lr_end=0.0))
+        assert differ(once, trained(skewed, **whole, epochs=2, lr_end=0.5))
+
     def test_missing_classes_are_unlearned_less_with_each_cure(self, skewed: Data, train: Data) -> None:
         """The bias of a class that the site lacks falls by the softmax of its records, and by nothing else."""
         others = train.subset(train.labels >= 4)
