@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedcondense.data.images import Data, DataSet, Spec
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import Partition, partition
+    from fedcondense.data.sites import load_sites
     from fedcondense.errors import FedcondenseError
     from fedcondense.networks import NETWORKS
     from fedcondense.networks.saved import load_network
@@ -64,6 +65,7 @@ _HOMES = {
     "load_data": "data.loading",
     "load_network": "networks.saved",
     "load_set": "sets.zoo",
+    "load_sites": "data.sites",
     "partition": "data.partitions",
     "plan": "condensing",
     "ready_sets": "sets.zoo",
@@ -98,6 +100,7 @@ __all__ = [
     "load_data",
     "load_network",
     "load_set",
+    "load_sites",
     "partition",
     "plan",
     "ready_sets",

@@ -33,6 +33,8 @@ from fedcondense.cli.terminal import (
     Plugin,
     Precisely,
     Precision,
+    Size,
+    SkipBroken,
     Threads,
     command,
     emit,
@@ -94,6 +96,8 @@ def condense(
         float, typer.Option(click_type=Number(most=1e7), help="Seconds between two checkpoints, at least.")
     ] = 5.0,
     overwrite: Overwrite = False,
+    size: Size = None,
+    skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -138,7 +142,7 @@ def condense(
     if budget is not None:
         amount["budget"] = Within(budget, network=network or "", seeds=0 if no_evaluate else seeds)
     place = device_of(device or usual_device())
-    train, test = (split.to(place) for split in load_data(name, data_root))
+    train, test = (split.to(place) for split in load_data(name, data_root, size, skip_broken))
     if not (len(test) or no_evaluate):
         raise DataError(f"{name} has no test part to measure on; pass --no-evaluate, and test it on real data later")
     with hold(output), _kept(checkpoint, output):
@@ -151,7 +155,8 @@ def condense(
                     update(now.step / now.steps, f"loss {now.loss:.4g}")
 
                 synthetic = condense_data(train, seed=seed, checkpoint=checkpoint, progress=follow, **amount, **options)
-        same = typed(data=name, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+        same = typed(data=name, size=size, skip_broken=skip_broken, data_root=data_root)
+        same += typed(network=network, seeds=seeds, plugin=plugin)
         synthetic = save_measured(synthetic, output, None if no_evaluate else test, seeds, network, same)
     checkpoint.remove()
     emit(result_of(synthetic) | {"output": output}, describe(synthetic), form)

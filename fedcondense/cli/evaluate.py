@@ -22,6 +22,8 @@ from fedcondense.cli.terminal import (
     Plugin,
     Precisely,
     Precision,
+    Size,
+    SkipBroken,
     Threads,
     command,
     emit,
@@ -53,6 +55,8 @@ def evaluate(
         int | None,
         typer.Option(click_type=Whole(1, 1000), help="How many networks are trained, from seed 0 on; else 3."),
     ] = None,
+    size: Size = None,
+    skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -74,7 +78,7 @@ def evaluate(
     set_up(threads, plugin, precision)
     synthetic = SyntheticSet.load(file)
     name = named_data(synthetic, data)
-    test = load_data(name, data_root).test
+    test = load_data(name, data_root, size, skip_broken).test
     as_recorded = network is None and seeds is None and synthetic.evaluation is not None
     measured = measure(
         synthetic, test.to(device or usual_device()), 3 if seeds is None else seeds, network, as_recorded

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedcondense.cli.outputs import RUN, check_output_folder, free
-from fedcondense.cli.sets import DataName, Ipc, Network, Objective, Parametrization, Seed, Steps
+from fedcondense.cli.sets import Ipc, Network, Objective, Parametrization, Seed, Steps
 from fedcondense.cli.terminal import (
     DataRoot,
     Device,
@@ -18,6 +18,8 @@ from fedcondense.cli.terminal import (
     Plugin,
     Precisely,
     Precision,
+    Size,
+    SkipBroken,
     Threads,
     columns,
     command,
@@ -49,7 +51,9 @@ def add_to(app: typer.Typer) -> None:
 
 @command
 def federate(
-    name: DataName,
+    names: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="One data set to divide, or several: a client each.")
+    ],
     output: Annotated[Path, typer.Option(help="The folder for the result, all sets and the report.")],
     clients: Annotated[int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")] = 10,
     partition: Annotated[
@@ -93,6 +97,8 @@ def federate(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")] = False,
+    size: Size = None,
+    skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -100,7 +106,10 @@ def federate(
     precision: Precisely = Precision.float32,
     form: Output = Format.text,
 ) -> None:
-    """Split DATA among clients, let each send a condensed set once, and compare with FedAvg and cheap controls.
+    """Let clients send a condensed set once, and compare with FedAvg and cheap controls.
+
+    One DATA is divided among --clients. Of several, folder:site1 folder:site2 say, each is a client of that name, or
+    NAME=folder:DIR; its test part, or a fifth of each class, is what the server tests on, and all else is condensed.
 
     All of it runs in this process, over Flower's real serialisation: bytes are those of its messages. A budget bounds
     each reply of images, real ones of the controls included, and the dimensions of `ridge-8bit-equal-bytes`.
@@ -125,12 +134,19 @@ def federate(
     from fedcondense.budgets import read_budget
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import partition as split
+    from fedcondense.data.sites import load_sites
     from fedcondense.flower.rounds import AggregationError
 
     place = device_of(device or usual_device())
-    train, test = (part.to(place) for part in load_data(name, data_root))
-    rule = given(num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition)
-    held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
+    if len(names) > 1:
+        loaded, held = load_sites(names, data_root, size, skip_broken)
+        train, test = (part.to(place) for part in loaded)
+    else:
+        train, test = (part.to(place) for part in load_data(names[0], data_root, size, skip_broken))
+        rule = given(
+            num_classes_per_partition=num_classes_per_partition, num_shards_per_partition=num_shards_per_partition
+        )
+        held = split(train, clients, partition, alpha=alpha, seed=seed, **rule)
     wanted = given(objective=objective, parametrization=parametrization, network=network, steps=steps, start=start)
     wanted |= given(codec=codec, budget=None if budget is None else read_budget(budget).nbytes)
     if budget is not None:  # the rule chooses what nobody names
@@ -164,8 +180,11 @@ def federate(
     emit(written | {"output": output}, _text(written), form)
     wrote = dict.fromkeys(path if path.parent == output else path.parent for path in result.paths)
     joined = output / "joined.safetensors"
-    own = name if ":" in name else None
-    then: list[str | Path] = ["evaluate", joined, *typed(data=own, data_root=data_root, plugin=plugin)]
+    own = names[0] if ":" in names[0] else None
+    same = typed(data=own, size=size, skip_broken=skip_broken, data_root=data_root, plugin=plugin)
+    then: list[str | Path] = ["evaluate", joined, *same]
+    if len(names) > 1:
+        then = ["show", output]
     finish([*wrote, _report(output)], then if joined.exists() else None)
 
 

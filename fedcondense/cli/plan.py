@@ -25,6 +25,8 @@ from fedcondense.cli.terminal import (
     Plugin,
     Precisely,
     Precision,
+    Size,
+    SkipBroken,
     Threads,
     columns,
     command,
@@ -56,6 +58,8 @@ def plan(
     parametrization: Parametrization = None,
     network: Network = None,
     steps: Steps = None,
+    size: Size = None,
+    skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     threads: Threads = None,
@@ -72,15 +76,15 @@ def plan(
     from fedcondense.report.units import human_bytes
 
     set_up(threads, plugin, precision)
-    train = load_data(name, data_root).train
+    train = load_data(name, data_root, size, skip_broken).train
     options = given(objective=objective, parametrization=parametrization, network=network, steps=steps)
     amount = given(ipc=ipc, budget=budget, codec=codec)
     planned = plan_run(train, **amount, **options)
     stored = "" if planned.codec == "raw" else f", in {planned.codec}"
     coded = "" if planned.most is None or planned.codec == "raw" else f", never above {human_bytes(planned.most)}"
-    size = f"{'' if planned.codec == 'raw' else 'about '}{human_bytes(planned.nbytes)}{coded}"
+    takes = f"{'' if planned.codec == 'raw' else 'about '}{human_bytes(planned.nbytes)}{coded}"
     fields = [
-        ("set", f"{size}, {planned.decoded} images to train on{stored}"),
+        ("set", f"{takes}, {planned.decoded} images to train on{stored}"),
         ("time", f"{clock(planned.seconds)} for {planned.steps} steps on this machine"),
         ("memory", human_bytes(planned.memory)),
         *(("advice", text) for text in planned.advice),
@@ -91,6 +95,8 @@ def plan(
         **({"ipc": 10} if not (ipc or budget) else {}),
         **amount,
         **options,
+        size=size,
+        skip_broken=skip_broken,
         data_root=data_root,
         plugin=plugin,
         threads=threads,

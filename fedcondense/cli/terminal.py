@@ -46,6 +46,13 @@ Precisely = Annotated[
     Precision, typer.Option("--precision", help="bfloat16 is quicker on a GPU or a CPU with AMX, at the same accuracy.")
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie; default: the variable FEDCONDENSE_DATA.")]
+Size = Annotated[
+    int | None,
+    typer.Option(click_type=Whole(8, 128), help="Pixels a side that images are brought to, from their middle."),
+]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave images of a folder out that cannot be read, and name them.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
 Threads = Annotated[
     int | None,
@@ -165,6 +172,9 @@ def typed(**options: Any) -> list[str]:
     """
     texts: list[str] = []
     for name, value in given(**options).items():
+        if isinstance(value, bool):
+            texts += [f"--{name.replace('_', '-')}"] if value else []
+            continue
         for one in value if isinstance(value, list) else [value]:
             texts += [f"--{name.replace('_', '-')}", str(one)]
     return texts

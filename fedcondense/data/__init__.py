@@ -9,6 +9,7 @@ from fedcondense.data.loading import data_root, load_data, load_train
 from fedcondense.data.partition import Partition, draw_partition
 from fedcondense.data.partitions import PARTITIONS
 from fedcondense.data.shares import Shares, images_per_class
+from fedcondense.data.sites import load_sites
 
 __all__ = [
     "CATALOGUE",
@@ -27,5 +28,6 @@ __all__ = [
     "from_dataset",
     "images_per_class",
     "load_data",
+    "load_sites",
     "load_train",
 ]

@@ -24,6 +24,7 @@ from fedcondense.data.layouts import (
     to_bytes,
     to_numbers,
 )
+from fedcondense.data.sizes import resized
 from fedcondense.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,48 +51,57 @@ def readable() -> frozenset[str]:
     )
 
 
-def read_images(files: Sequence[Path], top: Path) -> Uint8Images:
-    """Read image files of one size; sizes are known from headers, before a pixel is decoded.
+def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[int, str] | None = None) -> Uint8Images:
+    """Read image files of one size, or bring them to one; sizes are known from headers, before a pixel is decoded.
 
     Args:
         files: One image each.
         top: The folder that errors name, and that paths in them are relative to.
+        size: Pixels a side that all are brought to (`resized`); 0: they have one size.
+        broken: Takes the places of files that cannot be read, and why, and those are left out; None: they are refused.
 
     Returns:
         (N, H, W, C), uint8; grey images among coloured ones become coloured.
 
     Raises:
-        DataError: Some cannot be read, or their sizes differ.
+        DataError: Some cannot be read, all are broken, or their sizes differ.
     """
     from PIL import Image
 
+    failed: dict[int, str] = {}
+
     def read(use: Callable[[Image.Image, str], Any]) -> list[Any]:
-        results, broken = [], []
-        for path in files:
-            name = str(path.relative_to(top))
+        results = []
+        for place, path in enumerate(files):
+            if place in failed:
+                continue
             try:
                 with Image.open(path) as image:
-                    results.append(use(image, name))
+                    results.append(use(image, str(path.relative_to(top))))
             except DataError as error:
-                broken.append(str(error))
+                failed[place] = str(error)
             except Exception as error:  # Pillow's readers raise at least nine kinds for damaged files
-                broken.append(f"{name}: {error or type(error).__name__}")
-        if broken:
+                failed[place] = f"{path.relative_to(top)}: {error or type(error).__name__}"
+        if failed and (broken is None or len(failed) == len(files)):
             raise DataError(
-                f"{top}: {len(broken)} of {len(files)} images cannot be read ({first(broken)}); remove them, or save "
-                "them anew"
+                f"{top}: {len(failed)} of {len(files)} images cannot be read ({first(failed.values())}); remove them, "
+                "save them anew, or have them left out by --skip-broken (skip_broken=True)"
             )
         return results
 
     def say(i: int) -> str:
-        return str(files[i].relative_to(top))
+        return str([file for place, file in enumerate(files) if place not in failed][i].relative_to(top))
 
-    check_sizes(read(lambda image, _: _size(image)), str(top), say)
-    return stack(to_bytes(read(from_pil), str(top)), str(top), say)
+    if not size and broken is None:
+        check_sizes(read(lambda image, _: _size(image)), str(top), say)
+    decoded = read(lambda image, name: resized(from_pil(image, name), size))
+    if broken is not None:
+        broken |= failed
+    return stack(to_bytes(decoded, str(top)), str(top), say)
 
 
-def channels_last(image: Any, name: str) -> Numbers:
-    """Return one image as (H, W, C), in numbers that `to_bytes` takes."""
+def channels_last(image: Any, name: str, size: int = 0) -> Numbers:
+    """Return one image as (H, W, C), in numbers that `to_bytes` takes, of a size if there is one."""
     try:
         if isinstance(image, Tensor):
             image = image.detach().cpu()
@@ -99,15 +109,15 @@ def channels_last(image: Any, name: str) -> Numbers:
         elif isinstance(image, np.ndarray):
             array = image
         elif hasattr(image, "convert") and hasattr(image, "getbands"):
-            return from_pil(image, name)
+            return resized(from_pil(image, name), size)
         else:
             raise DataError(f"{name}: the image is a {type(image).__name__}; needed: a PIL image, an array or a tensor")
     except DataError:
         raise
     except Exception as error:  # an image that is opened when it is asked for, or a tensor of an odd kind
         raise DataError(f"{name}: the image cannot be read ({type(error).__name__}: {error}); remove it") from error
-    only: Numbers = to_numbers(batch_channels_last(array[None], name), name)[0]
-    return only
+    only: Numbers = to_numbers(batch_channels_last(array[None], name, bool(size)), name)[0]
+    return resized(only, size)
 
 
 def from_pil(image: Image, name: str = "image") -> Numbers:

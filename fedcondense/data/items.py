@@ -16,6 +16,7 @@ from fedcondense.data.decoding import channels_last, lost_as_rgb
 from fedcondense.data.folders import is_hidden, why_no_classes
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.layouts import first, stack, to_bytes
+from fedcondense.data.sizes import checked_size
 from fedcondense.data.splits import check_labels, to_data, to_tensor
 from fedcondense.data.vocabulary import texts, to_classes, vocabulary_of
 from fedcondense.errors import DataError
@@ -26,7 +27,9 @@ _KEYS = (("image", "img"), ("label", "labels"))  # of items that are dicts, as H
 
 
 @in_own_state
-def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[str] | None = None) -> Data:
+def from_dataset(
+    dataset: Any, spec: Spec | str = "dataset", classes: Sequence[str] | None = None, size: int | None = None
+) -> Data:
     """Turn a map-style torch Dataset into `Data`: each item an image and a whole-number label.
 
     Labels are matched by the names of their classes, through `Subset`, `ConcatDataset` and whatever else has a
@@ -41,6 +44,7 @@ def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[s
             and std are computed.
         classes: The class names, by label, whatever the data set calls them; by default the spec's, the data set's own
             `classes`, or numbers.
+        size: Pixels a side that images are brought to (`resized`); None: they have one size.
 
     Raises:
         DataError: An item cannot be read, is no image with a label, or is of a class that `spec` does not know.
@@ -55,13 +59,13 @@ def from_dataset(dataset: Any, spec: Spec | str = "dataset", classes: Sequence[s
     vocabulary = vocabulary_of(dataset, name, key, is_strict=classes is None)
     for source in vocabulary.sources:
         _check_folders(source, name)
-    images, labels = [], []
+    images, labels, side = [], [], checked_size(size)
     for i in range(len(dataset)):
         image, label = first_item if i == 0 else _item(dataset, i, name)[0]
         labels.append(_whole(label, f"{name}: item {i}"))
         source, index = vocabulary.sources[vocabulary.which[i]], int(vocabulary.where[i])
         _check_loader(source, index, image, f"{name}: item {i}")
-        images.append(channels_last(image, f"{name}: item {i}"))
+        images.append(channels_last(image, f"{name}: item {i}", side))
     stacked = stack(to_bytes(images, name), name, lambda i: f"item {i}")
     wanted = spec.classes if isinstance(spec, Spec) else None
     if classes is not None:

@@ -15,19 +15,30 @@ import numpy.typing as npt
 
 from fedcondense.errors import DataError
 
-__all__ = ["Numbers", "Uint8Images", "batch_channels_last", "check_sizes", "first", "stack", "to_bytes", "to_numbers"]
+__all__ = [
+    "SIDES",
+    "Numbers",
+    "Uint8Images",
+    "batch_channels_last",
+    "check_sizes",
+    "first",
+    "stack",
+    "to_bytes",
+    "to_numbers",
+]
 
 Uint8Images = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-_SIDES = (8, 64)  # pixels
+SIDES = (8, 128)
+"""Pixels a side of an image, from and to."""
 _HALF_STEP = 0.5 / 255  # how far arithmetic may leave [0, 1]: rounding to bytes takes it back
 _TWELVE_BITS = 4095
 _NEEDED = "needed: uint8, or floating point in [0, 1] (not normalised)"
 
 
-def batch_channels_last(images: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Return (N, H, W, C) of images in any usual layout."""
+def batch_channels_last(images: npt.NDArray[Any], name: str, is_sized: bool = False) -> npt.NDArray[Any]:
+    """Return (N, H, W, C) of images in any usual layout; sized: they are brought to another size, so any will do."""
     if images.ndim == 3:
         images = images[..., None]
     elif images.ndim == 4 and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
@@ -36,7 +47,8 @@ def batch_channels_last(images: npt.NDArray[Any], name: str) -> npt.NDArray[Any]
         raise DataError(f"{name}: images are {images.shape}; needed: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3")
     if not len(images):
         raise DataError(f"{name}: no images; needed: at least one")
-    check_sizes([images.shape[1:3]], name, lambda i: "all")
+    if not is_sized:
+        check_sizes([images.shape[1:3]], name, lambda i: "all")
     return images
 
 
@@ -53,9 +65,10 @@ def check_sizes(sizes: Sequence[tuple[int, ...]], name: str, say: Callable[[int]
     if odd := [i for i, size in enumerate(sizes) if size != usual]:
         few = first([f"{say(i)}: {sizes[i][0]}x{sizes[i][1]}" for i in odd])
         most = f"most are {usual[0]}x{usual[1]}, but {len(odd)} of {len(sizes)} are not"
-        raise DataError(f"{name}: {most} ({few}); needed: one size, so resize or remove them")
-    if not all(_SIDES[0] <= side <= _SIDES[1] for side in usual):
-        raise DataError(f"{name}: images are {usual[0]}x{usual[1]}; needed: {_SIDES[0]} to {_SIDES[1]} pixels a side")
+        raise DataError(f"{name}: {most} ({few}); needed: one size, which --size gives them (size=64)")
+    if not all(SIDES[0] <= side <= SIDES[1] for side in usual):
+        told = f"{name}: images are {usual[0]}x{usual[1]}; needed: {SIDES[0]} to {SIDES[1]} pixels a side"
+        raise DataError(f"{told}, which --size gives them (size=64)")
 
 
 def to_numbers(images: npt.NDArray[Any], name: str) -> Numbers:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from fedcondense.data.folders import list_images
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.items import from_dataset
 from fedcondense.data.layouts import first
-from fedcondense.data.splits import hold_out, to_data, to_dataset
+from fedcondense.data.sizes import checked_size, resized
+from fedcondense.data.splits import hold_out, to_data, to_dataset, to_tensor
 from fedcondense.data.vocabulary import by_name, tell_of_lacking, texts
 from fedcondense.errors import DataError, SettingError, unknown
 
-__all__ = ["BROKEN", "data_root", "load_data", "load_train"]
+__all__ = ["BROKEN", "data_root", "load_data", "load_parts", "load_train"]
+
+_LOG = logging.getLogger(__name__)
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
@@ -29,7 +34,9 @@ BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.erro
 
 
 @in_own_state
-def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
+def load_data(
+    name: str | Any, root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+) -> DataSet:
     """Load a train and a test split.
 
     Args:
@@ -40,46 +47,72 @@ def load_data(name: str | Any, root: str | Path | None = None) -> DataSet:
             training, and its test part is empty unless it was exported, too.
         root: Where data lie, in torchvision's layout or as ``NAME.npz``, which is looked for first; else the variable
             FEDCONDENSE_DATA, else ``~/.cache/fedcondense``. What is missing is downloaded where torchvision can.
+        size: Pixels a side that images are brought to: the shorter side is scaled, and the middle stays. None: they
+            are all of one size, and stay as they are.
+        skip_broken: Leave files of a folder out that cannot be read, and name them in a warning; else they are refused.
 
     Returns:
-        Both splits on the CPU, uint8, of 1 or 3 channels and 8 to 64 pixels a side.
+        Both splits on the CPU, uint8, of 1 or 3 channels and 8 to 128 pixels a side.
 
     Example:
         >>> train, test = load_data("digits")
         >>> train
         Data(digits, 1433 images of (1, 8, 8), 10 classes)
     """
+    side = checked_size(size)
     if not isinstance(name, str):
-        return _from_datasets(name)
+        return _from_datasets(name, side)
     top = data_root(root)
     kind = name.partition(":")[0]
     if (path := _path_in(name, top)) is not None:
         title = f"{kind}:{path.name}"  # not the whole path: the name travels with a set
-        return DataSet(*_load_folder(path, title)) if kind == "folder" else _load_npz(path, title)
+        return (
+            DataSet(*_load_folder(path, title, side, skip_broken)) if kind == "folder" else _load_npz(path, title, side)
+        )
     file = top / f"{name}.npz"
     if file.name == f"{name}.npz" and file.is_file():
-        return _load_npz(file, name, CATALOGUE.get(name))
+        return _load_npz(file, name, side, CATALOGUE.get(name))
     if name not in CATALOGUE:
         others = "; or folder:<dir>, npz:<file>, or the NAME of a NAME.npz in the data root"
         raise DataError(unknown("data set", name, CATALOGUE) + others)
-    return _load_named(name, CATALOGUE[name], top)
+    return _load_named(name, CATALOGUE[name], top, side)
 
 
 @in_own_state
-def load_train(name: str | Any, root: str | Path | None = None) -> Data:
+def load_train(
+    name: str | Any, root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+) -> Data:
     """Load what is there to learn from: all of a folder or a torch Dataset that has no test part of its own.
 
     Args:
         name: As for `load_data`, which divides such a source; where it has two parts, the training part is the same.
         root: As for `load_data`.
+        size: As for `load_data`.
+        skip_broken: As for `load_data`.
     """
+    return load_parts(name, root, size, skip_broken)[0]
+
+
+@in_own_state
+def load_parts(
+    name: str | Any, root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+) -> list[Data]:
+    """Load what is there: a training part, and a test part where the source has one of its own.
+
+    Args:
+        name: As for `load_data`.
+        root: As for `load_data`.
+        size: As for `load_data`.
+        skip_broken: As for `load_data`.
+    """
+    side = checked_size(size)
     if isinstance(name, str):
         path = _path_in(name, data_root(root))
         if path is not None and name.startswith("folder:"):
-            return _load_folder(path, f"folder:{path.name}", is_test_needed=False)[0]
+            return _load_folder(path, f"folder:{path.name}", side, skip_broken, is_test_needed=False)
     elif hasattr(name, "__getitem__") and not isinstance(name, tuple | list):
-        return from_dataset(name, _name_of(name))
-    return load_data(name, root).train
+        return [from_dataset(name, _name_of(name), size=side)]
+    return list(load_data(name, root, side, skip_broken))
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -98,7 +131,7 @@ def _path_in(name: str, top: Path) -> Path | None:
     return path if path.exists() or path.is_absolute() else top / path
 
 
-def _load_named(name: str, entry: Entry, root: Path) -> DataSet:
+def _load_named(name: str, entry: Entry, root: Path, size: int) -> DataSet:
     missing = entry.missing(root)
     try:
         arrays = [entry.read(root, train, False) for train in (True, False)] if not missing else _fetch(entry, root)
@@ -114,7 +147,7 @@ def _load_named(name: str, entry: Entry, root: Path) -> DataSet:
         raise DataError(
             f"{name}: {lacking} in {root} ({few}); {advice}, or {name}.npz, or name another data root ({why})"
         ) from error
-    return to_dataset(name, arrays, classes, entry)
+    return to_dataset(name, arrays, classes, entry, size)
 
 
 def _fetch(entry: Entry, root: Path) -> list[Arrays]:
@@ -123,7 +156,7 @@ def _fetch(entry: Entry, root: Path) -> list[Arrays]:
     return [entry.read(root, train, True) for train in (True, False)]
 
 
-def _load_npz(path: Path, name: str, entry: Entry | None = None) -> DataSet:
+def _load_npz(path: Path, name: str, size: int, entry: Entry | None = None) -> DataSet:
     """Load a file's four arrays; a named set keeps its constants, whatever its images were resized to."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; needed: an .npz with {', '.join(_ARRAYS)}")
@@ -145,16 +178,19 @@ def _load_npz(path: Path, name: str, entry: Entry | None = None) -> DataSet:
     classes = texts(named.tolist())
     if not classes and entry and isinstance(entry.classes, tuple):
         classes = entry.classes
-    return to_dataset(name, arrays, classes, entry)
+    return to_dataset(name, arrays, classes, entry, size)
 
 
-def _load_folder(path: Path, name: str, is_test_needed: bool = True) -> list[Data]:
+def _load_folder(path: Path, name: str, size: int, skips: bool, is_test_needed: bool = True) -> list[Data]:
     """Load the parts of a folder; images of classes alone are divided if a test part is needed."""
     found = list_images(path, name, readable())
     held = [*found.train, *(found.test or ())]
-    images = read_images([file for file, _ in held], path)
-    labels = np.array([label for _, label in held])
-    count = len(found.train)
+    broken: dict[int, str] = {}
+    images = read_images([file for file, _ in held], path, size, broken if skips else None)
+    labels = np.array([label for place, (_, label) in enumerate(held) if place not in broken])
+    if broken:
+        _LOG.warning("%s: %d of %d images are left out: %s", name, len(broken), len(held), first(broken.values()))
+    count = sum(place not in broken for place in range(len(found.train)))
     parts = [(images[:count], labels[:count]), (images[count:], labels[count:])]
     if found.test is None and (found.is_export or not is_test_needed):
         parts = parts if is_test_needed else parts[:1]
@@ -163,23 +199,31 @@ def _load_folder(path: Path, name: str, is_test_needed: bool = True) -> list[Dat
     return to_data(name, parts, found.classes)
 
 
-def _from_datasets(given: Any) -> DataSet:
+def _from_datasets(given: Any, size: int) -> DataSet:
     """Load a torch Dataset, split here, or a pair of them."""
     if isinstance(given, tuple | list) and len(given) == 2:
         if isinstance(given[0], Data) and isinstance(given[1], Data):
-            train, test = given
+            train, test = given if not size else (_sized(data, size) for data in given)
             if train.spec.classes != test.spec.classes:
                 return DataSet(train, by_name(test, train.spec.classes))
-            return given if isinstance(given, DataSet) else DataSet(train, test)
+            return given if isinstance(given, DataSet) and not size else DataSet(train, test)
         if all(hasattr(d, "__getitem__") for d in given):
-            train = from_dataset(given[0], _name_of(given[0]))
-            test = from_dataset(given[1], train.spec)
+            train = from_dataset(given[0], _name_of(given[0]), size=size)
+            test = from_dataset(given[1], train.spec, size=size)
             tell_of_lacking(train, test)
             return DataSet(train, test)
-    whole = from_dataset(given, type(given).__name__)
+    whole = from_dataset(given, type(given).__name__, size=size)
     images = whole.images.permute(0, 2, 3, 1).numpy()
     parts = hold_out(images, whole.labels.numpy(), whole.spec.name)
     return DataSet(*to_data(whole.spec.name, parts, whole.spec.classes))
+
+
+def _sized(data: Data, size: int) -> Data:
+    """Return data whose images are brought to a size, on the same device."""
+    if not size or data.spec.shape[1:] == (size, size):
+        return data
+    images = to_tensor(resized(data.images.permute(0, 2, 3, 1).cpu().numpy(), size)).to(data.device)
+    return Data(images, data.labels, replace(data.spec, shape=(data.spec.shape[0], size, size)))
 
 
 def _name_of(dataset: Any) -> str:

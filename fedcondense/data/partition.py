@@ -28,6 +28,7 @@ class Partition(Sequence[Tensor]):
         classes: The class names, by label.
         by: The rule's name in `PARTITIONS`.
         settings: What the rule was given, seed included.
+        names: What each client is called; empty: by its number.
     """
 
     indices: tuple[Tensor, ...]
@@ -36,6 +37,7 @@ class Partition(Sequence[Tensor]):
     classes: tuple[str, ...]
     by: str
     settings: dict[str, Any]
+    names: tuple[str, ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -98,7 +100,8 @@ def draw_partition(partition: Partition, path: str | Path) -> Path:
     if classes <= 40:
         axes.set_xticks(range(classes), partition.classes, rotation=45, ha="right", fontsize=8)
     if clients <= 60:
-        rows = [f"{i}  (n={n:,})" for i, n in enumerate(partition.sizes.tolist())]
+        names = partition.names or tuple(map(str, range(clients)))
+        rows = [f"{name}  (n={n:,})" for name, n in zip(names, partition.sizes.tolist(), strict=True)]
         axes.set_yticks(range(clients), rows, fontsize=8)
     axes.set_xlabel("class")
     axes.set_ylabel("client")

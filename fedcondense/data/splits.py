@@ -15,10 +15,11 @@ from fedcondense.data.catalogue import Arrays, Entry
 from fedcondense.data.class_names import class_names
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.layouts import Uint8Images, batch_channels_last, first, to_bytes, to_numbers
+from fedcondense.data.sizes import resized
 from fedcondense.data.vocabulary import tell_of_lacking, warn_of_alike
 from fedcondense.errors import DataError
 
-__all__ = ["Labels", "check_labels", "hold_out", "to_data", "to_dataset", "to_tensor"]
+__all__ = ["Labels", "check_labels", "held_out", "hold_out", "to_data", "to_dataset", "to_tensor"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,28 +31,37 @@ _TEST_SHARE = 5  # where a source has no test split, every fifth image of a clas
 
 def hold_out(images: Uint8Images, labels: Labels, name: str) -> list[tuple[Uint8Images, Labels]]:
     """Split each class by a fixed seed, every fifth image for testing."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    order = order[labels[order].argsort(kind="stable")]
-    starts = np.concatenate([[0], np.bincount(labels).cumsum()])[labels[order]]
-    test = (np.arange(len(labels)) - starts) % _TEST_SHARE == _TEST_SHARE - 1
+    test = held_out(labels)
     if not test.any():
         raise DataError(
             f"{name}: no class has {_TEST_SHARE} images, so none is left for testing; add images or a test/ part"
         )
-    if untested := sorted(set(labels.tolist()) - set(labels[order[test]].tolist())):
+    if untested := sorted(set(labels.tolist()) - set(labels[test].tolist())):
         few = first(f"label {label}" for label in untested)
         _LOG.warning(
             "%s: %d classes of fewer than %d images are not tested (%s)", name, len(untested), _TEST_SHARE, few
         )
-    return [(images[index], labels[index]) for index in (np.sort(order[~test]), np.sort(order[test]))]
+    return [(images[index], labels[index]) for index in (~test, test)]
 
 
-def to_dataset(name: str, arrays: Sequence[Arrays], classes: tuple[str, ...], entry: Entry | None) -> DataSet:
+def held_out(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Return which records are for testing where a source has no test part, (N,): every fifth of a class, shuffled."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[labels[order].argsort(kind="stable")]
+    starts = np.concatenate([[0], np.bincount(labels).cumsum()])[labels[order]]
+    found = np.zeros(len(labels), dtype=np.bool_)
+    found[order] = (np.arange(len(labels)) - starts) % _TEST_SHARE == _TEST_SHARE - 1
+    return found
+
+
+def to_dataset(
+    name: str, arrays: Sequence[Arrays], classes: tuple[str, ...], entry: Entry | None, size: int = 0
+) -> DataSet:
     """Return a training and a test split of arrays in any usual layout; a named set keeps its constants."""
     pixels, known = [], []
     for split, (images, labels) in zip(("train", "test"), arrays, strict=True):
         title = f"{name} {split}"
-        pixels.append(to_numbers(batch_channels_last(images, title), title))
+        pixels.append(resized(to_numbers(batch_channels_last(images, title, bool(size)), title), size))
         known.append(check_labels(labels, len(images), title))
     return DataSet(*to_data(name, list(zip(to_bytes(pixels, name), known, strict=True)), classes, entry))
 

@@ -110,7 +110,8 @@ class _ServedSite:
         self.asked: dict[str, Any] = dict(record.get("asked") or record.get("settings", {}))
         self.settings, self.own, self.entry = read_settings(self.asked)
         if test is None and self.settings.data:
-            test = load_data(self.settings.data, data_root or self.settings.data_root or None).test
+            where = data_root or self.settings.data_root or None
+            test = load_data(self.settings.data, where, self.settings.size or None).test
         self.test, name = test, self.settings.strategy
         if code_of(self.settings, self.own, self.entry, test) != record.get("code"):
             raise SettingError(

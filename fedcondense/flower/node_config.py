@@ -16,6 +16,7 @@ from torch import Tensor
 from fedcondense.arguments import device_of
 from fedcondense.condensing import Progress
 from fedcondense.data import Data
+from fedcondense.data.layouts import SIDES
 from fedcondense.errors import SettingError
 from fedcondense.flower.apart import HANDFUL, is_apart
 from fedcondense.flower.caps import Caps
@@ -55,6 +56,8 @@ class NodeConfig:
         num_partitions: How many parts `data` is divided into; 0: it is the node's own as a whole.
         data: What the node holds, as `load_data` takes it; empty: a public data set that the run names.
         data_root: Where that lies; empty: the variable FEDCONDENSE_DATA.
+        size: Pixels a side that its images are brought to; 0: what the run says, or none.
+        skip_broken: Leave image files out that cannot be read; the node's log names them. Else none is used.
         partition_by: How the node's own `data` are divided.
         alpha: As `partition_by`.
         partition_seed: As `partition_by`.
@@ -78,6 +81,8 @@ class NodeConfig:
     num_partitions: int = number(0, 0)
     data: str = place()
     data_root: str = place()
+    size: int = number(0, 0, SIDES[1])
+    skip_broken: bool = False
     partition_by: str = "dirichlet"
     alpha: float = number(0.5, 0)
     partition_seed: int = number(42, 0)

@@ -86,7 +86,9 @@ class ServedRun:
             ResumeError: The folder holds another run, or one that cannot go on.
         """
         if test is None and settings.data:
-            test = load_data(settings.data, settings.data_root or None).test  # of a folder without one, a fifth
+            test = load_data(
+                settings.data, settings.data_root or None, settings.size or None
+            ).test  # of a folder without one, a fifth
             _LOG.info("the server tests on %d images of %s", len(test), test.spec.name)
         side = side_of(settings, own, test)
         self.strategy = entry.make(side)

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
 from fedcondense.data import Data
+from fedcondense.data.layouts import SIDES
 from fedcondense.errors import ResumeError, SettingError, look_up
 from fedcondense.files import hold
 from fedcondense.flower.arrivals import KeepingGrid
@@ -45,6 +46,7 @@ class ServerSettings:
         grace: Seconds to wait for the others after `min_replies` answers; negative: until the timeout.
         data: The data set whose test split the server evaluates on; empty: it has none.
         data_root: Where that lies; empty: the variable FEDCONDENSE_DATA.
+        size: Pixels a side that images are brought to, here and at nodes whose config says nothing of it; 0: none.
         output: An absolute folder for the result; empty: ``~/fedcondense-runs/RUN-ID``.
         resume: Go on with the run that failed or was killed: finished rounds are not run again, and sites whose answers
             had arrived are not asked again. Its folder, or true with the folder as `output`; the other settings must be
@@ -72,6 +74,7 @@ class ServerSettings:
     grace: float = -1.0
     data: str = place()
     data_root: str = place()
+    size: int = number(0, 0, SIDES[1])
     output: str = place()
     resume: bool | str = False
     partition_by: str = "dirichlet"

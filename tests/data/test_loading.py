@@ -129,8 +129,8 @@ class TestNpz:
             ({"x_train": random_images(12, 8, 8, 4)}, r"images are \(12, 8, 8, 4\); needed: .*C 1 or 3"),
             ({"x_train": random_images(12, 64)}, r"images are \(12, 64\)"),
             ({"x_train": random_images(0, 8, 8), "y_train": np.zeros(0, int)}, r"no images; needed: at least one"),
-            ({"x_train": random_images(12, 7, 8)}, r"images are 7x8; needed: 8 to 64 pixels a side"),
-            ({"x_train": random_images(12, 65, 64)}, r"images are 65x64; needed: 8 to 64"),
+            ({"x_train": random_images(12, 7, 8)}, r"images are 7x8; needed: 8 to 128 pixels a side"),
+            ({"x_train": random_images(12, 129, 64)}, r"images are 129x64; needed: 8 to 128"),
             ({"x_test": random_images(6, 9, 8)}, r"train images are \(8, 8, 1\), test images \(9, 8, 1\)"),
             ({"y_train": np.arange(11)}, r"labels are int64 \(11,\); needed: \(12,\) whole numbers"),
             ({"y_train": np.eye(12)}, r"labels are float64 \(12, 12\)"),
@@ -221,7 +221,7 @@ class TestFolder:
         write_image(tmp_path / "a" / "1.png", (400, 300))
         whole = (tmp_path / "a" / "1.png").read_bytes()
         (tmp_path / "a" / "1.png").write_bytes(whole[:60])  # the header alone: decoding would fail
-        with pytest.raises(DataError, match="images are 300x400; needed: 8 to 64 pixels a side"):
+        with pytest.raises(DataError, match="images are 300x400; needed: 8 to 128 pixels a side"):
             load_data(f"folder:{tmp_path}")
 
     def test_files_that_are_no_images_are_counted_and_named(self, tmp_path: Path) -> None:
@@ -230,6 +230,30 @@ class TestFolder:
         (tmp_path / "a" / "3.png").write_bytes(b"no image")
         with pytest.raises(DataError, match=r"1 of 5 images cannot be read \(a/3.png: .*remove them"):
             load_data(f"folder:{tmp_path}")
+
+    def test_broken_files_are_left_out_where_that_is_asked(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for i in range(10):
+            write_image(tmp_path / "a" / f"{i}.png", value=20 * i)
+        (tmp_path / "a" / "3.png").write_bytes(b"no image")
+        (tmp_path / "a" / "7.png").write_bytes((tmp_path / "a" / "7.png").read_bytes()[:50])
+        train, test = load_data(f"folder:{tmp_path}", skip_broken=True)
+        levels = sorted([*train.images[:, 0, 0, 0].tolist(), *test.images[:, 0, 0, 0].tolist()])
+        assert levels == [0, 20, 40, 80, 100, 120, 160, 180]
+        assert "2 of 10 images are left out: a/3.png" in caplog.text
+        (tmp_path / "b").mkdir()
+        for path in (tmp_path / "a").iterdir():
+            path.write_bytes(b"")
+        with pytest.raises(DataError, match="10 of 10 images cannot be read"):
+            load_data(f"folder:{tmp_path}", skip_broken=True)
+
+    def test_a_size_unifies_what_differs(self, tmp_path: Path) -> None:
+        for i in range(10):
+            write_image(tmp_path / "a" / f"{i}.png", (90, 300) if i >= 6 else (8, 8), value=100)
+        train, _ = load_data(f"folder:{tmp_path}", size=32)
+        assert train.spec.shape == (1, 32, 32)
+        assert train.images.unique().tolist() == [100]
 
     def test_empty_and_missing_folders_show_what_is_needed(self, tmp_path: Path) -> None:
         with pytest.raises(

@@ -73,6 +73,21 @@ class TestOwnData:
             assert held.counts.tolist() == [10, 3]
             assert held.spec.classes == ("a", "b")
 
+    @pytest.mark.parametrize("cache", [False, True])
+    def test_a_run_or_the_node_says_the_size_of_images(self, tmp_path: Path, cache: bool) -> None:
+        for k in range(12):
+            (tmp_path / "site" / "a").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((200, 150 + k), 9, np.uint8)).save(tmp_path / "site" / "a" / f"{k}.png")
+        node: dict[str, Any] = {"data": f"folder:{tmp_path / 'site'}"}
+        node |= {"cache": str(tmp_path / "cache")} if cache else {}
+        assert load_partition(context(node, {"size": 16})).spec.shape == (1, 16, 16)
+        assert load_partition(context(node | {"size": 32})).spec.shape == (1, 32, 32)
+        assert load_partition(context(node | {"size": 32}, {"size": 0})).spec.shape == (1, 32, 32)
+        with pytest.raises(SettingError, match=r"asks for images of 16 pixels .* this node's config says 32"):
+            load_partition(context(node | {"size": 32}, {"size": 16}))
+        with pytest.raises(SettingError, match="the run's config: size = 1000"):
+            load_partition(context(node, {"size": 1000}))
+
     def test_a_site_keeps_all_of_them(self, train: Data) -> None:
         assert len(load_partition(context({"data": "digits", "partition-id": 5}))) == len(train)
 

@@ -161,7 +161,7 @@ def fedavg(
         numbered.start(checked, arrays, rounds, train_config=config, evaluate_fn=after_round)
 
     with log_from(logging.ERROR):
-        run_in_process(server, bench.client(strategy), everyone)
+        run_in_process(server, bench.client(strategy), bench.names)
     return state.found(wanted)
 
 

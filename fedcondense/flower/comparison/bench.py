@@ -57,6 +57,12 @@ class Bench:
         return len(self.partition)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What clients are called, in order."""
+        own = getattr(self.partition, "names", ())
+        return tuple(own) or tuple(f"client-{k}" for k in range(self.everyone))
+
+    @property
     def asked(self) -> Asked:
         """All clients, in each round."""
         return Asked(min_train_nodes=self.everyone, min_available_nodes=self.everyone)

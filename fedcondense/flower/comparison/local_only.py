@@ -43,9 +43,9 @@ def local_only(bench: Bench, row: str) -> dict[str, Any]:
         try:
             data = placed.enough(bench.train.subset(index))
         except SettingError as few:
-            _LOG.warning("client-%d is left out: %s", place, few)
+            _LOG.warning("%s is left out: %s", bench.names[place], few)
             continue
-        seed = Node(f"client-{place}", place=place).seed(bench.seed, "alone")
+        seed = Node(bench.names[place], place=place).seed(bench.seed, "alone")
         percent, classes = accuracy(train_alone(data, bench.network, bench.recipe, seed), bench.test.to(data.device))
         percents.append(percent)
         per_class.append(classes)

@@ -173,7 +173,7 @@ class Runner:
 
         with log_from(logging.WARNING):
             shares = {"share-with": "sites"}  # there are no others but whoever calls this
-            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.everyone, node_config=shares)
+            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.names, node_config=shares)
         return found[0], traffic(grid.traffic, self.bench.everyone)
 
     def _sets(self, row: Row) -> Ran:

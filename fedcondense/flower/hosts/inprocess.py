@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
@@ -39,7 +39,7 @@ class InProcessGrid(Grid):
 
     Args:
         client_app: What every node runs.
-        num_nodes: Nodes 100, 101, ... hold partitions 0, 1, ...
+        num_nodes: Nodes 100, 101, ... hold partitions 0, 1, ...; or what each is called.
         run_config: As from ``flwr run --run-config``.
         node_config: Added to every node's ``partition-id`` and ``num-partitions``.
     """
@@ -47,20 +47,23 @@ class InProcessGrid(Grid):
     def __init__(
         self,
         client_app: ClientApp,
-        num_nodes: int,
+        num_nodes: int | Sequence[str],
         run_config: Mapping[str, Any] | None = None,
         node_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.client_app = client_app
-        self.traffic = {100 + i: Traffic() for i in range(num_nodes)}
+        self.names = [f"client-{i}" for i in range(num_nodes)] if isinstance(num_nodes, int) else list(num_nodes)
+        self.traffic = {100 + i: Traffic() for i in range(len(self.names))}
         self._replies: dict[str, Message] = {}
-        self._contexts = {node: self._context(node, num_nodes, run_config, node_config) for node in self.traffic}
+        self._contexts = {node: self._context(node, run_config, node_config) for node in self.traffic}
 
-    @staticmethod
     def _context(
-        node: int, num_nodes: int, run_config: Mapping[str, Any] | None, node_config: Mapping[str, Any] | None
+        self, node: int, run_config: Mapping[str, Any] | None, node_config: Mapping[str, Any] | None
     ) -> Context:
-        config: UserConfig = {"partition-id": node - 100, "num-partitions": num_nodes, **(node_config or {})}
+        place, name = node - 100, self.names[node - 100]
+        config: UserConfig = {"partition-id": place, "num-partitions": len(self.names), **(node_config or {})}
+        if name != f"client-{place}":
+            config["name"] = name
         return Context(1, node, config, RecordDict(), dict(run_config or {}))
 
     def get_node_ids(self) -> Iterable[int]:
@@ -69,7 +72,7 @@ class InProcessGrid(Grid):
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return the nodes under the names of their partitions, as if they were registered by them."""
-        return [NodeInfo(node_id=node, name=f"client-{node - 100}") for node in self.traffic]
+        return [NodeInfo(node_id=node, name=self.names[node - 100]) for node in self.traffic]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver each message and keep the reply for `pull_messages`; an exception becomes an error reply."""
@@ -115,7 +118,7 @@ class InProcessGrid(Grid):
 def run_in_process(
     server_app: ServerApp,
     client_app: ClientApp,
-    num_nodes: int,
+    num_nodes: int | Sequence[str],
     *,
     run_config: Mapping[str, Any] | None = None,
     node_config: Mapping[str, Any] | None = None,
@@ -125,7 +128,7 @@ def run_in_process(
     Args:
         server_app: Its main function may leave its result in a closure, as `federate` does, or in a file.
         client_app: What every node runs.
-        num_nodes: How many there are.
+        num_nodes: How many there are, or what each is called.
         run_config: As from ``flwr run --run-config``.
         node_config: Added to every node's ``partition-id`` and ``num-partitions``.
     """
