@@ -62,7 +62,7 @@ class ConvNet(nn.Module):
 
     def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
         """Return flattened features (N, D), or logits (N, K); on a CPU in chunks that stay in the cache."""
-        if images.device.type == "cpu" and not (self.mixes_images and self.training):
+        if _by_hand(images) and not (self.mixes_images and self.training):
             pieces = images.split(max(8, _CHUNK_BYTES // self.image_bytes))
         else:
             pieces = (images,)
@@ -80,13 +80,18 @@ class ConvNet(nn.Module):
         return images.flatten(1)
 
 
+def _by_hand(images: Tensor) -> bool:
+    """Say whether a CPU computes now: what is traced for others is plain."""
+    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def pool2(images: Tensor) -> Tensor:
     """Average 2x2 pixels, (N, C, H, W) to (N, C, H // 2, W // 2); equal to `F.avg_pool2d(images, 2)`.
 
     On a CPU one matrix product does it: the stock kernel is scalar code there, and took 40 % of a step.
     """
     n, c, height, width = images.shape
-    if images.device.type != "cpu" or height % 2 or width % 2:
+    if not _by_hand(images) or height % 2 or width % 2:
         return F.avg_pool2d(images, 2)
     weights = _pooling_matrix(width, images.dtype)
     return (images.reshape(-1, 2 * width) @ weights).view(n, c, height // 2, width // 2)

@@ -155,9 +155,8 @@ class TestRounds:
         class Mute(InProcessGrid):
             """Its first node keeps nothing apart, its second allows no weights."""
 
-            @staticmethod
-            def _context(node: int, *given: Any) -> Context:
-                made = InProcessGrid._context(node, *given)
+            def _context(self, node: int, *given: Any) -> Context:
+                made = super()._context(node, *given)
                 said: dict[int, dict[str, Any]] = {
                     100: {"keep-apart": 0.0},
                     101: {"allow-weights": False, "allow-evaluate": False},

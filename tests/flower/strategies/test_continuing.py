@@ -60,7 +60,7 @@ def skewed(train: Data) -> Data:
 class TestTrainBeside:
     def test_the_step_size_falls_to_its_end_at_the_last_step(self, skewed: Data) -> None:
         """Of two steps that fall to nothing the second moves no weight; where it stays, it does."""
-        whole = {"batch": len(skewed), "momentum": 0.0}
+        whole: dict[str, Any] = {"batch": len(skewed), "momentum": 0.0}
         once = trained(skewed, **whole)
         assert not differ(once, trained(skewed, **whole, epochs=2, lr_end=0.0))
         assert differ(once, trained(skewed, **whole, epochs=2, lr_end=0.5))

@@ -1,0 +1,65 @@
+"""`predict` and `export-network`: a trained network on pictures, and as a file for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedcondense.networks import build
+from fedcondense.networks.saved import NetworkCard, save_network
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    card = NetworkCard("convnet1-w16", ("ash", "elm"), (1, 8, 8), (0.5,), (0.25,), "one-shot")
+    return save_network(tmp_path / "run", build(card.network, card.shape, 2, 0), card).parent
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0)
+    for name in ("ash", "elm"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for k in range(3):
+            image = noise.integers(0, 256, (20, 30 + k, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "pictures" / name / f"{k}.png")
+    return tmp_path / "pictures"
+
+
+def test_each_picture_gets_a_class_and_folders_of_classes_are_scored(cli: Any, run: Path, pictures: Path) -> None:
+    found = cli.done("predict", run, pictures)
+    assert [Path(one["file"]).name for one in found["predictions"]] == ["0.png", "1.png", "2.png"] * 2
+    one = found["predictions"][0]
+    assert one["class"] == max(one["probabilities"], key=one["probabilities"].get)
+    right = sum(Path(one["file"]).parent.name == one["class"] for one in found["predictions"])
+    assert found["scores"]["accuracy"] == pytest.approx(100 * right / 6)
+    said = cli.run("predict", run, pictures).stdout
+    assert "sensitivity" in said
+    assert "2.png" in said
+
+
+def test_pictures_of_other_folders_are_not_scored(cli: Any, run: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    (pictures / "ash" / "0.png").rename(tmp_path / "ours" / "x.png")
+    assert cli.done("predict", run, tmp_path / "ours")["scores"] is None
+    assert "sensitivity" not in cli.run("predict", run, pictures / "ash" / "1.png").stdout
+
+
+def test_broken_pictures_are_refused_or_left_out(cli: Any, run: Path, pictures: Path) -> None:
+    (pictures / "elm" / "1.png").write_bytes(b"gone")
+    assert "--skip-broken" in cli.refused("predict", run, pictures)
+    assert len(cli.done("predict", run, pictures, "--skip-broken")["predictions"]) == 5
+
+
+def test_a_network_becomes_a_file_that_says_what_it_is(cli: Any, run: Path, tmp_path: Path) -> None:
+    found = cli.done("export-network", run, "-o", tmp_path / "net.pt2")
+    assert found["classes"] == ["ash", "elm"]
+    assert found["off"] < 1e-5
+    assert (tmp_path / "net.pt2").stat().st_size > 1000
+    assert "exists" in cli.refused("export-network", run, "-o", tmp_path / "net.pt2")
+    assert ".onnx" in cli.refused("export-network", run, "-o", tmp_path / "net.bin")
+    assert "weights.safetensors" in cli.refused("export-network", tmp_path / "nothing", "-o", tmp_path / "n.pt2")
