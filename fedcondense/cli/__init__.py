@@ -23,6 +23,7 @@ from fedcondense.cli import (
     plan,
     recode,
     relabel,
+    review,
     show,
     sweep,
 )
@@ -54,6 +55,7 @@ for _commands in (
     by_files,
     network,
     node,
+    review,
     sweep,
     exchange,
 ):  # as they are used

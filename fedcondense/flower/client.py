@@ -91,6 +91,7 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]], mods
     def train(message: Message, context: Context) -> RecordDict:
         placed, node = _placed(context, desk)
         check_allowed(node.caps)
+        _check_unseen(placed)
         data = placed.enough(load(context))
         ledger = ledger_of(placed, desk)
         if ledger is not None:  # weights that were trained on records count as a question; what is refused does not
@@ -102,6 +103,7 @@ def _app(load: LoadPartition, desk: Desk, tasks: dict[str, type[Question]], mods
     def evaluate(message: Message, context: Context) -> RecordDict:
         placed, node = _placed(context, desk)
         check_carried(Evaluate, node.caps)
+        _check_unseen(placed)
         loaded = load(context)
         data, node = placed.enough(loaded), node._replace(apart=placed.apart(loaded))
         job = local_evaluation(message.content, Own(data), node)
@@ -124,6 +126,11 @@ def _placed(context: Context, desk: Desk) -> tuple[Placed, Node]:
     until, place = time.monotonic() + placed.caps.max_seconds, placed.place(context)
     keeper: Keeper = drawer_of(kept_by(placed, desk), place, context)
     return placed, Node(placed.name(context), placed.caps, until, keeper, place=place)
+
+
+def _check_unseen(placed: Placed) -> None:
+    if placed.config.send == "ask":
+        raise SettingError("weights cannot be looked at before they leave: this node has send = ask")
 
 
 class _Countable(ConfigRecord):

@@ -26,19 +26,21 @@ from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Keeper, Node, Question
 from fedcondense.flower.eight_bits import Packed
+from fedcondense.flower.holding import Holding
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
-from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, place_of
+from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, held_path, ledger_of, place_of
 from fedcondense.flower.node_log import note_outcome
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.serialised import content_bytes
+from fedcondense.flower.untrusted import safe_text
 from fedcondense.flower.wire import CARRIED, WIRE, About, carried_by, own_version, pack_answer, read_question
 from fedcondense.identity import identity
 from fedcondense.progress import reporting
 from fedcondense.sets.format import Limits
 
-__all__ = ["answer", "check_carried", "check_wire", "drawer_of", "kept_by"]
+__all__ = ["answer", "check_carried", "check_seen", "check_wire", "drawer_of", "kept_by"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _STATE = "fedcondense"  # a node's state in a run
@@ -78,6 +80,8 @@ class _Drawer(NamedTuple):
 def kept_by(placed: Placed, desk: Desk) -> Kept:
     """Return where a node keeps things: the app's folder, that of its config, or its process's memory."""
     folder = desk.cache or (Path(placed.config.cache) if placed.config.cache else None)
+    if folder is None and (held := held_path(placed, desk)) is not None:  # an equal question must get an equal answer
+        folder = held / "kept"
     return desk.memory if folder is None else Kept(folder, KEPT_BYTES)
 
 
@@ -108,6 +112,8 @@ def answer(
     config, caps = placed.config, placed.caps
     about = About.of(content)
     check_carried(kind, caps)
+    if config.send == "ask":
+        check_seen(kind)
     task = read_question(content, kind, Limits(nbytes=caps.max_memory))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -133,10 +139,44 @@ def answer(
     else:
         _check_bytes(len(payload.to_bytes()), caps)
         note_outcome("kept")
+    held = held_path(placed, desk)
+    if held is not None:
+        _reviewed(Holding(held), payload, placed, name, task, about, records, data)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     shares = config.share_with == "sites"
     return pack_answer(payload, about, (name, place), records, seconds, data.spec.classes, shares)
+
+
+def _reviewed(
+    holding: Holding,
+    payload: Payload,
+    placed: Placed,
+    name: str,
+    task: Question,
+    about: About,
+    records: int,
+    data: Data,
+) -> None:
+    """Return when this site's people agreed that an answer leaves, and let its bytes go then."""
+    counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
+    shared = placed.config.share_with == "sites"
+    held = holding.hold(
+        payload.to_bytes(),
+        site=name,
+        task=task.name,
+        round=about.round,
+        version=safe_text(about.version),
+        records=records,
+        counts={label: n for label, n in counts.items() if n},
+        seen="the server, and the other sites of its runs" if shared else "the server",
+    )
+    try:
+        holding.wait(held, placed.config.review_seconds)
+    except SettingError:
+        note_outcome("withheld")
+        raise
+    holding.forget(held)
 
 
 def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:
@@ -183,6 +223,12 @@ def check_carried(kind: type[Question], caps: Caps) -> None:
     if (Weights in kinds or Packed in kinds) and not is_allowed:
         key = "allow-evaluate" if kind.evaluates else "allow-weights"
         raise SettingError(f"task {kind.name!r} carries weights; this node's config has no {key} = true")
+
+
+def check_seen(kind: type[Question]) -> None:
+    """Refuse a task about weights at a node whose answers are looked at before they leave."""
+    if {Weights, Packed} & {kind.payload, *(carried for carried, _ in carried_by(kind).values())}:
+        raise SettingError(f"task {kind.name!r} is about weights, which nobody can look at: this node has send = ask")
 
 
 def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, about: About) -> Payload:

@@ -33,6 +33,7 @@ __all__ = [
     "Desk",
     "NodeConfig",
     "Placed",
+    "held_path",
     "ledger_of",
     "ledger_path",
     "log_path",
@@ -69,6 +70,9 @@ class NodeConfig:
             strategies send them on. A node of public data shares them.
         ledger: The file of what was answered over the node's life; empty: one in the home folder for a node with data
             of its own, none for public data.
+        send: ``always``, or ``ask``: an answer waits until somebody here has looked at it (`fedcondense review`).
+            Weights cannot be looked at: such a node answers no question that trains or tests some.
+        review_seconds: How long an answer waits within one question; then the server is told to ask again later.
         keep_apart: Share of the records of each class that no question sees but one on how good a network is; by
             default 0.1 of the node's own `data`, and of public data what the run says. Classes that would be left with
             fewer than ``min-records`` keep fewer, or none.
@@ -93,6 +97,8 @@ class NodeConfig:
     ledger: str = place()
     log: str = place()
     share_with: str = "server"
+    send: str = "always"
+    review_seconds: float = number(3600.0, 0)
     keep_apart: float | None = number(None, 0, 1)  # type: ignore[arg-type]
 
 
@@ -182,6 +188,8 @@ def place_of(context: Context, desk: Desk) -> Placed:
         config = read(NodeConfig, asked, "the run's config", config) if config.keep_apart is None else config
     if config.share_with not in ("server", "sites"):
         raise SettingError(f"share-with = {config.share_with!r} in this node's config; needed: server, or sites")
+    if config.send not in ("always", "ask"):
+        raise SettingError(f"send = {config.send!r} in this node's config; needed: always, or ask")
     if config.name and not is_name(config.name):
         raise SettingError(f"name = {config.name!r} in this node's config; needed: letters, digits, -_. (64 at most)")
     if "partition-id" in given and config.partition_id < 0:
@@ -215,6 +223,16 @@ def log_path(placed: Placed, desk: Desk) -> Path | None:
         return Path(placed.config.log)
     ledger = ledger_path(placed, desk)
     return None if ledger is None else ledger.with_name(f"{ledger.name}.log")
+
+
+def held_path(placed: Placed, desk: Desk) -> Path | None:
+    """Return the folder in which answers wait for a decision; None where they leave at once."""
+    if placed.config.send != "ask":
+        return None
+    path = ledger_path(placed, desk)
+    if path is None:  # of public data, or of this process
+        return Path.home() / ".fedcondense" / f"held-{placed.config.name or placed.config.partition_id}"
+    return path.with_name(f"{path.name}.held")
 
 
 def ledger_of(placed: Placed, desk: Desk) -> Ledger | None:

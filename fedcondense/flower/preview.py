@@ -19,16 +19,29 @@ from fedcondense.data import Data
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
+from fedcondense.flower.holding import HeldAnswer, Holding
 from fedcondense.flower.ledger import Charge, Ledger
 from fedcondense.flower.node import check_carried
-from fedcondense.flower.node_config import Desk, Placed, ledger_path, log_path, place_of
+from fedcondense.flower.node_config import Desk, Placed, held_path, ledger_path, log_path, place_of
 from fedcondense.flower.node_log import LogLine, NodeLog
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.settings import read
 from fedcondense.flower.site_data import load_partition
 from fedcondense.flower.strategies import TASKS
 
-__all__ = ["Checked", "Preview", "check_node", "preview", "read_config", "read_log"]
+__all__ = [
+    "Beside",
+    "Checked",
+    "Preview",
+    "Waiting",
+    "beside_records",
+    "check_node",
+    "look_at",
+    "preview",
+    "read_config",
+    "read_log",
+    "waiting_at",
+]
 
 _SILENT = ("cache", "ledger", "log")  # keys that would leave traces
 _PAIR = re.compile(r"""([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them: quotes keep spaces
@@ -130,24 +143,71 @@ def preview(
     return Preview(job.cost, payload, _nearest(payload, data))
 
 
-def _nearest(payload: Any, data: Data) -> dict[str, float]:
-    """Return how close a set's images come to records of their class: the smallest root mean squared difference."""
+class Beside(NamedTuple):
+    """A class's images, and the record of it that each is closest to."""
+
+    images: Tensor  # (M, C, H, W) in [0, 1]
+    records: Tensor  # (M, C, H, W) in [0, 1]
+    distances: Tensor  # (M,), root mean squared difference
+
+
+def beside_records(payload: Any, data: Data) -> dict[str, Beside]:
+    """Return a set's images of each class beside the closest records; of a payload that is no set nothing.
+
+    It computes a distance for each image and record of a class.
+    """
     if not hasattr(payload, "pixels"):
         return {}
     images, targets = payload.pixels()
     found = {}
     for name in payload.classes:
-        mine = images[targets.argmax(1) == payload.classes.index(name)].flatten(1)
-        records = data.images[data.labels == data.spec.classes.index(name)].float().div(255).flatten(1).cpu()
-        if len(mine) and len(records):
-            found[name] = round(_smallest(mine, records), 4)
+        mine = images[targets.argmax(1) == payload.classes.index(name)].cpu()
+        records = data.images[data.labels == data.spec.classes.index(name)].float().div(255).cpu()
+        if not (len(mine) and len(records)):
+            continue
+        # By differences: products of images lose the digits that tell a copy from what is close to one.
+        by_difference = "donot_use_mm_for_euclid_dist"
+        distances, closest = torch.cdist(mine.flatten(1), records.flatten(1), compute_mode=by_difference).min(1)
+        found[name] = Beside(mine, records[closest], distances / math.sqrt(mine[0].numel()))
     return found
 
 
-def _smallest(mine: Tensor, records: Tensor) -> float:
-    # By differences: products of images lose the digits that tell a copy from what is close to one.
-    distances = torch.cdist(mine, records, compute_mode="donot_use_mm_for_euclid_dist")
-    return float(distances.min() / math.sqrt(mine.shape[1]))
+def _nearest(payload: Any, data: Data) -> dict[str, float]:
+    """Return by class how close the closest image and record are."""
+    return {name: round(float(one.distances.min()), 4) for name, one in beside_records(payload, data).items()}
+
+
+class Waiting(NamedTuple):
+    """What a node holds until its people decide."""
+
+    holding: Holding
+    answers: list[HeldAnswer]
+
+
+def waiting_at(config: Mapping[str, Any]) -> Waiting:
+    """Return the answers that a node of this config holds, decided or not.
+
+    Raises:
+        SettingError: Its answers leave at once.
+    """
+    path = held_path(place_of(_context(config), Desk(is_stock=True)), Desk())
+    if path is None:
+        raise SettingError('this node holds nothing back; let it, by send = "ask" in its config')
+    holding = Holding(path)
+    return Waiting(holding, holding.all())
+
+
+@in_own_state
+def look_at(config: Mapping[str, Any], holding: Holding, held: HeldAnswer) -> tuple[Payload, dict[str, Beside]]:
+    """Return a held answer, and its images beside the closest records.
+
+    Raises:
+        SettingError: A task that is not known here.
+        ResumeError: The answer is damaged.
+    """
+    context = _context(config)
+    payload = look_up("task", held.task, TASKS).payload.from_bytes(holding.payload(held))
+    return payload, beside_records(payload, place_of(context, Desk(is_stock=True)).enough(load_partition(context)))
 
 
 def _context(config: Mapping[str, Any]) -> Context:

@@ -6,7 +6,6 @@ same checks as any other file, and a policy in the page forbids scripts and requ
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.report.at_sites import at_sites
+from fedcondense.report.html import embedded, rendered
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
     NONE,
@@ -52,8 +52,6 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         directory: The folder.
         shows_refused: Show the images that screens left out, too, for a person to judge; they may show anything.
     """
-    import jinja2
-
     directory = Path(directory)
     result = read_result(directory)
     rows = read_rows(result)
@@ -64,14 +62,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
     out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
     verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = rendered(
+        "report.html.j2",
         title=_title(result, rows),
         error=result.get("error"),
         headline=said_of(result, rows),
@@ -125,7 +117,7 @@ def _figures(rows: Sequence[ReportRow]) -> dict[str, str]:
     points = [Point(row.label, row.bytes_up, row.accuracy, spread(row), _series(row)) for row in rows]
     if not any(math.isfinite(p.accuracy) and p.nbytes > 0 for p in points):
         return {}
-    return {name: _data_uri("image/svg+xml", svg(accuracy_by_bytes(points, ink))) for name, ink in _inks().items()}
+    return {name: embedded(svg(accuracy_by_bytes(points, ink)), "image/svg+xml") for name, ink in _inks().items()}
 
 
 def _curves(rows: Sequence[ReportRow]) -> list[dict[str, str]]:
@@ -153,7 +145,7 @@ def _curves(rows: Sequence[ReportRow]) -> list[dict[str, str]]:
     ends = "; ".join(f"{curve.label}: {curve.rounds[-1]} rounds, {curve.accuracies[-1]:.1f} %" for curve in curves)
     return [
         {"over": over, "text": ends}
-        | {name: _data_uri("image/svg+xml", svg(draw(curves, ink))) for name, ink in _inks().items()}
+        | {name: embedded(svg(draw(curves, ink)), "image/svg+xml") for name, ink in _inks().items()}
         for over, draw in kinds
     ]
 
@@ -189,7 +181,7 @@ def _client(path: Path, away: Any = None) -> Client:
         picture = grid(images[:_SHOWN_IMAGES], columns=min(columns, len(images)))
         more = f" (the first {_SHOWN_IMAGES} of {len(images)})" if len(images) > _SHOWN_IMAGES else ""
         text = f"{len(images)} synthetic image{'s' if len(images) > 1 else ''} of class {label}{more}"
-        rows.append((label, text, _data_uri("image/png", png(picture)), picture.width * scale))
+        rows.append((label, text, embedded(png(picture), "image/png"), picture.width * scale))
     records = max(sum(part.record.counts) for part in synthetic.parts)  # parts of one site are of the same records
     summary = (
         f"{len(synthetic)} images of {len(by_class)} classes in {human_bytes(synthetic.nbytes)} ({synthetic.codec})"
@@ -269,7 +261,3 @@ def _settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             flat.append((str(key), ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return flat
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
