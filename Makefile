@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml
 # The suite runs Ray, Avalanche and the tools as well.
 $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[flower,simulation,avalanche,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	@touch $(VENV)/.installed $@
 
 # One thread: for images this small a second one gains little, and on busy cores it waits for the first.

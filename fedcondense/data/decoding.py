@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from fedcondense.data import dicom
 from fedcondense.data.layouts import (
     Numbers,
     Uint8Images,
@@ -25,7 +26,7 @@ from fedcondense.data.layouts import (
     to_numbers,
 )
 from fedcondense.data.sizes import resized
-from fedcondense.errors import DataError
+from fedcondense.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,13 +43,12 @@ _SEEN = 16  # levels between the darkest and the brightest pixel, below which a 
 
 @lru_cache(maxsize=1)
 def readable() -> frozenset[str]:
-    """Return the endings of the image files that this machine's Pillow decodes, lower case, with the dot."""
+    """Return the endings of image files, lower case, with the dot: those that Pillow decodes here, and DICOM's."""
     from PIL import Image
 
     Image.init()
-    return frozenset(
-        ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _UNREADABLE
-    )
+    known = (ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _UNREADABLE)
+    return frozenset(known) | dicom.ENDINGS
 
 
 def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[int, str] | None = None) -> Uint8Images:
@@ -70,18 +70,24 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
 
     failed: dict[int, str] = {}
 
-    def read(use: Callable[[Image.Image, str], Any]) -> list[Any]:
+    def read(use: Callable[[Image.Image, str], Any], of_dicom: Callable[[Path, str], Any]) -> list[Any]:
         results = []
         for place, path in enumerate(files):
             if place in failed:
                 continue
+            name = str(path.relative_to(top))
             try:
+                if dicom.is_dicom(path):
+                    results.append(of_dicom(path, name))
+                    continue
                 with Image.open(path) as image:
-                    results.append(use(image, str(path.relative_to(top))))
+                    results.append(use(image, name))
+            except MissingExtraError:
+                raise
             except DataError as error:
                 failed[place] = str(error)
             except Exception as error:  # Pillow's readers raise at least nine kinds for damaged files
-                failed[place] = f"{path.relative_to(top)}: {error or type(error).__name__}"
+                failed[place] = f"{name}: {error or type(error).__name__}"
         if failed and (broken is None or len(failed) == len(files)):
             raise DataError(
                 f"{top}: {len(failed)} of {len(files)} images cannot be read ({first(failed.values())}); remove them, "
@@ -93,8 +99,11 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
         return str([file for place, file in enumerate(files) if place not in failed][i].relative_to(top))
 
     if not size and broken is None:
-        check_sizes(read(lambda image, _: _size(image)), str(top), say)
-    decoded = read(lambda image, name: resized(from_pil(image, name), size))
+        check_sizes(read(lambda image, _: _size(image), lambda path, _: dicom.size_of(path)), str(top), say)
+    decoded = read(
+        lambda image, name: resized(from_pil(image, name), size),
+        lambda path, name: resized(dicom.pixels_of(path, name), size),
+    )
     if broken is not None:
         broken |= failed
     return stack(to_bytes(decoded, str(top)), str(top), say)
