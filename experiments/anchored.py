@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -322,7 +322,9 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
         if which == kind and at == f"{alpha:g}":
             found.setdefault(name, []).append(cell["rounds"])
-    shown: tuple[int, ...] = (0, 1, 2, 3, 4) if kind in ("rows", "augmented", "constant") else (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    shown: tuple[int, ...] = (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    if kind in ("rows", "augmented", "constant"):
+        shown = (0, 1, 2, 3, 4)
     most = max((len(runs[0]) - 1 for runs in found.values()), default=0)
     shown = tuple(r for r in shown if r <= most)
     lines = [

@@ -1,4 +1,4 @@
-"""`fedcondense node check | preview | log`: a node's config, what an answer would be, and what was asked so far."""
+"""`fedcondense node check | plan | preview | log | release`: a node's config, an answer in advance, what left."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def add_to(app: typer.Typer) -> None:
     node.command(
         cls=Command, epilog="Example: fedcondense node preview node.toml --task condense --set ipc=5 --output sent.png"
     )(preview)
+    node.command(cls=Command, epilog="Example: fedcondense node plan 'data=\"folder:scans\" size=64' --set ipc=5")(plan)
+    node.command(cls=Command, epilog="Example: fedcondense node release node.toml --output release.html")(release)
     node.command(cls=Command, epilog="Example: fedcondense node log node.toml --last 20")(log)
     app.add_typer(node, name="node")
 
@@ -67,6 +69,70 @@ def check(config: Config, form: Output = Format.text) -> None:
 
 
 @command
+def plan(
+    config: Config,
+    task: Annotated[str, typer.Option(help="What a server would ask: a name in TASKS.")] = "condense",
+    setting: Annotated[list[str] | None, typer.Option("--set", help="A field of the task, such as ipc=5.")] = None,
+    form: Output = Format.text,
+) -> None:
+    """Say what an answer of the node would take and let out, on its own data; nothing is worked out or sent.
+
+    JSON keys: `site`, `task`, `nbytes` (at most), `seconds` and `memory` (estimates), `images` (stored, per class),
+    `records`, `left_out` (classes of too few records), `leaves` (texts).
+    """
+    from fedcondense.flower.preview import plan_answer, read_config
+    from fedcondense.progress import clock
+    from fedcondense.report.units import human_bytes
+
+    found = plan_answer(read_config(config), task, _fields(setting))
+    cost, images = found.cost, sum(found.cost.images.values())
+    seen = "the server, and the other sites of its runs" if found.shares == "sites" else "the server"
+    leaves = [f"{human_bytes(cost.nbytes)} to {seen}"]
+    if images:
+        leaves.append(f"{images} synthetic images, one for {found.least} records of its class at least")
+    leaves += [
+        "the site's name, the number of records in all and of each class, and the seconds that it took",
+        "no noise is added, so nothing here is differentially private: look at `fedcondense node preview`",
+    ]
+    lines: list[tuple[object, ...]] = [("site", found.name), ("task", task), ("bytes", human_bytes(cost.nbytes))]
+    lines += [("time", f"about {clock(cost.seconds)} on this machine"), ("memory", human_bytes(cost.memory))]
+    lines += [("records", found.records)]
+    lines += [("images", f"{name}: {n}") for name, n in list(cost.images.items())[:40]]
+    lines += [("left out", f"{name}: {n} records, fewer than {found.least}") for name, n in found.left_out.items()]
+    lines += [("leaves", text) for text in leaves]
+    result = {"site": found.name, "task": task, "nbytes": cost.nbytes, "seconds": cost.seconds, "memory": cost.memory}
+    result |= {"images": dict(cost.images), "records": found.records, "left_out": found.left_out, "leaves": leaves}
+    emit(result, columns(lines), form)
+    again = [word for text in setting or () for word in ("--set", text)]
+    finish([], ["node", "preview", config, "--task", task, *again, "--output", free(Path("preview.png"))])
+
+
+@command
+def release(
+    config: Config,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")],
+    overwrite: Overwrite = False,
+    form: Output = Format.text,
+) -> None:
+    """Write one page on what left the node of CONFIG over its life, to whom, and what protected it.
+
+    It is made from the node's log and ledger, whose chains are checked.
+
+    JSON keys: `output`, `site`, `answers` (how many left), `nbytes` (of all), `refused`.
+    """
+    from fedcondense.flower.preview import read_config
+    from fedcondense.report.release import released, write_release
+
+    check_output(output, overwrite, "html")
+    found = released(read_config(config))
+    write_release(output, found)
+    lines = [("site", found.site), ("answers", len(found.answers)), ("bytes", found.nbytes), ("refused", found.refused)]
+    result = {"output": output, "site": found.site, "answers": len(found.answers), "nbytes": found.nbytes}
+    emit(result | {"refused": found.refused}, columns(lines), form)
+    finish([output], None)
+
+
+@command
 def preview(
     config: Config,
     task: Annotated[str, typer.Option(help="What a server would ask: a name in TASKS.")] = "condense",
@@ -87,11 +153,7 @@ def preview(
 
     if output is not None:
         check_output(output, overwrite, PICTURE)
-    fields: dict[str, Any] = {}
-    for text in setting or ():
-        if "=" not in text:
-            raise SettingError(f"--set {text}; needed: NAME=VALUE, such as ipc=5")
-        fields |= _field(text)
+    fields = _fields(setting)
     with reporting(task) as update:
         made = preview_task(read_config(config), task, fields, lambda at: update(at.step / at.steps, "condensing"))
     nbytes = len(made.payload.to_bytes())
@@ -146,6 +208,16 @@ def _within(caps: Caps) -> list[str]:
     network = caps.networks.partition(",")[0].strip()
     told = {"ipc": ipc if ipc < usual.ipc else 0, "steps": caps.max_steps if caps.max_steps < steps else 0}
     return [f"{name}={value}" for name, value in {**told, "network": network}.items() if value]
+
+
+def _fields(settings: list[str] | None) -> dict[str, Any]:
+    """Read what was set, NAME=VALUE each."""
+    fields: dict[str, Any] = {}
+    for text in settings or ():
+        if "=" not in text:
+            raise SettingError(f"--set {text}; needed: NAME=VALUE, such as ipc=5")
+        fields |= _field(text)
+    return fields
 
 
 def _field(text: str) -> dict[str, Any]:

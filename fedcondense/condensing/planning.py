@@ -231,9 +231,13 @@ def _advice(loop: Loop, decoded: int, seconds: float) -> tuple[str, ...]:
     spec, real, ipc = loop.holder.spec, sum(loop.record.counts), loop.record.ipc
     stored = decoded // loop.parametrization.start_count(1)
     if stored * 4 > real:
-        advice.append(f"{stored} images stand for {real} records: sending a selection of them costs no seconds")
+        advice.append(
+            f"{stored} images for {real} records: a selection takes no seconds, if records may be shown"
+        )
     if ipc >= 50:
-        advice.append("from about 50 images per class on, k-means or random real images come close at no cost: compare")
+        advice.append(
+            "from about 50 images per class on, real images come close at no cost, if records may be shown: compare"
+        )
     if loop.rate is not None and loop.rate.codec.startswith("bits-1") and loop.within is not None:
         advice.append("the budget leaves one bit a value: in twice the bytes, two bits gain 2 to 3 points")
     if spec.shape[0] == 3 and spec.shape[1] >= 32 and loop.parametrization.start_count(1) == 1:

@@ -32,11 +32,13 @@ from fedcondense.flower.strategies import TASKS
 __all__ = [
     "Beside",
     "Checked",
+    "Planned",
     "Preview",
     "Waiting",
     "beside_records",
     "check_node",
     "look_at",
+    "plan_answer",
     "preview",
     "read_config",
     "read_log",
@@ -56,6 +58,17 @@ class Checked(NamedTuple):
     left_out: dict[str, int]  # those of fewer records than the node asks for
     apart: int  # records that are kept apart, to evaluate networks on
     spent: Charge | None  # over its life; None: nothing was counted yet
+
+
+class Planned(NamedTuple):
+    """What an answer would take and leave out, before it is worked out."""
+
+    name: str
+    cost: Cost
+    records: int  # that it would be made from
+    left_out: dict[str, int]  # classes of fewer records than the node asks for
+    least: int  # records that an image stands for at least
+    shares: str  # who may have sets: ``server`` or ``sites``
 
 
 class Preview(NamedTuple):
@@ -170,6 +183,27 @@ def beside_records(payload: Any, data: Data) -> dict[str, Beside]:
         distances, closest = torch.cdist(mine.flatten(1), records.flatten(1), compute_mode=by_difference).min(1)
         found[name] = Beside(mine, records[closest], distances / math.sqrt(mine[0].numel()))
     return found
+
+
+@in_own_state
+def plan_answer(config: Mapping[str, Any], task: str, fields: Mapping[str, Any]) -> Planned:
+    """Prepare a task as the node would and look at its cost; nothing is worked out, sent, kept or charged.
+
+    Raises:
+        SettingError: The node would refuse.
+    """
+    context = _context({key: value for key, value in config.items() if key not in _SILENT})
+    placed = place_of(context, Desk(is_stock=True))
+    kind = look_up("task", task, TASKS)
+    check_carried(kind, placed.caps)
+    loaded = load_partition(context)
+    data, least = placed.enough(loaded), placed.caps.min_records
+    counts = zip(loaded.spec.classes, loaded.counts.tolist(), strict=True)
+    node = Node(placed.name(context), placed.caps, place=placed.place(context))
+    cost = read(kind, fields, f"task {task}").prepare(Own(data), node).cost
+    placed.caps.check(cost)
+    few = {name: n for name, n in counts if 0 < n < least}
+    return Planned(node.name, cost, len(data), few, least, placed.config.share_with)
 
 
 def _nearest(payload: Any, data: Data) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`fedcondense node check | preview`."""
+"""`fedcondense node check | plan | preview | release`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
+
+from fedcondense.flower import Condense
+from fedcondense.flower.client import app
+from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.wire import pack_question
 
 
 @pytest.fixture
@@ -96,3 +102,53 @@ class TestLog:
         assert "keeps no log" in cli.refused("node", "log", "max-ipc=3")
         (home / "own.log").write_text("not a log")
         assert "own.log" in cli.refused("node", "log", f'data="digits" log="{home / "own.log"}"')
+
+
+class TestPlan:
+    def test_it_says_what_would_leave_and_works_nothing_out(self, cli: Any, home: Path) -> None:
+        config = f'data="digits" name="north" min-records=142 ledger="{home / "ledger.jsonl"}"'
+        asked = ("--set", "ipc=1", "--set", "steps=2", "--set", "objective=dm")
+        found = cli.done("node", "plan", config, *asked)
+        assert found["site"] == "north"
+        assert found["images"] == dict.fromkeys(set("01345679"), 1)
+        assert found["left_out"] == {"2": 141, "8": 139}
+        assert found["records"] < 1433 - 141 - 139  # a tenth is kept apart
+        assert 0 < found["nbytes"] < 10_000
+        assert found["seconds"] > 0
+        assert "to the server" in found["leaves"][0]
+        assert not (home / "ledger.jsonl").exists()
+        said = cli.run("node", "plan", config, *asked)
+        assert "differentially private" in said.stdout
+        assert "node preview" in said.stderr
+        assert "real" not in said.stdout
+
+    def test_it_refuses_as_the_node_would(self, cli: Any, home: Path) -> None:
+        assert "this node condenses to 1 to 5" in cli.refused(
+            "node", "plan", 'data="digits" max-ipc=5', "--set", "ipc=6"
+        )
+        assert "needed: NAME=VALUE" in cli.refused("node", "plan", 'data="digits"', "--set", "ipc")
+
+
+class TestRelease:
+    def test_the_sheet_holds_what_left_and_no_more(self, cli: Any, home: Path) -> None:
+        node: dict[str, Any] = {"name": "north", "data": "digits", "ledger": str(home / "ledger.jsonl"), "max-ipc": 5}
+        for ipc in (1, 6):
+            with task_identity():
+                grid = InProcessGrid(app, ["north"], node_config=node)
+                content = pack_question(Condense(ipc=ipc, steps=1, network="convnet1-w16"), 1)
+                grid.send_and_receive([Message(content, dst_node_id=100, message_type="query.condense")])
+        file = home / "node.toml"
+        file.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in node.items()))
+        found = cli.done("node", "release", file, "--output", home / "sheet.html")
+        assert (found["site"], found["answers"], found["refused"]) == ("north", 1, 1)
+        (line,) = (one for one in cli.done("node", "log", file)["lines"] if one["decision"] == "answered")
+        page = (home / "sheet.html").read_text()
+        assert line["sha256"] in page
+        assert f"{line['nbytes']:,}" in page
+        assert "to the server alone" in page
+        assert "no epsilon and no delta" in page
+        assert "<img" not in page
+
+    def test_public_data_have_no_sheet_and_other_endings_are_refused(self, cli: Any, home: Path) -> None:
+        assert "keeps no log" in cli.refused("node", "release", "max-ipc=5", "--output", home / "sheet.html")
+        assert "by its name" in cli.refused("node", "release", "max-ipc=5", "--output", home / "sheet.png")

@@ -121,12 +121,12 @@ class TestAdvice:
         assert self.advice(toy(), 2) == ""
 
     def test_a_set_of_more_than_a_quarter_of_the_records(self) -> None:
-        assert "30 images stand for 100 records: sending a selection of them costs no seconds" in self.advice(
+        assert "30 images for 100 records: a selection takes no seconds, if records may be shown" in self.advice(
             toy((50, 50)), 15
         )
 
     def test_fifty_images_a_class(self) -> None:
-        assert "from about 50 images per class on, k-means or random real images come close" in self.advice(toy(), 50)
+        assert "from about 50 images per class on, real images come close" in self.advice(toy(), 50)
         assert "50 images" not in self.advice(toy(), 20)
 
     def test_colour_photographs_and_multi_formation(self) -> None:
