@@ -15,10 +15,12 @@ from fedcondense.cli import (
     by_files,
     condense,
     data,
+    doctor,
     evaluate,
     exchange,
     federation,
     network,
+    new_app,
     node,
     plan,
     recode,
@@ -54,10 +56,12 @@ for _commands in (
     federation,
     by_files,
     network,
+    new_app,
     node,
     review,
     sweep,
     exchange,
+    doctor,
 ):  # as they are used
     _commands.add_to(app)
 

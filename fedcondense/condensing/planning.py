@@ -231,9 +231,7 @@ def _advice(loop: Loop, decoded: int, seconds: float) -> tuple[str, ...]:
     spec, real, ipc = loop.holder.spec, sum(loop.record.counts), loop.record.ipc
     stored = decoded // loop.parametrization.start_count(1)
     if stored * 4 > real:
-        advice.append(
-            f"{stored} images for {real} records: a selection takes no seconds, if records may be shown"
-        )
+        advice.append(f"{stored} images for {real} records: a selection takes no seconds, if records may be shown")
     if ipc >= 50:
         advice.append(
             "from about 50 images per class on, real images come close at no cost, if records may be shown: compare"
