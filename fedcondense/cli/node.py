@@ -121,11 +121,13 @@ def release(
     JSON keys: `output`, `site`, `answers` (how many left), `nbytes` (of all), `refused`.
     """
     from fedcondense.flower.preview import read_config
-    from fedcondense.report.release import released, write_release
+    from fedcondense.flower.release import released
+    from fedcondense.flower.wire import own_version
+    from fedcondense.report.release import write_release
 
     check_output(output, overwrite, "html")
     found = released(read_config(config))
-    write_release(output, found)
+    write_release(output, found, own_version())
     lines = [("site", found.site), ("answers", len(found.answers)), ("bytes", found.nbytes), ("refused", found.refused)]
     result = {"output": output, "site": found.site, "answers": len(found.answers), "nbytes": found.nbytes}
     emit(result | {"refused": found.refused}, columns(lines), form)

@@ -68,6 +68,7 @@ class Partition(Sequence[Tensor]):
     def to_dict(self) -> dict[str, Any]:
         """Return what a report needs, of JSON's types: the rule, its settings, the count matrix and its hash."""
         about = {"name": self.name, "by": self.by, "settings": self.settings, "hash": self.hash}
+        about |= {"names": list(self.names)} if self.names else {}
         return {**about, "classes": list(self.classes), "counts": self.counts.tolist()}
 
 

@@ -24,10 +24,11 @@ from fedcondense.flower.screens import screen_of
 from fedcondense.flower.stores import Latest
 from fedcondense.flower.strategies.one_shot import log_absent, train_network
 from fedcondense.networks import default_network
-from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.networks.saved import NetworkCard, load_network, save_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import evaluate
 from fedcondense.training.fit import Fit
+from fedcondense.training.scores import score
 
 __all__ = ["BY_FILES", "FileRounds", "FilesRun", "Joined", "Taken", "Trained", "train"]
 
@@ -288,6 +289,8 @@ def train(path: Path, how: Trained, test: Data | None = None) -> dict[str, Any]:
         card = NetworkCard(name, classes, joined.shape, record.mean, record.std, BY_FILES)
         weights = dict(Weights.of(network).tensors)
         save_network(path / "weights.safetensors", weights, card, overwrite=True)
+        if test is not None:
+            row["scores"] = score(load_network(path).to(test.device), test).to_dict()
         if measured is not None:
             run.folder.write_sets(state.sets, joined.with_evaluation(measured.to_dict()))
         run.record["trained"] = how._asdict()

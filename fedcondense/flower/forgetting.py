@@ -28,8 +28,8 @@ from fedcondense.flower.files_run import BY_FILES, FilesRun, Trained, train
 from fedcondense.flower.inbox import Inbox
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import RunFolder, judged, refusals
-from fedcondense.flower.run_settings import code_of
-from fedcondense.flower.served_run import ServedRun, side_of
+from fedcondense.flower.run_settings import code_of, side_of
+from fedcondense.flower.served_run import ServedRun
 from fedcondense.flower.server import read_settings
 
 __all__ = ["Forgotten", "forget"]

@@ -23,10 +23,9 @@ from fedcondense.flower.history import accuracy_in, line_of
 from fedcondense.flower.numbered import Numbered
 from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, coverage, judged, plain, refusals
-from fedcondense.flower.run_settings import code_of, comparable, values_of
+from fedcondense.flower.run_settings import code_of, comparable, side_of, values_of
 from fedcondense.flower.running import (
     accuracy_of_scores,
     accuracy_of_weights,
@@ -35,20 +34,21 @@ from fedcondense.flower.running import (
     run_strategy,
     scores_of,
 )
-from fedcondense.flower.screens import check_screens, screen_of
+from fedcondense.flower.screens import check_screens
 from fedcondense.flower.site_metrics import Evaluated
 from fedcondense.flower.state_file import digest_of
 from fedcondense.flower.strategies import Entry, ServerSide
-from fedcondense.flower.strategies.one_shot import OneShot, train_network
+from fedcondense.flower.strategies.one_shot import OneShot
 from fedcondense.networks import build, default_network
-from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.networks.saved import NetworkCard, load_network, save_network
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.training.evaluation import evaluate, train_on
+from fedcondense.training.evaluation import evaluate
+from fedcondense.training.scores import score
 
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["ServedRun", "side_of"]
+__all__ = ["ServedRun"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _UNFINISHED = "not finished: killed, or still running; resume = true, or this folder, goes on with it"
@@ -86,9 +86,8 @@ class ServedRun:
             ResumeError: The folder holds another run, or one that cannot go on.
         """
         if test is None and settings.data:
-            test = load_data(
-                settings.data, settings.data_root or None, settings.size or None
-            ).test  # of a folder without one, a fifth
+            where, size = settings.data_root or None, settings.size or None
+            test = load_data(settings.data, where, size).test  # of a folder without one, a fifth
             _LOG.info("the server tests on %d images of %s", len(test), test.spec.name)
         side = side_of(settings, own, test)
         self.strategy = entry.make(side)
@@ -140,7 +139,7 @@ class ServedRun:
             percent, per_class = accuracy_of_scores(scores, test)
             self._measured(percent, None, per_class.tolist())
             self.rounds[-1] |= accuracy_in(self.row)
-        self._write(settings, side, result)
+        self._write(settings, side, result, test)
         return result
 
     def _go_on(self, before: Mapping[str, Any]) -> None:
@@ -252,7 +251,7 @@ class ServedRun:
             "code": self.code,
         }
 
-    def _write(self, settings: ServerSettings, side: ServerSide, result: Result) -> None:
+    def _write(self, settings: ServerSettings, side: ServerSide, result: Result, test: Data | None) -> None:
         """Write the sets, the network and what was measured."""
         state = self.strategy.state if isinstance(self.strategy, Rounds) else State()
         joined = state.joined
@@ -262,6 +261,8 @@ class ServedRun:
             )
         if result.arrays:
             self._write_network(side, joined, result.arrays)
+            if test is not None:
+                self.row["scores"] = score(load_network(self.folder.path).to(test.device), test).to_dict()
         named = settings.data or (joined.name if joined is not None else "")
         final = {"settings": {**asdict(settings), **values_of(side), "data": named}, "digest": self._digest()}
         final["asked"] = dict(self.asked)
@@ -283,19 +284,3 @@ class ServedRun:
         card = NetworkCard(name, classes, like.shape, mean, std, self.name)
         weights = settled(arrays, build(name, like.shape, len(classes), 0))
         save_network(self.folder.path / "weights.safetensors", dict(weights.tensors), card, overwrite=True)
-
-
-def side_of(settings: ServerSettings, own: Any, test: Data | None) -> ServerSide:
-    """Return what a strategy is made of, from a run's settings and what the server tests on."""
-
-    def trained(joined: SyntheticSet) -> Any:
-        if test is None:
-            return train_network(joined, settings.network, seed=settings.seed)
-        return train_on(joined, test, network=settings.network or None, seed=settings.seed)
-
-    spec = None if test is None else test.spec
-    limits = ReplyLimits() if spec is None else ReplyLimits.of(spec)
-    network, seed, screen, asked = settings.network, settings.seed, screen_of(settings.screens), settings.asked
-    if settings.fraction_evaluate < 0:  # without data of its own a server learns from sites alone how good a run is
-        asked["fraction_evaluate"] = 0.0 if test is not None else 1.0
-    return ServerSide(own, trained, asked, limits, spec, network=network, seed=seed, test=test, screen=screen)

@@ -76,8 +76,10 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         partition=mapping_of(result.get("partition")),
         classes=classes,
         counts=counts,
+        names=[str(name) for name in list_of(mapping_of(result.get("partition")).get("names"))],
         most=max((max(row, default=0) for row in counts), default=0),
         coverage=_coverage(result, rows, classes, counts),
+        over_all=_over_all(rows),
         clients=clients,
         refused=[mapping_of(entry) for entry in list_of(result.get("refused"))],
         screened=_screened(verdicts),
@@ -222,6 +224,7 @@ def _coverage(
     """Return for each class how many records and clients hold it, what arrived, and the accuracy of our row."""
     arrived = mapping_of(result.get("coverage"))
     ours = next((row for row in rows if row.is_ours), ReportRow("none"))
+    scored = {str(one.get("name")): one for one in map(mapping_of, list_of(ours.scores.get("classes")))}
     lines = []
     for k, name in enumerate(classes):
         column = [row[k] for row in counts]
@@ -233,9 +236,41 @@ def _coverage(
                 "clients": sum(n > 0 for n in column) if counts else NONE,
                 "arrived": arrived.get(name, NONE),
                 "accuracy": f"{accuracy:.1f} %" if math.isfinite(accuracy) else NONE,
+                **_scored(scored.get(name, {})),
             }
         )
     return lines
+
+
+def _scored(one: Mapping[str, Any]) -> dict[str, str]:
+    """Return a class's scores as text, with their intervals."""
+
+    def share(name: str) -> str:
+        value, ends = number_of(one.get(name)), list(map(number_of, list_of(one.get(f"{name}_interval"))))
+        if not math.isfinite(value) or len(ends) != 2:
+            return NONE
+        return f"{value:.1f} % ({ends[0]:.1f} to {ends[1]:.1f})"
+
+    area = number_of(one.get("auroc"))
+    return {
+        "sensitivity": share("sensitivity"),
+        "specificity": share("specificity"),
+        "auroc": f"{area:.3f}" if math.isfinite(area) else NONE,
+    }
+
+
+def _over_all(rows: Sequence[ReportRow]) -> str:
+    """Return in a sentence what our network is worth on all test records, beside the classes."""
+    scores = next((row.scores for row in rows if row.is_ours), {})
+    accuracy, balanced, off = (number_of(scores.get(n)) for n in ("accuracy", "balanced_accuracy", "calibration_error"))
+    ends = list(map(number_of, list_of(scores.get("accuracy_interval"))))
+    if not all(map(math.isfinite, (accuracy, balanced, off, *ends))) or len(ends) != 2:
+        return ""
+    return (
+        f"The network in this folder has {accuracy:.1f} % ({ends[0]:.1f} to {ends[1]:.1f}) on "
+        f"{number_of(scores.get('records')):,.0f} test records, {balanced:.1f} % as the mean over classes; its stated "
+        f"probabilities are off by {off:.1f} points on average (expected calibration error)."
+    )
 
 
 def _screened(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class ReportRow:
         seen: Who sees what.
         rounds: How many there were.
         past: Each of them, as far as the file tells.
+        scores: What its first network's probabilities are worth (`fedcondense.training.scores`), as the file tells.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ReportRow:
     seen: str = ""
     rounds: int = 1
     past: tuple[PastRound, ...] = ()
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_ours(self) -> bool:
@@ -125,7 +127,8 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
             numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
         per_class = tuple(map(number_of, list_of(values.get("per_class"))))
         past = past_of(values.get("history", of_the_run))
-        row = ReportRow(str(name), **numbers, per_class=per_class, past=past)  # type: ignore[arg-type]  # floats by name
+        scores = mapping_of(values.get("scores"))
+        row = ReportRow(str(name), **numbers, per_class=per_class, past=past, scores=scores)  # type: ignore[arg-type]  # floats by name
         rows.append(replace(row, **_about(str(name), values.get("about"))))
     return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))
 

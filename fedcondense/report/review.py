@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedcondense.flower.private_files import write_private
+from fedcondense.files import write_file
 from fedcondense.report.html import embedded, rendered
 from fedcondense.sets.pictures import grid, png, printable
 
@@ -32,8 +32,8 @@ def write_review(path: Path, held: HeldAnswer, payload: Any, beside: Mapping[str
     """
     classes = [_class(name, one, held.counts.get(name, 0)) for name, one in beside.items()]
     kind = type(payload).__name__.lower()
-    write_private(path, rendered("review.html.j2", held=held, classes=classes, kind=kind).encode())
-    return path
+    page = rendered("review.html.j2", held=held, classes=classes, kind=kind)
+    return write_file(path, page.encode(errors="replace"), overwrite=True, private=True)
 
 
 def _class(name: str, one: Beside, records: int) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.data.images import Data
+from fedcondense.data.vocabulary import by_name
 from fedcondense.errors import SettingError
+from fedcondense.networks.saved import SavedNetwork
 
-__all__ = ["ClassScore", "Scores", "scores_of", "wilson"]
+__all__ = ["ClassScore", "Scores", "score", "scores_of", "wilson"]
 
 _NORMAL = 1.959963984540054  # of 95 percent, two-sided
 _BINS = 15  # of confidence, equally wide: as usual for the expected calibration error
@@ -79,8 +82,17 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values, rounded to what is meaningful."""
+        found: dict[str, Any] = _rounded(asdict(self))
+        return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def scores_of(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Scores:
@@ -110,6 +122,20 @@ def scores_of(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> 
         found,
         tuple(map(tuple, confusion.tolist())),
     )
+
+
+def score(network: SavedNetwork, data: Data) -> Scores:
+    """Score a network on labelled images, whose classes are matched by name.
+
+    Args:
+        network: As `load_network` returns it.
+        data: Of the network's image shape.
+
+    Raises:
+        DataError: The data have a class that the network does not know.
+    """
+    known = by_name(data, network.classes)
+    return scores_of(network.probabilities(known.images), known.labels, network.classes)
 
 
 def _of_class(c: int, name: str, confusion: Tensor, probabilities: Tensor, labels: Tensor) -> ClassScore:

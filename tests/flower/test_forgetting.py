@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import partition
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.flower import served_run
+from fedcondense.flower import run_settings, served_run
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.contract import Site
@@ -65,9 +65,9 @@ def few(train: Data) -> Data:
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterable[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for function in ("evaluate", "train_on"):
-            patch.setattr(served_run, function, partial(getattr(served_run, function), recipe=Fit(steps=5)))
-        patch.setattr(served_run, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
+        for module, function in ((served_run, "evaluate"), (run_settings, "train_on")):
+            patch.setattr(module, function, partial(getattr(module, function), recipe=Fit(steps=5)))
+        patch.setattr(run_settings, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
         patch.setattr("fedcondense.flower.asking._POLL_S", 0)
         yield
 

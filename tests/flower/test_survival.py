@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from fedcondense import files
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import partition
-from fedcondense.flower import served_run
+from fedcondense.flower import run_settings, served_run
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
@@ -78,9 +78,9 @@ def client(train: Data) -> ClientApp:
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterable[None]:
     with pytest.MonkeyPatch.context() as patch:  # few steps, as no setting can say
-        for function in ("evaluate", "train_on"):
-            patch.setattr(served_run, function, partial(getattr(served_run, function), recipe=Fit(steps=5)))
-        patch.setattr(served_run, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
+        for module, function in ((served_run, "evaluate"), (run_settings, "train_on")):
+            patch.setattr(module, function, partial(getattr(module, function), recipe=Fit(steps=5)))
+        patch.setattr(run_settings, "ServerSide", partial(ServerSide, recipe=Fit(steps=5)))
         patch.setattr("gc.collect", lambda *_: 0)  # which Flower calls at every array it reads
         patch.setattr("os.fsync", lambda file: None)
         patch.setattr("fedcondense.flower.arrivals._POLL_S", 0)

@@ -32,10 +32,11 @@ from fedcondense.flower.strategies.in_bytes import asked_in_bytes
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.identity import identity
 from fedcondense.networks import default_network, network_kinds
-from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.networks.saved import FILE, NetworkCard, load_network, save_network
 from fedcondense.progress import reporting
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
+from fedcondense.training.scores import score
 
 __all__ = ["FEDAVG_GRID", "Measured", "Output", "federate"]
 
@@ -215,7 +216,9 @@ class _Comparison:
         self.result.paths += self.folder.write_sets(sets, joined)
         card = NetworkCard(self.bench.network, spec.classes, spec.shape, spec.mean, spec.std, row.strategy)
         state = dict(ran.arrays.to_torch_state_dict())
-        self.result.paths.append(save_network(self.folder.path / "weights.safetensors", state, card, overwrite=True))
+        self.result.paths.append(save_network(self.folder.path / FILE, state, card, overwrite=True))
+        saved = load_network(self.folder.path).to(self.bench.test.device)
+        ran.row["scores"] = score(saved, self.bench.test).to_dict()
 
     def _averaged(self, row: Row) -> dict[str, Any]:
         """Take the best of the grid after so many rounds; all rows of a strategy share its runs."""

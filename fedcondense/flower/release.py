@@ -1,0 +1,53 @@
+"""What left a node over its life, to whom, and what protected it: read from its config, its data and its log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedcondense.flower.node_log import LogLine
+from fedcondense.flower.preview import check_node, read_log
+
+__all__ = ["Released", "released"]
+
+
+class Released(NamedTuple):
+    """What left a node over its life."""
+
+    site: str
+    log: Path
+    answers: list[LogLine]
+    nbytes: int
+    refused: int  # questions
+    records: int
+    caps: dict[str, Any]
+    allowance: dict[str, Any]
+    sent: str
+    shared: str
+
+
+def released(config: Mapping[str, Any]) -> Released:
+    """Read a node's config, data and log.
+
+    Raises:
+        SettingError: The config cannot work, or the node keeps no log.
+        ResumeError: The log is damaged.
+    """
+    found = check_node(config)
+    path, lines, _ = read_log(config)
+    left = [line for line in lines if line.decision in ("answered", "kept")]
+    own = found.placed.config
+    return Released(
+        found.name,
+        path,
+        left,
+        sum(line.nbytes for line in left),
+        len(lines) - len(left),
+        sum(found.classes.values()),
+        asdict(found.placed.caps),
+        asdict(found.placed.allowance),
+        "after somebody here looked at it" if own.send == "ask" else "at once",
+        "to the server, which may send sets on to other sites" if own.share_with == "sites" else "to the server alone",
+    )
