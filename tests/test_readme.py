@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 pytest.importorskip("flwr")
@@ -22,6 +25,8 @@ pytest.importorskip("flwr")
 from fedcondense.cli import app
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.ledger import Allowance
+from fedcondense.networks import build
+from fedcondense.networks.saved import NetworkCard, save_network
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md"))]
@@ -43,6 +48,10 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
     "--budget 5": "--steps 2 --sets 1 --networks 1 --controls random",
     "folder:/data/site0": "digits",
     "--task condense": "--task condense --set ipc=1 --set steps=2",
+    "--set ipc=5": "--set ipc=1 --set steps=2",
+    "--size 64 --rows one-shot,random-real,local-only": "--size 8 --rows one-shot --ipc 1 --steps 2 --seeds 1",
+    "network.onnx": "network.pt2",
+    "--output runs/hospitals": "--output runs/tried",
 }
 
 BLOCKS_NOT_RUN = {  # by a text that the block holds
@@ -53,6 +62,9 @@ COMMANDS_NOT_RUN = {  # by how the command begins
     "make demo": "installs the package; what it runs is `fedcondense federate`, below",
     "make test": "is this suite",
     "pip install": "installs the package",
+    "pip wheel": "builds what it needs",
+    "SITES=": "starts processes; tests/flower/test_processes.py runs deploy.sh",
+    "fedcondense review node.toml 3f9a20c1": "of an answer that waits; tests/cli/test_review.py has one",
     "python strategies/condensed-replay/train.py": "takes a minute; tests/avalanche/test_recipe.py runs it",
     "fedcondense show runs/split-fashion": "of the program above, on Fashion-MNIST",
     "export FLWR_": "for flwr alone",
@@ -113,6 +125,24 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["fedcondense"])
 
 
+@pytest.fixture
+def hospitals(tmp_path: Path) -> None:
+    """Make what the page on folders of images speaks of: two sites, a picture, a node's config, a run."""
+    noise = np.random.default_rng(0)
+    for site in ("north", "south"):
+        for name, level in (("healthy", 60), ("ill", 180)):
+            (tmp_path / site / name).mkdir(parents=True)
+            for k in range(25):
+                image = (level + noise.integers(-40, 40, (9, 12))).astype(np.uint8)
+                Image.fromarray(image).save(tmp_path / site / name / f"{k}.png")
+    shutil.copy(tmp_path / "north" / "ill" / "0.png", tmp_path / "picture.png")
+    config = f'name = "north"\ndata = "folder:{tmp_path}/north"\nsize = 8\nsend = "ask"\n'
+    (tmp_path / "node.toml").write_text(config)
+    card = NetworkCard("convnet1-w16", ("healthy", "ill"), (1, 8, 8), (0.5,), (0.25,), "one-shot")
+    (tmp_path / "runs" / "hospitals").mkdir(parents=True)
+    save_network(tmp_path / "runs" / "hospitals", build(card.network, card.shape, 2, 0), card)
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.where)
 def test_a_block_of_python_runs(block: Block, tmp_path: Path) -> None:
     reasons = [why for text, why in BLOCKS_NOT_RUN.items() if text in block.text]
@@ -127,7 +157,7 @@ def test_a_block_of_python_runs(block: Block, tmp_path: Path) -> None:
     "block",
     [pytest.param(block, id=block.where, marks=[pytest.mark.slow] * (LONGEST in block.text)) for block in SHELL],
 )
-def test_the_commands_of_a_block_of_sh_run(block: Block) -> None:
+def test_the_commands_of_a_block_of_sh_run(block: Block, hospitals: None) -> None:
     for command in commands(block.text):
         if any(command.startswith(beginning) for beginning in COMMANDS_NOT_RUN):
             continue

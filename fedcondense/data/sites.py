@@ -87,7 +87,7 @@ def load_sites(
         raise DataError(
             "no site has five images of a class or a test/ part, so nothing is left for testing; add images"
         )
-    train, test = to_data(" and ".join(sites)[:100], splits, classes)
+    train, test = to_data(", ".join(sites)[:100], splits, classes)
     ends = np.cumsum([0, *(len(of_site[0][1]) for of_site in held)]).tolist()
     indices = tuple(torch.arange(begin, end) for begin, end in itertools.pairwise(ends))
     counts = torch.stack([torch.bincount(train.labels[index], minlength=len(classes)) for index in indices])

@@ -29,7 +29,7 @@ from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["FORMAT", "RunFolder", "coverage", "judged", "plain", "refusals"]
+__all__ = ["FORMAT", "RunFolder", "coverage", "held_by", "judged", "plain", "refusals"]
 
 _PROBE = 1 << 16  # bytes: a disk that takes no more is full
 FORMAT = 2
@@ -255,6 +255,18 @@ def _finite(value: Any) -> Any:
 def plain(values: Iterable[float]) -> list[float | None]:
     """Round to what is meaningful, with None for nan, which JSON lacks."""
     return [None if value != value else round(value, 3) for value in values]
+
+
+def held_by(sets: Mapping[str, SyntheticSet], classes: Sequence[str]) -> dict[str, Any]:
+    """Return how many records of each class each site holds, as the records of their sets say."""
+    counts = []
+    for one in sets.values():
+        most = dict.fromkeys(classes, 0)
+        for part in one.parts:  # those of one site are of the same records
+            known = zip(part.record.classes, part.record.counts, strict=True)
+            most |= {name: max(most[name], count) for name, count in known if name in most}
+        counts.append(list(most.values()))
+    return {"names": list(sets), "classes": list(classes), "counts": counts}
 
 
 def coverage(joined: SyntheticSet | None) -> dict[str, int]:

@@ -24,7 +24,7 @@ from fedcondense.flower.numbered import Numbered
 from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.rounds import Rounds
-from fedcondense.flower.run_folder import RunFolder, coverage, judged, plain, refusals
+from fedcondense.flower.run_folder import RunFolder, coverage, held_by, judged, plain, refusals
 from fedcondense.flower.run_settings import code_of, comparable, side_of, values_of
 from fedcondense.flower.running import (
     accuracy_of_scores,
@@ -236,14 +236,16 @@ class ServedRun:
         """Return what ``result.json`` says so far."""
         rounds = self.strategy if isinstance(self.strategy, Rounds) else None
         joined = None if rounds is None else rounds.state.joined
+        classes = list(self.classes or (() if joined is None else joined.classes))
         return {
             "rows": {self.name: self.row} if "bytes_up" in self.row or "accuracy" in self.row else {},
             "rounds": self.rounds,
             "settings": dict(self.asked),
             "refused": self.earlier["refused"] + ([] if rounds is None else refusals(rounds.left_out, self.name)),
             "screened": self.earlier["screened"] + ([] if rounds is None else judged(rounds.screened)),
-            "classes": list(self.classes or (() if joined is None else joined.classes)),
+            "classes": classes,
             "coverage": coverage(joined),
+            "held": {} if rounds is None else held_by(rounds.state.sets, classes),
             "sites": [] if rounds is None else list(rounds.state.sets),
             "sites_evaluated": self.sites_evaluated,
             "ages": {} if rounds is None else ages(rounds.state),
@@ -263,7 +265,7 @@ class ServedRun:
             self._write_network(side, joined, result.arrays)
             if test is not None:
                 self.row["scores"] = score(load_network(self.folder.path).to(test.device), test).to_dict()
-        named = settings.data or (joined.name if joined is not None else "")
+        named = settings.data or ("" if joined is None else _title(joined, list(state.sets)))
         final = {"settings": {**asdict(settings), **values_of(side), "data": named}, "digest": self._digest()}
         final["asked"] = dict(self.asked)
         self.folder.write_result({**self.record(), **final})
@@ -284,3 +286,9 @@ class ServedRun:
         card = NetworkCard(name, classes, like.shape, mean, std, self.name)
         weights = settled(arrays, build(name, like.shape, len(classes), 0))
         save_network(self.folder.path / "weights.safetensors", dict(weights.tensors), card, overwrite=True)
+
+
+def _title(joined: SyntheticSet, sites: Sequence[str]) -> str:
+    """Return what the data of all sites are called: by their own name if they share it, else by the sites'."""
+    names = {part.record.data for part in joined.parts}
+    return names.pop() if len(names) == 1 else ", ".join(sites)[:100]

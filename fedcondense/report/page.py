@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.report.at_sites import at_sites
+from fedcondense.report.by_class import classes_of, counts_of, coverage_of, held_of, over_all
 from fedcondense.report.html import embedded, rendered
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
-    NONE,
     ReportRow,
     headline,
     read_result,
@@ -26,6 +26,7 @@ from fedcondense.report.results import (
     table,
 )
 from fedcondense.report.rounds import HEADING, lines_of, without_rounds
+from fedcondense.report.served import command_of, unmeasured
 from fedcondense.report.units import human_bytes
 from fedcondense.sets.pictures import grid, png
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
@@ -55,8 +56,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     directory = Path(directory)
     result = read_result(directory)
     rows = read_rows(result)
-    counts = _counts(result)
-    classes = _classes(result, counts)
+    counts = counts_of(result)
+    classes = classes_of(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
     away = mapping_of(result.get("ages"))
     clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
@@ -73,20 +74,20 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         curves=_curves(rows),
         pasts=[(without_rounds(row.label), lines_of(row.past)) for row in rows if len(row.past) > 1],
         past_heading=HEADING,
-        partition=mapping_of(result.get("partition")),
+        partition=held_of(result),
         classes=classes,
         counts=counts,
-        names=[str(name) for name in list_of(mapping_of(result.get("partition")).get("names"))],
+        names=[str(name) for name in list_of(held_of(result).get("names"))],
         most=max((max(row, default=0) for row in counts), default=0),
-        coverage=_coverage(result, rows, classes, counts),
-        over_all=_over_all(rows),
+        coverage=coverage_of(result, rows, classes, counts),
+        over_all=over_all(rows),
         clients=clients,
         refused=[mapping_of(entry) for entry in list_of(result.get("refused"))],
         screened=_screened(verdicts),
         unjudged=sum(number_of(verdict.get("weight")) == 1 for verdict in verdicts),
         left_out=[_client(path) for path in out],
         settings=_settings(result),
-        command=result.get("command"),
+        command=command_of(result),
         versions=mapping_of(result.get("versions")),
     )
     blob = page.encode(errors="replace")  # half a character, in whatever text of a stranger, is a question mark
@@ -97,6 +98,9 @@ def said_of(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
     """Return in sentences how rows compare, and what sites say; where the server measured nothing, that alone."""
     sites = at_sites(result)
     is_measured = any(math.isfinite(row.accuracy) for row in rows)
+    told = any("right for" in text for text in sites)
+    if not (is_measured or told) and list_of(result.get("sites")):
+        return [*unmeasured(result, rows), *sites]
     return [*(headline(rows) if is_measured or not sites else []), *sites]
 
 
@@ -199,78 +203,6 @@ def _age(away: Mapping[str, Any]) -> str:
         return ""
     day = f" ({str(away['at'])[:10]})" if away.get("at") else ""
     return f"; of round {last:.0f}{day}, {rounds:.0f} round{'s' if rounds > 1 else ''} ago"
-
-
-def _counts(result: Mapping[str, Any]) -> list[list[int]]:
-    """Return how many records of each class each client holds; empty if the file does not say, or says nonsense."""
-    rows = list_of(mapping_of(result.get("partition")).get("counts"))
-    counts = [[int(n) for n in map(number_of, list_of(row)) if math.isfinite(n)] for row in rows]
-    return counts if len({len(row) for row in counts}) == 1 else []
-
-
-def _classes(result: Mapping[str, Any], counts: Sequence[Sequence[int]]) -> list[str]:
-    """Return the class names, or numbers where the file has none that fit."""
-    wide = len(counts[0]) if counts else 0
-    places = (result, mapping_of(result.get("partition")), mapping_of(result.get("settings")))
-    for names in (list_of(place.get("classes")) for place in places):
-        if names and len(names) == (wide or len(names)):
-            return [str(name) for name in names]
-    return [str(k) for k in range(wide)]
-
-
-def _coverage(
-    result: Mapping[str, Any], rows: Sequence[ReportRow], classes: Sequence[str], counts: Sequence[Sequence[int]]
-) -> list[dict[str, Any]]:
-    """Return for each class how many records and clients hold it, what arrived, and the accuracy of our row."""
-    arrived = mapping_of(result.get("coverage"))
-    ours = next((row for row in rows if row.is_ours), ReportRow("none"))
-    scored = {str(one.get("name")): one for one in map(mapping_of, list_of(ours.scores.get("classes")))}
-    lines = []
-    for k, name in enumerate(classes):
-        column = [row[k] for row in counts]
-        accuracy = ours.per_class[k] if k < len(ours.per_class) else math.nan
-        lines.append(
-            {
-                "name": name,
-                "records": sum(column) if counts else NONE,
-                "clients": sum(n > 0 for n in column) if counts else NONE,
-                "arrived": arrived.get(name, NONE),
-                "accuracy": f"{accuracy:.1f} %" if math.isfinite(accuracy) else NONE,
-                **_scored(scored.get(name, {})),
-            }
-        )
-    return lines
-
-
-def _scored(one: Mapping[str, Any]) -> dict[str, str]:
-    """Return a class's scores as text, with their intervals."""
-
-    def share(name: str) -> str:
-        value, ends = number_of(one.get(name)), list(map(number_of, list_of(one.get(f"{name}_interval"))))
-        if not math.isfinite(value) or len(ends) != 2:
-            return NONE
-        return f"{value:.1f} % ({ends[0]:.1f} to {ends[1]:.1f})"
-
-    area = number_of(one.get("auroc"))
-    return {
-        "sensitivity": share("sensitivity"),
-        "specificity": share("specificity"),
-        "auroc": f"{area:.3f}" if math.isfinite(area) else NONE,
-    }
-
-
-def _over_all(rows: Sequence[ReportRow]) -> str:
-    """Return in a sentence what our network is worth on all test records, beside the classes."""
-    scores = next((row.scores for row in rows if row.is_ours), {})
-    accuracy, balanced, off = (number_of(scores.get(n)) for n in ("accuracy", "balanced_accuracy", "calibration_error"))
-    ends = list(map(number_of, list_of(scores.get("accuracy_interval"))))
-    if not all(map(math.isfinite, (accuracy, balanced, off, *ends))) or len(ends) != 2:
-        return ""
-    return (
-        f"The network in this folder has {accuracy:.1f} % ({ends[0]:.1f} to {ends[1]:.1f}) on "
-        f"{number_of(scores.get('records')):,.0f} test records, {balanced:.1f} % as the mean over classes; its stated "
-        f"probabilities are off by {off:.1f} points on average (expected calibration error)."
-    )
 
 
 def _screened(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:

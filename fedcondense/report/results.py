@@ -128,6 +128,8 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
         per_class = tuple(map(number_of, list_of(values.get("per_class"))))
         past = past_of(values.get("history", of_the_run))
         scores = mapping_of(values.get("scores"))
+        if not math.isfinite(numbers["seconds"]) and past:
+            numbers["seconds"] = sum(one.seconds for one in past)
         row = ReportRow(str(name), **numbers, per_class=per_class, past=past, scores=scores)  # type: ignore[arg-type]  # floats by name
         rows.append(replace(row, **_about(str(name), values.get("about"))))
     return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))

@@ -1,5 +1,6 @@
 #!/bin/sh
 # One SuperLink and two SuperNodes on this machine, as on three: TLS, and nodes that are known by their keys.
+# Sites with data of their own, any number: SITES='folder:/data/north folder:/data/south' RUN='data="" size=64' deploy.sh FOLDER
 # Usage: strategies/one-shot/deploy.sh [FOLDER]    keys, certificates, logs and the result go to FOLDER (./deployment)
 # Another strategy: APP=strategies/anchored NODE='allow-weights=true share-with="sites"' RUN='num-rounds=3' deploy.sh FOLDER
 set -eu
@@ -22,7 +23,10 @@ openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 
     -extfile san.ext 2>> openssl.log
 
 # 2. A key for each node; only the public half leaves it. It must be an EC key.
-for node in 0 1; do
+nodes=0
+for site in ${SITES:-digits digits}; do nodes=$((nodes + 1)); done
+numbers=$(seq 0 $((nodes - 1)))
+for node in $numbers; do
     [ -f "node$node" ] || ssh-keygen -q -t ecdsa -b 384 -N "" -f "node$node"
 done
 
@@ -55,18 +59,25 @@ flower-superexec --runtime-api-address "127.0.0.1:$port" --root-certificates ca.
 started="$started $!"
 
 # 4. Register the nodes' public keys under the sites' names, then start the nodes. What a node allows stands in its own config.
-for node in 0 1; do
-    flwr supernode register "node$node.pub" tls --name "site$node"
+node=0
+for site in ${SITES:-digits digits}; do
+    name=site$node part="partition-id=$node"
+    case $site in
+    *:*) name=$(basename "$site") ;;
+    *) part="$part num-partitions=$nodes" ;;
+    esac
+    flwr supernode register "node$node.pub" tls --name "$name"
     flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
         --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
         --isolation process --superexec-auth-secret-file superexec.secret \
-        --node-config "partition-id=$node num-partitions=2 data='digits' max-ipc=10 max-seconds=600.0 \
+        --node-config "$part data='$site' max-ipc=10 max-seconds=600.0 \
             ledger='$here/node$node-ledger.jsonl' ${NODE:-}" \
         > "node$node.log" 2>&1 &
     started="$started $!"
     flower-superexec --insecure --runtime-api-address "127.0.0.1:$((port + 100 + node))" \
         --superexec-auth-secret-file superexec.secret > "node$node-exec.log" 2>&1 &
     started="$started $!"
+    node=$((node + 1))
 done
 
 # 5. The round. `flwr run` exits with 0 whatever happened: the result's folder says how it ended.
