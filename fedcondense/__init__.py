@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedcondense.training.evaluation import Evaluation, evaluate
     from fedcondense.training.fit import Fit
     from fedcondense.training.labels import relabel
+    from fedcondense.training.ready import train
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ _HOMES = {
     "ready_sets": "sets.zoo",
     "relabel": "training.labels",
     "select": "sets.selection",
+    "train": "training.ready",
 }
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "ready_sets",
     "relabel",
     "select",
+    "train",
 ]
 
 

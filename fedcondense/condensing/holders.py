@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
 from fedcondense.contract import Draw, Holder, Objective
+from fedcondense.data.given import as_data
 from fedcondense.data.images import Batch, Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.objectives import OBJECTIVES, recorded
@@ -71,27 +72,26 @@ class Own:
             return objective.observe(draw, self.data)
 
 
-def held_by(holder: Data | Holder, device: torch.device | str | None = None) -> Holder:
+def held_by(holder: Any, device: torch.device | str | None = None) -> Holder:
     """Return a holder as it is, and data as their owner's.
 
     Args:
-        holder: Data, or who answers for them.
+        holder: Data, what `as_data` makes data of, or who answers for them.
         device: Where data are taken; None: where they are.
 
     Raises:
         SettingError: There is no such device, or another holder answers on another one.
+        DataError: It is neither.
     """
-    if isinstance(holder, Own):
-        holder = holder.data
-    if isinstance(holder, Data):
-        return Own(holder if device is None else holder.to(device))
-    if not hasattr(holder, "observe"):
-        given = type(holder).__name__
-        parts = "; a pair has two, so give its train" if isinstance(holder, tuple) else ""
-        raise SettingError(f"a {given} to condense; needed: the Data of one part, as load_data(...).train{parts}")
-    if device is not None and str(device).partition(":")[0] != holder.device.type:
-        raise SettingError(f"device {str(device)!r}, but {holder!r} answers on {holder.device}; leave the device out")
-    return holder
+    if isinstance(holder, tuple) and any(isinstance(part, Data) for part in holder):
+        raise SettingError("a pair of Data to condense; needed: one of them, as load_data(...).train")
+    if isinstance(holder, Own) or not hasattr(holder, "observe"):
+        data = holder.data if isinstance(holder, Own) else as_data(holder)
+        return Own(data if device is None else data.to(device))
+    answers: Holder = holder
+    if device is not None and str(device).partition(":")[0] != answers.device.type:
+        raise SettingError(f"device {str(device)!r}, but {answers!r} answers on {answers.device}; leave the device out")
+    return answers
 
 
 class FixedSums(NamedTuple):

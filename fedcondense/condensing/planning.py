@@ -17,8 +17,7 @@ from fedcondense.budgets import Budget
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
 from fedcondense.condensing.rate import LONGEST
-from fedcondense.contract import Holder, Network, Objective, Parametrization, Recipe
-from fedcondense.data.images import Data
+from fedcondense.contract import Network, Objective, Parametrization, Recipe
 from fedcondense.deadline import OutOfTime, stop_at, time_left
 from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker, build
@@ -72,7 +71,7 @@ class Plan:
 
 @in_own_state
 def plan(
-    data: Data | Holder,
+    data: Any,
     ipc: int | str | Within | None = None,
     objective: str | Objective = DEFAULT_OBJECTIVE,
     parametrization: str | Parametrization | None = None,

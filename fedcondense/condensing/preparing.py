@@ -42,7 +42,7 @@ _GRAPH_BYTES = 1 << 30  # of the real images of a step, which a graph holds a co
 
 @in_own_state
 def prepare(
-    holder: Data | Holder,
+    data: Any,
     ipc: int | Within,
     objective: str | Objective,
     parametrization: str | Parametrization | None = None,
@@ -64,7 +64,7 @@ def prepare(
     the place of `ipc` becomes images per class and a codec here, by the rate rule; `run` fits the set to it at its end.
     """
     seed = whole_number(seed, "seed")
-    holder = held_by(holder, device)
+    holder = held_by(data, device)
     spec, device = holder.spec, holder.device
     codec_named(codec)
     within = ipc if isinstance(ipc, Within) else None

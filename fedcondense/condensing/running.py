@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,8 +17,7 @@ from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
 from fedcondense.condensing.starts import Start
-from fedcondense.contract import Holder, NetworkSource, Objective, Parametrization, Recipe
-from fedcondense.data.images import Data
+from fedcondense.contract import NetworkSource, Objective, Parametrization, Recipe
 from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import NetworkMaker
@@ -49,7 +48,7 @@ class Progress(NamedTuple):
 
 @in_own_state
 def condense(
-    data: Data | Holder,
+    data: Any,
     ipc: int | str | Within | None = None,
     objective: str | Objective = DEFAULT_OBJECTIVE,
     parametrization: str | Parametrization | None = None,
@@ -78,7 +77,8 @@ def condense(
     in its passes; dropout inside of `torch.utils.checkpoint` cannot be repeated, and is refused.
 
     Args:
-        data: The real images, or who answers for them; classes may be absent or of any size.
+        data: The real images: `Data`, or a torch Dataset, a DataLoader, arrays, a folder or a name (`as_data`); or who
+            answers for them. Classes may be absent or of any size.
         ipc: Byte budget per class, counted in uncompressed images; or a budget in bytes with its unit, ``"20 kB"``.
             None: 10, if there is no budget.
         objective: How real and synthetic images are compared: a name in `OBJECTIVES`, or an objective.

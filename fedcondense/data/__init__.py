@@ -2,6 +2,7 @@
 
 from fedcondense.data.augment import OPERATIONS, Augmentation
 from fedcondense.data.catalogue import CATALOGUE
+from fedcondense.data.given import as_data
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.items import from_dataset
 from fedcondense.data.listing import Available, available
@@ -22,6 +23,7 @@ __all__ = [
     "Partition",
     "Shares",
     "Spec",
+    "as_data",
     "available",
     "data_root",
     "draw_partition",

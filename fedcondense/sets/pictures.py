@@ -15,7 +15,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
 
-__all__ = ["grid", "png", "printable", "show_set"]
+__all__ = ["drawn", "grid", "png", "printable", "show_set"]
 
 _PAPER, _TEXT = 255, 40  # grey levels of the grid's background and its class names
 _LARGEST_PICTURE = 200_000_000  # screen pixels that `show_set` draws: 600 MB; a set in a file is a stranger's
@@ -73,7 +73,23 @@ def show_set(synthetic: SyntheticSet, path: str | Path, columns: int | None = No
     Raises:
         SettingError: The picture would be too large.
     """
-    rows = list(images_by_class(synthetic).items())
+    path = Path(path)
+    path.write_bytes(png(drawn(synthetic, columns, scale)))
+    return path
+
+
+def drawn(
+    synthetic: SyntheticSet, columns: int | None = None, scale: int | None = None, most: int | None = None
+) -> Image.Image:
+    """Draw a set as `show_set` does.
+
+    Args:
+        synthetic: The set.
+        columns: As there.
+        scale: As there.
+        most: Images of a class that are drawn; None: all.
+    """
+    rows = [(name, images[:most]) for name, images in images_by_class(synthetic).items()]
     scale = scale or max(1, 64 // max(synthetic.shape[1:]))
     columns = columns or min(20, max((len(images) for _, images in rows), default=1))
     places = columns * sum(-(-len(images) // columns) for _, images in rows)
@@ -81,9 +97,7 @@ def show_set(synthetic: SyntheticSet, path: str | Path, columns: int | None = No
         raise SettingError(
             f"a picture of {size:,} screen pixels; allowed: {_LARGEST_PICTURE:,}; `export` writes each image by itself"
         )
-    path = Path(path)
-    path.write_bytes(png(_named_rows([(name, grid(images, columns, scale)) for name, images in rows])))
-    return path
+    return _named_rows([(name, grid(images, columns, scale)) for name, images in rows])
 
 
 def _named_rows(rows: Sequence[tuple[str, Image.Image]], gap: int = 6) -> Image.Image:

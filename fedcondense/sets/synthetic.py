@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
@@ -21,6 +22,7 @@ from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
 from fedcondense.sets.recoding import decoders, recode_part
+from fedcondense.sets.viewed import as_tensors, images_by_class, item, shown
 
 __all__ = ["Part", "Record", "SyntheticSet", "images_by_class", "to_storage"]
 
@@ -46,6 +48,21 @@ class SyntheticSet:
     def __len__(self) -> int:
         """Return the number of decoded images."""
         return sum(self._sizes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return a decoded image (C, H, W) in [0, 1] and its label, so that a set is a map-style Dataset.
+
+        The label is the number of its class in `classes`, int64; where labels are soft, probabilities (K,).
+        """
+        return item(self, index)
+
+    def to(self, device: torch.device | str) -> TensorDataset:
+        """Return all decoded images and labels on a device, as indexing gives them."""
+        return as_tensors(self, device)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return shown(self)
 
     def __repr__(self) -> str:
         made = ", ".join(sorted({part.record.method for part in self.parts}))
@@ -281,13 +298,3 @@ class SyntheticSet:
     @cached_property
     def _places(self) -> dict[str, int]:
         return {name: k for k, name in enumerate(self.classes)}
-
-
-def images_by_class(synthetic: SyntheticSet) -> dict[str, Tensor]:
-    """Return the decoded images (N, C, H, W) in [0, 1] of each class that has some, by the class's name.
-
-    An image with a soft label counts for its most likely class.
-    """
-    batch = synthetic.pixels()
-    labels = batch.targets.argmax(1)
-    return {synthetic.classes[k]: batch.images[labels == k] for k in labels.unique().tolist()}

@@ -1,0 +1,89 @@
+"""Whatever people hold as labelled images, as `Data`: torch data sets and loaders, arrays, folders, names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcondense.data.images import Data
+from fedcondense.data.items import from_dataset
+from fedcondense.data.layouts import batch_channels_last, to_bytes, to_numbers
+from fedcondense.data.loading import load_train
+from fedcondense.data.splits import check_labels, to_data
+from fedcondense.errors import DataError
+
+__all__ = ["as_data"]
+
+_NEEDED = (
+    "needed: Data, a map-style Dataset or a DataLoader of (image, label), arrays (images, labels), a folder, or the "
+    "name of a data set"
+)
+_NO_SETS = (tuple, list, dict, Tensor, np.ndarray)  # they have a length and items, which are no records
+_MOST_BATCHES = 1_000_000  # of a loader: one that does not end would take all memory
+
+
+def as_data(given: Any) -> Data:
+    """Return labelled images, however they come; `Data` are returned as they are.
+
+    Args:
+        given: `Data`; a map-style Dataset (see `from_dataset`); a DataLoader, or anything else with a length that gives
+            batches of images and labels; a pair of arrays or tensors, images (N, H, W), (N, H, W, C) or (N, C, H, W) of
+            uint8 or in [0, 1] and whole-number labels (N,); the path of a folder with a folder per class; or a name, as
+            for `load_train`.
+
+    Raises:
+        DataError: It is something else, or what it holds cannot be read.
+    """
+    if isinstance(given, Data):
+        return given
+    if isinstance(given, str | os.PathLike):
+        path = Path(given)
+        return load_train(f"folder:{path}" if path.is_dir() else str(given))
+    if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(v, np.ndarray | Tensor) for v in given):
+        return _from_arrays(*given)
+    if _is_loader(given):
+        return _from_loader(given)
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, _NO_SETS):
+        return from_dataset(given, str(getattr(given, "name", type(given).__name__)))
+    if isinstance(given, torch.utils.data.IterableDataset) or hasattr(given, "__next__"):
+        raise DataError(f"a {type(given).__name__} without an end; {_NEEDED}")
+    raise DataError(f"a {type(given).__name__}; {_NEEDED}")
+
+
+def _is_loader(given: Any) -> bool:
+    return hasattr(given, "__iter__") and hasattr(given, "__len__") and hasattr(given, "dataset")
+
+
+def _from_arrays(images: Any, labels: Any, name: str = "arrays", classes: Sequence[str] = ()) -> Data:
+    """Return arrays as they are meant: see `as_data`."""
+    pixels, numbers = (v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in (images, labels))
+    known = to_numbers(batch_channels_last(pixels, name), name)
+    found = [(to_bytes([known], name)[0], check_labels(numbers, len(known), name))]
+    return to_data(name, found, tuple(classes))[0]
+
+
+def _from_loader(loader: Iterable[Any]) -> Data:
+    """Return all batches of a loader, whose data set may name its classes."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        raise DataError("a DataLoader of an IterableDataset, which need not end; give a map-style Dataset")
+    images, labels = list[Tensor](), list[Tensor]()
+    for number, batch in enumerate(loader):
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(v, Tensor) for v in batch)):
+            raise DataError(f"batch {number} of the loader is no pair of tensors (images, labels); {_NEEDED}")
+        if number >= _MOST_BATCHES:
+            raise DataError(f"more than {_MOST_BATCHES} batches; give the Dataset itself")
+        images.append(batch[0])
+        labels.append(batch[1])
+    if not images:
+        raise DataError("the loader gives no batch; needed: at least one image")
+    if len({tuple(one.shape[1:]) for one in images}) > 1:
+        raise DataError("the loader's batches hold images of different shapes; needed: one, as a Resize gives it")
+    name = str(getattr(dataset, "name", type(dataset).__name__))
+    return _from_arrays(torch.cat(images), torch.cat(labels), name, tuple(getattr(dataset, "classes", ())))
