@@ -58,7 +58,7 @@ Threads = Annotated[
     int | None,
     typer.Option(click_type=Whole(1, MOST_THREADS), help="CPU threads; a resumed run is bit-equal only with as many."),
 ]
-Output = Annotated[Format, typer.Option("--format", help="json prints one object with stable keys.")]
+Output = Annotated[Format, typer.Option("--format", help="json, or --json, prints one object with stable keys.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output path holds.")]
 Plugin = Annotated[list[Path] | None, typer.Option(help="A Python file of yours that adds methods by name; it is run.")]
 

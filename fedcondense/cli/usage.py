@@ -21,6 +21,8 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; of an option that is given more than once the last counts, as everywhere."""
+        if any("--format" in option.opts for option in self.params):
+            args = ["--format=json" if text == "--json" else text for text in args]
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for option, times in Counter(p for p in order if isinstance(p, click.Option)).items():
             if times > 1 and not (option.multiple or option.is_flag):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +61,9 @@ def test_bfloat16_is_asked_for_by_name_and_changes_the_set_a_little(script: list
         sets.append(SyntheticSet.load(path).pixels().images)
     difference = (sets[0] - sets[1]).abs()
     assert 0 < float(difference.max()) < 0.2
+
+
+def test_json_for_short_and_o_for_output(cli: Any, tmp_path: Path) -> None:
+    ended = cli.run("new-app", "one-shot", "-o", tmp_path / "app", "--json")
+    assert json.loads(ended.stdout)["output"] == str(tmp_path / "app")
+    assert json.loads(cli.run("doctor", "--json").stdout)["fedcondense"]
