@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: help install demo test trust lint clean
+.PHONY: help install demo test trust docs lint clean
 
 help:
 	@echo "make install   install fedcondense with Flower into $(VENV)"
 	@echo "make demo      a federation on the digits data, with a report in runs/demo"
 	@echo "make test      linter, type checker and the whole suite (PYTEST_FLAGS=\"-m 'not slow'\" for the short one)"
 	@echo "make trust     hostile files, servers and nodes, kills and full disks: at most ten minutes, and a table"
+	@echo "make docs      the documentation as a site in build/site, links checked"
 	@echo "make clean     remove $(VENV), caches and builds; runs/ stays"
 
 install: $(VENV)/.installed
@@ -38,6 +39,11 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+# The pages of the repository as a site; a link that leads nowhere fails it. Needs no network but for the install.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 trust: $(VENV)/.installed-dev
 	cd experiments && ../$(BIN)/python -m trust && ../$(BIN)/python tables.py

@@ -29,7 +29,8 @@ from fedcondense.networks import build
 from fedcondense.networks.saved import NetworkCard, save_network
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md"))]
+OBJECTIVE = ROOT / "docs" / "own-objective.md"
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md")), OBJECTIVE]
 
 SMALLER = {  # text by text, in every block; each must occur somewhere
     '"fashion-mnist", root="data"': '"digits"',
@@ -49,6 +50,8 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
     "folder:/data/site0": "digits",
     "--task condense": "--task condense --set ipc=1 --set steps=2",
     "--set ipc=5": "--set ipc=1 --set steps=2",
+    "objective=name, steps=100": "objective=name, steps=2",
+    "--objective median --ipc 1": "--objective median --ipc 1 --steps 2 --seeds 1",
     "--size 64 --rows one-shot,random-real,local-only": "--size 8 --rows one-shot --ipc 1 --steps 2 --seeds 1",
     "network.onnx": "network.pt2",
     "--output runs/hospitals": "--output runs/tried",
@@ -136,6 +139,8 @@ def hospitals(tmp_path: Path) -> None:
                 image = (level + noise.integers(-40, 40, (9, 12))).astype(np.uint8)
                 Image.fromarray(image).save(tmp_path / site / name / f"{k}.png")
     shutil.copy(tmp_path / "north" / "ill" / "0.png", tmp_path / "picture.png")
+    (program,) = (block.text for block in PYTHON if block.where.startswith("docs/own-objective.md"))
+    (tmp_path / "median.py").write_text(program)
     config = f'name = "north"\ndata = "folder:{tmp_path}/north"\nsize = 8\nsend = "ask"\n'
     (tmp_path / "node.toml").write_text(config)
     card = NetworkCard("convnet1-w16", ("healthy", "ill"), (1, 8, 8), (0.5,), (0.25,), "one-shot")
