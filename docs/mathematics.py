@@ -19,6 +19,7 @@ class Mathematics(griffe.Extension):
 
 def dollars(text: str) -> str:
     """Return a docstring with formulas between dollars."""
+    text = re.sub(r"\\[bB]ig(?=[\\(){}|])", "", text)  # sizes, which MathML chooses itself
     text = re.sub(r":math:`([^`]+)`", r"$\1$", text)
 
     def block(match: re.Match[str]) -> str:

@@ -5,9 +5,10 @@
     python experiments/anchored.py --table           # Markdown, from what is there
 
 Round 0 is one-shot: `mmd-ridge`, 200 steps, a reply of at most 12 kB a client, coded by the rate rule; 800 steps of
-training on the union. Every row then trains a ConvNet-3 width 32 on records as they are (cells named `augmented` are of
-records that draw an augmentation each; anchors do in any case), with the same passes over each client's records (one a
-round), all clients in every round, weights at eight bits both ways, through Flower's real serialisation; accuracy is
+training on the union. Every row then trains a ConvNet-3 width 32 on records as they are, with the same two passes over
+each client's records a round and a step size that falls to nothing within it (cells named `constant` and `augmented`
+are of one pass at one step size, the latter with an augmentation of each record; anchors draw theirs in any case), all
+clients in every round, weights at eight bits both ways, through Flower's real serialisation; accuracy is
 that of the last step on all test images. Rows of one division and seed share round 0, whose answers are kept in the
 work folder. What each row is:
 
@@ -344,6 +345,16 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
         worst = min(run[-1]["accuracy"] for run in runs)
         up, down = (statistics.fmean(run[-1][way] for run in runs) / 1000 for way in ("up", "down"))
         lines.append(f"| {name} | {' | '.join(texts)} | {worst:.1f} | {up:.0f}, {down:.0f} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def choices() -> str:
+    """Return what was tried on held-out images, the best after two rounds first."""
+    found = {name.split(" | ", 1)[1]: cell["rounds"] for name, cell in read(PATH).items() if name.startswith("choose")}
+    lines = ["| row | round 0 | round 1 | round 2 |", "|---|---|---|---|"]
+    for name, rounds in sorted(found.items(), key=lambda item: -item[1][-1]["accuracy"]):
+        after = " | ".join(f"{one['accuracy']:.1f}" for one in rounds)
+        lines.append(f"| {name} | {after} |")
     return "\n".join(lines)
 
 

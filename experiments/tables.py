@@ -256,6 +256,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "growing": growing.table,
     "anchored": anchored.table,
     "anchored augmented": lambda: anchored.table("augmented"),
+    "anchored constant": lambda: anchored.table("constant"),
+    "anchored choose": anchored.choices,
     "divisions": divisions.table,
     "superlink": superlink.table,
     "superlink pulls": superlink.pulls,
