@@ -7,14 +7,18 @@ python strategies/condensed-replay/train.py --data fashion-mnist --width 32 --ou
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.logging import InteractiveLogger, TensorboardLogger
+from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
+from matplotlib.figure import Figure
 from torch import nn
 
 import fedcondense as fc
@@ -29,6 +33,7 @@ from fedcondense.avalanche import (
 )
 from fedcondense.memory import Condenser
 from fedcondense.networks import ConvNet
+from fedcondense.networks.saved import NetworkCard, save_network
 
 
 def main() -> None:
@@ -80,7 +85,7 @@ def main() -> None:
     model = ConvNet(train.spec.shape, len(train.spec.classes), arguments.width, 2 if is_tiny else 3, "group")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     is_gdumb = arguments.strategy == "gdumb"
-    loggers = [InteractiveLogger(), TensorboardLogger(arguments.output / "tensorboard")]
+    loggers = [TensorboardLogger(arguments.output / "tensorboard")]
     metrics = [accuracy_metrics(experience=True, stream=True), buffer_metrics(images=True)]
     strategy = (CondensedGDumb if is_gdumb else CondensedReplay)(
         model=model,
@@ -93,17 +98,62 @@ def main() -> None:
         evaluator=EvaluationPlugin(*metrics, loggers=loggers),
     )
     strategy, done = maybe_load_checkpoint(strategy, checkpoint)
+    past = arguments.output / "accuracies.json"
+    table: list[list[float]] = json.loads(past.read_text())[:done] if past.exists() else []
+    memory = arguments.output / "memory.safetensors"
     for experience in benchmark.train_stream[done:]:
         strategy.train(experience)
+        table.append(accuracies_of(strategy, benchmark, len(table) + 1))
+        past.write_text(json.dumps(table))
         save_checkpoint(strategy, checkpoint)
-    accuracies = strategy.eval(benchmark.test_stream)
-    (name,) = [name for name in accuracies if name.startswith("Top1_Acc_Stream/eval_phase")]
-    memory = arguments.output / "memory.safetensors"
-    buffer = next(plugin.storage_policy for plugin in strategy.plugins if hasattr(plugin, "storage_policy"))
-    buffer.save(memory, overwrite=True)
-    result = {"accuracy": round(100 * accuracies[name], 2), "nbytes": buffer.nbytes, "images": len(buffer.buffer)}
-    print(json.dumps(result | {"memory": str(memory)}))
+        buffer_of(strategy).save(memory, overwrite=True)
+        print(line_of(table, arguments.experiences), flush=True)
+    found = accuracies_of(strategy, benchmark, arguments.experiences)
+    buffer = buffer_of(strategy)
+    picture = drawn(table, arguments.output / "accuracy.png")
+    card = NetworkCard("own", train.spec.classes, train.spec.shape, train.spec.mean, train.spec.std, arguments.strategy)
+    save_network(arguments.output, strategy.model, card, overwrite=True)
+    counts = [int((test.counts[exp.classes_in_this_experience]).sum()) for exp in benchmark.test_stream]
+    accuracy = sum(a * n for a, n in zip(found, counts, strict=True)) / sum(counts)
+    result = {"accuracy": round(accuracy, 2), "nbytes": buffer.nbytes, "images": len(buffer.buffer)}
+    print(json.dumps(result | {"memory": str(memory), "picture": str(picture)}))
     print(f"next: fedcondense show {memory} --output {arguments.output / 'memory.png'}")
+
+
+def accuracies_of(strategy: Any, benchmark: Any, count: int) -> list[float]:
+    """Return the accuracy on the classes of each of the first experiences, in percent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        metrics = strategy.eval(benchmark.test_stream[:count])
+    names = sorted(name for name in metrics if name.startswith("Top1_Acc_Exp/eval_phase"))[:count]
+    return [round(100 * metrics[name], 2) for name in names]
+
+
+def line_of(table: list[list[float]], experiences: int) -> str:
+    """Return a line on the last experience: accuracy on each so far, and forgetting, the mean loss since the best."""
+    last = table[-1]
+    lost = [max(row[k] for row in table[k:]) - last[k] for k in range(len(last) - 1)]
+    forgetting = f", forgetting {sum(lost) / len(lost):.1f}" if lost else ""
+    each = ", ".join(f"{a:.1f}" for a in last)
+    return f"experience {len(table)} of {experiences}: {sum(last) / len(last):.1f} % ({each}){forgetting}"
+
+
+def drawn(table: list[list[float]], path: Path) -> Path:
+    """Draw the accuracy on each experience's classes after each experience."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for k in range(len(table)):
+        after = [row[k] for row in table[k:]]
+        axes.plot(range(k + 1, len(table) + 1), after, marker="o", label=f"experience {k + 1}")
+    axes.plot(range(1, len(table) + 1), [sum(row) / len(row) for row in table], color="black", label="mean so far")
+    axes.set(xlabel="after experience", ylabel="accuracy, %", ylim=(0, 100), xticks=range(1, len(table) + 1))
+    axes.legend(fontsize=8, loc="lower left", ncols=2)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def buffer_of(strategy: Any) -> Any:
+    """Return the memory of a strategy, which a checkpoint brings back."""
+    return next(plugin.storage_policy for plugin in strategy.plugins if hasattr(plugin, "storage_policy"))
 
 
 if __name__ == "__main__":
