@@ -60,7 +60,9 @@ def check(config: Config, form: Output = Format.text) -> None:
     lines += [("class", f"{name}: {n}{' (left out)' if name in found.left_out else ''}") for name, n in _some(found)]
     lines += [("left out", f"{len(found.left_out)} classes, {lost} records below min-records")] if lost else []
     lines += [("kept apart", f"{found.apart} records, to evaluate networks on")] if found.apart else []
-    lines += [("share-with", found.placed.config.share_with)]
+    here = found.placed.config
+    lines += [("share-with", here.share_with), ("send", here.send), ("size", here.size or "as the run says")]
+    lines += [("cache", here.cache or "none"), ("skip-broken", here.skip_broken)]
     lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]
     lines += [("spent", f"{spent['questions']} questions, {spent['nbytes']} bytes")] if spent else []
     emit(result | {"caps": caps, "allowance": life, "spent": spent}, columns(lines), form)
@@ -96,7 +98,7 @@ def plan(
     ]
     lines: list[tuple[object, ...]] = [("site", found.name), ("task", task), ("bytes", human_bytes(cost.nbytes))]
     lines += [("time", f"about {clock(cost.seconds)} on this machine"), ("memory", human_bytes(cost.memory))]
-    lines += [("records", found.records)]
+    lines += [("records", found.records), ("image size", found.size)]
     lines += [("images", f"{name}: {n}") for name, n in list(cost.images.items())[:40]]
     lines += [("left out", f"{name}: {n} records, fewer than {found.least}") for name, n in found.left_out.items()]
     lines += [("leaves", text) for text in leaves]

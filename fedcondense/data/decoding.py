@@ -91,7 +91,7 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
         if failed and (broken is None or len(failed) == len(files)):
             raise DataError(
                 f"{top}: {len(failed)} of {len(files)} images cannot be read ({first(failed.values())}); remove them, "
-                "save them anew, or have them left out by --skip-broken (skip_broken=True)"
+                "save them anew, or have them left out: --skip-broken, or skip-broken = true at a node"
             )
         return results
 

@@ -86,7 +86,7 @@ class Holding:
         self._write(made)
         return made
 
-    def wait(self, held: HeldAnswer, seconds: float) -> None:
+    def wait(self, held: HeldAnswer, seconds: float, command: str = "fedcondense review CONFIG") -> None:
         """Return when somebody agreed that an answer leaves.
 
         Raises:
@@ -100,10 +100,11 @@ class Holding:
             if waited - told >= _REMIND:
                 told = waited
                 _LOG.info(
-                    "%s holds an answer of %d bytes, %s: look at it by `fedcondense review CONFIG`",
+                    "%s holds an answer of %d bytes, %s: look at it by `%s`",
                     held.site,
                     held.nbytes,
                     held.sha256[:12],
+                    command,
                 )
             check_time()
             time.sleep(min(_POLL, max(0.0, seconds - waited)))
@@ -123,6 +124,8 @@ class Holding:
             ResumeError: They are gone, or not those of its name.
         """
         path = self._path(held.sha256).with_suffix(".payload")
+        if held.decision == "send" and not path.exists():
+            raise ResumeError(f"{held.sha256[:12]} has left, and its bytes are not kept; the node's log has its line")
         blob = path.read_bytes() if path.exists() else b""
         if sha256_of(blob) != held.sha256:
             raise ResumeError(f"{path} is damaged or gone; delete {path.with_suffix('.json')}, and it is made again")
@@ -146,14 +149,14 @@ class Holding:
         """Write down what becomes of an answer, whose bytes are checked first.
 
         Raises:
-            SettingError: It was decided otherwise before: what left cannot be recalled.
+            SettingError: It was sent before: what left cannot be recalled. What was withheld may still leave.
         """
         if decision not in DECISIONS:
             raise SettingError(f"decision {decision!r}; needed: {' or '.join(DECISIONS)}")
         if held.decision == decision:
             return held
-        if held.decision:
-            raise SettingError(f"{held.sha256[:12]} was decided before: {held.decision}; what left cannot be recalled")
+        if held.decision == "send":  # but what was withheld is still here, and may leave
+            raise SettingError(f"{held.sha256[:12]} was decided before: send; what left cannot be recalled")
         self.payload(held)
         decided = HeldAnswer(**{**vars(held), "decision": decision})
         self._write(decided)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -112,7 +114,7 @@ def answer(
     config, caps = placed.config, placed.caps
     about = About.of(content)
     check_carried(kind, caps)
-    if config.send == "ask":
+    if config.send == "ask" and not (kind.evaluates and caps.allow_evaluate):
         check_seen(kind)
     task = read_question(content, kind, Limits(nbytes=caps.max_memory))
     if config.threads:
@@ -140,8 +142,8 @@ def answer(
         _check_bytes(len(payload.to_bytes()), caps)
         note_outcome("kept")
     held = held_path(placed, desk)
-    if held is not None:
-        _reviewed(Holding(held), payload, placed, name, task, about, records, data)
+    if held is not None and not kind.evaluates:
+        _reviewed(Holding(held), payload, placed, name, task, about, records, data, context)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     shares = config.share_with == "sites"
@@ -157,6 +159,7 @@ def _reviewed(
     about: About,
     records: int,
     data: Data,
+    context: Context,
 ) -> None:
     """Return when this site's people agreed that an answer leaves, and let its bytes go then."""
     counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
@@ -171,12 +174,14 @@ def _reviewed(
         counts={label: n for label, n in counts.items() if n},
         seen="the server, and the other sites of its runs" if shared else "the server",
     )
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in context.node_config.items())
     try:
-        holding.wait(held, placed.config.review_seconds)
+        holding.wait(held, placed.config.review_seconds, f"fedcondense review {shlex.quote(config)} {held.sha256[:12]}")
     except SettingError:
         note_outcome("withheld")
         raise
     holding.forget(held)
+    note_outcome("answered", f"reviewed, payload {held.sha256}")
 
 
 def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:

@@ -31,6 +31,7 @@ from fedcondense.flower.wire import About
 __all__ = ["LogLine", "NodeLog", "line_of", "note_outcome"]
 
 _OUTCOME: ContextVar[str] = ContextVar("_OUTCOME", default="")
+_REMARK: ContextVar[str] = ContextVar("_REMARK", default="")
 
 _FIELDS = 20  # of a question, at most: a line must not be as long as whoever asks likes
 _LONG = 60  # characters of a field, at most
@@ -50,7 +51,8 @@ class LogLine:
         asked: Its fields in short, up to twenty; of what it carries, how many bytes.
         question: SHA-256 by which Flower names the question's content; it covers all of its parts.
         decision: ``answered``, ``kept`` (the answer was kept from before, and left again), ``refused`` or ``failed``.
-        reason: Why there was no answer, as the server was told.
+        reason: Why there was no answer, as the server was told; of one that people agreed to, the SHA-256 that they did
+            (of its payload, without the numbers around it).
         nbytes: Of the answer's content, as it is sent; 0 for a refusal.
         sha256: By which Flower names the answer's content; empty for a refusal.
     """
@@ -110,12 +112,15 @@ class NodeLog:
             return [_read(self.path, text) for text in file.lines], file.torn
 
 
-def note_outcome(outcome: str) -> None:
+def note_outcome(outcome: str, remark: str = "") -> None:
     """Say where it is known what comes of this message: ``kept`` or ``failed``, or nothing yet; `line_of` reads it.
+
+    A remark stands in the place of the reason of what was answered.
 
     Ray sends handlers to other processes by value, which what this keeps it in cannot be sent: hence a function.
     """
     _OUTCOME.set(outcome)
+    _REMARK.set(remark)
 
 
 def line_of(message: Message, reply: Message | None, reason: str = "") -> LogLine:
@@ -145,7 +150,8 @@ def line_of(message: Message, reply: Message | None, reason: str = "") -> LogLin
         why = reason if reply is None else safe_text(reply.error.reason or f"error {reply.error.code}")
         return LogLine(**said, decision=_OUTCOME.get() or "refused", reason=why)
     nbytes, sha256 = content_bytes(reply.content), reply.content.object_id
-    return LogLine(**said, decision=_OUTCOME.get() or "answered", nbytes=nbytes, sha256=sha256)
+    said |= {"decision": _OUTCOME.get() or "answered", "reason": _REMARK.get()}
+    return LogLine(**said, nbytes=nbytes, sha256=sha256)
 
 
 def _in_short(content: RecordDict) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Own
 from fedcondense.data import Data
+from fedcondense.data.layouts import SIDES
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
@@ -69,6 +70,7 @@ class Planned(NamedTuple):
     left_out: dict[str, int]  # classes of fewer records than the node asks for
     least: int  # records that an image stands for at least
     shares: str  # who may have sets: ``server`` or ``sites``
+    size: str  # of an image, as the config has it; a run may say another where the config says none
 
 
 class Preview(NamedTuple):
@@ -86,6 +88,8 @@ def read_config(text: str) -> dict[str, Any]:
         SettingError: It is neither.
     """
     path = Path(text)
+    if "=" not in text and not path.exists():
+        raise SettingError(f"{text!r:.100}: no such file; give a TOML file, or 'data=\"folder:DIR\" max-ipc=10'")
     try:
         if path.is_file():
             return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -148,8 +152,9 @@ def preview(
     kind = look_up("task", task, TASKS)
     check_carried(kind, placed.caps)
     asked = read(kind, fields, f"task {task}")
-    data = placed.enough(load_partition(context))
-    node = Node(placed.name(context), placed.caps, place=placed.place(context), progress=progress)
+    loaded = load_partition(context)
+    data, apart = placed.enough(loaded), placed.apart(loaded) if kind.evaluates else None
+    node = Node(placed.name(context), placed.caps, place=placed.place(context), progress=progress, apart=apart)
     job = asked.prepare(Own(data), node)
     placed.caps.check(job.cost)
     payload = job.run()
@@ -199,11 +204,13 @@ def plan_answer(config: Mapping[str, Any], task: str, fields: Mapping[str, Any])
     loaded = load_partition(context)
     data, least = placed.enough(loaded), placed.caps.min_records
     counts = zip(loaded.spec.classes, loaded.counts.tolist(), strict=True)
-    node = Node(placed.name(context), placed.caps, place=placed.place(context))
+    apart = placed.apart(loaded) if kind.evaluates else None
+    node = Node(placed.name(context), placed.caps, place=placed.place(context), apart=apart)
     cost = read(kind, fields, f"task {task}").prepare(Own(data), node).cost
     placed.caps.check(cost)
     few = {name: n for name, n in counts if 0 < n < least}
-    return Planned(node.name, cost, len(data), few, least, placed.config.share_with)
+    size = "x".join(map(str, data.spec.shape[1:]))
+    return Planned(node.name, cost, len(data), few, least, placed.config.share_with, size)
 
 
 def _nearest(payload: Any, data: Data) -> dict[str, float]:
@@ -239,8 +246,9 @@ def look_at(config: Mapping[str, Any], holding: Holding, held: HeldAnswer) -> tu
         SettingError: A task that is not known here.
         ResumeError: The answer is damaged.
     """
-    context = _context(config)
     payload = look_up("task", held.task, TASKS).payload.from_bytes(holding.payload(held))
+    side = getattr(payload, "shape", (0, 0, 0))[1]  # the run may have said the size
+    context = _context({"size": side if side in range(SIDES[0], SIDES[1] + 1) else 0, **config})
     return payload, beside_records(payload, place_of(context, Desk(is_stock=True)).enough(load_partition(context)))
 
 

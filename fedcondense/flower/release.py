@@ -40,7 +40,7 @@ def released(config: Mapping[str, Any]) -> Released:
     left = [line for line in lines if line.decision in ("answered", "kept")]
     own = found.placed.config
     return Released(
-        found.name,
+        own.name or (found.name if own.partition_id >= 0 else own.data),
         path,
         left,
         sum(line.nbytes for line in left),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def pictures_of(files: Sequence[Path], shape: tuple[int, int, int], broken: dict
     """
     if shape[1] != shape[2]:
         raise DataError(f"a network of images of {shape[1]}x{shape[2]}; needed: square ones, to bring pictures to")
-    return to_tensor(_as(shape[0], resized(read_images(files, Path("/"), shape[1], broken), shape[1])))
+    top = Path(os.path.commonpath([file.parent for file in files]))
+    return to_tensor(_as(shape[0], resized(read_images(files, top, shape[1], broken), shape[1])))
 
 
 def _as(channels: int, images: Uint8Images) -> Uint8Images:

@@ -26,7 +26,7 @@ from fedcondense.report.results import (
     table,
 )
 from fedcondense.report.rounds import HEADING, lines_of, without_rounds
-from fedcondense.report.served import command_of, unmeasured
+from fedcondense.report.served import better_alone, command_of, unmeasured
 from fedcondense.report.units import human_bytes
 from fedcondense.sets.pictures import grid, png
 from fedcondense.sets.synthetic import SyntheticSet, images_by_class
@@ -100,8 +100,9 @@ def said_of(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
     is_measured = any(math.isfinite(row.accuracy) for row in rows)
     told = any("right for" in text for text in sites)
     if not (is_measured or told) and list_of(result.get("sites")):
-        return [*unmeasured(result, rows), *sites]
-    return [*(headline(rows) if is_measured or not sites else []), *sites]
+        return [*unmeasured(result), *sites]
+    alone = better_alone(result, rows)
+    return [*(headline(rows) if is_measured or not sites else []), *([alone] if alone else []), *sites]
 
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedcondense.report.reading import list_of, mapping_of
+from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import ReportRow
 from fedcondense.report.units import human_bytes
 
-__all__ = ["command_of", "unmeasured"]
+__all__ = ["better_alone", "command_of", "unmeasured"]
 
 _WHERE = ("output", "resume")  # of this run alone
 
@@ -28,15 +28,28 @@ def command_of(result: Mapping[str, Any]) -> str:
     return f"flwr run strategies/{asked.get('strategy', 'one-shot')} --stream --run-config {shlex.quote(config)}"
 
 
-def unmeasured(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
+def unmeasured(result: Mapping[str, Any]) -> list[str]:
     """Return in sentences what sites sent in a run that nobody tested, and how it would be."""
     sites, arrived = list_of(result.get("sites")), mapping_of(result.get("coverage"))
     images = sum(n for n in arrived.values() if isinstance(n, int))
-    up = next((row.bytes_up for row in rows if math.isfinite(row.bytes_up)), math.nan)
-    each = f", {human_bytes(up)} each" if math.isfinite(up) else ""
+    sent = [number_of(mapping_of(one).get("total_up")) for one in list_of(result.get("rounds"))]
+    each = f", {human_bytes(sum(sent))} in all" if sent and all(map(math.isfinite, sent)) else ""
     many = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
     return [
         f"{many} sent {images} synthetic images{each}.",
         "How good the network is was not measured: give the server data to test on (data), or let nodes say so "
-        "(allow-evaluate = true).",
+        "(allow-evaluate = true in their configs).",
     ]
+
+
+def better_alone(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
+    """Return in a sentence which sites do better alone than all together; empty: none, or nobody measured it."""
+    ours = next((row.accuracy for row in rows if row.is_ours), math.nan)
+    row = mapping_of(mapping_of(result.get("rows")).get("local-only"))
+    accuracies, names = list(map(number_of, list_of(row.get("sites")))), list_of(row.get("names"))
+    found = sorted(zip(accuracies, names, strict=False), reverse=True, key=lambda one: one[0])
+    better = [f"{name} {accuracy:.1f} %" for accuracy, name in found if accuracy > ours]
+    if not better:
+        return ""
+    more = f" and {len(better) - 5} more" if len(better) > 5 else ""
+    return f"Alone, some sites do better on the same test records: {', '.join(better[:5])}{more}."

@@ -8,6 +8,7 @@ set -eu
 app=$(cd "${APP:-$(dirname "$0")}" && pwd)
 mkdir -p "${1:-deployment}"
 cd "${1:-deployment}"
+[ ! -e result ] || { echo "$(pwd)/result holds a run; give another folder" >&2; exit 1; }
 here=$(pwd)
 port=${PORT:-18001}
 
@@ -81,7 +82,6 @@ for site in ${SITES:-digits digits}; do
 done
 
 # 5. The round. `flwr run` exits with 0 whatever happened: the result's folder says how it ended.
-rm -rf result
 flwr run "$app" tls --stream --run-config "${RUN-ipc=${IPC:-2} steps=${STEPS:-200}} output=\"$here/result\""
 flwr list --format json > runs.json
 if ! [ -f result/result.json ] || grep -q '"error"' result/result.json; then

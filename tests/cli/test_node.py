@@ -41,7 +41,8 @@ class TestCheck:
             ('data="digits" max-seconds=nan', "max-seconds = nan; needed: a number from 0"),
             ('data="digits" min-records=2.7', "min-records = 2.7; needed: a whole number from 1"),
             ('data="digits" partition-id=-1', "partition-id = -1 in this node's config; needed: 0 or more"),
-            ("max-ipc", "is no node's config"),
+            ("max-ipc", "no such file"),
+            ("max-ipc=5 and more", "is no node's config"),
         ],
     )
     def test_what_cannot_work_is_one_line(self, cli: Any, home: Path, config: str, said: str) -> None:

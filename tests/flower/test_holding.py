@@ -59,9 +59,13 @@ class TestHolding:
         held = holding.decide(holding.hold(b"images", **ABOUT), "withhold")
         with pytest.raises(SettingError, match="keep it"):
             holding.wait(held, 60.0)
-        with pytest.raises(SettingError, match="decided before: withhold"):
-            holding.decide(held, "send")
         assert holding.decide(held, "withhold") == held
+        sent = holding.decide(held, "send")  # it is still here
+        with pytest.raises(SettingError, match="decided before: send; what left cannot be recalled"):
+            holding.decide(sent, "withhold")
+        holding.forget(sent)
+        with pytest.raises(ResumeError, match="has left, and its bytes are not kept"):
+            holding.payload(sent)
 
     def test_only_what_waits_is_found_by_how_it_begins(self, tmp_path: Path) -> None:
         holding = Holding(tmp_path)
@@ -121,9 +125,10 @@ class TestNode:
         assert [one.decision for one in waiting_at(node).answers] == ["send", ""]
 
     def test_weights_cannot_be_looked_at(self, node: dict[str, Any]) -> None:
+        said = {"allow-evaluate": False}
         for kind in ("train", "evaluate"):
             with task_identity():
-                grid = InProcessGrid(app, ["north"], node_config={**node, "allow-weights": True})
+                grid = InProcessGrid(app, ["north"], node_config={**node, **said, "allow-weights": True})
                 message = Message(pack_question(Condense(), 1), dst_node_id=100, message_type=kind)
                 (reply,) = grid.send_and_receive([message])
             assert "send = ask" in str(reply.error.reason)

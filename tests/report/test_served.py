@@ -11,7 +11,7 @@ from fedcondense.report.served import command_of
 
 RUN: dict[str, Any] = {
     "rows": {"one-shot": {"bytes_up": 7854.0, "bytes_down": 700.0, "about": {"travels": "synthetic images"}}},
-    "rounds": [{"round": 1, "seconds": 200.0}, {"round": 2, "seconds": 57.5}],
+    "rounds": [{"round": 1, "seconds": 200.0, "total_up": 15000}, {"round": 2, "seconds": 57.5, "total_up": 708}],
     "sites": ["north", "south"],
     "coverage": {"oak": 3, "elm": 4},
     "held": {"names": ["north", "south"], "classes": ["oak", "elm"], "counts": [[30, 0], [10, 40]]},
@@ -21,10 +21,19 @@ RUN: dict[str, Any] = {
 
 def test_a_run_that_nobody_tested_says_what_came_and_what_to_do() -> None:
     said = said_of(RUN, read_rows(RUN))
-    assert said[0] == "2 sites sent 7 synthetic images, 7.85 kB each."
+    assert said[0] == "2 sites sent 7 synthetic images, 15.7 kB in all."
     assert "allow-evaluate = true" in said[1]
     measured = {**RUN, "rows": {"one-shot": {**RUN["rows"]["one-shot"], "accuracy": 80.0}}}
     assert "sent" not in said_of(measured, read_rows(measured))[0]
+
+
+def test_sites_that_do_better_alone_are_named() -> None:
+    alone = {"accuracy": 40.0, "sites": [61.05, 20.0, 50.5], "names": ["north", "south", "east"]}
+    run = {**RUN, "rows": {"one-shot": {**RUN["rows"]["one-shot"], "accuracy": 49.4}, "local-only": alone}}
+    (said,) = (text for text in said_of(run, read_rows(run)) if text.startswith("Alone"))
+    assert said == "Alone, some sites do better on the same test records: north 61.0 %, east 50.5 %."
+    better = {**run, "rows": {**run["rows"], "one-shot": {**run["rows"]["one-shot"], "accuracy": 70.0}}}
+    assert not any(text.startswith("Alone") for text in said_of(better, read_rows(better)))
 
 
 def test_seconds_are_those_of_its_rounds() -> None:

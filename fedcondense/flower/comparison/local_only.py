@@ -32,12 +32,14 @@ def local_only(bench: Bench, row: str) -> dict[str, Any]:
     Sites without enough records are left out, as in every other row.
 
     Returns:
-        The row: means over sites, ``accuracy_worst``, ``sites`` with the accuracy of each in percent, and no bytes.
+        The row: means over sites, ``accuracy_worst``, ``sites`` with the accuracy of each in percent and their
+        ``names``, and no bytes.
 
     Raises:
         SettingError: No site has enough records.
     """
-    placed, percents, per_class = Placed(NodeConfig(), Caps.none(bench.min_records), Allowance()), [], []
+    placed = Placed(NodeConfig(), Caps.none(bench.min_records), Allowance())
+    percents, per_class, names = list[float](), list[torch.Tensor](), list[str]()
     for place, index in enumerate(bench.partition):
         bench.progress(FederationProgress(row, f"client {place + 1} of {bench.everyone}", place / bench.everyone))
         try:
@@ -48,6 +50,7 @@ def local_only(bench: Bench, row: str) -> dict[str, Any]:
         seed = Node(bench.names[place], place=place).seed(bench.seed, "alone")
         percent, classes = accuracy(train_alone(data, bench.network, bench.recipe, seed), bench.test.to(data.device))
         percents.append(percent)
+        names.append(bench.names[place])
         per_class.append(classes)
     if not percents:
         raise SettingError(f"{row}: no client has {bench.min_records} records of a class (min_records); ask for fewer")
@@ -57,6 +60,7 @@ def local_only(bench: Bench, row: str) -> dict[str, Any]:
         "accuracy_worst": min(percents),
         "per_class": plain(torch.stack(per_class).mean(0).tolist()),
         "sites": plain(percents),
+        "names": names,
         "clients": len(percents),
         "bytes_up": 0.0,
         "bytes_down": 0.0,
