@@ -232,6 +232,7 @@ def tensors_of_a_set() -> Any:
 
 ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     "load_data": lambda _: fc.load_data("digits"),
+    "load_sites": lambda _: fc.load_sites(["digits", "other=digits"])[0],
     "load_data of a torch data set": lambda _: fc.load_data(Items()),
     "from_dataset": lambda _: from_dataset(Items()),
     "Data": lambda _: (
@@ -250,6 +251,7 @@ ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     "select": lambda _: [fc.select(data(), 1, name) for name in fc.SELECTIONS],
     "relabel": lambda _: fc.relabel(made(), data(), network=SMALL, recipe=FIT),
     "relabel by a network of one's own": lambda _: fc.relabel(made(), data(), network=Own, recipe=FIT),
+    "train": lambda _: fc.train(made(), network=SMALL, recipe=FIT).state_dict(),
     "evaluate": lambda _: evaluated(SMALL),
     "evaluate a network of one's own": lambda _: evaluated(Own),
     "evaluate_as_recorded": lambda _: training.evaluate_as_recorded(made(), data()).accuracies,

@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
 def join(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     manifest: Annotated[Path, typer.Option(help="A .toml or .json with sites: NAME = SHA-256 of its file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; what it holds goes on.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run's folder; what it holds goes on.")],
     data: Annotated[
         str | None, typer.Option(help="A data set whose shape and classes the sets must have; default: any.")
     ] = None,

@@ -67,7 +67,7 @@ def add_to(app: typer.Typer) -> None:
 @command
 def condense(
     name: DataName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the set is written, as safetensors.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the set is written, as safetensors.")],
     ipc: IpcOrNot = None,
     budget: Amount = None,
     codec: Codec = None,

@@ -66,7 +66,7 @@ def zoo(form: Output = Format.text) -> None:
 @command
 def import_set(
     images: Annotated[Path, typer.Argument(metavar="IMAGES")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the set is written, as safetensors.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the set is written, as safetensors.")],
     data: Annotated[str, typer.Option(help="What the images stand for, such as cifar10: class names, mean and std.")],
     labels: Annotated[Path | None, typer.Argument(metavar="[LABELS]")] = None,
     unit: Annotated[bool, typer.Option("--unit", help="The values are in [0, 1], not normalised.")] = False,
@@ -105,7 +105,7 @@ def export_set(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="NAME.npz, or a folder of PNGs by class."),
+        typer.Option("-o", "--output", help="NAME.npz, or a folder of PNGs by class."),
     ],
     test: Annotated[str | None, typer.Option(help="Data whose test images become the test split.")] = None,
     overwrite: Overwrite = False,

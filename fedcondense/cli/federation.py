@@ -54,7 +54,7 @@ def federate(
     names: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="One data set to divide, or several: a client each.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the result, all sets and the report.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the result, all sets and the report.")],
     clients: Annotated[int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")] = 10,
     partition: Annotated[
         str,

@@ -111,7 +111,7 @@ def _share(value: float | None, interval: tuple[float, float] | None) -> str:
 @command
 def export_network(
     network: Network,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A name that ends in .pt2 (torch.export) or .onnx.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A name that ends in .pt2 (torch.export) or .onnx.")],
     overwrite: Overwrite = False,
     form: Output = Format.text,
 ) -> None:

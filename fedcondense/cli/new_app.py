@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 @command
 def new_app(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Of the app; without one they are listed.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to make; default: NAME.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to make; default: NAME.")] = None,
     form: Output = Format.text,
 ) -> None:
     """Write the Flower app of a strategy into a new folder, to change its settings there and give it to `flwr run`.

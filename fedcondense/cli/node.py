@@ -112,7 +112,7 @@ def plan(
 @command
 def release(
     config: Config,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the page is written.")],
     overwrite: Overwrite = False,
     form: Output = Format.text,
 ) -> None:
@@ -141,7 +141,7 @@ def preview(
     config: Config,
     task: Annotated[str, typer.Option(help="What a server would ask: a name in TASKS.")] = "condense",
     setting: Annotated[list[str] | None, typer.Option("--set", help="A field of the task, such as ipc=5.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where its images are drawn, as PNG.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where its images are drawn, as PNG.")] = None,
     overwrite: Overwrite = False,
     form: Output = Format.text,
 ) -> None:

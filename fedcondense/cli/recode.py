@@ -42,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 def recode(
     file: SetFile,
     codec: Annotated[str, typer.Option(help="raw, bits-1 to bits-6, jpeg-10, webp-20, palette-16, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the set is written in this codec.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the set is written in this codec.")],
     data: Annotated[
         str | None, typer.Option(help="Measures both sets on its test part; without it bytes alone are compared.")
     ] = None,

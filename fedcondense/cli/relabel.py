@@ -53,7 +53,7 @@ def add_to(app: typer.Typer) -> None:
 @command
 def relabel(
     file: SetFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the set with soft labels is written.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the set with soft labels is written.")],
     data: Annotated[str | None, typer.Option(help="Teaches; default: the one in the set's record.")] = None,
     network: Network = None,
     teachers: Annotated[

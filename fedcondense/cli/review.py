@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 def review(
     config: Config,
     sha256: Annotated[str | None, typer.Argument(metavar="SHA256", help="How the answer's SHA-256 begins.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where a page of it is written.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where a page of it is written.")] = None,
     send: Annotated[bool, typer.Option("--send", help="It may leave.")] = False,
     withhold: Annotated[bool, typer.Option("--withhold", help="It stays, and the server is told.")] = False,
     overwrite: Overwrite = False,

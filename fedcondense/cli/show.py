@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 @command
 def show(
     file: SetFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the PNG of a set is written.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the PNG of a set is written.")] = None,
     columns: Annotated[
         int | None, typer.Option(click_type=Whole(1, 1000), help="Images per row; default: all of a class, at most 20.")
     ] = None,

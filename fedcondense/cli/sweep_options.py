@@ -45,7 +45,7 @@ class RecipeName(StrEnum):
 class Sweeping:
     """The options that all sweeps have."""
 
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the sweep; what it holds is kept.")]
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the sweep; what it holds is kept.")]
     sets: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Sets per row, from seed 0 on.")] = 3
     networks: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that are trained on each set.")] = 2
     network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None

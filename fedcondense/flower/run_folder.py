@@ -263,7 +263,7 @@ def held_by(sets: Mapping[str, SyntheticSet], classes: Sequence[str]) -> dict[st
     for one in sets.values():
         most = dict.fromkeys(classes, 0)
         for part in one.parts:  # those of one site are of the same records
-            known = zip(part.record.classes, part.record.counts, strict=True)
+            known = zip(part.record.classes, part.record.counts, strict=False)  # some records say no counts
             most |= {name: max(most[name], count) for name, count in known if name in most}
         counts.append(list(most.values()))
     return {"names": list(sets), "classes": list(classes), "counts": counts}

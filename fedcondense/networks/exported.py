@@ -6,6 +6,7 @@ was written is read back and run before it is called done.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -146,10 +147,8 @@ def _read_onnx(blob: bytes) -> Callable[[Tensor], Tensor]:
 
 def _needs_onnx() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError:
-            raise MissingExtraError(package, "export") from None
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "export")
 
 
 EXPORTS: dict[

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
-from fedcondense.sets.synthetic import SyntheticSet, images_by_class
+from fedcondense.sets.by_class import images_by_class
+
+if TYPE_CHECKING:
+    from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["drawn", "grid", "png", "printable", "show_set"]
 

@@ -18,11 +18,12 @@ from fedcondense.arguments import device_of
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.files import write_file
+from fedcondense.sets.by_class import images_by_class
 from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
 from fedcondense.sets.recoding import decoders, recode_part
-from fedcondense.sets.viewed import as_tensors, images_by_class, item, shown
+from fedcondense.sets.viewed import as_tensors, item, shown
 
 __all__ = ["Part", "Record", "SyntheticSet", "images_by_class", "to_storage"]
 

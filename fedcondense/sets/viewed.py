@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 if TYPE_CHECKING:
     from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["as_tensors", "images_by_class", "item", "shown"]
+__all__ = ["as_tensors", "item", "shown"]
 
 _MOST = 100  # images of a class in a notebook's picture
 
@@ -43,13 +43,3 @@ def shown(synthetic: SyntheticSet) -> str:
 
     picture = base64.b64encode(png(drawn(synthetic, most=_MOST))).decode("ascii")
     return f"<p>{html.escape(repr(synthetic))}</p><img alt='images by class' src='data:image/png;base64,{picture}'>"
-
-
-def images_by_class(synthetic: SyntheticSet) -> dict[str, Tensor]:
-    """Return the decoded images (N, C, H, W) in [0, 1] of each class that has some, by the class's name.
-
-    An image with a soft label counts for its most likely class.
-    """
-    batch = synthetic.pixels()
-    labels = batch.targets.argmax(1)
-    return {synthetic.classes[k]: batch.images[labels == k] for k in labels.unique().tolist()}

@@ -25,7 +25,11 @@ class TestReadConfig:
         assert read_config(str(tmp_path / "node.toml")) == wanted
         assert read_config('data="folder:/data/my site" max-ipc=10 allow-real=true alpha=0.5') == wanted
 
-    @pytest.mark.parametrize("text", ["max-ipc", "max-ipc=", "a=b=c", "data=digits", 'data="digits'])
+    def test_a_file_that_is_not_there_is_said(self) -> None:
+        with pytest.raises(SettingError, match="no such file"):
+            read_config("nosuch.toml")
+
+    @pytest.mark.parametrize("text", ["max-ipc=", "a=b=c", "data=digits", 'data="digits'])
     def test_what_is_neither_is_refused(self, text: str) -> None:
         with pytest.raises(SettingError, match="is no node's config"):
             read_config(text)

@@ -16,6 +16,7 @@ from torch import nn
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import partition
+from fedcondense.flower import run_settings
 from fedcondense.flower import served_run as server
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
@@ -86,8 +87,8 @@ def ran(request: pytest.FixtureRequest, train: Data, test: Data, tmp_path_factor
     app = make_server_app(test=test, sink=lambda *told: kept.extend(told))
     given = {**config(name), "num-rounds": rounds_of(name), "output": str(folder), "min-available-nodes": 4}
     with pytest.MonkeyPatch.context() as patch:  # few steps, as no setting can say
-        for function in ("evaluate", "train_on"):
-            patch.setattr(server, function, partial(getattr(server, function), recipe=Fit(steps=20)))
+        for module, function in ((server, "evaluate"), (run_settings, "train_on")):
+            patch.setattr(module, function, partial(getattr(module, function), recipe=Fit(steps=20)))
         run_in_process(app, four_nodes(train), 4, run_config=given)
     result = RunFolder(folder).read_result()
     return Ran(RunFolder(folder), result["rows"][name], result, *kept)
