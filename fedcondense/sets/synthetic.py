@@ -51,10 +51,7 @@ class SyntheticSet:
         return sum(self._sizes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a decoded image (C, H, W) in [0, 1] and its label, so that a set is a map-style Dataset.
-
-        The label is the number of its class in `classes`, int64; where labels are soft, probabilities (K,).
-        """
+        """Return an image (C, H, W) in [0, 1] and its label: a place in `classes`, or soft probabilities (K,)."""
         return item(self, index)
 
     def to(self, device: torch.device | str) -> TensorDataset:
