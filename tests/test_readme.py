@@ -66,7 +66,7 @@ COMMANDS_NOT_RUN = {  # by how the command begins
     "make test": "is this suite",
     "pip install": "installs the package",
     "pip wheel": "builds what it needs",
-    "fedcondense sweep table digits --plugin": "README.md's command with a plugin; tests/cli/test_plugins.py has others",
+    "fedcondense sweep table digits --plugin": "as in README.md; tests/cli/test_plugins.py has plugins",
     "SITES=": "starts processes; tests/flower/test_processes.py runs deploy.sh",
     "fedcondense review node.toml 3f9a20c1": "of an answer that waits; tests/cli/test_review.py has one",
     "python strategies/condensed-replay/train.py": "takes a minute; tests/avalanche/test_recipe.py runs it",
