@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -57,7 +56,7 @@ def doctor(data_root: DataRoot = None, form: Output = Format.text) -> None:
     result |= {"platform": platform.platform(), "packages": packages, "extras": extras, "devices": devices}
     result |= {"threads": torch.get_num_threads(), "memory": memory, "data_root": root, "data": there}
     result |= {"writable": home, "missing": missing}
-    lines: list[tuple[object, ...]] = [("fedcondense", own_version()), ("python", f"{sys.version.split()[0]}")]
+    lines: list[tuple[object, ...]] = [("fedcondense", own_version()), ("python", platform.python_version())]
     lines += [("platform", platform.platform())]
     lines += [(name, found or "not installed") for name, found in packages.items()]
     lines += [("devices", ", ".join(devices)), ("threads", torch.get_num_threads())]

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from fedcondense.flower.comparison.result import FederationProgress
 
 
+_CLIENTS, _RULE, _ALPHA = 10, "dirichlet", 0.5
+_UNDIVIDED = (_CLIENTS, _RULE, _ALPHA, None, None)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(cls=Command, epilog="Example: fedcondense federate digits --clients 10 --alpha 0.1 --output runs/demo")(
@@ -55,14 +59,16 @@ def federate(
         list[str], typer.Argument(metavar="DATA...", help="One data set to divide, or several: a client each.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the result, all sets and the report.")],
-    clients: Annotated[int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")] = 10,
+    clients: Annotated[
+        int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")
+    ] = _CLIENTS,
     partition: Annotated[
         str,
         typer.Option(help="dirichlet, client-dirichlet, iid, shards, classes, or file:PATH (JSON lists of indices)."),
-    ] = "dirichlet",
+    ] = _RULE,
     alpha: Annotated[
         float, typer.Option(click_type=Number(above=True, most=1e6), help="Of the two Dirichlets; small is skewed.")
-    ] = 0.5,
+    ] = _ALPHA,
     num_classes_per_partition: Annotated[
         int | None, typer.Option(click_type=Whole(1), help="Of the partition `classes`.")
     ] = None,
@@ -139,6 +145,12 @@ def federate(
 
     place = device_of(device or usual_device())
     if len(names) > 1:
+        divides = (clients, partition, alpha, num_classes_per_partition, num_shards_per_partition)
+        if divides != _UNDIVIDED:
+            raise SettingError(
+                f"{len(names)} DATA are a client each, which nothing divides; name one DATA, or leave out --clients, "
+                "--partition and what these take"
+            )
         loaded, held = load_sites(names, data_root, size, skip_broken)
         train, test = (part.to(place) for part in loaded)
     else:

@@ -56,6 +56,8 @@ def predict(
     JSON keys: `network`, `predictions` (`file`, `class`, `probability`, `probabilities` by class), `scores` (null
     unless all pictures are in folders of its classes; keys as in fedcondense.training.scores.Scores).
     """
+    import torch
+
     from fedcondense.networks.pictures import pictures_in, pictures_of
     from fedcondense.networks.saved import load_network
     from fedcondense.training.scores import scores_of
@@ -67,8 +69,6 @@ def predict(
     for why in broken.values():
         note(f"left out: {why}")
     files = [file for place, file in enumerate(files) if place not in broken]
-    import torch
-
     found = saved.probabilities(images)
     best, index = found.max(1)
     rows = [

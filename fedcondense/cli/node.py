@@ -94,7 +94,9 @@ def plan(
         leaves.append(f"{images} synthetic images, one for {found.least} records of its class at least")
     leaves += [
         "the site's name, the number of records in all and of each class, and the seconds that it took",
-        "no noise is added, so nothing here is differentially private: look at `fedcondense node preview`",
+        f"epsilon {cost.epsilon:.3g} of differential privacy"
+        if cost.epsilon
+        else "no noise is added, so nothing here is differentially private: look at `fedcondense node preview`",
     ]
     lines: list[tuple[object, ...]] = [("site", found.name), ("task", task), ("bytes", human_bytes(cost.nbytes))]
     lines += [("time", f"about {clock(cost.seconds)} on this machine"), ("memory", human_bytes(cost.memory))]

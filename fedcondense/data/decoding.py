@@ -95,18 +95,22 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
             )
         return results
 
-    def say(i: int) -> str:
-        return str([file for place, file in enumerate(files) if place not in failed][i].relative_to(top))
-
     if not size and broken is None:
-        check_sizes(read(lambda image, _: _size(image), lambda path, _: dicom.size_of(path)), str(top), say)
+        check_sizes(
+            read(lambda image, _: _size(image), lambda path, _: dicom.size_of(path)), str(top), _namer(files, top)
+        )
     decoded = read(
         lambda image, name: resized(from_pil(image, name), size),
         lambda path, name: resized(dicom.pixels_of(path, name), size),
     )
     if broken is not None:
         broken |= failed
-    return stack(to_bytes(decoded, str(top)), str(top), say)
+    left = [file for place, file in enumerate(files) if place not in failed]
+    return stack(to_bytes(decoded, str(top)), str(top), _namer(left, top))
+
+
+def _namer(files: Sequence[Path], top: Path) -> Callable[[int], str]:
+    return lambda i: str(files[i].relative_to(top))
 
 
 def channels_last(image: Any, name: str, size: int = 0) -> Numbers:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fedcondense.data.images import Data
 from fedcondense.data.items import from_dataset
-from fedcondense.data.layouts import batch_channels_last, to_bytes, to_numbers
+from fedcondense.data.layouts import batch_channels_last, first, to_bytes, to_numbers
 from fedcondense.data.loading import load_train
 from fedcondense.data.splits import check_labels, to_data
+from fedcondense.data.vocabulary import vocabulary_of
 from fedcondense.errors import DataError
 
 __all__ = ["as_data"]
@@ -25,7 +26,6 @@ _NEEDED = (
     "name of a data set"
 )
 _NO_SETS = (tuple, list, dict, Tensor, np.ndarray)  # they have a length and items, which are no records
-_MOST_BATCHES = 1_000_000  # of a loader: one that does not end would take all memory
 
 
 def as_data(given: Any) -> Data:
@@ -77,8 +77,6 @@ def _from_loader(loader: Iterable[Any]) -> Data:
     for number, batch in enumerate(loader):
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(v, Tensor) for v in batch)):
             raise DataError(f"batch {number} of the loader is no pair of tensors (images, labels); {_NEEDED}")
-        if number >= _MOST_BATCHES:
-            raise DataError(f"more than {_MOST_BATCHES} batches; give the Dataset itself")
         images.append(batch[0])
         labels.append(batch[1])
     if not images:
@@ -86,4 +84,10 @@ def _from_loader(loader: Iterable[Any]) -> Data:
     if len({tuple(one.shape[1:]) for one in images}) > 1:
         raise DataError("the loader's batches hold images of different shapes; needed: one, as a Resize gives it")
     name = str(getattr(dataset, "name", type(dataset).__name__))
-    return _from_arrays(torch.cat(images), torch.cat(labels), name, tuple(getattr(dataset, "classes", ())))
+    named = vocabulary_of(dataset, name).names
+    if any(one != named[0] for one in named):
+        raise DataError(f"{name}: joined of data sets whose labels mean different classes; give the Dataset itself")
+    known = named[0] or {}
+    if sorted(known) != list(range(len(known))):
+        raise DataError(f"{name}: labels {first(map(str, known))} are named, not 0 to K - 1; give the Dataset itself")
+    return _from_arrays(torch.cat(images), torch.cat(labels), name, [known[label] for label in sorted(known)])

@@ -15,7 +15,7 @@ from fedcondense.data.images import Data, DataSet
 from fedcondense.data.layouts import Uint8Images, first
 from fedcondense.data.loading import load_parts
 from fedcondense.data.partition import Partition
-from fedcondense.data.splits import Labels, held_out, to_data
+from fedcondense.data.splits import Labels, is_for_testing, to_data
 from fedcondense.data.vocabulary import by_name, refuse_alike
 from fedcondense.errors import DataError, SettingError
 
@@ -100,7 +100,7 @@ def _parts(name: str, root: str | Path | None, size: int | None, skips: bool) ->
     train, *tests = load_parts(name, root, size, skips)
     if tests:
         return train, tests[0]
-    mask = torch.from_numpy(held_out(train.labels.numpy()))
+    mask = torch.from_numpy(is_for_testing(train.labels.numpy()))
     return train.subset(~mask), train.subset(mask)
 
 

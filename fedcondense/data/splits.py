@@ -19,7 +19,7 @@ from fedcondense.data.sizes import resized
 from fedcondense.data.vocabulary import tell_of_lacking, warn_of_alike
 from fedcondense.errors import DataError
 
-__all__ = ["Labels", "check_labels", "held_out", "hold_out", "to_data", "to_dataset", "to_tensor"]
+__all__ = ["Labels", "check_labels", "hold_out", "is_for_testing", "to_data", "to_dataset", "to_tensor"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _TEST_SHARE = 5  # where a source has no test split, every fifth image of a clas
 
 def hold_out(images: Uint8Images, labels: Labels, name: str) -> list[tuple[Uint8Images, Labels]]:
     """Split each class by a fixed seed, every fifth image for testing."""
-    test = held_out(labels)
+    test = is_for_testing(labels)
     if not test.any():
         raise DataError(
             f"{name}: no class has {_TEST_SHARE} images, so none is left for testing; add images or a test/ part"
@@ -44,7 +44,7 @@ def hold_out(images: Uint8Images, labels: Labels, name: str) -> list[tuple[Uint8
     return [(images[index], labels[index]) for index in (~test, test)]
 
 
-def held_out(labels: Labels) -> npt.NDArray[np.bool_]:
+def is_for_testing(labels: Labels) -> npt.NDArray[np.bool_]:
     """Return which records are for testing where a source has no test part, (N,): every fifth of a class, shuffled."""
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[labels[order].argsort(kind="stable")]

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedcondense.deadline import check_time
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.flower.private_files import remove, write_private
 
@@ -106,7 +105,6 @@ class Holding:
                     held.sha256[:12],
                     command,
                 )
-            check_time()
             time.sleep(min(_POLL, max(0.0, seconds - waited)))
             held = self._read(path)
         if held.decision != "send":

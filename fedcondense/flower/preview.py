@@ -16,7 +16,6 @@ from torch import Tensor
 from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Own
 from fedcondense.data import Data
-from fedcondense.data.layouts import SIDES
 from fedcondense.errors import SettingError, look_up
 from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Node
@@ -247,8 +246,9 @@ def look_at(config: Mapping[str, Any], holding: Holding, held: HeldAnswer) -> tu
         ResumeError: The answer is damaged.
     """
     payload = look_up("task", held.task, TASKS).payload.from_bytes(holding.payload(held))
-    side = getattr(payload, "shape", (0, 0, 0))[1]  # the run may have said the size
-    context = _context({"size": side if side in range(SIDES[0], SIDES[1] + 1) else 0, **config})
+    _, height, width = getattr(payload, "shape", (0, 0, 0))
+    asked = height if height == width else 0  # where the run said the size, and the config says none
+    context = _context({**config, "size": config.get("size") or asked})
     return payload, beside_records(payload, place_of(context, Desk(is_stock=True)).enough(load_partition(context)))
 
 

@@ -23,7 +23,7 @@ class Released(NamedTuple):
     refused: int  # questions
     records: int
     caps: dict[str, Any]
-    allowance: dict[str, Any]
+    epsilon: float  # that private answers spent, as the ledger says
     sent: str
     shared: str
 
@@ -47,7 +47,7 @@ def released(config: Mapping[str, Any]) -> Released:
         len(lines) - len(left),
         sum(found.classes.values()),
         asdict(found.placed.caps),
-        asdict(found.placed.allowance),
+        0.0 if found.spent is None else found.spent.epsilon,
         "after somebody here looked at it" if own.send == "ask" else "at once",
         "to the server, which may send sets on to other sites" if own.share_with == "sites" else "to the server alone",
     )

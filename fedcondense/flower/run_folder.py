@@ -29,7 +29,7 @@ from fedcondense.flower.wire import own_version
 from fedcondense.networks.saved import load_network
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["FORMAT", "RunFolder", "coverage", "held_by", "judged", "plain", "refusals"]
+__all__ = ["FORMAT", "RunFolder", "coverage", "judged", "plain", "records_by_site", "refusals"]
 
 _PROBE = 1 << 16  # bytes: a disk that takes no more is full
 FORMAT = 2
@@ -257,7 +257,7 @@ def plain(values: Iterable[float]) -> list[float | None]:
     return [None if value != value else round(value, 3) for value in values]
 
 
-def held_by(sets: Mapping[str, SyntheticSet], classes: Sequence[str]) -> dict[str, Any]:
+def records_by_site(sets: Mapping[str, SyntheticSet], classes: Sequence[str]) -> dict[str, Any]:
     """Return how many records of each class each site holds, as the records of their sets say."""
     counts = []
     for one in sets.values():

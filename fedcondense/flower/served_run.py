@@ -24,7 +24,7 @@ from fedcondense.flower.numbered import Numbered
 from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.rounds import Rounds
-from fedcondense.flower.run_folder import RunFolder, coverage, held_by, judged, plain, refusals
+from fedcondense.flower.run_folder import RunFolder, coverage, judged, plain, records_by_site, refusals
 from fedcondense.flower.run_settings import code_of, comparable, side_of, values_of
 from fedcondense.flower.running import (
     accuracy_of_scores,
@@ -245,7 +245,7 @@ class ServedRun:
             "screened": self.earlier["screened"] + ([] if rounds is None else judged(rounds.screened)),
             "classes": classes,
             "coverage": coverage(joined),
-            "held": {} if rounds is None else held_by(rounds.state.sets, classes),
+            "held": {} if rounds is None else records_by_site(rounds.state.sets, classes),
             "sites": [] if rounds is None else list(rounds.state.sets),
             "sites_evaluated": self.sites_evaluated,
             "ages": {} if rounds is None else ages(rounds.state),

@@ -106,17 +106,22 @@ def _sized(config: NodeConfig, run: Mapping[str, Any]) -> NodeConfig:
     return replace(config, size=config.size or asked)
 
 
-@lru_cache(maxsize=1)
 def _train(config: NodeConfig) -> Data:
-    """Return all that is there to learn from; of a folder of images what a process before this one has decoded."""
+    """Return all that is there to learn from, which nodes of one process share that divide the same."""
+    return _loaded(config.data, config.data_root, config.size, config.skip_broken, config.cache)
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, root: str, size: int, skips: bool, cache: str) -> Data:
+    """Load data; of a folder of images what a process before this one has decoded."""
 
     def load() -> Data:
-        return load_train(config.data, config.data_root or None, config.size or None, config.skip_broken)
+        return load_train(name, root or None, size or None, skips)
 
-    folder = Path(config.data.removeprefix("folder:"))
-    if not config.cache or not config.data.startswith("folder:") or not folder.is_dir():
+    folder = Path(name.removeprefix("folder:"))
+    if not cache or not name.startswith("folder:") or not folder.is_dir():
         return load()
-    kept, key = Kept(Path(config.cache), KEPT_BYTES), _key(folder, [config.size, config.skip_broken])
+    kept, key = Kept(Path(cache), KEPT_BYTES), _key(folder, [size, skips])
     data = kept_data(kept, key)
     if data is None:
         data = load()

@@ -16,9 +16,10 @@ from fedcondense.contract import Parametrization
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import SettingError
 from fedcondense.parametrizations import Pixels
+from fedcondense.sets.by_class import images_by_class
 from fedcondense.sets.coded import put_together
 from fedcondense.sets.parts import Part, Record
-from fedcondense.sets.synthetic import SyntheticSet, images_by_class
+from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = [
     "Mixed",

@@ -6,6 +6,7 @@ was written is read back and run before it is called done.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
@@ -34,7 +35,7 @@ class Deployed(nn.Module):
     """Images as they are decoded to the probability of each class.
 
     Args:
-        saved: The network; it is moved to the CPU.
+        saved: The network; a copy on the CPU is taken.
     """
 
     mean: Tensor
@@ -42,7 +43,7 @@ class Deployed(nn.Module):
 
     def __init__(self, saved: SavedNetwork) -> None:
         super().__init__()
-        self.network = saved.network.cpu().float().eval()
+        self.network = copy.deepcopy(saved.network).cpu().float().eval()
         self.register_buffer("mean", torch.tensor(saved.mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(saved.std, dtype=torch.float32).view(1, -1, 1, 1))
 

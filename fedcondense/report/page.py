@@ -28,8 +28,9 @@ from fedcondense.report.results import (
 from fedcondense.report.rounds import HEADING, lines_of, without_rounds
 from fedcondense.report.served import better_alone, command_of, unmeasured
 from fedcondense.report.units import human_bytes
+from fedcondense.sets.by_class import images_by_class
 from fedcondense.sets.pictures import grid, png
-from fedcondense.sets.synthetic import SyntheticSet, images_by_class
+from fedcondense.sets.synthetic import SyntheticSet
 
 __all__ = ["Client", "headline", "read_result", "read_rows", "said_of", "table", "write_report"]
 

@@ -33,10 +33,10 @@ def unmeasured(result: Mapping[str, Any]) -> list[str]:
     sites, arrived = list_of(result.get("sites")), mapping_of(result.get("coverage"))
     images = sum(n for n in arrived.values() if isinstance(n, int))
     sent = [number_of(mapping_of(one).get("total_up")) for one in list_of(result.get("rounds"))]
-    each = f", {human_bytes(sum(sent))} in all" if sent and all(map(math.isfinite, sent)) else ""
+    up = f", {human_bytes(sum(sent))} in all" if sent and all(map(math.isfinite, sent)) else ""
     many = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
     return [
-        f"{many} sent {images} synthetic images{each}.",
+        f"{many} sent {images} synthetic images{up}.",
         "How good the network is was not measured: give the server data to test on (data), or let nodes say so "
         "(allow-evaluate = true in their configs).",
     ]
@@ -45,8 +45,8 @@ def unmeasured(result: Mapping[str, Any]) -> list[str]:
 def better_alone(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
     """Return in a sentence which sites do better alone than all together; empty: none, or nobody measured it."""
     ours = next((row.accuracy for row in rows if row.is_ours), math.nan)
-    row = mapping_of(mapping_of(result.get("rows")).get("local-only"))
-    accuracies, names = list(map(number_of, list_of(row.get("sites")))), list_of(row.get("names"))
+    alone = next((row for row in map(mapping_of, mapping_of(result.get("rows")).values()) if "sites" in row), {})
+    accuracies, names = map(number_of, list_of(alone.get("sites"))), list_of(alone.get("names"))
     found = sorted(zip(accuracies, names, strict=False), reverse=True, key=lambda one: one[0])
     better = [f"{name} {accuracy:.1f} %" for accuracy, name in found if accuracy > ours]
     if not better:

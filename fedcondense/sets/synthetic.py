@@ -18,14 +18,13 @@ from fedcondense.arguments import device_of
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.files import write_file
-from fedcondense.sets.by_class import images_by_class
 from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
 from fedcondense.sets.recoding import decoders, recode_part
-from fedcondense.sets.viewed import as_tensors, item, shown
+from fedcondense.sets.viewed import as_tensors, labels_of, shown
 
-__all__ = ["Part", "Record", "SyntheticSet", "images_by_class", "to_storage"]
+__all__ = ["Part", "Record", "SyntheticSet", "to_storage"]
 
 
 class SyntheticSet:
@@ -52,7 +51,7 @@ class SyntheticSet:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return an image (C, H, W) in [0, 1] and its label: a place in `classes`, or soft probabilities (K,)."""
-        return item(self, index)
+        return self._pixels.images[index].clone(), self._labels[index].clone()  # past the last an IndexError
 
     def to(self, device: torch.device | str) -> TensorDataset:
         """Return all decoded images and labels on a device, as indexing gives them."""
@@ -64,9 +63,8 @@ class SyntheticSet:
 
     def __repr__(self) -> str:
         made = ", ".join(sorted({part.record.method for part in self.parts}))
-        return (
-            f"SyntheticSet({self.name}, {len(self)} images in {self.nbytes} bytes, {len(self.parts)} part(s), {made})"
-        )
+        size = f"{len(self)} images in {self.nbytes} bytes"
+        return f"SyntheticSet({self.name}, {size}, {len(self.parts)} part(s), {made})"
 
     @property
     def record(self) -> Record:
@@ -285,6 +283,10 @@ class SyntheticSet:
             targets[rows, self._columns(part)] = decoded
             begin += size
         return Batch(images, targets)
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return labels_of(self._pixels.targets)
 
     @cached_property
     def _sizes(self) -> list[int]:

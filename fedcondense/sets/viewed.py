@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,26 +13,19 @@ from torch.utils.data import TensorDataset
 if TYPE_CHECKING:
     from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["as_tensors", "item", "shown"]
+__all__ = ["as_tensors", "labels_of", "shown"]
 
 _MOST = 100  # images of a class in a notebook's picture
 
 
-def item(synthetic: SyntheticSet, index: Any) -> tuple[Tensor, Tensor]:
-    """Return an image (C, H, W) in [0, 1] and its label: a class's number, or where labels are soft probabilities."""
-    images, targets = synthetic.pixels()
-    if index < -len(images) or index >= len(images):
-        raise IndexError(f"image {index} of a set of {len(images)}")
-    return images[index], _labels(targets)[index]
-
-
 def as_tensors(synthetic: SyntheticSet, device: torch.device | str) -> TensorDataset:
-    """Return all images and labels as a data set on a device, as `item` gives them."""
+    """Return all images in [0, 1] and their labels as a data set on a device."""
     images, targets = synthetic.pixels(device)
-    return TensorDataset(images, _labels(targets))
+    return TensorDataset(images, labels_of(targets))
 
 
-def _labels(targets: Tensor) -> Tensor:
+def labels_of(targets: Tensor) -> Tensor:
+    """Return places among the classes, (N,) int64, or where some label is soft the probabilities (N, K)."""
     is_hard = bool((targets.max(1).values == 1).all())
     return targets.argmax(1) if is_hard else targets
 

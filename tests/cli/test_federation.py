@@ -84,3 +84,10 @@ def test_a_missing_extra_names_the_pip_command(cli: Any, tmp_path: Path, monkeyp
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "flwr", None)
     assert "pip install 'fedcondense[flower]'" in cli.refused("federate", "digits", "--output", tmp_path / "run")
+
+
+def test_several_data_are_not_divided(cli: Any, tmp_path: Path) -> None:
+    """What would be left aside is refused, before anything is loaded."""
+    for words in (("--clients", "3"), ("--alpha", "0.1"), ("--partition", "iid")):
+        said = cli.refused("federate", "digits", "other=digits", *words, "--output", tmp_path / "run")
+        assert "2 DATA are a client each, which nothing divides" in said

@@ -12,6 +12,7 @@ from flwr.app import Message
 from fedcondense.flower import Condense
 from fedcondense.flower.client import app
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.ledger import Allowance, Charge, Ledger
 from fedcondense.flower.wire import pack_question
 
 
@@ -149,6 +150,15 @@ class TestRelease:
         assert "to the server alone" in page
         assert "no epsilon and no delta" in page
         assert "<img" not in page
+
+    def test_what_noise_was_spent_is_said_by_the_ledger(self, cli: Any, home: Path) -> None:
+        ledger = Ledger.open(home / "ledger.jsonl", Allowance())
+        ledger.charge("a private task", Charge(nbytes=10, epsilon=0.5))
+        config = f'name="north" data="digits" ledger="{home / "ledger.jsonl"}"'
+        cli.done("node", "release", config, "--output", home / "sheet.html")
+        page = (home / "sheet.html").read_text()
+        assert "epsilon 0.5 in all" in page
+        assert "no epsilon and no delta" not in page
 
     def test_public_data_have_no_sheet_and_other_endings_are_refused(self, cli: Any, home: Path) -> None:
         assert "keeps no log" in cli.refused("node", "release", "max-ipc=5", "--output", home / "sheet.html")

@@ -77,6 +77,22 @@ def test_the_size_that_a_run_said_is_that_of_the_page(cli: Any, tmp_path: Path) 
     assert held["sha256"] in line["reason"]
 
 
+def test_images_that_are_no_squares_are_looked_at_as_they_are(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "site" / "ill").mkdir(parents=True)
+    for k in range(25):
+        noise = np.random.default_rng(k).integers(0, 250, (12, 16)).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "site" / "ill" / f"{k}.png")
+    node = {"data": f"folder:{tmp_path / 'site'}", "ledger": str(tmp_path / "l"), "send": "ask", "review-seconds": 0.0}
+    with task_identity():
+        grid = InProcessGrid(app, ["north"], node_config=node)
+        content = pack_question(Condense(ipc=1, steps=1, network="convnet1-w16"), 1)
+        grid.send_and_receive([Message(content, dst_node_id=100, message_type="query.condense")])
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in {**node, "size": 0}.items())
+    (held,) = cli.done("review", config)["answers"]
+    (shown,) = cli.done("review", config, held["sha256"], "-o", tmp_path / "look.html")["answers"]
+    assert set(shown["nearest"]) == {"ill"}
+
+
 def test_mistakes_are_one_line(cli: Any, config: Path, tmp_path: Path) -> None:
     assert "no answer here starts with 'ffff'" in cli.refused("review", config, "ffff", "--send")
     assert "which answer?" in cli.refused("review", config, "--send")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import fedcondense as fc
 from fedcondense.data.given import as_data
@@ -57,6 +57,17 @@ def test_what_torch_users_hold_becomes_the_same_data(given: Any) -> None:
 def test_classes_keep_their_names_through_a_loader() -> None:
     for given in (Named(), DataLoader(Named(), batch_size=4)):
         assert as_data(given).spec.classes == ("ash", "elm", "oak")
+
+
+def test_a_loader_of_a_part_keeps_the_names_and_of_two_vocabularies_is_refused() -> None:
+    class Other(Named):
+        classes = ("oak", "elm", "ash")
+
+    part = as_data(DataLoader(Subset(Named(), [0, 1, 5])))
+    assert part.spec.classes == ("ash", "elm", "oak")
+    assert part.labels.tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="mean different classes; give the Dataset itself"):
+        as_data(DataLoader(ConcatDataset([Named(), Other()])))
 
 
 def test_a_folder_and_a_name_are_loaded(tmp_path: Path) -> None:

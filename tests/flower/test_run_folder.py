@@ -10,7 +10,7 @@ from fedcondense.data.images import Data
 from fedcondense.errors import OutputError, ResumeError
 from fedcondense.flower.contract import Site, State, Verdict
 from fedcondense.flower.replies import Refusal
-from fedcondense.flower.run_folder import FORMAT, RunFolder, held_by, judged, plain, refusals
+from fedcondense.flower.run_folder import FORMAT, RunFolder, judged, plain, records_by_site, refusals
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_nodes_work(tmp_path: 
 
 
 def test_what_sites_hold_follows_from_the_records_of_their_sets(sets: dict[str, SyntheticSet]) -> None:
-    held = held_by(sets, ["0", "1", "9", "none"])
+    held = records_by_site(sets, ["0", "1", "9", "none"])
     assert held["names"] == list(sets)
     for name, row in zip(held["names"], held["counts"], strict=True):
         record = sets[name].parts[0].record

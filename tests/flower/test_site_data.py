@@ -9,7 +9,9 @@ from flwr.app import Context, RecordDict
 from PIL import Image
 
 from fedcondense.data.images import Data
+from fedcondense.data.loading import load_train
 from fedcondense.errors import SettingError
+from fedcondense.flower import site_data
 from fedcondense.flower.site_data import load_partition
 
 
@@ -87,6 +89,20 @@ class TestOwnData:
             load_partition(context(node | {"size": 32}, {"size": 16}))
         with pytest.raises(SettingError, match="the run's config: size = 1000"):
             load_partition(context(node, {"size": 1000}))
+
+    def test_nodes_that_divide_the_same_load_it_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded: list[str] = []
+
+        def load(name: str, *given: Any) -> Data:
+            loaded.append(name)
+            return load_train(name, *given)
+
+        monkeypatch.setattr(site_data, "load_train", load)
+        node = {"data": "digits", "num-partitions": 3, "partition-by": "iid", "partition-seed": 91}
+        site_data._loaded.cache_clear()
+        for k in range(3):
+            load_partition(context(node | {"partition-id": k}))
+        assert loaded == ["digits"]
 
     def test_a_site_keeps_all_of_them(self, train: Data) -> None:
         assert len(load_partition(context({"data": "digits", "partition-id": 5}))) == len(train)

@@ -74,6 +74,12 @@ def test_a_network_without_a_fixed_graph_is_refused_in_a_line(tmp_path: Path) ->
     assert not (tmp_path / "a.pt2").exists()
 
 
+def test_the_network_that_is_exported_stays_as_it_was(tmp_path: Path) -> None:
+    network = saved().double()
+    export_network(network, tmp_path / "a.pt2")
+    assert {value.dtype for value in network.network.parameters()} == {torch.float64}
+
+
 def test_other_endings_and_files_that_are_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"ends in \.pt2 or \.onnx"):
         export_network(saved(), tmp_path / "a.pt")

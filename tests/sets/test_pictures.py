@@ -12,9 +12,10 @@ from PIL import Image
 
 from fedcondense.errors import SettingError
 from fedcondense.parametrizations.pixels import Pixels
+from fedcondense.sets.by_class import images_by_class
 from fedcondense.sets.parts import Part, Record
 from fedcondense.sets.pictures import grid, png, show_set
-from fedcondense.sets.synthetic import SyntheticSet, images_by_class
+from fedcondense.sets.synthetic import SyntheticSet
 
 
 def make_set(labels: list[int], classes: tuple[str, ...] = ("cat", "dog", "eel")) -> SyntheticSet:

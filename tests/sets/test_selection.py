@@ -14,9 +14,9 @@ from fedcondense.budgets import budget_bytes
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.loading import load_data
 from fedcondense.errors import SettingError
+from fedcondense.sets.by_class import images_by_class
 from fedcondense.sets.forecast import widest_evaluation
 from fedcondense.sets.selection import SELECTIONS, herding, k_center, k_means, random, select
-from fedcondense.sets.synthetic import images_by_class
 
 SPEC = Spec("toy", (1, 8, 8), ("a", "b", "c"), (0.4,), (0.2,))
 WHOLE = [name for name in SELECTIONS if name != "half-resolution"]
