@@ -17,6 +17,7 @@ from fedcondense.cli.terminal import (
     Format,
     Output,
     Plugin,
+    Size,
     Threads,
     columns,
     command,
@@ -54,6 +55,7 @@ def join(
     screens: Annotated[
         str | None, typer.Option(help="What judges sets, by commas: agreement, means, share; or all. Default: nothing.")
     ] = None,
+    size: Size = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     form: Output = Format.text,
@@ -78,7 +80,7 @@ def join(
     read = read_manifest(manifest)
     root = None if data_root is None else str(data_root)
     with _quiet():
-        joined = join_files(output, files, read, screens=screens, data=data, data_root=root)
+        joined = join_files(output, files, read, screens=screens, data=data, data_root=root, size=size)
     for refusal in joined.refused:
         note(f"{refusal.site.name} is left out: {refusal.reason}")
     for name, remark in joined.remarks.items():
@@ -102,7 +104,7 @@ def join(
     lines += [("sites", f"{len(state.sets)} with a set"), ("images", result["images"])]
     emit(result, columns(lines), form)
     wrote = [_report(output)] if joined.taken else []
-    finish(wrote, ["train", output, *typed(data=data, data_root=data_root)] if state.sets else None)
+    finish(wrote, ["train", output, *typed(data=data, size=size, data_root=data_root)] if state.sets else None)
 
 
 @command
@@ -117,6 +119,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(click_type=Whole(1, 10**9), help="Steps of training; default: the usual ones.")
     ] = None,
+    size: Size = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -138,8 +141,9 @@ def train(
     set_up(threads, plugin)
     record = RunFolder(folder).read_result() if RunFolder(folder).holds_run() else {}
     name = data if data is not None else str(record.get("settings", {}).get("data") or "")
-    test = load_data(name, data_root).test.to(device or usual_device()) if name else None
-    how = Trained(seed=seed, seeds=seeds, data=name, **given(network=network, steps=steps))
+    size = int(size or record.get("settings", {}).get("size") or 0)
+    test = load_data(name, data_root, size).test.to(device or usual_device()) if name else None
+    how = Trained(seed=seed, seeds=seeds, data=name, size=size, **given(network=network, steps=steps))
     with _quiet():
         row = train_on_files(folder, how, test)
     result = {key: row.get(key) for key in ("accuracy", "accuracy_std", "per_class", "images", "clients")}

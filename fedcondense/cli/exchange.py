@@ -16,6 +16,7 @@ from fedcondense.cli.terminal import (
     Output,
     Overwrite,
     Plugin,
+    Size,
     columns,
     command,
     emit,
@@ -109,6 +110,7 @@ def export_set(
     ],
     test: Annotated[str | None, typer.Option(help="Data whose test images become the test split.")] = None,
     overwrite: Overwrite = False,
+    size: Size = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     form: Output = Format.text,
@@ -126,9 +128,9 @@ def export_set(
 
     set_up(plugins=plugin)
     synthetic = SyntheticSet.load(file)
-    real = load_data(test, data_root).test if test is not None else None
+    real = load_data(test, data_root, size).test if test is not None else None
     export(synthetic, output, overwrite=overwrite, **given(test=real))
     result = {"output": output, "images": len(synthetic), "test": None if real is None else len(real)}
     lines = [("images", len(synthetic)), ("test images", "none" if real is None else len(real))]
     emit(result, columns(lines), form)
-    finish([output], evaluating(file, synthetic, test, data_root=data_root, plugin=plugin))
+    finish([output], evaluating(file, synthetic, test, size=size, data_root=data_root, plugin=plugin))

@@ -194,7 +194,7 @@ def log(
     head = ("when (UTC)", "asked", "round", "run", "server", "decision", "bytes", "SHA-256", "reason")
     rows: list[tuple[object, ...]] = [head]
     for line in shown:
-        about = (line.when.removesuffix("+00:00"), line.task, line.round, f"{line.run:x}"[:8], line.version)
+        about = (line.when.removesuffix("+00:00"), line.task, line.round, str(line.run), line.version)
         rows.append((*about, line.decision, line.nbytes, line.sha256[:12], line.reason))
     others = [] if shown else [str(other) for other in sorted(path.parent.glob("*.log")) if other != path]
     beside = f"; others are kept for other configs (data, partition-id): {', '.join(others[:5])}" if others else ""

@@ -18,6 +18,8 @@ from fedcondense.cli.terminal import (
     Plugin,
     Precisely,
     Precision,
+    Size,
+    SkipBroken,
     Threads,
     columns,
     command,
@@ -49,6 +51,8 @@ def recode(
     network: Network = None,
     seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that each evaluation trains.")] = 3,
     overwrite: Overwrite = False,
+    size: Size = None,
+    skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -73,10 +77,14 @@ def recode(
     after = before.recode(codec)
     test, was = None, None
     if data is not None:
-        test = load_data(named_data(before, data), data_root).test.to(device_of(device or usual_device()))
+        test = load_data(named_data(before, data), data_root, size, skip_broken).test.to(
+            device_of(device or usual_device())
+        )
         was = measure(before, test, seeds, network)
     plain = SyntheticSet(before.parts)  # as the other one: without an evaluation
-    same = typed(data=data, data_root=data_root, network=network, seeds=seeds, plugin=plugin)
+    same = typed(
+        data=data, size=size, skip_broken=skip_broken, data_root=data_root, network=network, seeds=seeds, plugin=plugin
+    )
     sizes = plain.nbytes, after.nbytes
     saved = save_measured(after, output, test, seeds, network, same)
     result: dict[str, Any] = result_of(saved) | {

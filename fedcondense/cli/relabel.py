@@ -26,6 +26,8 @@ from fedcondense.cli.terminal import (
     Plugin,
     Precisely,
     Precision,
+    Size,
+    SkipBroken,
     Threads,
     command,
     emit,
@@ -70,6 +72,8 @@ def relabel(
     seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     overwrite: Overwrite = False,
+    size: Size = None,
+    skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -92,7 +96,7 @@ def relabel(
     check_output(output, overwrite)
     synthetic = SyntheticSet.load(file)
     place = device_of(device or usual_device())
-    train, test = (split.to(place) for split in load_data(named_data(synthetic, data), data_root))
+    train, test = (split.to(place) for split in load_data(named_data(synthetic, data), data_root, size, skip_broken))
     with reporting("training teachers") as update:
 
         def follow(step: int, steps: int) -> None:

@@ -73,6 +73,11 @@ def load_data(
     if file.name == f"{name}.npz" and file.is_file():
         return _load_npz(file, name, side, CATALOGUE.get(name))
     if name not in CATALOGUE:
+        if (here := Path(name).expanduser()).exists():
+            kind = "folder" if here.is_dir() else "npz"
+            raise DataError(
+                f"no data set is called {name!r}, but a {'folder' if here.is_dir() else 'file'} is: {kind}:{name}"
+            )
         others = "; or folder:<dir>, npz:<file>, or the NAME of a NAME.npz in the data root"
         raise DataError(unknown("data set", name, CATALOGUE) + others)
     return _load_named(name, CATALOGUE[name], top, side)

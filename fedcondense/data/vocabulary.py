@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -153,11 +154,13 @@ def by_name(data: Data, classes: tuple[str, ...]) -> Data:
 
 
 def warn_of_alike(classes: Sequence[str], title: str) -> None:
-    """Say which class names of one data set differ by case, spaces or Unicode form alone; letters may."""
+    """Say which class names of one data set differ by case, spaces, hyphens or Unicode form alone; letters may."""
     seen: dict[str, str] = {}
     pairs = [f"{seen[k]!r} and {name!r}" for name in classes if seen.setdefault(k := _spelling(name), name) != name]
     if pairs:
-        _LOG.warning("%s: classes that differ by case, spaces or Unicode form alone stay two: %s", title, first(pairs))
+        _LOG.warning(
+            "%s: classes that differ by case, spaces, hyphens or Unicode form alone stay two: %s", title, first(pairs)
+        )
 
 
 def tell_of_lacking(train: Data, test: Data) -> None:
@@ -174,8 +177,8 @@ def _place(name: str, place: Mapping[str, int], title: str) -> int:
     alike = next((other for other in place if _spelling(other) == _spelling(name)), None)
     if alike is not None:
         raise DataError(
-            f"{title}: class {name!r} differs from {alike!r} by case, spaces or Unicode form alone; rename one, or "
-            "give classes that hold both"
+            f"{title}: class {name!r} differs from {alike!r} by case, spaces, hyphens or Unicode form alone; rename "
+            "one, or give classes that hold both"
         )
     raise DataError(
         f"{title}: class {name!r} is none of the classes that are known ({first(place)}); rename it, leave its images "
@@ -191,14 +194,15 @@ def refuse_alike(named: Sequence[Names], title: str) -> None:
     for same in (sorted(names) for names in spelled.values() if len(names) > 1):
         if not any(set(same) <= set(names.values()) for names in named):
             raise DataError(
-                f"{title}: joined data sets call classes {same[0]!r} and {same[1]!r}, which differ by case, spaces or "
-                "Unicode form alone; rename one, or give classes that hold both"
+                f"{title}: joined data sets call classes {same[0]!r} and {same[1]!r}, which differ by case, spaces, "
+                "hyphens or Unicode form alone; rename one, or give classes that hold both"
             )
 
 
 def _spelling(name: str) -> str:
-    """Return what two names share that differ by case, spaces or Unicode form alone."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """Return what two names share that differ by case, spaces, hyphens or Unicode form alone."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_-]+", "", plain) or plain
 
 
 def _is_mapped(dataset: Any) -> bool:

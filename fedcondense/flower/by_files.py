@@ -40,6 +40,7 @@ def join(
     *,
     screens: str | None = None,
     data: str | None = None,
+    size: int | None = None,
     data_root: str | None = None,
 ) -> Joined:
     """Take files of sites into a run's folder; what cannot be used is named, and the others go on.
@@ -50,6 +51,7 @@ def join(
         manifest: Whose each is.
         screens: As in `FilesRun.open`.
         data: As there.
+        size: As there.
         data_root: As there.
 
     Raises:
@@ -60,7 +62,7 @@ def join(
         ResumeError: What it holds is damaged.
     """
     with hold(path, is_folder=True):
-        run = FilesRun.open(path, screens, data, data_root)
+        run = FilesRun.open(path, {"screens": screens, "data": data, "size": size}, data_root)
         post = _Post(manifest, run)
         for file in files:
             post.open(file)

@@ -87,6 +87,7 @@ class Trained(NamedTuple):
     seeds: int = 3  # networks that are measured, from `seed` on; the first is kept
     steps: int = Fit.steps  # of training
     data: str = ""  # what they are tested on; empty: nothing
+    size: int = 0  # pixels a side that these are brought to; 0: they stay
 
 
 @dataclass
@@ -107,8 +108,7 @@ class FilesRun:
     def open(
         cls,
         path: Path,
-        screens: str | None = None,
-        data: str | None = None,
+        asked: Mapping[str, str | int | None] = {},
         data_root: str | None = None,
         forgetting: str = "",
     ) -> FilesRun:
@@ -116,9 +116,9 @@ class FilesRun:
 
         Args:
             path: The folder.
-            screens: Names in `SCREENS`; None: those that the run has.
-            data: A data set whose shape and classes sets must have; empty: any will do; None: as the run has it.
-            data_root: Where that lies.
+            asked: ``screens``, names in `SCREENS`; ``data``, a data set whose shape and classes sets must have (empty:
+                any will do); ``size``, which that is brought to. What is None or missing is as the run has it.
+            data_root: Where the data lie.
             forgetting: A site of which what is left is to be removed.
 
         Raises:
@@ -126,23 +126,22 @@ class FilesRun:
             OutputError: The folder holds something else, or cannot be written.
             ResumeError: What it holds is damaged, or a site is half forgotten.
         """
-        folder = RunFolder(path)
+        folder, given = RunFolder(path), {name: value for name, value in asked.items() if value is not None}
         if folder.holds_run():
             record = folder.read_result()
         else:
             folder.check_free()
-            record = {"settings": {"strategy": BY_FILES, "data": data or "", "screens": screens or ""}}
+            record = {"settings": {"strategy": BY_FILES, "data": "", "screens": "", "size": 0, **given}}
         settings = record.get("settings", {})
         if settings.get("strategy") != BY_FILES:
             raise SettingError(f"{path} holds a run that is no federation by files; give a folder of its own")
         if (site := record.get("forgetting", {}).get("site", forgetting)) != forgetting:
             raise ResumeError(f"{path}: {site} is being forgotten; finish that: fedcondense forget {site} {path}")
-        for name, now in (("data", data), ("screens", screens)):
-            if now is not None and now != settings[name]:
-                raise SettingError(
-                    f"{name} {now!r}; {path} has {settings[name]!r}: leave it out, or begin another folder"
-                )
-        spec = load_data(settings["data"], data_root).test.spec if settings["data"] else None
+        for name, now in given.items():
+            if now != (was := settings.get(name, 0)):
+                raise SettingError(f"{name} {now!r}; {path} has {was!r}: leave it out, or begin another folder")
+        name, size = settings["data"], settings.get("size")
+        spec = load_data(name, data_root, size).test.spec if name else None
         rounds = FileRounds(ReplyLimits() if spec is None else ReplyLimits.of(spec), screen_of(settings["screens"]))
         rounds.state = folder.read_state()
         return cls(folder, record, rounds)

@@ -78,7 +78,7 @@ def forget(path: Path, site: str, *, test: Data | None = None, data_root: str | 
     if trained and done.round:
         how = Trained(**trained)
         try:
-            train(path, how, test or (load_data(how.data, data_root).test if how.data else None))
+            train(path, how, test or (load_data(how.data, data_root, how.size).test if how.data else None))
         except FedcondenseError as error:  # the site is gone all the same
             return done._replace(left=f"its network is not trained anew ({error}): fedcondense train {path}")
     return done

@@ -24,11 +24,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # as Pillow turns col
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
     """Return the image files among paths and in folders, at any depth, in the order of their names.
 
+    Folders may be named as data sets are, ``folder:DIR``.
+
     Raises:
         DataError: A path is not there, or there are no images.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in (Path(str(given).removeprefix("folder:")) for given in paths):
         if path.is_dir():
             inner = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in readable())
             found += [file for file in inner if not any(map(is_hidden, file.relative_to(path).parts))]

@@ -344,6 +344,12 @@ class TestNames:
         with pytest.raises(DataError, match=r"no data set is called 'mnits'; did you mean 'mnist'\?.*folder:<dir>"):
             load_data("mnits")
 
+    def test_a_path_is_said_to_be_one(self, tmp_path: Path) -> None:
+        (file := tmp_path / "x.npz").touch()
+        for path, kind in ((tmp_path, "folder"), (file, "npz")):
+            with pytest.raises(DataError, match=f"no data set is called '{path}', but a .* is: {kind}:{path}"):
+                load_data(str(path))
+
     @pytest.mark.parametrize("name", ["folder:", "npz:"])
     def test_a_kind_without_a_path_is_refused(self, name: str) -> None:
         with pytest.raises(SettingError, match=f"'{name}' has no path; needed: {name}<"):

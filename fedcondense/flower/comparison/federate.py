@@ -14,6 +14,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Own, precision_of
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data
+from fedcondense.data.layouts import first
 from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError
 from fedcondense.files import hold
@@ -41,6 +42,14 @@ from fedcondense.training.scores import score
 __all__ = ["FEDAVG_GRID", "Measured", "Output", "federate"]
 
 _LOG = logging.getLogger(__name__)
+_FOLLOWS = (
+    "fingerprint",
+    "test",
+    "indices",
+    "partition",
+    "description of the data",
+    "code of the methods",
+)  # from other settings
 
 FEDAVG_GRID = (LocalTraining(0.02), LocalTraining(0.05), LocalTraining(0.1), LocalTraining(0.05, epochs=5))
 """What averaging strategies are tuned over; each row takes the best of the grid for its rounds, on the test data."""
@@ -167,6 +176,7 @@ class _Comparison:
         result.settings = {
             "data": bench.train.spec.name,
             "fingerprint": bench.train.fingerprint,
+            "shape": list(bench.train.spec.shape),
             "test": bench.test.fingerprint,
             "indices": fingerprint(bench.partition),
             "precision": precision_of(bench.train.device.type),
@@ -277,7 +287,9 @@ class _Comparison:
             raise ResumeError(f"{path} is damaged ({error}); delete it to start over") from None
         differs = sorted(key for key in {*given, *held} if given.get(key) != held.get(key))
         if differs:
-            raise ResumeError(f"{path} is of another run: {', '.join(differs)} differ; use another output folder")
+            plain = [key for key in differs if key not in _FOLLOWS] or differs
+            told = first([f"{key} ({str(held.get(key))[:40]} there, {str(given.get(key))[:40]} now)" for key in plain])
+            raise ResumeError(f"{path} is of another run: {told}; give what it was made with, or another output folder")
         self.result.rows, self.result.refused, self.result.coverage = rows, refused, coverage
         self.result.sites = list(before.get("sites", []))
         for row in self.rows:
