@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedcondense.data.partitions import Partition, partition
     from fedcondense.data.sites import load_sites
     from fedcondense.errors import FedcondenseError
+    from fedcondense.loggers import LOGGERS, Logger, logged
     from fedcondense.networks import NETWORKS
     from fedcondense.networks.saved import load_network
     from fedcondense.objectives import OBJECTIVES
@@ -48,6 +49,8 @@ _HOMES = {
     "FedcondenseError": "errors",
     "Fit": "training.fit",
     "Limits": "sets.format",
+    "LOGGERS": "loggers",
+    "Logger": "loggers",
     "NETWORKS": "networks",
     "OBJECTIVES": "objectives",
     "PARAMETRIZATIONS": "parametrizations",
@@ -67,6 +70,7 @@ _HOMES = {
     "load_network": "networks.saved",
     "load_set": "sets.zoo",
     "load_sites": "data.sites",
+    "logged": "loggers",
     "partition": "data.partitions",
     "plan": "condensing",
     "ready_sets": "sets.zoo",
@@ -77,6 +81,7 @@ _HOMES = {
 
 __all__ = [
     "CODECS",
+    "LOGGERS",
     "NETWORKS",
     "OBJECTIVES",
     "PARAMETRIZATIONS",
@@ -89,6 +94,7 @@ __all__ = [
     "FedcondenseError",
     "Fit",
     "Limits",
+    "Logger",
     "Partition",
     "Plan",
     "Progress",
@@ -103,6 +109,7 @@ __all__ = [
     "load_network",
     "load_set",
     "load_sites",
+    "logged",
     "partition",
     "plan",
     "ready_sets",

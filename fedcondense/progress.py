@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-__all__ = ["Report", "clock", "counted", "reporting", "still_working"]
+__all__ = ["Report", "clock", "counted", "reporting", "still_working", "where"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -154,6 +154,12 @@ def still_working() -> None:
     report = _OUTERMOST.get()
     if report is not None:
         report.say(time.monotonic(), ", ".join(filter(None, (report.detail, *report.inside))))
+
+
+def where() -> list[str]:
+    """Return what is being done, the outermost first; empty: nothing that takes long."""
+    report = _OUTERMOST.get()
+    return [] if report is None else [report.label, *report.inside]
 
 
 class _Shown(Protocol):

@@ -30,7 +30,7 @@ from fedcondense.networks.saved import NetworkCard, save_network
 
 ROOT = Path(__file__).parents[1]
 OBJECTIVE = ROOT / "docs" / "own-objective.md"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md")), OBJECTIVE]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md")), OBJECTIVE, ROOT / "docs" / "trackers.md"]
 
 SMALLER = {  # text by text, in every block; each must occur somewhere
     '"fashion-mnist", root="data"': '"digits"',
@@ -58,6 +58,8 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
 }
 
 BLOCKS_NOT_RUN = {  # by a text that the block holds
+    "import wandb": "a service; tried offline by hand, as is the other",
+    "import mlflow": "as above",
     "simulate(make_server_app": "tests/flower/test_processes.py runs the same apps on Ray",
 }
 

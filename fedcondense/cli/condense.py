@@ -28,6 +28,7 @@ from fedcondense.cli.terminal import (
     DataRoot,
     Device,
     Format,
+    Log,
     Output,
     Overwrite,
     Plugin,
@@ -49,6 +50,7 @@ from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Number, Whole
 from fedcondense.errors import DataError, DivergenceError, OutputError, SettingError, look_up
 from fedcondense.files import hold
+from fedcondense.loggers import logged
 from fedcondense.machine import usual_device
 from fedcondense.progress import reporting
 
@@ -98,6 +100,7 @@ def condense(
     overwrite: Overwrite = False,
     size: Size = None,
     skip_broken: SkipBroken = False,
+    log: Log = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -145,7 +148,7 @@ def condense(
     train, test = (split.to(place) for split in load_data(name, data_root, size, skip_broken))
     if not (len(test) or no_evaluate):
         raise DataError(f"{name} has no test part to measure on; pass --no-evaluate, and test it on real data later")
-    with hold(output), _kept(checkpoint, output):
+    with hold(output), _kept(checkpoint, output), logged(log):
         if method is not None:
             synthetic = select(train, method=method, seed=seed, **amount)
         else:

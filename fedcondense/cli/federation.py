@@ -14,6 +14,7 @@ from fedcondense.cli.terminal import (
     DataRoot,
     Device,
     Format,
+    Log,
     Output,
     Plugin,
     Precisely,
@@ -34,6 +35,7 @@ from fedcondense.cli.terminal import (
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import DataError, OutputError, SettingError
+from fedcondense.loggers import logged
 from fedcondense.machine import usual_device
 from fedcondense.progress import reporting
 
@@ -105,6 +107,7 @@ def federate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")] = False,
     size: Size = None,
     skip_broken: SkipBroken = False,
+    log: Log = None,
     data_root: DataRoot = None,
     plugin: Plugin = None,
     device: Device = None,
@@ -168,7 +171,7 @@ def federate(
     chosen = given(
         rows=None if rows is None else [row.strip() for row in rows.split(",") if row.strip()], min_records=min_records
     )
-    with reporting("federation") as update:
+    with logged(log), reporting("federation") as update:
 
         def follow(now: FederationProgress) -> None:
             update(now.done, now.detail, now.row)

@@ -53,6 +53,9 @@ Size = Annotated[
 SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="Leave images of a folder out that cannot be read, and name them.")
 ]
+Log = Annotated[
+    str | None, typer.Option(help="Where numbers go meanwhile: jsonl:FILE, tensorboard:DIR, or one that a plugin adds.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
 Threads = Annotated[
     int | None,

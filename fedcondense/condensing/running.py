@@ -20,6 +20,7 @@ from fedcondense.condensing.starts import Start
 from fedcondense.contract import NetworkSource, Objective, Parametrization, Recipe
 from fedcondense.deadline import OutOfTime, stop_at
 from fedcondense.errors import DivergenceError, SettingError
+from fedcondense.loggers import log_numbers
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives import DEFAULT_OBJECTIVE
 from fedcondense.progress import reporting
@@ -198,6 +199,7 @@ def _run(
             if progress is not None:
                 remaining = seconds / (loop.done - first) * (steps - loop.done)
                 progress(Progress(loop.done, steps, value, seconds, remaining))
+            log_numbers(loop.done, {"loss": value})
             report(loop.done / steps, f"step {loop.done} of {steps}, loss {value:.4g}")
             if checkpoint is not None and checkpoint.is_due():
                 checkpoint.write(loop.configuration, loop.state_dict())

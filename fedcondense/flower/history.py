@@ -10,6 +10,7 @@ far, in bytes.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +19,11 @@ from typing import Any, ParamSpec, TypeVar
 from fedcondense.flower.contract import Answer
 from fedcondense.flower.replies import Mailbox, Refusal
 from fedcondense.flower.serialised import bytes_of_each
+from fedcondense.loggers import log_numbers
 
-__all__ = ["Tally", "accuracy_in", "line_of"]
+__all__ = ["Tally", "accuracy_in", "line_of", "tell"]
+
+_LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,6 +102,12 @@ class Tally:
 def accuracy_in(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Return what an entry takes of what was measured after a round."""
     return {name: round(float(metrics[name]), 3) for name in ("accuracy", "seen") if metrics and name in metrics}
+
+
+def tell(entry: Mapping[str, Any]) -> None:
+    """Write a round's line to the log, and its numbers to the logger that is open."""
+    _LOG.info(line_of(entry))
+    log_numbers(entry["round"], {name: value for name, value in entry.items() if name != "round"})
 
 
 def line_of(entry: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from fedcondense.flower.asking import Asked, Asking, collect, connected, questio
 from fedcondense.flower.books import booked, check_enough, check_finite, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.evaluating import Evaluate
-from fedcondense.flower.history import Tally, accuracy_in, line_of
+from fedcondense.flower.history import Tally, accuracy_in, tell
 from fedcondense.flower.inbox import Inbox, log_odd
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent, kind_of
@@ -162,7 +162,7 @@ class Rounds(Strategy):
             if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluated
                 self.history[-1] |= accuracy_in(evaluated)
-            _LOG.info(line_of(self.history[-1]))
+            tell(self.history[-1])
             self.keep(self)
         return result
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["code_of", "comparable", "side_of", "values_of"]
 
 _FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
-_FREE |= {"fraction-evaluate", "min-evaluate-nodes"}
+_FREE |= {"fraction-evaluate", "min-evaluate-nodes", "log"}
 
 
 def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None) -> str:

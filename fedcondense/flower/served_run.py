@@ -19,7 +19,7 @@ from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.books import ages
 from fedcondense.flower.checked_grid import CheckedGrid, settled
 from fedcondense.flower.contract import State
-from fedcondense.flower.history import accuracy_in, line_of
+from fedcondense.flower.history import accuracy_in, tell
 from fedcondense.flower.numbered import Numbered
 from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
@@ -120,7 +120,7 @@ class ServedRun:
             if self.numbered is not None:
                 self.rounds[-1] |= accuracy_in(metrics)
                 if isinstance(grid, CheckedGrid):
-                    _LOG.info(line_of(self.rounds[-1]))
+                    tell(self.rounds[-1])
                 self._keep_weights(server_round, arrays, self.numbered)
                 kept.forget()
             return metrics

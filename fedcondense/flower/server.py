@@ -22,6 +22,7 @@ from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.served_run import ServedRun
 from fedcondense.flower.settings import number, place, read_all
 from fedcondense.flower.strategies import STRATEGIES, Entry
+from fedcondense.loggers import logged
 from fedcondense.progress import reporting
 
 __all__ = ["ServerSettings", "app", "make_server_app"]
@@ -60,6 +61,7 @@ class ServerSettings:
             they keep apart; negative: all where the server has no data, else none.
         min_evaluate_nodes: How many of them are asked at least.
         keep_apart: Share of each class that nodes which hold public data keep apart; others say so themselves.
+        log: Where each round's numbers go, such as ``tensorboard:/DIR`` (`fedcondense.loggers`); empty: nowhere.
     """
 
     strategy: str = "one-shot"
@@ -85,6 +87,7 @@ class ServerSettings:
     fraction_evaluate: float = number(-1.0, -1, 1)
     min_evaluate_nodes: int = number(2, 0)
     keep_apart: float = number(0.0, 0, 1)
+    log: str = ""
 
     @property
     def asked(self) -> Asked:
@@ -163,7 +166,7 @@ def make_server_app(
                 folder.check_free()
             run = ServedRun(folder, asked, before)
             try:
-                with reporting(run.name, bar=False, log=_LOG):
+                with reporting(run.name, bar=False, log=_LOG), logged(str(asked.get("log", ""))):
                     result = run(KeepingGrid(grid, folder.arrived), test, *read_settings(asked))
             except ResumeError:
                 raise  # what is there stays as it is

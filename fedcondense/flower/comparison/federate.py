@@ -32,6 +32,7 @@ from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.identity import identity
+from fedcondense.loggers import log_numbers
 from fedcondense.networks import default_network, network_kinds
 from fedcondense.networks.saved import FILE, NetworkCard, load_network, save_network
 from fedcondense.progress import reporting
@@ -199,6 +200,7 @@ class _Comparison:
                 seconds = round(time.perf_counter() - began, 2)
                 result.rows[row.name] = {"seconds": seconds, **found, "about": row.about, "code": identity(row.entry)}
                 bench.progress(FederationProgress(row.name, "done", 1.0))
+                log_numbers(row.rounds, result.rows[row.name])
                 self._write_result()
         names = dict.fromkeys([*(row.name for row in self.rows), *result.rows])
         result.rows = {name: result.rows[name] for name in names}
