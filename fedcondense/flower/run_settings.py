@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data
+from fedcondense.data.layouts import first
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.screens import screen_of
 from fedcondense.flower.strategies import Entry, ServerSide
@@ -17,7 +18,7 @@ from fedcondense.training.evaluation import train_on
 if TYPE_CHECKING:
     from fedcondense.flower.server import ServerSettings
 
-__all__ = ["code_of", "comparable", "side_of", "values_of"]
+__all__ = ["code_of", "comparable", "differences", "side_of", "values_of"]
 
 _FREE = {"resume", "output", "wait", "timeout", "grace", "min-replies", "min-available-nodes", "num-rounds"}
 _FREE |= {"fraction-evaluate", "min-evaluate-nodes", "log"}
@@ -31,6 +32,19 @@ def code_of(settings: ServerSettings, own: Any, entry: Entry, test: Data | None)
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a resumed run must share: whom it waits for, and who evaluates, it may choose anew."""
     return {name: value for name, value in settings.items() if name not in _FREE}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], derived: Collection[str] = ()) -> str:
+    """Say which settings of a run are not those of another, and what they are there and here; empty: none.
+
+    Args:
+        before: Of the run that a folder holds.
+        now: What was asked for.
+        derived: Names of what follows from other settings, told only where nothing else differs.
+    """
+    differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    told = [name for name in differ if name not in derived] or differ
+    return first([f"{name} ({before.get(name)!s:.40} there, {now.get(name)!s:.40} now)" for name in told])
 
 
 def values_of(side: ServerSide) -> dict[str, Any]:

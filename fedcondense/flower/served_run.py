@@ -25,7 +25,7 @@ from fedcondense.flower.optimizer_state import held, hold
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.run_folder import RunFolder, coverage, judged, plain, records_by_site, refusals
-from fedcondense.flower.run_settings import code_of, comparable, side_of, values_of
+from fedcondense.flower.run_settings import code_of, comparable, differences, side_of, values_of
 from fedcondense.flower.running import (
     accuracy_of_scores,
     accuracy_of_weights,
@@ -153,10 +153,9 @@ class ServedRun:
             raise ResumeError(f"{self.folder.path}: a site is being forgotten; finish that first: {again}")
         now = {**comparable(self.asked), "code": self.code}
         then = {**comparable(before.get("settings", {})), "code": before.get("code", self.code)}
-        if differs := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
+        if told := differences(then, now, ["code"]):
             raise ResumeError(
-                f"{self.folder.path} is of another run: {', '.join(differs)} differ; resume with the settings it had, "
-                "or give another output"
+                f"{self.folder.path} is of another run: {told}; resume with the settings it had, or give another output"
             )
         state = self.folder.read_state()
         self.rounds = [one for one in before.get("rounds", []) if one["round"] <= state.round]

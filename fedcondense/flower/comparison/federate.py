@@ -14,7 +14,6 @@ from fedcondense.ambient import in_own_state
 from fedcondense.condensing import Own, precision_of
 from fedcondense.condensing.meaning import meaning
 from fedcondense.data import Data
-from fedcondense.data.layouts import first
 from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError
 from fedcondense.files import hold
@@ -27,6 +26,7 @@ from fedcondense.flower.contract import Node
 from fedcondense.flower.hosts.inprocess import log_from
 from fedcondense.flower.rounds import AggregationError, Rounds
 from fedcondense.flower.run_folder import RunFolder, refusals
+from fedcondense.flower.run_settings import differences
 from fedcondense.flower.settings import check, said
 from fedcondense.flower.strategies.averaging import LocalTraining
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
@@ -43,14 +43,7 @@ from fedcondense.training.scores import score
 __all__ = ["FEDAVG_GRID", "Measured", "Output", "federate"]
 
 _LOG = logging.getLogger(__name__)
-_FOLLOWS = (
-    "fingerprint",
-    "test",
-    "indices",
-    "partition",
-    "description of the data",
-    "code of the methods",
-)  # from other settings
+_DERIVED = ("code of the methods", "description of the data", "fingerprint", "indices", "partition", "test")
 
 FEDAVG_GRID = (LocalTraining(0.02), LocalTraining(0.05), LocalTraining(0.1), LocalTraining(0.05, epochs=5))
 """What averaging strategies are tuned over; each row takes the best of the grid for its rounds, on the test data."""
@@ -218,9 +211,9 @@ class _Comparison:
         return ran.row
 
     def _keep(self, row: Row, ran: Ran, strategy: Rounds) -> None:
-        joined, sets, spec = ran.joined, strategy.state.sets, self.bench.test.spec
-        if joined is None:
+        if (joined := ran.joined) is None:
             return
+        sets, spec = strategy.state.sets, self.bench.test.spec
         self.result.joined, self.result.sites = joined, list(sets)
         self.result.coverage = dict(zip(joined.classes, joined.counts().tolist(), strict=True))
         if self.folder is None:
@@ -229,8 +222,7 @@ class _Comparison:
         card = NetworkCard(self.bench.network, spec.classes, spec.shape, spec.mean, spec.std, row.strategy)
         state = dict(ran.arrays.to_torch_state_dict())
         self.result.paths.append(save_network(self.folder.path / FILE, state, card, overwrite=True))
-        saved = load_network(self.folder.path).to(self.bench.test.device)
-        ran.row["scores"] = score(saved, self.bench.test).to_dict()
+        ran.row["scores"] = score(load_network(self.folder.path).to(self.bench.test.device), self.bench.test).to_dict()
 
     def _averaged(self, row: Row) -> dict[str, Any]:
         """Take the best of the grid after so many rounds; all rows of a strategy share its runs."""
@@ -245,8 +237,8 @@ class _Comparison:
                 self.bench.progress(FederationProgress(f"{row.strategy}-{wanted[-1]}", where, share))
 
             if (row.strategy, k) not in self.averaged:
-                name = f"{row.strategy}-{k}.safetensors"
-                kept = None if self.bench.work is None else Kept(self.bench.work / name, self.resume)
+                work = self.bench.work
+                kept = None if work is None else Kept(work / f"{row.strategy}-{k}.safetensors", self.resume)
                 try:
                     self.averaged[row.strategy, k] = fedavg(
                         self.bench,
@@ -287,10 +279,7 @@ class _Comparison:
             rows, refused, coverage = dict(before["rows"]), list(before["refused"]), dict(before["coverage"])
         except (KeyError, TypeError) as error:
             raise ResumeError(f"{path} is damaged ({error}); delete it to start over") from None
-        differs = sorted(key for key in {*given, *held} if given.get(key) != held.get(key))
-        if differs:
-            plain = [key for key in differs if key not in _FOLLOWS] or differs
-            told = first([f"{key} ({str(held.get(key))[:40]} there, {str(given.get(key))[:40]} now)" for key in plain])
+        if told := differences(held, given, _DERIVED):
             raise ResumeError(f"{path} is of another run: {told}; give what it was made with, or another output folder")
         self.result.rows, self.result.refused, self.result.coverage = rows, refused, coverage
         self.result.sites = list(before.get("sites", []))
@@ -307,6 +296,8 @@ class _Comparison:
             self.result.paths = [*sets, joined, self.folder.path / "weights.safetensors"]
 
     def _write_result(self) -> None:
-        if self.folder is not None:
-            path = self.folder.write_result(self.result.to_dict())
-            self.result.paths = list(dict.fromkeys([*self.result.paths, path]))
+        if (
+            self.folder is not None
+            and (path := self.folder.write_result(self.result.to_dict())) not in self.result.paths
+        ):
+            self.result.paths.append(path)
