@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from fedcondense.flower.comparison.averaging import fedavg as fedavg
     from fedcondense.flower.comparison.bench import Bench as Bench
     from fedcondense.flower.comparison.federate import Measured as Measured
-    from fedcondense.flower.comparison.federate import Output as Output
     from fedcondense.flower.comparison.federate import federate as federate
     from fedcondense.flower.comparison.result import FederationResult as FederationResult
+    from fedcondense.flower.comparison.result import Output as Output
     from fedcondense.flower.comparison.rows import ROWS as ROWS
     from fedcondense.flower.contract import Answer as Answer
     from fedcondense.flower.contract import Job as Job
@@ -71,7 +71,7 @@ _HOMES = {
     "Metrics": "payloads",
     "Node": "contract",
     "OneShot": "strategies.one_shot",
-    "Output": "comparison.federate",
+    "Output": "comparison.result",
     "ROWS": "comparison.rows",
     "ReplyLimits": "replies",
     "Rounds": "rounds",

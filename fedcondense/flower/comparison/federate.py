@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fedcondense.ambient import in_own_state
@@ -20,7 +19,7 @@ from fedcondense.files import hold
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
 from fedcondense.flower.comparison.bench import Bench
-from fedcondense.flower.comparison.result import FederationProgress, FederationResult
+from fedcondense.flower.comparison.result import FederationProgress, FederationResult, Output
 from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
 from fedcondense.flower.contract import Node
 from fedcondense.flower.hosts.inprocess import log_from
@@ -40,7 +39,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit
 from fedcondense.training.scores import score
 
-__all__ = ["FEDAVG_GRID", "Measured", "Output", "federate"]
+__all__ = ["FEDAVG_GRID", "Measured", "federate"]
 
 _LOG = logging.getLogger(__name__)
 _DERIVED = ("code of the methods", "description of the data", "fingerprint", "indices", "partition", "test")
@@ -62,22 +61,6 @@ class Measured:
     recipe: Fit = Fit()
     seeds: tuple[int, ...] = (0, 1, 2)
     fedavg_grid: tuple[LocalTraining, ...] = FEDAVG_GRID
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a comparison is written, and what becomes of a run that is there.
-
-    Args:
-        path: A folder (`fedcondense.flower.run_folder`).
-        resume: Go on with what it holds; finished rows, sets and rounds are not run again, and all finished rows are in
-            the result.
-        overwrite: Delete the run that it holds, once the client with the most data could start on what is asked.
-    """
-
-    path: Path
-    resume: bool = False
-    overwrite: bool = False
 
 
 @in_own_state
@@ -296,8 +279,6 @@ class _Comparison:
             self.result.paths = [*sets, joined, self.folder.path / "weights.safetensors"]
 
     def _write_result(self) -> None:
-        if (
-            self.folder is not None
-            and (path := self.folder.write_result(self.result.to_dict())) not in self.result.paths
-        ):
-            self.result.paths.append(path)
+        if self.folder is not None:
+            path = self.folder.write_result(self.result.to_dict())
+            self.result.paths = list(dict.fromkeys([*self.result.paths, path]))

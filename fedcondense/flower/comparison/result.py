@@ -1,4 +1,4 @@
-"""What a comparison measured: the rows, and everything that a report needs beside them."""
+"""What a comparison measured: the rows, and everything that a report needs beside them; and where that is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["FederationProgress", "FederationResult"]
+__all__ = ["FederationProgress", "FederationResult", "Output"]
 
 
 class FederationProgress(NamedTuple):
@@ -17,6 +17,22 @@ class FederationProgress(NamedTuple):
     row: str  # the row that is computed
     detail: str  # such as "client 3 of 10, step 120 of 800, loss 0.31"
     done: float  # of the row, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a comparison is written, and what becomes of a run that is there.
+
+    Args:
+        path: A folder (`fedcondense.flower.run_folder`).
+        resume: Go on with what it holds; finished rows, sets and rounds are not run again, and all finished rows are in
+            the result.
+        overwrite: Delete the run that it holds, once the client with the most data could start on what is asked.
+    """
+
+    path: Path
+    resume: bool = False
+    overwrite: bool = False
 
 
 @dataclass

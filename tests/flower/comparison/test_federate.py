@@ -17,8 +17,8 @@ import torch
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition, partition
 from fedcondense.errors import OutputError, ResumeError, SettingError
-from fedcondense.flower.comparison.federate import Measured, Output, federate
-from fedcondense.flower.comparison.result import FederationProgress, FederationResult
+from fedcondense.flower.comparison.federate import Measured, federate
+from fedcondense.flower.comparison.result import FederationProgress, FederationResult, Output
 from fedcondense.flower.comparison.rows import ROWS
 from fedcondense.flower.rounds import AggregationError
 from fedcondense.flower.run_folder import RunFolder
