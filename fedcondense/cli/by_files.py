@@ -115,9 +115,9 @@ def train(
     ] = None,
     network: Network = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that are measured; one is kept.")] = 3,
+    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that are measured; one is kept.")] = 3,
     steps: Annotated[
-        int | None, typer.Option(click_type=Whole(1, 10**9), help="Steps of training; default: the usual ones.")
+        int | None, typer.Option(parser=Whole(1, 10**9), help="Steps of training; default: the usual ones.")
     ] = None,
     size: Size = None,
     data_root: DataRoot = None,

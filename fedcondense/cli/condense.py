@@ -91,11 +91,11 @@ def condense(
         Path | None, typer.Option(help="Folder that keeps the experts of mtt and tesla, for later runs as well.")
     ] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
+    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
     checkpoint_every: Annotated[
-        float, typer.Option(click_type=Number(most=1e7), help="Seconds between two checkpoints, at least.")
+        float, typer.Option(parser=Number(most=1e7), help="Seconds between two checkpoints, at least.")
     ] = 5.0,
     overwrite: Overwrite = False,
     size: Size = None,

@@ -53,7 +53,7 @@ def evaluate(
     network: Network = None,
     seeds: Annotated[
         int | None,
-        typer.Option(click_type=Whole(1, 1000), help="How many networks are trained, from seed 0 on; else 3."),
+        typer.Option(parser=Whole(1, 1000), help="How many networks are trained, from seed 0 on; else 3."),
     ] = None,
     size: Size = None,
     skip_broken: SkipBroken = False,

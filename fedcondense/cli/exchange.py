@@ -71,7 +71,7 @@ def import_set(
     data: Annotated[str, typer.Option(help="What the images stand for, such as cifar10: class names, mean and std.")],
     labels: Annotated[Path | None, typer.Argument(metavar="[LABELS]")] = None,
     unit: Annotated[bool, typer.Option("--unit", help="The values are in [0, 1], not normalised.")] = False,
-    experiment: Annotated[int, typer.Option(click_type=Whole(), help="Which of the sets in one file, from 0 on.")] = 0,
+    experiment: Annotated[int, typer.Option(parser=Whole(), help="Which of the sets in one file, from 0 on.")] = 0,
     method: Annotated[str, typer.Option(help="What the set's record calls the method.")] = "imported",
     overwrite: Overwrite = False,
     data_root: DataRoot = None,

@@ -61,21 +61,19 @@ def federate(
         list[str], typer.Argument(metavar="DATA...", help="One data set to divide, or several: a client each.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the result, all sets and the report.")],
-    clients: Annotated[
-        int, typer.Option(click_type=Whole(1, 100_000), help="How many clients hold the data.")
-    ] = _CLIENTS,
+    clients: Annotated[int, typer.Option(parser=Whole(1, 100_000), help="How many clients hold the data.")] = _CLIENTS,
     partition: Annotated[
         str,
         typer.Option(help="dirichlet, client-dirichlet, iid, shards, classes, or file:PATH (JSON lists of indices)."),
     ] = _RULE,
     alpha: Annotated[
-        float, typer.Option(click_type=Number(above=True, most=1e6), help="Of the two Dirichlets; small is skewed.")
+        float, typer.Option(parser=Number(above=True, most=1e6), help="Of the two Dirichlets; small is skewed.")
     ] = _ALPHA,
     num_classes_per_partition: Annotated[
-        int | None, typer.Option(click_type=Whole(1), help="Of the partition `classes`.")
+        int | None, typer.Option(parser=Whole(1), help="Of the partition `classes`.")
     ] = None,
     num_shards_per_partition: Annotated[
-        int | None, typer.Option(click_type=Whole(1), help="Of the partition `shards`.")
+        int | None, typer.Option(parser=Whole(1), help="Of the partition `shards`.")
     ] = None,
     ipc: Ipc = 10,
     budget: Annotated[
@@ -88,7 +86,7 @@ def federate(
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option(click_type=Listed(), help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC."),
+        typer.Option(parser=Listed(), help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC."),
     ] = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
@@ -96,11 +94,11 @@ def federate(
     steps: Steps = None,
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (publishes records).")] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that measure each row.")] = 3,
+    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that measure each row.")] = 3,
     min_records: Annotated[
         int | None,
         typer.Option(
-            click_type=Whole(1), help="Classes of fewer records are left out by each client; default: as nodes do."
+            parser=Whole(1), help="Classes of fewer records are left out by each client; default: as nodes do."
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,

@@ -176,7 +176,7 @@ def preview(
 @command
 def log(
     config: Config,
-    last: Annotated[int, typer.Option(click_type=Whole(1), help="Lines that are shown.")] = 50,
+    last: Annotated[int, typer.Option(parser=Whole(1), help="Lines that are shown.")] = 50,
     form: Output = Format.text,
 ) -> None:
     """Show who asked the node of CONFIG what, what it decided, and what left.

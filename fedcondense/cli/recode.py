@@ -49,7 +49,7 @@ def recode(
         str | None, typer.Option(help="Measures both sets on its test part; without it bytes alone are compared.")
     ] = None,
     network: Network = None,
-    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that each evaluation trains.")] = 3,
+    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that each evaluation trains.")] = 3,
     overwrite: Overwrite = False,
     size: Size = None,
     skip_broken: SkipBroken = False,

@@ -59,17 +59,17 @@ def relabel(
     data: Annotated[str | None, typer.Option(help="Teaches; default: the one in the set's record.")] = None,
     network: Network = None,
     teachers: Annotated[
-        int, typer.Option(click_type=Whole(1, 1000), help="Networks that are trained on the real data.")
+        int, typer.Option(parser=Whole(1, 1000), help="Networks that are trained on the real data.")
     ] = 1,
     share: Annotated[
-        float, typer.Option(click_type=Number(most=1.0), help="How much of a label is theirs, up to 1.")
+        float, typer.Option(parser=Number(most=1.0), help="How much of a label is theirs, up to 1.")
     ] = 0.5,
     temperature: Annotated[
         float,
-        typer.Option(click_type=Number(above=True, most=1e6), help="What their logits are divided by: more is softer."),
+        typer.Option(parser=Number(above=True, most=1e6), help="What their logits are divided by: more is softer."),
     ] = 2.0,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
+    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     overwrite: Overwrite = False,
     size: Size = None,

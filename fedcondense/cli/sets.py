@@ -41,14 +41,14 @@ __all__ = [
 
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
-Ipc = Annotated[int, typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take.")]
+Ipc = Annotated[int, typer.Option(parser=Whole(1, 10**6), help="Images per class whose bytes the set may take.")]
 IpcOrNot = Annotated[
     int | None,
-    typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes the set may take; default: 10."),
+    typer.Option(parser=Whole(1, 10**6), help="Images per class whose bytes the set may take; default: 10."),
 ]
 Amount = Annotated[
     str | None,
-    typer.Option(click_type=Bytes(), help="Bytes that the file may take, evaluation included, such as '20 kB'."),
+    typer.Option(parser=Bytes(), help="Bytes that the file may take, evaluation included, such as '20 kB'."),
 ]
 Codec = Annotated[
     str | None,
@@ -62,9 +62,9 @@ _STORED = "pixels (default), multi-formation (four images in one), multi-formati
 Parametrization = Annotated[str | None, typer.Option(help=f"{_STORED}.")]
 Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")]
 Steps = Annotated[
-    int | None, typer.Option(click_type=Whole(1, 10**9), help="Optimisation steps; default: the objective's.")
+    int | None, typer.Option(parser=Whole(1, 10**9), help="Optimisation steps; default: the objective's.")
 ]
-Seed = Annotated[int, typer.Option(click_type=Whole(), help="All that is random follows from it.")]
+Seed = Annotated[int, typer.Option(parser=Whole(), help="All that is random follows from it.")]
 
 
 def named_data(synthetic: SyntheticSet, data: str | None) -> str:

@@ -40,10 +40,10 @@ def show(
     file: SetFile,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the PNG of a set is written.")] = None,
     columns: Annotated[
-        int | None, typer.Option(click_type=Whole(1, 1000), help="Images per row; default: all of a class, at most 20.")
+        int | None, typer.Option(parser=Whole(1, 1000), help="Images per row; default: all of a class, at most 20.")
     ] = None,
     scale: Annotated[
-        int | None, typer.Option(click_type=Whole(1, 256), help="Screen pixels a pixel; default: images 64 high.")
+        int | None, typer.Option(parser=Whole(1, 256), help="Screen pixels a pixel; default: images 64 high.")
     ] = None,
     overwrite: Overwrite = False,
     plugin: Plugin = None,

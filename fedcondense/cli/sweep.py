@@ -85,16 +85,16 @@ def _sweep(function: Callable[..., None]) -> None:
 
 
 Objective = Annotated[str | None, typer.Option(help="Default: mmd-ridge.")]
-Ipc = Annotated[int, typer.Option(click_type=Whole(1, 10**6), help="Images per class whose bytes a set may take.")]
+Ipc = Annotated[int, typer.Option(parser=Whole(1, 10**6), help="Images per class whose bytes a set may take.")]
 Ipcs = Annotated[
-    str, typer.Option("--ipc", click_type=Listed(), help="Images per class whose bytes a set may take, by commas.")
+    str, typer.Option("--ipc", parser=Listed(), help="Images per class whose bytes a set may take, by commas.")
 ]
 
 
 @_sweep
 def table(
     names: Annotated[list[str], typer.Argument(metavar="DATA...")],
-    objectives: Annotated[str | None, typer.Option(click_type=Listed(), help="By commas; default: all.")] = None,
+    objectives: Annotated[str | None, typer.Option(parser=Listed(), help="By commas; default: all.")] = None,
     parametrization: Annotated[str, typer.Option(help="How their images are stored.")] = "pixels",
     ipc: Ipcs = "1,10",
     *,
@@ -116,7 +116,7 @@ def table(
 def parametrizations(
     name: DataName,
     names: Annotated[
-        str | None, typer.Option("--parametrizations", click_type=Listed(), help="By commas; default: all.")
+        str | None, typer.Option("--parametrizations", parser=Listed(), help="By commas; default: all.")
     ] = None,
     objective: Objective = None,
     ipc: Ipcs = "1,10",
@@ -136,11 +136,9 @@ def parametrizations(
 @_sweep
 def architectures(
     name: DataName,
-    made_with: Annotated[
-        str | None, typer.Option(click_type=Listed(), help="Networks that condense, by commas.")
-    ] = None,
+    made_with: Annotated[str | None, typer.Option(parser=Listed(), help="Networks that condense, by commas.")] = None,
     tested_with: Annotated[
-        str | None, typer.Option(click_type=Listed(), help="Networks that are tested, by commas: mlp,resnet18.")
+        str | None, typer.Option(parser=Listed(), help="Networks that are tested, by commas: mlp,resnet18.")
     ] = None,
     objective: Objective = None,
     parametrization: Annotated[str, typer.Option(help="How images are stored.")] = "pixels",
@@ -169,7 +167,7 @@ def sensitivity(
     vary: Annotated[
         str | None,
         typer.Option(
-            click_type=Listed(),
+            parser=Listed(),
             help="By commas; default: lr, steps, seed, and per_class where the objective has it.",
         ),
     ] = None,

@@ -46,13 +46,13 @@ class Sweeping:
     """The options that all sweeps have."""
 
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the sweep; what it holds is kept.")]
-    sets: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Sets per row, from seed 0 on.")] = 3
-    networks: Annotated[int, typer.Option(click_type=Whole(1, 1000), help="Networks that are trained on each set.")] = 2
+    sets: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Sets per row, from seed 0 on.")] = 3
+    networks: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that are trained on each set.")] = 2
     network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None
     controls: Annotated[
         str | None,
         typer.Option(
-            click_type=Listed(), help="Selections of real images, by commas, or none; default: all, or the usual."
+            parser=Listed(), help="Selections of real images, by commas, or none; default: all, or the usual."
         ),
     ] = None
     recipe: Annotated[
@@ -63,20 +63,20 @@ class Sweeping:
     ] = RecipeName.tuned
     steps: Annotated[
         int | None,
-        typer.Option(click_type=Whole(1, 10**9), help="Optimisation steps of each set; default: the recipe's."),
+        typer.Option(parser=Whole(1, 10**9), help="Optimisation steps of each set; default: the recipe's."),
     ] = None
     budget: Annotated[
         float | None,
         typer.Option(
-            click_type=Number(above=True, most=1e7), help="CPU seconds per set, instead of steps: a few are timed."
+            parser=Number(above=True, most=1e7), help="CPU seconds per set, instead of steps: a few are timed."
         ),
     ] = None
     evaluation_steps: Annotated[
-        int | None, typer.Option(click_type=Whole(1, 10**9), help="Training steps of a network; default: 400.")
+        int | None, typer.Option(parser=Whole(1, 10**9), help="Training steps of a network; default: 400.")
     ] = None
     scores: Annotated[bool, typer.Option("--scores", help="Add LRS and ARS: trains three times as much.")] = False
     workers: Annotated[
-        int, typer.Option(click_type=Whole(1, 1024), help="Cells side by side, in processes of one thread.")
+        int, typer.Option(parser=Whole(1, 1024), help="Cells side by side, in processes of one thread.")
     ] = 1
     so_far: Annotated[bool, typer.Option("--so-far", help="The tables of what the folder holds; compute nothing.")] = (
         False

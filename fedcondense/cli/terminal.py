@@ -42,28 +42,42 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+# In the help, what many commands share stands in groups of its own.
+_FROM = {"rich_help_panel": "Data"}
+_RUNS = {"rich_help_panel": "How it runs"}
 Precisely = Annotated[
-    Precision, typer.Option("--precision", help="bfloat16 is quicker on a GPU or a CPU with AMX, at the same accuracy.")
+    Precision,
+    typer.Option("--precision", help="bfloat16 is quicker on a GPU or a CPU with AMX, at the same accuracy.", **_RUNS),
 ]
-DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie; default: the variable FEDCONDENSE_DATA.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where data sets lie; default: the variable FEDCONDENSE_DATA.", **_FROM)
+]
 Size = Annotated[
     int | None,
-    typer.Option(click_type=Whole(8, 128), help="Pixels a side that images are brought to, from their middle."),
+    typer.Option(parser=Whole(8, 128), help="Pixels a side that images are brought to, from their middle.", **_FROM),
 ]
 SkipBroken = Annotated[
-    bool, typer.Option("--skip-broken", help="Leave images of a folder out that cannot be read, and name them.")
+    bool,
+    typer.Option("--skip-broken", help="Leave images of a folder out that cannot be read, and name them.", **_FROM),
 ]
 Log = Annotated[
-    str | None, typer.Option(help="Where numbers go meanwhile: jsonl:FILE, tensorboard:DIR, or one that a plugin adds.")
+    str | None,
+    typer.Option(help="Where numbers go meanwhile: jsonl:FILE, tensorboard:DIR, or one that a plugin adds.", **_RUNS),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.", **_RUNS)]
 Threads = Annotated[
     int | None,
-    typer.Option(click_type=Whole(1, MOST_THREADS), help="CPU threads; a resumed run is bit-equal only with as many."),
+    typer.Option(
+        parser=Whole(1, MOST_THREADS), help="CPU threads; a resumed run is bit-equal only with as many.", **_RUNS
+    ),
 ]
-Output = Annotated[Format, typer.Option("--format", help="json, or --json, prints one object with stable keys.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output path holds.")]
-Plugin = Annotated[list[Path] | None, typer.Option(help="A Python file of yours that adds methods by name; it is run.")]
+Output = Annotated[
+    Format, typer.Option("--format", help="json, or --json, prints one object with stable keys.", **_RUNS)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output path holds.", **_RUNS)]
+Plugin = Annotated[
+    list[Path] | None, typer.Option(help="A Python file of yours that adds methods by name; it is run.", **_RUNS)
+]
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:

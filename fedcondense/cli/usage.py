@@ -6,25 +6,28 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from fedcondense.cli.terminal import note
-from fedcondense.cli.values import Listed, Number, Whole
+from fedcondense.cli.values import Refused
 
 __all__ = ["Command", "Commands"]
+
+# Of click, which typer imports or has inside, as its version has it; of all its errors typer gives us one.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+_AnyError: Any = _UsageError.__mro__[1]
 
 
 class Command(TyperCommand):
     """A command that says so where an option is given twice and the last alone counts."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; of an option that is given more than once the last counts, as everywhere."""
         if any("--format" in option.opts for option in self.params):
             args = ["--format=json" if text == "--json" else text for text in args]
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        for option, times in Counter(p for p in order if isinstance(p, click.Option)).items():
+        for option, times in Counter(p for p in order if isinstance(p, TyperOption)).items():
             if times > 1 and not (option.multiple or option.is_flag):
                 note(f"{option.opts[-1]} is given {times} times; the last one counts")
         return super().parse_args(ctx, args)
@@ -45,12 +48,12 @@ class Commands(TyperGroup):
         """Run a command, and end the process with its exit code."""
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except click.ClickException as error:
+        except _AnyError as error:
             if not standalone_mode:
                 raise
             _say(error)
             code = error.exit_code
-        except click.Abort:
+        except typer.Abort:
             if not standalone_mode:
                 raise
             note("aborted")
@@ -59,32 +62,32 @@ class Commands(TyperGroup):
             raise SystemExit(code)
         return code
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments, and refuse empty ones: no option of ours takes an empty value."""
         for place, text in enumerate(args):
             blank = not text.partition("=")[2].strip() if text.startswith("--") and "=" in text else not text.strip()
             if blank:
                 before = args[place - 1] if place and args[place - 1].startswith("-") else "an argument"
                 name = text.partition("=")[0] if text.strip() else before
-                raise click.UsageError(f"{name} is empty, as an unset variable leaves it; give a value", ctx)
+                raise _UsageError(f"{name} is empty, as an unset variable leaves it; give a value", ctx)
             if "\0" in text:
-                raise click.UsageError(f"{text[:60]!r} holds a zero byte, which no name or path has", ctx)
+                raise _UsageError(f"{text[:60]!r} holds a zero byte, which no name or path has", ctx)
         return super().parse_args(ctx, args)
 
 
-def _say(error: click.ClickException) -> None:
+def _say(error: Any) -> None:
     """Write what is wrong in one line, with the help that says more; the whole help where nothing was given."""
-    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+    kind = type(error).__name__
+    if kind == "NoArgsIsHelpError":
         error.show()
         return
-    said = error.message
-    option = getattr(error, "param", None)
-    if isinstance(option, click.Parameter):
-        name = option.opts[-1] if isinstance(option, click.Option) else option.human_readable_name
-        if isinstance(error, click.MissingParameter):
+    said, option = error.message, getattr(error, "param", None)
+    if isinstance(option, TyperOption | TyperArgument):
+        name = option.opts[-1] if isinstance(option, TyperOption) else option.metavar or str(option.name).upper()
+        if kind == "MissingParameter":
             said = f"{name} is missing"
         else:
-            said = f"{name} {said}" if isinstance(option.type, Whole | Number | Listed) else f"{name}: {said}"
+            said = f"{name} {said}" if isinstance(error, Refused) else f"{name}: {said}"
     context = getattr(error, "ctx", None)
     help_of = f"; see: {context.command_path} --help" if context is not None else ""
-    note(f"error: {typer.unstyle(said).strip().rstrip('.')}{help_of}")
+    note(f"error: {said.strip().rstrip('.')}{help_of}")

@@ -1,21 +1,29 @@
-"""What the text of an option may be: numbers within bounds and lists by commas, refused by one line before any work."""
+"""What the text of an option may be: numbers within bounds and lists by commas, refused by one line before any work.
+
+Each is a `parser` of an option. Newer versions of typer keep click inside, so that click's types are nobody's to derive
+from.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import click
+import typer
 
 from fedcondense.budgets import read_budget
 from fedcondense.errors import SettingError
 
-__all__ = ["Bytes", "Listed", "Number", "Whole"]
+__all__ = ["Bytes", "Listed", "Number", "Refused", "Whole"]
 
 _LARGEST = 2**62  # seeds and counts travel as 64 bits
 
 
-class Whole(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+class Refused(typer.BadParameter):
+    """A value that one of these does not take; the message goes on after the option's name."""
+
+
+class Whole:
     """A whole number.
 
     Args:
@@ -23,12 +31,12 @@ class Whole(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
         most: The largest.
     """
 
-    name = "integer"
+    __name__ = "integer"  # what the help calls it
 
     def __init__(self, least: int = 0, most: int = _LARGEST) -> None:
         self.least, self.most = least, most
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def __call__(self, value: Any) -> int:
         """Return the number, or fail with what is needed."""
         try:
             number = int(value)
@@ -36,11 +44,11 @@ class Whole(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
             number = self.least - 1
         if not self.least <= number <= self.most:
             most = f" to {self.most}" if self.most < _LARGEST else ""
-            self.fail(f"{str(value)[:60]}; needed: a whole number from {self.least}{most}", param, ctx)
+            raise Refused(f"{str(value)[:60]}; needed: a whole number from {self.least}{most}")
         return number
 
 
-class Number(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+class Number:
     """A finite number.
 
     Args:
@@ -49,12 +57,12 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # not generic in older
         above: Whether it has to be above `least`.
     """
 
-    name = "number"
+    __name__ = "number"
 
     def __init__(self, least: float = 0.0, most: float = math.inf, above: bool = False) -> None:
         self.least, self.most, self.above = least, most, above
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def __call__(self, value: Any) -> float:
         """Return the number, or fail with what is needed."""
         try:
             number = float(value)
@@ -64,41 +72,41 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # not generic in older
         if not (inside and number <= self.most and math.isfinite(number)):
             least = f"above {self.least:g}" if self.above else f"from {self.least:g}"
             most = f" to {self.most:g}" if math.isfinite(self.most) else ""
-            self.fail(f"{str(value)[:60]}; needed: a finite number {least}{most}", param, ctx)
+            raise Refused(f"{str(value)[:60]}; needed: a finite number {least}{most}")
         return number
 
 
-class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+class Bytes:
     """A size as people write it, of one set: ``20 kB``.
 
     Args:
         per_client: Whether it may be said per client.
     """
 
-    name = "size"
+    __name__ = "size"
 
     def __init__(self, per_client: bool = False) -> None:
         self.per_client = per_client
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def __call__(self, value: Any) -> str:
         """Return the text, or fail with what is needed."""
         try:
             budget = read_budget(str(value), "size")
         except SettingError as error:
-            self.fail(str(error).removeprefix("size "), param, ctx)
+            raise typer.BadParameter(str(error).removeprefix("size ")) from None
         if budget.per_client and not self.per_client:
-            self.fail(f"{value} is for a federation; needed: the bytes of one set, such as 4 kB", param, ctx)
+            raise typer.BadParameter(f"{value} is for a federation; needed: the bytes of one set, such as 4 kB")
         return str(value)
 
 
-class Listed(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+class Listed:
     """A list by commas, none of whose items is empty; spaces around an item are left out."""
 
-    name = "list"
+    __name__ = "list"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def __call__(self, value: Any) -> str:
         """Return the list as it was, with one comma between two items, or fail."""
         items = [item.strip() for item in str(value).split(",")]
         if not all(items):
-            self.fail(f"{str(value)[:60]}; needed: a list by commas without empty items", param, ctx)
+            raise Refused(f"{str(value)[:60]}; needed: a list by commas without empty items")
         return ",".join(items)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import fedcondense
 
 COMMANDS = ("data", "plan", "condense", "evaluate", "relabel", "show", "federate", "report", "join", "train", "forget")
 
@@ -34,3 +37,14 @@ class TestHelp:
         code += "new = {n.partition('.')[0] for n in set(sys.modules) - before};"
         code += "assert not new & {'flwr', 'matplotlib', 'jinja2', 'sklearn', 'ray'}, new"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_nothing_asks_for_click_itself() -> None:
+    """Newer versions of typer have it inside, and an install without Flower brings those."""
+    package = Path(fedcondense.__file__).parent
+    asking = [
+        path
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) click|click_type", path.read_text(), re.M)
+    ]
+    assert asking == []
