@@ -93,7 +93,7 @@ class Record:
         return cls(*fields, augmentation=spec.operations, counts=counts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Codes of one kind, in the dtypes they are stored in.
 
@@ -110,6 +110,17 @@ class Part:
     targets: Tensor
     parametrization: Parametrization
     record: Record
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether another part has equal codes, targets, parametrization and record; coded ones are decoded."""
+        if not isinstance(other, Part):
+            return NotImplemented
+        pairs = [(self.targets, other.targets), *((code, other.codes.get(name)) for name, code in self.codes.items())]
+        return (self.parametrization, self.record, self.codes.keys()) == (
+            other.parametrization,
+            other.record,
+            other.codes.keys(),
+        ) and all(a is b or (b is not None and a.dtype == b.dtype and torch.equal(a, b)) for a, b in pairs)
 
     @in_own_state
     def decode(self, device: torch.device | str = "cpu") -> Batch:
