@@ -19,6 +19,7 @@ EXTRAS = {
     "avalanche": ("avalanche-lib",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "dicom": ("pydicom",),
+    "tensorboard": ("tensorboard",),
 }
 """What each extra brings, by the packages' names."""
 
