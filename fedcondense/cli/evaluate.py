@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
-    Network,
     SetFile,
     describe,
     measure,
@@ -25,18 +25,24 @@ from fedcondense.cli.terminal import (
     Size,
     SkipBroken,
     Threads,
+    columns,
     command,
     emit,
     finish,
+    note,
     set_up,
     typed,
 )
 from fedcondense.cli.usage import Command
-from fedcondense.cli.values import Whole
+from fedcondense.cli.values import Listed, Whole
+from fedcondense.errors import SettingError
 from fedcondense.machine import usual_device
 
 if TYPE_CHECKING:
-    pass
+    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.training.measured import Evaluation
+
+_TORCH_FILES = (".pt", ".pth")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,10 +56,20 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     file: SetFile,
     data: Annotated[str | None, typer.Option(help="Whose test split; default: the one in the set's record.")] = None,
-    network: Network = None,
+    network: Annotated[
+        str | None,
+        typer.Option(click_type=Listed(), help="By commas: convnet3-w32,resnet18; default: as the image size asks."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(click_type=Listed(), help="short (default), or published, 100 times as long; both by commas."),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(parser=Whole(1, 1000), help="How many networks are trained, from seed 0 on; else 3."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The labels of a .pt of images alone, such as labels_best.pt.")
     ] = None,
     size: Size = None,
     skip_broken: SkipBroken = False,
@@ -66,24 +82,69 @@ def evaluate(
 ) -> None:
     """Train networks from scratch on the set in FILE and test them on real data.
 
-    Without --network and --seeds it repeats the evaluation that the set's record holds, if there is one.
+    Without --network, --protocol and --seeds it repeats the evaluation that the set's record holds, if there is one.
+    FILE may be one that other code wrote with torch.save, as `import` reads it: normalised by the mean and std of
+    --data.
 
-    JSON keys: `accuracy` (percent, mean), `accuracy_std`, `accuracies`, `per_class` (percent per class, by name; null
-    where the test data have none), `network`, `seeds`, `recipe`, `weighted`, `test`, `seconds`, `nbytes`, `data`,
-    `file`.
+    JSON keys: `rows`, one a protocol and network, each with `accuracy` (percent, mean), `accuracy_std`, `accuracies`,
+    `per_class` (percent per class, by name; null where the test data have none), `network`, `seeds`, `protocol`,
+    `recipe`, `weighted`, `test`, `seconds`; those of the first once more by themselves; `nbytes`, `data`, `file`.
     """
     from fedcondense.data.loading import load_data
-    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.training.protocols import protocol_named
 
     set_up(threads, plugin, precision)
-    synthetic = SyntheticSet.load(file)
+    protocols = [None] if protocol is None else protocol.split(",")
+    for name in filter(None, protocols):
+        protocol_named(name)
+    synthetic = _read(file, labels, data, data_root)
     name = named_data(synthetic, data)
-    test = load_data(name, data_root, size, skip_broken).test
-    as_recorded = network is None and seeds is None and synthetic.evaluation is not None
-    measured = measure(
-        synthetic, test.to(device or usual_device()), 3 if seeds is None else seeds, network, as_recorded
-    )
-    per_class = {name: round(v, 3) for name, v in zip(test.spec.classes, measured.per_class, strict=True)}
-    result = measured.to_dict() | {"per_class": per_class, "nbytes": synthetic.nbytes, "data": name, "file": file}
-    emit(result, describe(synthetic.with_evaluation(measured.to_dict())), form)
-    finish([], ["show", file, "--output", free(file.with_suffix(".png")), *typed(plugin=plugin)])
+    test = load_data(name, data_root, size, skip_broken).test.to(device or usual_device())
+    networks = [None] if network is None else network.split(",")
+    as_recorded = (network, protocol, seeds) == (None, None, None) and synthetic.evaluation is not None
+    rows: list[Evaluation] = []
+    for under in protocols:
+        for one in networks:
+            measured = measure(synthetic, test, 3 if seeds is None else seeds, one, under, as_recorded=as_recorded)
+            rows.append(measured)
+            if len(protocols) * len(networks) > 1:
+                note(f"{measured.network}, {measured.protocol} protocol: {_percent(measured)}")
+    values = [
+        row.to_dict() | {"per_class": {c: round(v, 3) for c, v in zip(test.spec.classes, row.per_class, strict=True)}}
+        for row in rows
+    ]
+    text = describe(synthetic.with_evaluation(rows[0].to_dict()) if len(rows) == 1 else synthetic)
+    if len(rows) > 1:
+        text += f"\n\n{_table(rows)}"
+    emit({"rows": values} | values[0] | {"nbytes": synthetic.nbytes, "data": name, "file": file}, text, form)
+    if file.suffix in _TORCH_FILES:
+        both = [file] if labels is None else [file, labels]
+        finish([], ["import", *both, *typed(data=data, output=free(file.with_suffix(".safetensors")))])
+    else:
+        finish([], ["show", file, "--output", free(file.with_suffix(".png")), *typed(plugin=plugin)])
+
+
+def _read(file: Path, labels: Path | None, data: str | None, data_root: Path | None) -> SyntheticSet:
+    """Return the set in a file of ours, or of tensors that other code saved."""
+    from fedcondense.sets.exchange import import_tensors, spec_of
+    from fedcondense.sets.synthetic import SyntheticSet
+
+    if file.suffix not in _TORCH_FILES:
+        if labels is not None:
+            raise SettingError(f"{file} holds its labels; leave --labels {labels} out")
+        return SyntheticSet.load(file)
+    if data is None:
+        raise SettingError(f"{file} does not say what it stands for; name the data, such as --data cifar10")
+    return import_tensors(file, labels, data=spec_of(data, data_root))
+
+
+def _percent(row: Evaluation) -> str:
+    return f"{row.accuracy:.1f}" + (f" ± {row.accuracy_std:.1f}" if len(row.seeds) > 1 else "") + " %"
+
+
+def _table(rows: list[Evaluation]) -> str:
+    """Return a line per protocol and network, the most accurate first."""
+    lines: list[tuple[Any, ...]] = [("network", "protocol", "accuracy", "networks", "seconds")]
+    for row in sorted(rows, key=lambda row: -row.accuracy):
+        lines.append((row.network, row.protocol, _percent(row), len(row.seeds), f"{row.seconds:.0f}"))
+    return columns(lines)

@@ -101,7 +101,12 @@ def save_measured(
 
 
 def measure(
-    synthetic: SyntheticSet, test: Data, seeds: int, network: str | None, as_recorded: bool = False
+    synthetic: SyntheticSet,
+    test: Data,
+    seeds: int,
+    network: str | None,
+    protocol: str | None = None,
+    as_recorded: bool = False,
 ) -> Evaluation:
     """Measure what `seeds` networks reach after training on the set, or what the set's record says of it once more."""
     from fedcondense.training.evaluation import evaluate as evaluate_set
@@ -119,7 +124,8 @@ def measure(
                 return evaluate_as_recorded(synthetic, test, progress=follow)
             except SettingError as error:
                 note(f"{error}, here with {seeds} networks of the default kind")
-        return evaluate_set(synthetic, test, seeds=tuple(range(seeds)), progress=follow, **given(network=network))
+        options = given(network=network, protocol=protocol)
+        return evaluate_set(synthetic, test, seeds=tuple(range(seeds)), progress=follow, **options)
 
 
 def result_of(synthetic: SyntheticSet) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def describe(synthetic: SyntheticSet) -> str:
         once = len(evaluation.get("seeds", ())) < 2
         spread = "" if once else f" ± {evaluation.get('accuracy_std', 0.0):.1f}"
         measured = f"{evaluation['accuracy']:.1f}{spread} %"
-        fields.append(("accuracy", f"{measured} of {network}, trained on the set alone"))
+        under = "" if (name := evaluation.get("protocol", "short")) == "short" else f", {name} protocol"
+        fields.append(("accuracy", f"{measured} of {network}, trained on the set alone{under}"))
         fields += [("decoder", decoder) for decoder in [evaluation.get("decoder")] if decoder]
     return columns(fields)

@@ -86,10 +86,10 @@ class WithOutputs:
         return build(self.network, shape, self.outputs, 0)
 
 
-def default_network(shape: Shape) -> str:
-    """Return the default network's name: width 32, with a depth that follows from the images' size."""
+def default_network(shape: Shape, width: int = 32) -> str:
+    """Return the default network's name: a ConvNet with a depth that follows from the images' size."""
     side = min(shape[1:])
-    return "convnet2-w32" if side < 16 else "convnet3-w32" if side < 48 else "convnet4-w32"
+    return f"convnet{2 if side < 16 else 3 if side < 48 else 4}-w{width}"
 
 
 @in_own_state

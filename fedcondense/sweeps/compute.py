@@ -197,7 +197,7 @@ def _all_real(train: Data, test: Data, measuring: EvaluationPlan) -> Outcome:
             on_test = []
             for seed in range(measuring.networks):
                 module = build(network, spec.shape, len(spec.classes), child_seed(seed, "network")).to(train.device)
-                recipe = replace(measuring.fit, steps=steps)
+                recipe = replace(measuring.fit, steps=steps, epochs=0)
                 fit(module, images, targets, recipe, seed=seed, operations=spec.operations)
                 on_test.append(round(accuracy(module, test)[0], 3))
             measured[network] = {"accuracies": on_test}

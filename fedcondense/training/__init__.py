@@ -3,5 +3,17 @@
 from fedcondense.training.evaluation import Evaluation, evaluate, evaluate_as_recorded, train_on
 from fedcondense.training.fit import Fit, accuracy, fit_on
 from fedcondense.training.labels import relabel
+from fedcondense.training.protocols import PROTOCOLS, Protocol
 
-__all__ = ["Evaluation", "Fit", "accuracy", "evaluate", "evaluate_as_recorded", "fit_on", "relabel", "train_on"]
+__all__ = [
+    "PROTOCOLS",
+    "Evaluation",
+    "Fit",
+    "Protocol",
+    "accuracy",
+    "evaluate",
+    "evaluate_as_recorded",
+    "fit_on",
+    "relabel",
+    "train_on",
+]

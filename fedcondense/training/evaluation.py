@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,61 +19,14 @@ from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
+from fedcondense.training.measured import Evaluation
+from fedcondense.training.protocols import Protocol, protocol_named
 
 __all__ = ["Evaluation", "batch_for", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
 _LEAST_BATCH, _LEAST_TEST = 64, 1000  # fewer images take hardly less time
 _MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU core at width 32
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy of networks trained from scratch on a set, and how they were trained.
-
-    Args:
-        accuracies: Percent, a network each.
-        per_class: Percent, the mean over networks, by class of the test data; nan where it has no examples.
-        network: Which network.
-        recipe: How it was trained.
-        seeds: One a network.
-        weighted: Whether images counted by the records that they stand for.
-        test: Name and number of the test images.
-        seconds: All of it.
-    """
-
-    accuracies: tuple[float, ...]
-    per_class: tuple[float, ...]
-    network: str
-    recipe: Fit
-    seeds: tuple[int, ...]
-    weighted: bool
-    test: str
-    seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """The mean accuracy in percent."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def accuracy_std(self) -> float:
-        """The standard deviation over networks, in points; 0 for one network."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values: what the set's file records, and what `--format json` prints."""
-        return {
-            "accuracy": round(self.accuracy, 3),
-            "accuracy_std": round(self.accuracy_std, 3),
-            "accuracies": [round(a, 3) for a in self.accuracies],
-            "network": self.network,
-            "recipe": asdict(self.recipe),
-            "seeds": list(self.seeds),
-            "weighted": self.weighted,
-            "test": self.test,
-            "seconds": round(self.seconds, 1),
-        }
 
 
 @counted("evaluating")
@@ -86,7 +36,8 @@ def evaluate(
     test: Data,
     *,
     network: str | NetworkMaker | None = None,
-    recipe: Fit = Fit(),
+    protocol: str | Protocol = "short",
+    recipe: Fit | None = None,
     seeds: Iterable[int] = (0, 1, 2),
     weighted: bool = False,
     device: torch.device | str | None = None,
@@ -100,8 +51,9 @@ def evaluate(
     Args:
         synthetic: The set; classes are matched to those of `test` by name.
         test: Real images.
-        network: A name in `NETWORKS` or a function that builds a module; None: as the image size asks.
-        recipe: How to train.
+        network: A name in `NETWORKS` or a function that builds a module; None: the protocol's, as the image size asks.
+        protocol: A name in `PROTOCOLS`: ``"short"``, or ``"published"``, at about 100 times the cost.
+        recipe: How to train; None: as the protocol says.
         seeds: One a network: its weights, batches and augmentation.
         weighted: Let an image count by the records that it stands for. Off: where few images stand for many records
             it cost 1 to 5 points (`experiments/federation.md`), and the counts of a federation are what clients claim.
@@ -122,6 +74,8 @@ def evaluate(
         raise DataError(f"{test.spec.name}: no images to test on; give a test part, or data that have one")
     began = time.monotonic()
     device = device_of(device) if device is not None else test.device
+    named = protocol_named(protocol)
+    recipe, network = named.recipe if recipe is None else recipe, network or named.network(synthetic.shape)
     _check_training(synthetic, test, network, recipe)
     test = test.to(device)
     accuracies, per_class = [], []
@@ -137,7 +91,7 @@ def evaluate(
     return Evaluation(
         accuracies=tuple(accuracies),
         per_class=tuple(torch.stack(per_class).mean(0).tolist()),
-        network=describe(network or default_network(synthetic.shape)),
+        network=describe(network),
         recipe=recipe,
         seeds=seeds,
         weighted=weighted,
@@ -171,9 +125,10 @@ def evaluate_as_recorded(
         recipe, seeds = Fit(**given["recipe"]), [int(seed) for seed in given["seeds"]]
         network, weighted = str(given["network"]), bool(given["weighted"])
         network_kinds(network)
-        images = recipe.steps * max(recipe.batch, _LEAST_BATCH) + max(len(test), _LEAST_TEST)
+        steps, batch = recipe.steps_on(len(synthetic)), min(recipe.batch, len(synthetic))
+        images = steps * max(batch, _LEAST_BATCH) + max(len(test), _LEAST_TEST)
         if images * len(seeds) > _MOST_IMAGES:
-            raise SettingError(f"{len(seeds)} networks of {recipe.steps} steps of {recipe.batch} images")
+            raise SettingError(f"{len(seeds)} networks of {steps} steps of {batch} images")
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(
             f"this set's evaluation cannot be repeated ({error}); `evaluate` measures the set anew"

@@ -32,9 +32,8 @@ __all__ = ["Fit", "accuracy", "autocast_of_caller", "fit", "fit_on", "of_network
 class Fit:
     """How a classifier is trained; the defaults are the evaluation of every table in `experiments/`.
 
-    The published evaluation of the field is ``Fit(steps=1000, batch=256, lr=0.01, schedule="step", nesterov=False)``:
-    steps stand for its epochs while a set holds at most 256 images. Methods that store several images in the bytes of
-    one are published with ``cutmix=0.5``.
+    The published evaluation of the field is ``PROTOCOLS["published"].recipe``. Methods that store several images in
+    the bytes of one are published with ``cutmix=0.5``.
 
     Args:
         steps: Optimisation steps.
@@ -47,6 +46,7 @@ class Fit:
         augment: Draw one augmentation an image and step.
         cutmix: How likely the images of a step get a rectangle of each other, and its share of their targets (Yun et
             al., ICCV 2019, https://arxiv.org/abs/1905.04899); augmentations are drawn without cutout then.
+        epochs: Passes over the images in the place of `steps`, which is 0 then; 0: as `steps` says.
     """
 
     steps: int = 400
@@ -58,18 +58,29 @@ class Fit:
     schedule: str = "one-cycle"
     augment: bool = True
     cutmix: float = 0.0
+    epochs: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in _SCHEDULES:
             raise SettingError(f"schedule {self.schedule!r}; needed: one of {', '.join(_SCHEDULES)}")
-        for name, least in (("steps", 0), ("batch", 1)):
+        for name, least in (("steps", 0), ("batch", 1), ("epochs", 0)):
             object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
+        if self.epochs:
+            object.__setattr__(self, "steps", 0)
         for name in ("lr", "momentum", "weight_decay"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise SettingError(f"{name} {value!r}; needed: a finite number from 0")
         if not 0 <= self.cutmix <= 1:
             raise SettingError(f"cutmix {self.cutmix}; needed: a probability, from 0 to 1")
+
+    def steps_on(self, images: int) -> int:
+        """Return how many steps are taken on so many images.
+
+        >>> Fit(epochs=1000, batch=256).steps_on(images=500), Fit(steps=400).steps_on(images=500)
+        (2000, 400)
+        """
+        return self.epochs * -(-images // self.batch) if self.epochs else self.steps
 
 
 _WARM_UP = 0.15
@@ -165,21 +176,21 @@ def fit(
         return loss
 
     run: _Backward = backward
-    order = torch.empty(0, dtype=torch.int64, device="cpu")
-    for step in range(recipe.steps):
-        optimizer.param_groups[0]["lr"] = recipe.lr * _SCHEDULES[recipe.schedule](step / recipe.steps)
+    order, steps = torch.empty(0, dtype=torch.int64, device="cpu"), recipe.steps_on(len(images))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = recipe.lr * _SCHEDULES[recipe.schedule](step / steps)
         while len(order) < min(recipe.batch, len(images)):
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         index, order = order[: recipe.batch], order[recipe.batch :]
         augment = Augmentation.draw(operations, len(index), generator)
         given = _Given(index, augment.choice, augment.amounts, *_draw_box(recipe.cutmix, images, len(index), generator))
         given = given.to(images.device)
-        if step == 0 and images.device.type == "cuda" and recipe.steps >= _WORTH_A_GRAPH and is_plain(network):
+        if step == 0 and images.device.type == "cuda" and steps >= _WORTH_A_GRAPH and is_plain(network):
             run = _replayed(network, backward, given)
         run(given)
         optimizer.step()
         if progress is not None:
-            progress(step + 1, recipe.steps)
+            progress(step + 1, steps)
     optimizer.zero_grad(set_to_none=True)  # a graph's gradients would keep its memory
 
 
@@ -195,7 +206,7 @@ def fit_on(
 ) -> None:
     """Train a network on as many real images as the steps take, drawn by chance; they are held as float32 meanwhile."""
     index = torch.randperm(len(data), generator=stream(seed, "images"))
-    images, targets = data.batch(index[: recipe.batch * recipe.steps])
+    images, targets = data.batch(index[: recipe.batch * recipe.steps_on(len(data))])
     fit(network, images, targets, recipe, seed=seed, operations=operations, progress=progress)
 
 

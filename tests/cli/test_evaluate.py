@@ -6,13 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fedcondense.data.loading import load_data
 from fedcondense.sets.synthetic import SyntheticSet
 
 
 def test_evaluate_prints_the_documented_keys(cli: Any, made: Path) -> None:
     result = cli.done("evaluate", made, "--seeds", 1)
     keys = {"accuracy", "accuracy_std", "accuracies", "per_class", "network", "seeds", "recipe", "weighted", "test"}
-    assert set(result) == keys | {"seconds", "nbytes", "data", "file"}
+    keys |= {"protocol", "seconds"}
+    assert set(result) == keys | {"rows", "nbytes", "data", "file"}
+    assert result["rows"] == [{key: result[key] for key in result["rows"][0]}]
+    assert set(result["rows"][0]) == keys
     assert list(result["per_class"]) == [str(digit) for digit in range(10)]
     assert result["seeds"] == [0]
 
@@ -34,3 +40,32 @@ def test_an_evaluation_that_cannot_be_repeated_is_said(cli: Any, made: Path, tmp
     assert ended.exit_code == 0
     assert "cannot be repeated (no network is called 'mine'" in ended.stderr
     assert len(json.loads(ended.stdout)["seeds"]) == 3
+
+
+def test_a_list_of_networks_is_a_row_each_and_a_table(cli: Any, made: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "quick.py"
+    plugin.write_text(
+        "from fedcondense.training import PROTOCOLS, Fit, Protocol\n"
+        "PROTOCOLS['quick'] = Protocol(Fit(steps=2), width=16)\n"
+    )
+    options = ("--network", "mlp,convnet1-w16", "--protocol", "quick", "--seeds", 1, "--plugin", plugin)
+    rows = cli.done("evaluate", made, *options)["rows"]
+    assert [(row["network"], row["protocol"]) for row in rows] == [("mlp", "quick"), ("convnet1-w16", "quick")]
+    ended = cli.run("evaluate", made, *options)
+    assert ended.stdout.splitlines()[-3].split()[:2] == ["network", "protocol"]
+    assert "mlp, quick protocol: " in ended.stderr
+
+
+def test_a_file_of_other_code_is_evaluated_as_it_is(cli: Any, tmp_path: Path) -> None:
+    """Real images as other code would save them: networks learn from them what they would from a set of ours."""
+    train, _ = load_data("digits")
+    index = torch.cat([(train.labels == label).nonzero().flatten()[:3] for label in range(10)])
+    batch = train.batch(index)
+    torch.save({"data": [[batch.images, train.labels[index]]]}, tmp_path / "res_DSA.pt")
+    found = cli.done("evaluate", tmp_path / "res_DSA.pt", "--data", "digits", "--seeds", 1)
+    assert found["accuracy"] > 60
+    torch.save(batch.images, tmp_path / "images_best.pt")
+    torch.save(train.labels[index], tmp_path / "labels_best.pt")
+    named = ("--data", "digits", "--seeds", 1, "--labels", tmp_path / "labels_best.pt")
+    assert cli.done("evaluate", tmp_path / "images_best.pt", *named)["accuracies"] == found["accuracies"]
+    assert "name the data, such as --data cifar10" in cli.refused("evaluate", tmp_path / "res_DSA.pt")
