@@ -33,8 +33,9 @@ that was killed goes on when the same command is given again. Exit code 1: some 
 JSON keys: `rows`, each with `objective`, `parametrization`, `data`, `network`, `test_network`, `ipc` (null: all real
 data), `nbytes`, `accuracy` (percent) and `accuracy_std` (over sets and networks; null: nothing, or one, was measured),
 `sets`, `networks`, `steps`, `cpu_seconds` (a set), `lrs` and `ars` (0 to 100), `varied` and `value` (sensitivity),
-`train_accuracy`, `hard_accuracy`, `plain_accuracy`, `warnings` (texts), `error`; `conclusions` (texts), `cells` and
-`failed` (their numbers), `output`."""
+`train_accuracy`, `hard_accuracy`, `plain_accuracy`, `warnings` (texts), `error`, `protocol`, `against`, `difference`
+(points, paired by seed) and `difference_error` (standard error over sets), `peak_bytes`, `version` (of the code),
+`setting`; `conclusions` (texts), `cells` and `failed` (their numbers), `output`."""
 
 app = typer.Typer(
     name="sweep",
@@ -107,7 +108,11 @@ def table(
     methods = listed_names("objective", objectives, OBJECTIVES)
     if numbers := [name for name in names if name.isdecimal()]:
         raise SettingError(f"no data set is called {numbers[0]!r}; lists go by commas: --ipc 1,10")
-    bases = [base_cell(name, common, parametrization=parametrization) for name in names]
+    bases = [
+        base_cell(name, common, parametrization=parametrization, protocol=protocol)
+        for name in names
+        for protocol in split_list(common.protocol)
+    ]
     lines = grids.table(bases, methods, listed_numbers(ipc), listed_controls(common), common.sets)
     finish_sweep(lines, common, figures.by_method)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,15 @@ class Sweeping:
             parser=Number(above=True, most=1e7), help="CPU seconds per set, instead of steps: a few are timed."
         ),
     ] = None
+    protocol: Annotated[
+        str, typer.Option(parser=Listed(), help="short, or published, 100 times as long; for table both by commas.")
+    ] = "short"
     evaluation_steps: Annotated[
-        int | None, typer.Option(parser=Whole(1, 10**9), help="Training steps of a network; default: 400.")
+        int | None,
+        typer.Option(parser=Whole(1, 10**9), help="Training steps of a network; default: the protocol's, 400."),
+    ] = None
+    against: Annotated[
+        str | None, typer.Option(help="The row to which the others' differences are told; default: the first.")
     ] = None
     scores: Annotated[bool, typer.Option("--scores", help="Add LRS and ARS: trains three times as much.")] = False
     workers: Annotated[
@@ -90,7 +97,13 @@ class Sweeping:
 
 
 def base_cell(
-    name: str, common: Sweeping, objective: str | None = None, *, parametrization: str = "pixels", ipc: int = 1
+    name: str,
+    common: Sweeping,
+    objective: str | None = None,
+    *,
+    parametrization: str = "pixels",
+    ipc: int = 1,
+    protocol: str | None = None,
 ) -> Cell:
     """Check what the options name, and return a cell from which a grid makes the others."""
     from fedcondense.errors import look_up
@@ -99,8 +112,9 @@ def base_cell(
     from fedcondense.parametrizations import PARAMETRIZATIONS
     from fedcondense.sweeps.compute import data_of
     from fedcondense.sweeps.grids import Cell, EvaluationPlan, SetRecipe, Tuning
-    from fedcondense.training.fit import Fit
+    from fedcondense.training.protocols import protocol_named
 
+    under = protocol_named(protocol or common.protocol)
     train, test = data_of(name, site_of(common))
     network = common.network or default_network(train.spec.shape)
     network_kinds(network)
@@ -117,8 +131,11 @@ def base_cell(
         precision=common.precision.value,
         fingerprint=train.fingerprint,
     )
-    fit = Fit() if common.evaluation_steps is None else Fit(steps=common.evaluation_steps)
-    return Cell(making, EvaluationPlan((network,), common.networks, fit, common.scores, test.fingerprint))
+    fit = under.recipe
+    if common.evaluation_steps is not None:
+        fit = replace(fit, steps=common.evaluation_steps, epochs=0)
+    tested = common.network or under.network(train.spec.shape)
+    return Cell(making, EvaluationPlan((tested,), common.networks, fit, common.scores, test.fingerprint))
 
 
 def check_options(common: Sweeping) -> None:

@@ -32,7 +32,9 @@ def finish_sweep(
 ) -> None:
     """Compute what the folder lacks, write the table and the figure, and print the table."""
     from fedcondense.files import write_file
-    from fedcondense.sweeps import finished, read, run, to_csv, to_markdown
+    from fedcondense.sweeps import finished, read, references, run, to_csv, to_markdown
+
+    references(lines, common.against)  # refused before any work
 
     site, workers = site_of(common), workers_of(common)
     with reporting("sweep") as update:
@@ -56,7 +58,7 @@ def finish_sweep(
             ) from None
     if not chosen:
         raise SettingError(f"{common.output} holds no cell of this sweep; leave --so-far out to compute them")
-    rows = read(chosen, outcomes)
+    rows = read(chosen, outcomes, common.against)
     texts = [] if said is None else said(rows)
     markdown = ("" if head is None else f"{head(rows)}\n\n") + to_markdown(rows, texts)
     figure = common.output / "figure.png"

@@ -21,6 +21,7 @@ from fedcondense.sweeps.grids import (
     sensitivity,
     table,
 )
+from fedcondense.sweeps.paired import references
 from fedcondense.sweeps.rows import KEYS, Row, read
 from fedcondense.sweeps.tables import conclusions, matrix, to_csv, to_markdown
 from fedcondense.sweeps.workers import Here, Processes, Ray, Workers
@@ -47,6 +48,7 @@ __all__ = [
     "matrix",
     "parametrizations",
     "read",
+    "references",
     "run",
     "scaling",
     "sensitivity",

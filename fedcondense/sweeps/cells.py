@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,19 +85,29 @@ def _run(
     missing, found = [cell for cell in cells if cell not in outcomes], len(outcomes)
     if progress is not None:
         progress(SweepProgress(found, len(cells), found, None))
-    calls = [(cell, _held(folder, cell), site) for cell in missing]
     with reporting("sweep", bar=progress is None) as report:
-        for number, (outcome, made) in workers.map(compute, calls):
-            cell = missing[number]
-            if made is not None:
-                write_file(set_path(folder, cell.making), made, overwrite=True)
-            blob = dump_json(outcome)
-            write_file(cell_path(folder, cell), blob, overwrite=True)
-            outcomes[cell] = load_json(blob)  # as the next run will read it
-            if progress is not None:
-                progress(SweepProgress(len(outcomes), len(cells), found, cell))
-            report((len(outcomes) - found) / len(missing), f"{len(outcomes)} of {len(cells)} cells")
+        for wave in _waves(missing):
+            calls = [(cell, _held(folder, cell), site) for cell in wave]
+            for number, (outcome, made) in workers.map(compute, calls):
+                cell = wave[number]
+                if made is not None:
+                    write_file(set_path(folder, cell.making), made, overwrite=True)
+                blob = dump_json(outcome)
+                write_file(cell_path(folder, cell), blob, overwrite=True)
+                outcomes[cell] = load_json(blob)  # as the next run will read it
+                if progress is not None:
+                    progress(SweepProgress(len(outcomes), len(cells), found, cell))
+                report((len(outcomes) - found) / len(missing), f"{len(outcomes)} of {len(cells)} cells")
     return {cell: outcomes[cell] for cell in cells}
+
+
+def _waves(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Yield cells such that none waits for a set that another of its wave makes: it takes it from the folder."""
+    left = list(cells)
+    while left:
+        first = {cell.making: cell for cell in reversed(left)}
+        yield [cell for cell in left if first[cell.making] is cell]
+        left = [cell for cell in left if first[cell.making] is not cell]
 
 
 def finished(lines: Iterable[TableRow], folder: Path) -> tuple[list[TableRow], dict[Cell, Outcome]]:

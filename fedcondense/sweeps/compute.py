@@ -22,6 +22,7 @@ from fedcondense.parametrizations import PARAMETRIZATIONS
 from fedcondense.randomness import child_seed
 from fedcondense.sets.selection import SELECTIONS, select
 from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.sweeps.costs import code_version, peak_memory
 from fedcondense.sweeps.grids import ALL_REAL, Cell, EvaluationPlan, SetRecipe, objective_and_recipe
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit, accuracy, fit
@@ -48,15 +49,18 @@ LOCAL = Site()
 def compute(cell: Cell, held: bytes | None, site: Site = LOCAL) -> tuple[Outcome, bytes | None]:
     """Make a cell's set, or take the one that is held, and measure it; return the outcome and the new set's bytes."""
     settings = {"making": asdict(cell.making), "measuring": asdict(cell.measuring), "device": site.device}
+    settings["version"] = code_version()
     made: bytes | None = None
     try:
         train, test = data_of(cell.making.data, site)
         with autocast_of(cell.making, site):
             if cell.making.method == ALL_REAL:
                 return {"settings": settings, **_all_real(train, test, cell.measuring)}, None
-            synthetic = _opened(held)
+            synthetic, peak = _opened(held), None
             if synthetic is None:
-                synthetic = _make(cell.making, train)
+                with peak_memory(site.device) as at_peak:
+                    synthetic = _make(cell.making, train)
+                    peak = at_peak()
                 made = synthetic.to_bytes()
             stored_as = type(synthetic.parts[0].parametrization)
             known = next((name for name, kind in PARAMETRIZATIONS.items() if kind is stored_as), stored_as.__name__)
@@ -66,6 +70,7 @@ def compute(cell: Cell, held: bytes | None, site: Site = LOCAL) -> tuple[Outcome
                 "parametrization": cell.making.parametrization or known,
                 "steps": synthetic.record.steps,
                 "cpu_seconds": synthetic.record.seconds,
+                "peak_bytes": peak,  # of whoever made it: a set that is held does not tell
                 "measured": _measure(synthetic, test, cell.measuring, cell.making.seed),
             }
     except OutputError:

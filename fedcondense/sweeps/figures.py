@@ -28,8 +28,8 @@ _LIMIT = 4  # panels side by side
 def by_method(rows: Sequence[Row]) -> Figure:
     """Draw a panel for each data set, size and test network, with a method a line, real images below."""
     shown = _measured(rows)
-    panels = dict.fromkeys((row.data, row.ipc, row.test_network) for row in shown if row.ipc is not None)
-    networks = {network for *_, network in panels}
+    panels = dict.fromkeys(_panel(row) for row in shown if row.ipc is not None)
+    measured_by = {panel[2:] for panel in panels}
     most = max((sum(_panel(row) == panel for row in shown) for panel in panels), default=1)
     figure, axes = _panels(len(panels), width=4.6, height=0.9 + 0.3 * most)
     for ax, panel in zip(axes, panels, strict=True):
@@ -45,8 +45,8 @@ def by_method(rows: Sequence[Row]) -> Figure:
         real = sum(not row.is_distilled for row in order)
         if 0 < real < len(order):
             ax.axhline(real - 0.5, color=LIGHT.faint, linewidth=0.8, linestyle=":")
-        data, ipc, network = panel
-        ax.set_title(f"{data}, {ipc} per class" + (f"\n{network}" if len(networks) > 1 else ""), fontsize=10)
+        data, ipc, *rest = panel
+        ax.set_title(f"{data}, {ipc} per class" + (f"\n{', '.join(rest)}" if len(measured_by) > 1 else ""), fontsize=10)
         ax.set_xlabel("test accuracy, %", color=LIGHT.text)
         ax.grid(axis="x", color=LIGHT.faint, linewidth=0.6)
         _reference(ax, rows, panel, vertical=True)
@@ -194,9 +194,9 @@ def _curve(
     )
 
 
-def _reference(ax: Any, rows: Sequence[Row], panel: tuple[str, Any, str], *, vertical: bool) -> None:
+def _reference(ax: Any, rows: Sequence[Row], panel: tuple[Any, ...], *, vertical: bool) -> None:
     """Mark what all real data reach, where that was measured."""
-    whole = [r for r in rows if r.objective == ALL_REAL and (r.data, r.test_network) == (panel[0], panel[2])]
+    whole = [r for r in rows if r.objective == ALL_REAL and _panel(r)[2:] == panel[2:] and r.data == panel[0]]
     for row in whole:
         if row.accuracy is not None:
             draw = ax.axvline if vertical else ax.axhline
@@ -210,8 +210,8 @@ def _measured(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.accuracy is not None and row.objective != ALL_REAL]
 
 
-def _panel(row: Row) -> tuple[str, int | None, str]:
-    return row.data, row.ipc, row.test_network
+def _panel(row: Row) -> tuple[str, int | None, str, str]:
+    return row.data, row.ipc, row.test_network, row.protocol
 
 
 def _method(row: Row, several: bool) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedcondense.sets.selection import SELECTIONS
 from fedcondense.sweeps.compute import Outcome
-from fedcondense.sweeps.grids import ALL_REAL, Cell, TableRow
+from fedcondense.sweeps.grids import ALL_REAL, Cell, SetRecipe, TableRow
+from fedcondense.sweeps.paired import difference, place_of, references
 from fedcondense.sweeps.scores import (
     augmentation_robust_score,
     hard_label_recovery,
     improvement_over_random,
     label_robust_score,
 )
+from fedcondense.training.protocols import protocol_of
 
 __all__ = ["KEYS", "RANDOM", "Row", "percent", "read"]
 
@@ -57,6 +59,13 @@ class Row:
         error: Why there is no accuracy.
         budget: CPU seconds per set that were asked for.
         failed: How many sets were not made.
+        protocol: How test networks were trained: a name in `PROTOCOLS`, or ``"own"``.
+        against: The row from which the difference is taken; empty for that row itself.
+        difference: Of accuracies, paired by the seeds of sets, mean; a set of a seed is measured by the same networks.
+        difference_error: Standard error of that mean over sets; None for one set.
+        peak_bytes: Held at the peak while a set was made, by the process or on a GPU: the largest of the sets.
+        version: Of the code that computed the cells, with its commit where it ran from a checkout.
+        setting: What was set beside what the other values name.
     """
 
     objective: str
@@ -83,6 +92,13 @@ class Row:
     error: str = ""
     budget: float | None = None
     failed: int = 0
+    protocol: str = "short"
+    against: str = ""
+    difference: float | None = None
+    difference_error: float | None = None
+    peak_bytes: int | None = None
+    version: str = ""
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_distilled(self) -> bool:
@@ -97,22 +113,32 @@ class Row:
 KEYS = (
     "objective", "parametrization", "data", "network", "test_network", "ipc", "nbytes", "accuracy", "accuracy_std",
     "sets", "networks", "steps", "cpu_seconds", "lrs", "ars", "varied", "value", "train_accuracy", "hard_accuracy",
-    "plain_accuracy", "warnings", "error",
+    "plain_accuracy", "warnings", "error", "protocol", "against", "difference", "difference_error", "peak_bytes",
+    "version", "setting",
 )  # fmt: skip
 """The stable names of a row's values, in order."""
 
 
-def read(lines: Iterable[TableRow], outcomes: Mapping[Cell, Outcome]) -> list[Row]:
-    """Return a row for each line, with scores and warnings."""
-    rows = [_row(line, outcomes) for line in lines]
+def read(lines: Iterable[TableRow], outcomes: Mapping[Cell, Outcome], against: str | None = None) -> list[Row]:
+    """Return a row for each line, with scores, warnings, and the difference to the row that is called `against`.
+
+    None: to the first row of the same data, size, test network and protocol.
+    """
+    lines = list(lines)
+    first = references(lines, against)
+    peaks = {cell.making: peak for cell, held in outcomes.items() if (peak := held.get("peak_bytes"))}
+    rows = [_row(line, outcomes, first.get(place_of(line)), peaks) for line in lines]
     random = {_place(row): row for row in rows if row.objective == RANDOM and row.accuracy is not None}
-    whole = {(row.data, row.test_network): row for row in rows if row.objective == ALL_REAL}
-    scored = [_scored(row, random.get(_place(row)), whole.get((row.data, row.test_network))) for row in rows]
+    whole = {_measured_by(row): row for row in rows if row.objective == ALL_REAL}
+    scored = [_scored(row, random.get(_place(row)), whole.get(_measured_by(row))) for row in rows]
     return [replace(row, warnings=_warnings(row, random.get(_place(row)))) for row in scored]
 
 
-def _row(line: TableRow, outcomes: Mapping[Cell, Outcome]) -> Row:
+def _row(
+    line: TableRow, outcomes: Mapping[Cell, Outcome], first: TableRow | None, peaks: Mapping[SetRecipe, int]
+) -> Row:
     making, measuring = line.cells[0].making, line.cells[0].measuring
+    apart = difference(line, first, outcomes)
     held = [_seen_by(line.test_network, outcomes[cell]) for cell in line.cells]
     good = [outcome for outcome in held if "error" not in outcome]
     bad = [outcome for outcome in held if "error" in outcome]
@@ -144,7 +170,20 @@ def _row(line: TableRow, outcomes: Mapping[Cell, Outcome]) -> Row:
         error="; ".join(dict.fromkeys(outcome["error"] for outcome in bad)),
         budget=making.tuning.budget,
         failed=len(bad),
+        protocol=protocol_of(measuring.fit),
+        against=first.cells[0].making.method if first is not None and apart is not None else "",
+        difference=None if apart is None else apart.mean,
+        difference_error=None if apart is None else apart.error,
+        peak_bytes=max((peaks[cell.making] for cell in line.cells if cell.making in peaks), default=None),
+        version=", ".join(dict.fromkeys(outcome.get("settings", {}).get("version", "") for outcome in held)),
+        setting=_setting(line.cells[0]),
     )
+
+
+def _setting(cell: Cell) -> dict[str, Any]:
+    """Return what a cell sets, but for what has a column of its own."""
+    tuning = {name: value for name, value in asdict(cell.making.tuning).items() if value not in (None, ())}
+    return {**tuning, "precision": cell.making.precision, "evaluation": asdict(cell.measuring.fit)}
 
 
 def _seen_by(network: str, outcome: Outcome) -> Outcome:
@@ -154,7 +193,11 @@ def _seen_by(network: str, outcome: Outcome) -> Outcome:
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    return row.data, row.ipc, row.test_network
+    return row.data, row.ipc, row.test_network, row.protocol
+
+
+def _measured_by(row: Row) -> tuple[str, str, str]:
+    return row.data, row.test_network, row.protocol
 
 
 def _mean(values: Sequence[float]) -> float | None:

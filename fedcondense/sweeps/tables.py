@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from fedcondense.sweeps.paired import Difference
 from fedcondense.sweeps.rows import KEYS, Row, percent
 
 __all__ = ["Crossing", "conclusions", "crossings", "made_with", "matrix", "to_csv", "to_markdown"]
@@ -79,7 +81,12 @@ def _compared(row: Row, rows: Sequence[Row]) -> list[tuple[bool, str]]:
 
 _CAPTION = (
     "Accuracy in percent on all test images, after the last step of training on the set alone: mean ± standard "
-    "deviation over sets and networks. Bytes: of the set's file. CPU s: to make a set."
+    "deviation over sets and networks. Bytes: of the set's file. CPU s: to make a set. Peak: memory meanwhile, of the "
+    "process or on a GPU."
+)
+_PAIRED = (
+    "Difference: in points, paired by the seeds of sets, which the same networks measure, mean ± standard error over "
+    "sets; a tie is not above that."
 )
 _SCORES = "LRS and ARS, 0 to 100: DD-Ranking (arXiv 2505.13300), against random real images of as many bytes."
 
@@ -102,15 +109,25 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         Column("made with", lambda r: r.network),
         Column("tested with", lambda r: r.test_network),
         Column("varied", lambda r: "" if r.value is None else f"{r.varied} = {r.value:g}"),
+        Column("protocol", lambda r: r.protocol),
         Column("accuracy", percent, True),
+        Column("difference", _difference, True),
         Column("sets x networks", lambda r: f"{r.sets} x {r.networks}", True),
         Column("steps", lambda r: "" if r.steps is None else str(r.steps), True),
         Column("CPU s", lambda r: "" if r.cpu_seconds is None else f"{r.cpu_seconds:.1f}", True),
+        Column("peak MB", lambda r: "" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:,.0f}", True),
         Column("LRS", lambda r: "" if r.lrs is None else f"{r.lrs:.1f}", True),
         Column("ARS", lambda r: "" if r.ars is None else f"{r.ars:.1f}", True),
     ]
-    optional = {"varied", "LRS", "ARS"}
-    return [c for c in columns if c.title not in optional or any(c.cell(row) for row in rows)]
+    optional = {"varied", "LRS", "ARS", "difference", "peak MB"}
+    kept = [c for c in columns if c.title not in optional or any(c.cell(row) for row in rows)]
+    return [c for c in kept if c.title != "protocol" or any(row.protocol != "short" for row in rows)]
+
+
+def _difference(row: Row) -> str:
+    if row.difference is None:
+        return ""
+    return f"{Difference(row.difference, row.difference_error)} to {row.against}"
 
 
 def to_markdown(rows: Sequence[Row], said: Sequence[str] = ()) -> str:
@@ -123,7 +140,8 @@ def to_markdown(rows: Sequence[Row], said: Sequence[str] = ()) -> str:
         body.append([_flat(c.cell(row)) + (marks if c.title == "accuracy" else "") for c in columns])
     lines = [_joined([c.title for c in columns]), _joined(["---:" if c.right else "---" for c in columns])]
     lines += map(_joined, body)
-    caption = [_CAPTION, *([_SCORES] if any(row.lrs is not None or row.ars is not None for row in rows) else [])]
+    caption = [_CAPTION, *([_PAIRED] if any(row.difference is not None for row in rows) else [])]
+    caption += [_SCORES] if any(row.lrs is not None or row.ars is not None for row in rows) else []
     blocks = ["\n".join(lines), " ".join(caption), *said]
     blocks += ["\n".join(f"[^{number}]: {text}" for text, number in notes.items())] if notes else []
     return "\n\n".join(blocks) + "\n"
@@ -145,12 +163,16 @@ def made_with(row: Row) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return a header and one line per row, by the names in `KEYS`; nothing for None, warnings joined by semicolons."""
+    """Return a header and one line per row, by the names in `KEYS`.
+
+    Nothing for None; warnings are joined by semicolons, and the setting is JSON.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, KEYS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(row.to_dict() | {"warnings": "; ".join(row.warnings)})
+        texts = {"warnings": "; ".join(row.warnings), "setting": json.dumps(row.setting)}
+        writer.writerow(row.to_dict() | texts)
     return text.getvalue()
 
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fedcondense.data.loading import load_data
 from fedcondense.sets.synthetic import SyntheticSet
+from fedcondense.training import PROTOCOLS
 
 
 def test_evaluate_prints_the_documented_keys(cli: Any, made: Path) -> None:
@@ -42,7 +44,10 @@ def test_an_evaluation_that_cannot_be_repeated_is_said(cli: Any, made: Path, tmp
     assert len(json.loads(ended.stdout)["seeds"]) == 3
 
 
-def test_a_list_of_networks_is_a_row_each_and_a_table(cli: Any, made: Path, tmp_path: Path) -> None:
+def test_a_list_of_networks_is_a_row_each_and_a_table(
+    cli: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "quick", PROTOCOLS["short"])  # gone again after the test
     plugin = tmp_path / "quick.py"
     plugin.write_text(
         "from fedcondense.training import PROTOCOLS, Fit, Protocol\n"

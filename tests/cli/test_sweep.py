@@ -19,6 +19,7 @@ from PIL import Image
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.sweeps import KEYS
+from fedcondense.training import PROTOCOLS
 
 COMMANDS = ("table", "parametrizations", "architectures", "sensitivity", "scaling")
 NETWORK = "convnet1-w16"
@@ -38,9 +39,10 @@ def whole(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_of(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV but for the seconds, which are never the same."""
+    """Return the rows of a CSV but for seconds and memory, which are never the same."""
+    costs = ("cpu_seconds", "peak_bytes")
     with open(folder / "table.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "cpu_seconds"} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key not in costs} for row in csv.DictReader(file)]
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -112,6 +114,30 @@ class TestTable:
         assert cli.run(*shlex.split(following[1])[1:]).exit_code == 0
         assert (whole / "best.png").exists()
 
+    def test_two_protocols_stand_in_one_table_over_the_same_sets(
+        self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("quick", "slow"):
+            monkeypatch.setitem(PROTOCOLS, name, PROTOCOLS["short"])  # gone again after the test
+        plugin, folder = tmp_path / "quick.py", tmp_path / "sweep"
+        plugin.write_text(
+            "from fedcondense.training import PROTOCOLS, Fit, Protocol\n"
+            "PROTOCOLS['quick'] = Protocol(Fit(epochs=2), 16)\nPROTOCOLS['slow'] = Protocol(Fit(epochs=3), 16)\n"
+        )
+        words = [word for word in TABLE if word not in ("--evaluation-steps", "3")]
+        rows = cli.done(*words, "--protocol", "quick,slow", "--against", "dm", "--plugin", plugin, "-o", folder)["rows"]
+        found = [
+            (row["protocol"], row["objective"], row["against"], row["setting"]["evaluation"]["epochs"]) for row in rows
+        ]
+        assert found == [
+            ("quick", "random", "dm", 2), ("quick", "dm", "", 2), ("quick", "kip", "dm", 2),
+            ("slow", "random", "dm", 3), ("slow", "dm", "", 3), ("slow", "kip", "dm", 3),
+        ]  # fmt: skip
+        made = [json.loads(path.read_text()) for path in (folder / "cells").iterdir()]
+        assert (len(made), len(list((folder / "sets").iterdir()))) == (12, 6)
+        assert sum(cell["peak_bytes"] is None for cell in made) == 6  # those whose set was there already
+        assert "no row is called 'dn'" in cli.refused(*TABLE, "--against", "dn", "--output", tmp_path / "none")
+
     def test_two_workers_give_what_one_gives_and_know_the_plugins(self, cli: Any, whole: Path, tmp_path: Path) -> None:
         plugin, folder = tmp_path / "mine.py", tmp_path / "sweep"
         plugin.write_text(
@@ -130,6 +156,28 @@ class TestTable:
         for path in (whole / "sets").iterdir():
             here, there = (SyntheticSet.load(p).with_record(seconds=0.0) for p in (path, folder / "sets" / path.name))
             assert here.to_bytes() == there.to_bytes()
+
+    def test_an_objective_whose_file_was_changed_is_computed_anew_and_the_others_are_kept(
+        self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["dm"])  # gone again after the test
+        plugin, folder = tmp_path / "mine.py", tmp_path / "sweep"
+        arguments = [*TABLE, "--objectives", "dm,mine", "--sets", 1, "--plugin", plugin, "--output", folder]
+        states = []
+        for power in ("1", "3", "1"):
+            plugin.write_text(
+                "from fedcondense.objectives import OBJECTIVES\n"
+                "from fedcondense.objectives.distribution import DistributionMatching\n"
+                "class Mine(DistributionMatching):\n"
+                "    def distance(self, real, synthetic):\n"
+                f"        return super().distance(real, synthetic) ** {power}\n"
+                "OBJECTIVES['mine'] = Mine()\n"
+            )
+            assert cli.done(*arguments)["failed"] == 0
+            states.append(state(folder))
+        assert [len(held) for held in states] == [6, 8, 8]
+        assert states[0].items() <= states[1].items()
+        assert states[2] == states[1]
 
     def test_progress_vanishes_in_a_pipe(self, cli: Any, whole: Path) -> None:
         assert len(cli.run(*TABLE, "--output", whole).stderr.splitlines()) == 4

@@ -60,6 +60,7 @@ class TestValues:
     def test_the_keys_are_stable(self) -> None:
         wanted = "objective parametrization data network test_network ipc nbytes accuracy accuracy_std sets networks"
         wanted += " steps cpu_seconds lrs ars varied value train_accuracy hard_accuracy plain_accuracy warnings error"
+        wanted += " protocol against difference difference_error peak_bytes version setting"
         assert wanted.split() == list(KEYS)
         assert list(table(dm=sets(GOOD))["dm"].to_dict()) == list(KEYS)
 
