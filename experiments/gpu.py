@@ -39,6 +39,7 @@ from fedcondense.objectives.gradient import AbsoluteGradientMatching, GradientMa
 from fedcondense.objectives.mmd import KernelMeans
 from fedcondense.objectives.ridge import RidgeRegression, means_and_ridge
 from fedcondense.sources import Fresh, Pool, TrainedOnReal, TrainedPool
+from fedcondense.training import PROTOCOLS
 
 PATH = RESULTS / "gpu.json"
 NETWORK = "convnet3-w128"
@@ -111,8 +112,8 @@ def row(name: str, seed: int, sets: Path | None) -> Callable[[], dict[str, Any]]
             "seconds": round(seconds, 1),
             "device": torch.cuda.get_device_name(),
         }
-        plain = fc.Fit(steps=1000 * -(-images // 256), batch=256, lr=0.01, schedule="step", nesterov=False)
-        mixed = replace(plain, steps=1000 * -(-images // 64), batch=64, cutmix=0.5)
+        plain = PROTOCOLS["published"].recipe
+        mixed = replace(plain, batch=64, cutmix=0.5)
         for key, fit in {"": plain, "cutmix_": mixed}.items():
             if key and images == 100:
                 continue

@@ -32,6 +32,7 @@ import incremental
 import iterative
 import labels
 import large
+import papers
 import plan_bytes
 import screens
 import superlink
@@ -43,6 +44,7 @@ from trust import __main__ as trust
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
+    ROOT / "docs/papers.md",
     *sorted(ROOT.glob("experiments/*.md")),
     ROOT / "strategies/condensed-replay/README.md",
     ROOT / "strategies/one-shot/README.md",
@@ -264,6 +266,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "thousands": thousands.table,
     "versions": versions.table,
     "large": large.table,
+    "papers": papers.objectives,
+    "papers stored": papers.stored,
     "large tried": large.tried,
     **coded_tables.TABLES,
     **{f"plan {kind}": lambda kind=kind: plan_bytes.table(kind) for kind in ("sizes", "budgets", "kept")},  # type: ignore[misc]
