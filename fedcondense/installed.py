@@ -26,7 +26,9 @@ def _roots() -> tuple[str, ...]:
         paths["platlib"],
         *site.getsitepackages(),
     }
-    return tuple(f"{Path(root)}/" for root in (*roots, site.getusersitepackages(), str(Path(__file__).parent)))
+    layered = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]  # by a .pth, say
+    own = (site.getusersitepackages(), str(Path(__file__).parent))
+    return tuple(f"{Path(root)}/" for root in (*roots, *layered, *own))
 
 
 def lies_with_installed(file: str) -> bool:
