@@ -18,6 +18,7 @@ from fedcondense.arguments import device_of
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.files import write_file
+from fedcondense.sets.cards import card_of
 from fedcondense.sets.checks import plain_evaluation
 from fedcondense.sets.format import Limits, dump, parse
 from fedcondense.sets.parts import Part, Record, check_joinable, to_storage
@@ -63,8 +64,13 @@ class SyntheticSet:
 
     def __repr__(self) -> str:
         made = ", ".join(sorted({part.record.method for part in self.parts}))
-        size = f"{len(self)} images in {self.nbytes} bytes"
-        return f"SyntheticSet({self.name}, {size}, {len(self.parts)} part(s), {made})"
+        return (
+            f"SyntheticSet({self.name}, {len(self)} images in {self.nbytes} bytes, {len(self.parts)} part(s), {made})"
+        )
+
+    def card(self) -> str:
+        """Return a page in Markdown to publish beside the file: how it was made, its classes, what it is worth."""
+        return card_of(self)
 
     @property
     def record(self) -> Record:
@@ -95,8 +101,7 @@ class SyntheticSet:
     @in_own_state
     def pixels(self, device: torch.device | str = "cpu") -> Batch:
         """Decode to images in [0, 1], (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
-        device = device_of(device)
-        images, targets = (kept.to(device, copy=True) for kept in self._pixels)  # edits of them leave the set alone
+        images, targets = (kept.to(device_of(device), copy=True) for kept in self._pixels)  # edits leave the set alone
         return Batch(images, targets)
 
     @in_own_state
@@ -104,23 +109,20 @@ class SyntheticSet:
         """Decode to normalised images, (N, C, H, W), and probabilities over `classes`, (N, K), both float32."""
         device = device_of(device)
         images, targets = self._pixels.images.to(device), self._pixels.targets.to(device, copy=True)
-        normalised, begin = torch.empty_like(images), 0
-        for part, size in zip(self.parts, self._sizes, strict=True):
+        normalised = torch.empty_like(images)
+        of_parts = zip(self.parts, images.split(self._sizes), normalised.split(self._sizes), strict=True)
+        for part, given, out in of_parts:
             mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (part.record.mean, part.record.std))
-            rows = slice(begin, begin + size)
-            torch.sub(images[rows], mean, out=normalised[rows]).div_(std)
-            begin += size
+            torch.sub(given, mean, out=out).div_(std)
         return Batch(normalised, targets)
 
     @in_own_state
     def weights(self) -> Tensor:
         """Return how many records each decoded image stands for, (N,) float32 on the CPU; 1 where no part says."""
-        pieces, begin = [], 0
-        for part, size in zip(self.parts, self._sizes, strict=True):
-            targets = self._pixels.targets[begin : begin + size]
-            begin += size
+        pieces = []
+        for part, targets in zip(self.parts, self._pixels.targets.split(self._sizes), strict=True):
             if not sum(part.record.counts):
-                pieces.append(torch.ones(size, dtype=torch.float32))
+                pieces.append(torch.ones(len(targets), dtype=torch.float32))
                 continue
             counts = torch.zeros(len(self.classes), dtype=torch.float32)
             counts[self._columns(part)] = torch.tensor(part.record.counts, dtype=torch.float32)
@@ -166,9 +168,7 @@ class SyntheticSet:
 
         Args:
             classes: Names; those that the set does not have are passed over.
-            most: Stored images that a class may keep, by name; all of those that are not named.
-
-        A set of which nothing is left out is returned itself.
+            most: Stored images that a class may keep, by name; all of those not named. Nothing cut: the set itself.
 
         Raises:
             SettingError: The set has soft labels, or codes that are shared between images: it cannot be cut by rows.
@@ -186,8 +186,7 @@ class SyntheticSet:
             begins = (sizes.cumsum(0) - sizes)[targets[order]]
             rank = torch.empty_like(targets)
             rank[order] = 1 + torch.arange(len(targets)) - begins  # how many of its class so far, itself included
-            everything = len(targets)
-            limits = torch.tensor([left.get(name, everything) for name in record.classes])
+            limits = torch.tensor([left.get(name, len(targets)) for name in record.classes])
             rows = torch.isin(targets, torch.tensor(kept, dtype=torch.int64)) & (rank <= limits[targets])
             for c, n in enumerate(torch.bincount(targets[rows], minlength=len(record.classes)).tolist()):
                 if record.classes[c] in left:
