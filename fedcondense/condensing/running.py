@@ -90,8 +90,8 @@ def condense(
             the set is fitted to it at the end (`fit_within`); the record's `ipc` is what was asked for before that.
         codec: How images are stored, by name: ``"bits-2"`` (`CODECS`); None: raw, under a budget as the rate rule says.
         network: Whose features or gradients are compared: a name in `NETWORKS`, names joined by ``+`` for networks of
-            several kinds, or a function of an image shape and a number of classes that builds an `nn.Module`; None: as
-            the image size asks.
+            several kinds, ``"torchvision:NAME"``, a class or function of an image shape and a number of classes that
+            builds an `nn.Module`, or a module, whose weights are drawn anew (`Anew`); None: as the image size asks.
         seed: All that is random follows from it.
         steps: Optimisation steps; None: the recipe's.
         start: A name in `STARTS`, or a function like them; None: the recipe's, or ``"grey"`` if the holder shows no

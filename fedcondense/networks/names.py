@@ -15,6 +15,8 @@ from fedcondense.arguments import called
 from fedcondense.errors import SettingError
 from fedcondense.networks.architectures import alexnet, lenet, mlp, mobilenet_v3_small, resnet18, vgg11, vit_small
 from fedcondense.networks.convnet import NORMS, ConvNet, Shape
+from fedcondense.networks.instances import Anew
+from fedcondense.networks.of_torchvision import PREFIX, torchvision_network
 from fedcondense.networks.passes import mark_as_ours
 from fedcondense.networks.readable import made_by
 from fedcondense.randomness import Drawn
@@ -134,25 +136,31 @@ def made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 def network_kinds(network: str | NetworkMaker) -> list[NetworkMaker]:
     """Return the networks that a name such as ``"convnet3-w32+convnet3-w32-none"`` joins, often just one.
 
+    Of a module it is what makes copies of it with weights that are drawn anew.
+
     Raises:
         SettingError: No network has one of the names, or it is neither a name nor a function.
     """
     if not (isinstance(network, str) or callable(network)):
         raise SettingError(
-            f"network {network!r:.100}; needed: a name such as 'convnet3-w32', names joined by '+', or a function of "
-            "an image shape and a number of classes that builds an nn.Module"
+            f"network {network!r:.100}; needed: a name such as 'convnet3-w32', names joined by '+', a function of "
+            "an image shape and a number of classes that builds an nn.Module, or a module"
         )
+    if isinstance(network, nn.Module):
+        return [Anew(network)]
     return [named(name) for name in dict.fromkeys(network.split("+"))] if isinstance(network, str) else [network]
 
 
 def named(name: str) -> NetworkMaker:
-    """Return the network of a name.
+    """Return the network of a name in `NETWORKS`, or torchvision's, such as ``"torchvision:resnet18"``.
 
     Raises:
         SettingError: There is none; the message gives the scheme of the ConvNets' names, of which there are many.
     """
     if name in NETWORKS:
         return NETWORKS[name]
+    if name.startswith(PREFIX):
+        return torchvision_network(name)
     close = difflib.get_close_matches(name, NETWORKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     norms = ", ".join(f"-{norm}" for norm in NORMS if norm != "instance")
@@ -160,7 +168,7 @@ def named(name: str) -> NetworkMaker:
         f"convnetD-wW of depth D 1 to {max(DEPTHS)} and width W {', '.join(map(str, WIDTHS))}, then perhaps {norms}"
     )
     others = ", ".join(sorted(set(NETWORKS) - set(CONVNETS)))
-    raise SettingError(f"no network is called {name!r}; {hint}all of them: {scheme}; {others}")
+    raise SettingError(f"no network is called {name!r}; {hint}all of them: {scheme}; {others}; or {PREFIX}NAME")
 
 
 def describe(network: str | NetworkMaker) -> str:

@@ -29,11 +29,6 @@ def made_by(make: Callable[[Shape, int], nn.Module], shape: Shape, classes: int)
         SettingError: It builds no network for such images and classes.
     """
     name = called(make)
-    if isinstance(make, nn.Module):
-        raise SettingError(
-            f"network is one module of {name}, which would be trained again and again; {_NEEDED}, such as its class, "
-            "or lambda shape, classes: copy.deepcopy(module)"
-        )
     try:
         module = make(shape, classes)
     except FedcondenseError:

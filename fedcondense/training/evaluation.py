@@ -51,7 +51,8 @@ def evaluate(
     Args:
         synthetic: The set; classes are matched to those of `test` by name.
         test: Real images.
-        network: A name in `NETWORKS` or a function that builds a module; None: the protocol's, as the image size asks.
+        network: A name in `NETWORKS`, ``"torchvision:NAME"``, a class or function that builds a module, or a module,
+            whose weights are drawn anew (`Anew`); None: the protocol's, as the image size asks.
         protocol: A name in `PROTOCOLS`: ``"short"``, or ``"published"``, at about 100 times the cost.
         recipe: How to train; None: as the protocol says.
         seeds: One a network: its weights, batches and augmentation.

@@ -210,7 +210,6 @@ def around(body: nn.Module, shape: Shape, classes: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "objective", "told"),
     [
-        (ONE, "dm", r"one module of Net.*needed: a function.*returns a new nn\.Module"),
         (["convnet1-w16", "mlp"], "dm", r"needed: a name such as 'convnet3-w32'"),
         (7, "dm", "needed: a name"),
         (
@@ -254,7 +253,7 @@ def test_what_one_objective_cannot_use_can_be_trained(make: Any) -> None:
     assert evaluate(one_of_each(), small(), network=make, recipe=Fit(steps=2), seeds=[0]).accuracy >= 0
 
 
-@pytest.mark.parametrize("make", [ONE, lambda shape, classes: ONE, lambda shape, classes: Net(shape, 7)])
+@pytest.mark.parametrize("make", [lambda shape, classes: ONE, lambda shape, classes: Net(shape, 7)])
 def test_evaluation_and_teachers_refuse_the_same(make: Any) -> None:
     with pytest.raises(SettingError, match=r"network .*needed|network .*return a new one"):
         evaluate(one_of_each(), small(), network=make)
