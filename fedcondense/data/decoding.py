@@ -27,6 +27,7 @@ from fedcondense.data.layouts import (
 )
 from fedcondense.data.sizes import resized
 from fedcondense.errors import DataError, MissingExtraError
+from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,6 +74,7 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
     def read(use: Callable[[Image.Image, str], Any], of_dicom: Callable[[Path, str], Any]) -> list[Any]:
         results = []
         for place, path in enumerate(files):
+            report(place / len(files), f"{place} of {len(files)}")
             if place in failed:
                 continue
             name = str(path.relative_to(top))
@@ -95,14 +97,15 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
             )
         return results
 
-    if not size and broken is None:
-        check_sizes(
-            read(lambda image, _: _size(image), lambda path, _: dicom.size_of(path)), str(top), _namer(files, top)
+    with reporting(f"reading {top.name}") as report:
+        if not size and broken is None:
+            check_sizes(
+                read(lambda image, _: _size(image), lambda path, _: dicom.size_of(path)), str(top), _namer(files, top)
+            )
+        decoded = read(
+            lambda image, name: resized(from_pil(image, name), size),
+            lambda path, name: resized(dicom.pixels_of(path, name), size),
         )
-    decoded = read(
-        lambda image, name: resized(from_pil(image, name), size),
-        lambda path, name: resized(dicom.pixels_of(path, name), size),
-    )
     if broken is not None:
         broken |= failed
     left = [file for place, file in enumerate(files) if place not in failed]

@@ -16,6 +16,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.decoding import read_images, readable
 from fedcondense.data.folders import list_images
+from fedcondense.data.imagenette import IMAGENETTE, imagenette_folder, in_words
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.items import from_dataset
 from fedcondense.data.layouts import first
@@ -40,11 +41,11 @@ def load_data(
     """Load a train and a test split.
 
     Args:
-        name: A name in `CATALOGUE`; ``folder:<dir>``, one folder per class, under train/ and test/ (or val/) or split
-            here by a fixed seed, a fifth for testing; ``npz:<file>`` with x_train, y_train, x_test, y_test and, if
-            there are any, the names `classes`; the NAME of a ``NAME.npz`` in the root; or a map-style torch Dataset, or
-            a pair (train, test), whose labels are matched by class name. A folder that a set was exported to is all for
-            training, and its test part is empty unless it was exported, too.
+        name: A name in `CATALOGUE`, or ``imagenette`` with a size; ``folder:<dir>``, one folder per class, under train/
+            and test/ (or val/) or split here by a fixed seed, a fifth for testing; ``npz:<file>`` with x_train,
+            y_train, x_test, y_test and, if there are any, the names `classes`; the NAME of a ``NAME.npz`` in the root;
+            or a map-style torch Dataset, or a pair (train, test), whose labels are matched by class name. A folder that
+            a set was exported to is all for training, and its test part is empty unless it was exported, too.
         root: Where data lie, in torchvision's layout or as ``NAME.npz``, which is looked for first; else the variable
             FEDCONDENSE_DATA, else ``~/.cache/fedcondense``. What is missing is downloaded where torchvision can.
         size: Pixels a side that images are brought to: the shorter side is scaled, and the middle stays. None: they
@@ -72,6 +73,8 @@ def load_data(
     file = top / f"{name}.npz"
     if file.name == f"{name}.npz" and file.is_file():
         return _load_npz(file, name, side, CATALOGUE.get(name))
+    if name == IMAGENETTE:
+        return DataSet(*_load_folder(imagenette_folder(top), name, side, skip_broken))
     if name not in CATALOGUE:
         if (here := Path(name).expanduser()).exists():
             kind = "folder" if here.is_dir() else "npz"
@@ -201,7 +204,7 @@ def _load_folder(path: Path, name: str, size: int, skips: bool, is_test_needed: 
         parts = parts if is_test_needed else parts[:1]
     elif found.test is None:
         parts = hold_out(images, labels, name)
-    return to_data(name, parts, found.classes)
+    return to_data(name, parts, in_words(found.classes))
 
 
 def _from_datasets(given: Any, size: int) -> DataSet:
