@@ -51,6 +51,7 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
     "--task condense": "--task condense --set ipc=1 --set steps=2",
     "--set ipc=5": "--set ipc=1 --set steps=2",
     "objective=name, steps=100": "objective=name, steps=2",
+    "scale,darker --ipc 1": "scale,darker --ipc 1 --steps 2 --seeds 1",
     "--objective median --ipc 1": "--objective median --ipc 1 --steps 2 --seeds 1",
     "--size 64 --rows one-shot,random-real,local-only": "--size 8 --rows one-shot --ipc 1 --steps 2 --seeds 1",
     "network.onnx": "network.pt2",
@@ -146,8 +147,9 @@ def hospitals(tmp_path: Path) -> None:
                 image = (level + noise.integers(-40, 40, (9, 12))).astype(np.uint8)
                 Image.fromarray(image).save(tmp_path / site / name / f"{k}.png")
     shutil.copy(tmp_path / "north" / "ill" / "0.png", tmp_path / "picture.png")
-    (program,) = (block.text for block in PYTHON if block.where.startswith("docs/own-objective.md"))
-    (tmp_path / "median.py").write_text(program)
+    programs = [block.text for block in PYTHON if block.where.startswith("docs/own-objective.md")]
+    for name, program in zip(("median.py", "darker.py"), programs, strict=True):
+        (tmp_path / name).write_text(program)
     config = f'name = "north"\ndata = "folder:{tmp_path}/north"\nsize = 8\nsend = "ask"\n'
     (tmp_path / "node.toml").write_text(config)
     card = NetworkCard("convnet1-w16", ("healthy", "ill"), (1, 8, 8), (0.5,), (0.25,), "one-shot")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ from fedcondense.cli.terminal import (
     typed,
 )
 from fedcondense.cli.usage import Command
-from fedcondense.cli.values import Number, Whole
+from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import DataError, DivergenceError, OutputError, SettingError, look_up
 from fedcondense.files import hold
 from fedcondense.loggers import logged
@@ -80,6 +81,10 @@ def condense(
     ] = None,
     network: Network = None,
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (shows records).")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(click_type=Listed(), help="Operations by commas, a plugin's too, or none; default: the data's."),
+    ] = None,
     steps: Steps = None,
     prefixes: Annotated[
         bool, typer.Option("--prefixes", help="Let the first images of each class serve alone.")
@@ -121,6 +126,7 @@ def condense(
     from fedcondense.arguments import device_of
     from fedcondense.condensing import condense as condense_data
     from fedcondense.condensing.checkpoints import Checkpoint
+    from fedcondense.data.images import Data
     from fedcondense.data.loading import load_data
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels
     from fedcondense.sets.fitting import Within
@@ -146,6 +152,9 @@ def condense(
         amount["budget"] = Within(budget, network=network or "", seeds=0 if no_evaluate else seeds)
     place = device_of(device or usual_device())
     train, test = (split.to(place) for split in load_data(name, data_root, size, skip_broken))
+    if augment is not None:
+        operations = () if augment == "none" else tuple(augment.split(","))
+        train = Data(train.images, train.labels, replace(train.spec, operations=operations))
     if not (len(test) or no_evaluate):
         raise DataError(f"{name} has no test part to measure on; pass --no-evaluate, and test it on real data later")
     with hold(output), _kept(checkpoint, output), logged(log):

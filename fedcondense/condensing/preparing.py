@@ -19,6 +19,7 @@ from fedcondense.condensing.rate import Rate, default_parametrization, rate_at, 
 from fedcondense.condensing.starts import STARTS, WITHOUT_RECORDS, Start
 from fedcondense.condensing.trial import on_trial
 from fedcondense.contract import Codes, Holder, NetworkSource, Objective, Parametrization, Recipe, index_by_class
+from fedcondense.data.augment import AUGMENTATIONS, own_among
 from fedcondense.data.images import Data, Spec
 from fedcondense.data.shares import images_per_class
 from fedcondense.errors import SettingError, look_up
@@ -127,6 +128,8 @@ def prepare(
         "recipe": identity(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
         "source": _settings(source),
     }
+    if own := own_among(spec.operations):
+        configuration["code of the augmentation"] = identity([AUGMENTATIONS[name] for name in own])
     record = replace(record, ipc=ipc, steps=0)
     leaves = [*codes.values(), *([targets] if objective.learn_labels else [])]
     optimizer = _optimizer(leaves, list(extras.values()), recipe, spec, max(images))

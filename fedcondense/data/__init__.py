@@ -1,6 +1,6 @@
 """Real data: images with labels, where they are loaded from, how they are augmented and divided among clients."""
 
-from fedcondense.data.augment import OPERATIONS, Augmentation
+from fedcondense.data.augment import AUGMENTATIONS, OPERATIONS, Augmentation
 from fedcondense.data.catalogue import CATALOGUE
 from fedcondense.data.given import as_data
 from fedcondense.data.images import Data, DataSet, Spec
@@ -13,6 +13,7 @@ from fedcondense.data.shares import Shares, images_per_class
 from fedcondense.data.sites import load_sites
 
 __all__ = [
+    "AUGMENTATIONS",
     "CATALOGUE",
     "OPERATIONS",
     "PARTITIONS",

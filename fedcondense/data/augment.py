@@ -7,6 +7,7 @@ being handed it, not by re-seeding a generator, and whatever their batch sizes a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,16 @@ from torch import Tensor
 
 from fedcondense.errors import SettingError, unknown
 
-__all__ = ["OPERATIONS", "Augmentation"]
+__all__ = ["AUGMENTATIONS", "OPERATIONS", "Augmentation", "augmentations", "own_among"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """What an augmentation may do: brightness, saturation and contrast; shifts of an eighth; a grey square of half the
 side; a mirror image, half the time; stretching by up to 1.2; turning by up to 15 degrees. Constants as published."""
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+"""Operations of one's own, by names that are none of `OPERATIONS`: functions of normalised images (N, C, H, W) and of
+numbers (N, 3) in [0, 1), the rows of the record, that return images of that shape. They draw nothing by themselves, so
+that both branches of a matching see the same; they are differentiable in the images, and treat each row by itself."""
 
 _CROP, _CUTOUT, _SCALE, _DEGREES = 0.125, 0.5, 1.2, 15.0
 
@@ -31,28 +37,32 @@ class Augmentation:
     Siamese matching uses a row for each class on both branches; training draws a row for each image.
 
     Args:
-        choice: (R,) int64, which of `OPERATIONS`; -1 leaves the image alone.
+        choice: (R,) int64, which of `OPERATIONS`, and behind those of `AUGMENTATIONS`; -1 leaves the image alone.
         amounts: (R, 3) float32 in [0, 1), what the operation's parameters are computed from.
+        own: Those of `AUGMENTATIONS` that a row may have chosen; each costs a call on all images.
     """
 
     choice: Tensor
     amounts: Tensor
+    own: tuple[str, ...] = ()
 
     @classmethod
     def draw(cls, operations: tuple[str, ...], rows: int, generator: torch.Generator) -> Augmentation:
         """Draw one of `operations` for each of `rows` rows, uniformly; no operations: rows that change nothing."""
+        known = augmentations()
         for name in operations:
-            if name not in OPERATIONS:
-                raise SettingError(unknown("augmentation", name, OPERATIONS))
+            if name not in known:
+                raise SettingError(unknown("augmentation", name, known))
         if not operations:
             return cls(torch.full((rows,), -1, device="cpu"), torch.zeros(rows, 3, dtype=torch.float32, device="cpu"))
-        allowed = torch.tensor([OPERATIONS.index(name) for name in operations], device="cpu")
+        allowed = torch.tensor([known.index(name) for name in operations], device="cpu")
         choice = allowed[torch.randint(len(operations), (rows,), generator=generator, device="cpu")]
-        return cls(choice, torch.rand(rows, 3, generator=generator, dtype=torch.float32, device="cpu"))
+        amounts = torch.rand(rows, 3, generator=generator, dtype=torch.float32, device="cpu")
+        return cls(choice, amounts, own_among(operations))
 
     def to(self, device: torch.device) -> Augmentation:
         """Return the record on a device, so that no call has to copy it there."""
-        return Augmentation(self.choice.to(device), self.amounts.to(device))
+        return Augmentation(self.choice.to(device), self.amounts.to(device), self.own)
 
     def __call__(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Augment normalised images; differentiable in them.
@@ -74,7 +84,25 @@ class Augmentation:
         first, second, third = amounts.to(images.dtype).unbind(1)
         images = _color(images, *(torch.where(chosen["color"], u, 0.5) for u in (first, second, third)))
         images = images * _cutout_mask(images, chosen["cutout"], first, second)
-        return _sample(images, _affine(images.shape[-2:], chosen, first, second))
+        images = _sample(images, _affine(images.shape[-2:], chosen, first, second))
+        for name in self.own:
+            changed = AUGMENTATIONS[name](images, amounts.to(images.dtype))
+            if changed.shape != images.shape:
+                raise SettingError(
+                    f"augmentation {name!r} returns {tuple(changed.shape)}; needed: {tuple(images.shape)}"
+                )
+            images = torch.where((choice == augmentations().index(name)).view(-1, 1, 1, 1), changed, images)
+        return images
+
+
+def augmentations() -> tuple[str, ...]:
+    """Return all names that an augmentation may draw from: the published ones, and one's own behind them."""
+    return (*OPERATIONS, *(name for name in AUGMENTATIONS if name not in OPERATIONS))
+
+
+def own_among(operations: Sequence[str]) -> tuple[str, ...]:
+    """Return those of some operations that are one's own."""
+    return tuple(name for name in operations if name not in OPERATIONS)
 
 
 def _color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:

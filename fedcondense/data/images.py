@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
-from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.augment import OPERATIONS, augmentations
 from fedcondense.data.class_names import class_names
 from fedcondense.errors import DataError, SettingError
 from fedcondense.plain import finite_number, listed, plain_text, whole_number
@@ -78,9 +78,12 @@ def settle_spec(of: Any, name: str, operations: str) -> None:
     if len(shape) != 3:
         raise SettingError(f"images of shape {shape!r:.100}; needed: (C, H, W)")
     shape = tuple(whole_number(side, "images with a side of", 1, _SIDE + 1) for side in shape)
-    known = listed(getattr(of, operations), "augmentation")
-    if not all(isinstance(word, str) and word in OPERATIONS for word in known) or len(set(known)) < len(known):
-        raise SettingError(f"augmentation {known!r:.100}; needed: some of {', '.join(OPERATIONS)}, each once")
+    known, names = listed(getattr(of, operations), "augmentation"), augmentations()
+    if not all(isinstance(word, str) and word in names for word in known) or len(set(known)) < len(known):
+        raise SettingError(
+            f"augmentation {known!r:.100}; needed: some of {', '.join(names)}, each once; one's own are registered in "
+            "AUGMENTATIONS first (--plugin)"
+        )
     settled = {
         name: plain_text(getattr(of, name), "data set's name"),
         operations: tuple(map(str, known)),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedcondense.ambient import in_own_state
-from fedcondense.data.augment import Augmentation
+from fedcondense.data.augment import Augmentation, own_among
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks.passes import repeatable
 from fedcondense.networks.trainable import unfreeze
@@ -166,7 +166,7 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         batch, wanted = images[given.places], targets[given.places]
         if operations:
-            batch = Augmentation(given.choice, given.amounts)(batch)
+            batch = Augmentation(given.choice, given.amounts, own_among(operations))(batch)
         if recipe.cutmix:
             batch, wanted = _cutmix(batch, wanted, given)
         with autocast_of_caller(images.device), repeatable(network, seed, step):

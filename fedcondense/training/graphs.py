@@ -93,7 +93,8 @@ class StepGraph:
             return
         device = leaves.images.device
         network = copy.deepcopy(draw.network)
-        augment = Augmentation(draw.augment.choice.clone(), draw.augment.amounts.clone()).to(device)
+        given = draw.augment
+        augment = Augmentation(given.choice.clone(), given.amounts.clone(), given.own).to(device)
         images, targets = (leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves[:2])
         own = leaves._replace(images=images, targets=targets)
         mine, seen = draw._replace(network=network, augment=augment), _copied(observed)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedcondense.data.augment import OPERATIONS, Augmentation
-from fedcondense.errors import SettingError
+import fedcondense as fc
+from fedcondense.data.augment import AUGMENTATIONS, OPERATIONS, Augmentation, augmentations
+from fedcondense.errors import SettingError, UntrustedSetError
 
 
 def color(x: Tensor, u: list[float]) -> Tensor:
@@ -193,3 +195,46 @@ def test_the_dtype_of_the_images_stays(dtype: torch.dtype) -> None:
 def test_an_unknown_operation_is_refused_with_the_closest() -> None:
     with pytest.raises(SettingError, match=r"no augmentation is called 'colour'; did you mean 'color'\? all of them"):
         Augmentation.draw(("colour",), 1, torch.Generator())
+
+
+def test_an_operation_of_one_s_own_is_drawn_shared_and_changes_its_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each of two classes: real and synthetic images of a class are darkened by the row's first number."""
+    monkeypatch.setitem(AUGMENTATIONS, "darker", lambda x, u: x - u[:, 0].view(-1, 1, 1, 1))
+    record = Augmentation.draw(("flip", "darker"), 40, torch.Generator().manual_seed(0))
+    mine = augmentations().index("darker")
+    assert set(record.choice.tolist()) == {OPERATIONS.index("flip"), mine}
+    row = int((record.choice == mine).nonzero()[0])
+    other = int((record.choice == OPERATIONS.index("flip")).nonzero()[0])
+    for count in (2, 7):  # of whatever size a branch is
+        batch = images(count)
+        rows = torch.full((count,), row)
+        rows[0] = other
+        changed = record(batch, rows)
+        torch.testing.assert_close(changed[1:], batch[1:] - record.amounts[row, 0], rtol=1e-5, atol=1e-5)
+        plain = Augmentation(record.choice, record.amounts)(batch, rows)
+        torch.testing.assert_close(changed[0], plain[0])
+    monkeypatch.setitem(AUGMENTATIONS, "darker", lambda x, u: x[:, :, 1:])
+    with pytest.raises(SettingError, match="augmentation 'darker' returns"):
+        record(images(40))
+
+
+def test_a_set_records_an_operation_of_one_s_own_and_is_trained_on_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def noted(x: Tensor, u: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x
+
+    monkeypatch.setitem(AUGMENTATIONS, "noted", noted)
+    train, test = fc.load_data("digits")
+    train = fc.Data(train.images, train.labels, replace(train.spec, operations=("crop", "noted")))
+    synthetic = fc.condense(train, ipc=1, objective="dm", steps=2, network="convnet1-w16")
+    assert len(calls) > 1
+    again = fc.SyntheticSet.from_bytes(blob := synthetic.to_bytes())
+    assert again.record.augmentation == ("crop", "noted")
+    calls.clear()
+    fc.evaluate(again, test, network="convnet1-w16", recipe=fc.Fit(steps=3), seeds=[0])
+    assert calls == [10, 10, 10]
+    monkeypatch.delitem(AUGMENTATIONS, "noted")
+    with pytest.raises(UntrustedSetError, match="registered in AUGMENTATIONS first"):
+        fc.SyntheticSet.from_bytes(blob)
