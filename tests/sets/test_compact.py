@@ -31,7 +31,7 @@ def coded(record: Record, evaluation: dict[str, Any] | None = None) -> Synthetic
 
 def test_the_usual_recipe_is_that_of_an_evaluation_and_what_changes_leaves_this_table_alone() -> None:
     """If a default of `Fit` changes, compare with a new name: files that say {} mean these numbers for good."""
-    assert asdict(Fit()) == USUAL_RECIPE | {"epochs": 0}  # which no evaluation names
+    assert asdict(Fit()) == {**USUAL_RECIPE, "epochs": 0}  # which no evaluation names
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
