@@ -83,7 +83,7 @@ def condense(
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (shows records).")] = None,
     augment: Annotated[
         str | None,
-        typer.Option(click_type=Listed(), help="Operations by commas, a plugin's too, or none; default: the data's."),
+        typer.Option(parser=Listed(), help="Operations by commas, a plugin's too, or none; default: the data's."),
     ] = None,
     steps: Steps = None,
     prefixes: Annotated[

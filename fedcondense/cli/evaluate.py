@@ -58,11 +58,11 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Whose test split; default: the one in the set's record.")] = None,
     network: Annotated[
         str | None,
-        typer.Option(click_type=Listed(), help="By commas: convnet3-w32,resnet18; default: as the image size asks."),
+        typer.Option(parser=Listed(), help="By commas: convnet3-w32,resnet18; default: as the image size asks."),
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(click_type=Listed(), help="short (default), or published, 100 times as long; both by commas."),
+        typer.Option(parser=Listed(), help="short (default), or published, 100 times as long; both by commas."),
     ] = None,
     seeds: Annotated[
         int | None,
