@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(parser=Listed(), help="short (default), or published, 100 times as long; both by commas."),
+        typer.Option(parser=Listed(), help="short (default), or published, 10 to 250 times as long; both by commas."),
     ] = None,
     seeds: Annotated[
         int | None,

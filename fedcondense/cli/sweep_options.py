@@ -72,7 +72,8 @@ class Sweeping:
         ),
     ] = None
     protocol: Annotated[
-        str, typer.Option(parser=Listed(), help="short, or published, 100 times as long; for table both by commas.")
+        str,
+        typer.Option(parser=Listed(), help="short, or published, 10 to 250 times as long; for table both by commas."),
     ] = "short"
     evaluation_steps: Annotated[
         int | None,

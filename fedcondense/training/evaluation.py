@@ -53,7 +53,7 @@ def evaluate(
         test: Real images.
         network: A name in `NETWORKS`, ``"torchvision:NAME"``, a class or function that builds a module, or a module,
             whose weights are drawn anew (`Anew`); None: the protocol's, as the image size asks.
-        protocol: A name in `PROTOCOLS`: ``"short"``, or ``"published"``, at about 100 times the cost.
+        protocol: A name in `PROTOCOLS`: ``"short"``, or ``"published"``, at 10 to 250 times the cost.
         recipe: How to train; None: as the protocol says.
         seeds: One a network: its weights, batches and augmentation.
         weighted: Let an image count by the records that it stands for. Off: where few images stand for many records
