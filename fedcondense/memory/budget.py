@@ -63,6 +63,11 @@ def check_settings(memory: Memory) -> None:
         raise SettingError(f"real_fraction {memory.real_fraction!r}; needed: a share from 0 to 1")
     if memory.minimum < 1:
         raise SettingError(f"a minimum of {memory.minimum} images; needed: 1 or more")
+    samples, seconds = memory.gathered.samples, memory.gathered.seconds
+    if samples is not None and (type(samples) is not int or samples < 1):
+        raise SettingError(f"every_samples {samples!r}; needed: a whole number from 1, or None")
+    if seconds is not None and not seconds > 0:
+        raise SettingError(f"every_seconds {seconds!r}; needed: a number above 0, or None")
     if max_bytes is not None and max_bytes < 1:
         raise SettingError(f"max_bytes {max_bytes}; needed: 1 or more, or None")
 

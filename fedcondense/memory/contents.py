@@ -188,10 +188,32 @@ class Contents:
     def _uniform(self, *purpose: str) -> float:
         return float(torch.rand((), generator=stream(self.seed, *purpose, self.added)))
 
-    def made(self, names: Sequence[str], ipc: int) -> SyntheticSet:
-        """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records."""
+    def leave(self, name: str) -> bool:
+        """Take a class out, with all its groups; say whether there was one."""
+        gone = {g for g in self.names if (g.partition("#")[0] if self._way.renames else g) == name}
+        stored = count_stored(self.sets)
+        again = [g for g in with_inseparable(self.sets, [g for g in stored if g in gone]) if g not in gone]
+        new = self.made(again, max(stored[g] for g in again), stored_too=True).recode(self.codec) if again else None
+        keep = {g: n for g, n in stored.items() if g not in gone and g not in again}
+        self.sets = [one for one in (*self._leave_out(self.sets, keep), new) if one is not None]
+        if self.real is not None:
+            left = {g: n for g, n in count_stored([self.real]).items() if g not in gone}
+            self.real = join(self._leave_out([self.real], left))
+        self.seen = {g: n for g, n in self.seen.items() if g not in gone}
+        self.waiting = {g: images for g, images in self.waiting.items() if g not in gone}
+        return bool(gone)
+
+    def made(self, names: Sequence[str], ipc: int, *, stored_too: bool | None = None) -> SyntheticSet:
+        """Make a set of groups: of what waits, and to recondense of what is stored, weighing its records.
+
+        Args:
+            names: The groups.
+            ipc: Stored images of each.
+            stored_too: Whether it is made of what is stored, too; None: as the update says.
+        """
         assert self.spec is not None
-        old = bytes_by_class(join([*self.sets, self.real])) if self._way.condenses_stored else {}
+        is_old = self._way.condenses_stored if stored_too is None else stored_too
+        old = bytes_by_class(join([*self.sets, self.real])) if is_old else {}
         mixed = mix(names, self.waiting, old, self.seen)
         data = Data(mixed.images, mixed.labels, replace(self.spec, classes=tuple(names))).to(self.device)
         if not all(name in self.seen for name in names) and (warning := images_per_class(data, ipc).warning):

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedcondense.ambient import own_state
-from fedcondense.condensing.meaning import meaning
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
-from fedcondense.files import write_file
 from fedcondense.memory.budget import check_settings
-from fedcondense.memory.contents import Contents
-from fedcondense.memory.file import MemoryState, dump_memory, parse_memory, read_memory
 from fedcondense.memory.fitting import fit
+from fedcondense.memory.gathering import Gathered, Piece, as_piece, joined
+from fedcondense.memory.kept import Kept
 from fedcondense.memory.makers import Maker
 from fedcondense.memory.updates import waited_enough
 from fedcondense.sets.codecs import RAW
 
 __all__ = ["Memory"]
 
-_USUAL = {"codec": RAW, "real_codec": RAW, "balance": "class"}  # a file leaves these out
 
-
-class Memory(Contents):
+class Memory(Kept):
     """Sets of the groups seen so far, within a number of stored images that all groups share.
 
     A group is a class (or a class of a task); data of one group may come in any number of pieces. What is stored of a
@@ -57,6 +53,11 @@ class Memory(Contents):
         real_codec: What packs real images, ``"jpeg-10"``, say; None: as `codec`. Those that wait are not packed.
         balance: Of the real images of a hybrid memory: ``"class"`` gives each group as many, ``"reservoir"`` by how
             many records it had, as one reservoir of the whole stream does.
+        every_samples: For streams without boundaries: what comes is held in RAM, in no file and not in `nbytes`, until
+            there are so many images, and then condensed. The same images in the same order give the same memory,
+            however many come at a time. A power cut costs what came since.
+        every_seconds: The same by the clock, at the first call so long after the first image that is held; what is
+            condensed together then depends on how fast images come. Of both, whichever is due first.
         seed: All that is random follows from it.
     """
 
@@ -73,18 +74,21 @@ class Memory(Contents):
         codec: str = RAW,
         real_codec: str | None = None,
         balance: str = "class",
+        every_samples: int | None = None,
+        every_seconds: float | None = None,
         seed: int = 0,
     ) -> None:
         self.images, self.make, self.groups = images, make, groups
         self.update = update or str(getattr(make, "update", "recondense"))
         self.real_fraction, self.minimum, self.max_bytes, self.seed = real_fraction, minimum, max_bytes, seed
         self.codec, self.real_codec, self.balance = codec, codec if real_codec is None else real_codec, balance
+        self.gathered = Gathered(every_samples, every_seconds)
         check_settings(self)
         super().__init__()
         self.changes = 0  # how often what is stored was replaced: what others made of it holds until then
         self.beside = 0  # bytes that whoever uses the memory keeps with each decoded image, and `max_bytes` counts
         self.note: dict[str, Any] = {}  # plain values that whoever uses the memory keeps with it
-        self.seconds: list[float] = []  # of the maker, for each call of `add`
+        self.seconds: list[float] = []  # of the maker, for each time that images were taken in
 
     def add(self, data: Data, note: Mapping[str, Any] | None = None) -> None:
         """Take in real images; the classes of their spec are the names of groups.
@@ -99,20 +103,59 @@ class Memory(Contents):
 
         After an error of any kind the memory is as it was.
         """
+        if self.gathered.waits:
+            self._gather(Piece(data.to("cpu"), False, note), data.device)
+            return
         with self._all_or_nothing():
-            began, self.added = time.monotonic(), self.added + 1
-            self.spec, self.device = self.spec or data.spec, data.device
-            if data.spec.shape != self.spec.shape:
-                raise DataError(
-                    f"images of {data.spec.shape}; this memory holds {self.spec.shape}: resize the stream's"
-                )
-            for c, count in enumerate(data.counts.tolist()):
-                if count:
-                    name, new = data.spec.classes[c], data.images[data.labels == c].cpu()
-                    self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
-            self.note = self.note if note is None else dict(note)
-            self._fit()
-            self.seconds = [*self.seconds, time.monotonic() - began]
+            self.device = data.device
+            self._take_in(data, note)
+
+    def observe(self, images: Tensor, labels: Sequence[str | int] | Tensor) -> None:
+        """Take in images of which nothing but their classes is known: a stream in a loop of one's own.
+
+        Without `every_samples` and `every_seconds`, each call condenses. The mean and std that networks are given are
+        those of the first images that are condensed; no image is mirrored (`add` says otherwise).
+
+        >>> memory = Memory(20, Selector("random"), every_samples=100)  # doctest: +SKIP
+        >>> for frame, name in camera:  # doctest: +SKIP
+        ...     memory.observe(frame[None], [name])
+
+        Args:
+            images: (N, C, H, W) uint8, an array or a tensor; C is 1 or 3.
+            labels: (N,) the name of each image's class; a whole number is a name, too.
+
+        Raises:
+            DataError: They are something else, or of another shape than before.
+            SettingError: As `add`. After an error of any kind the memory is as it was.
+        """
+        piece = as_piece(images, labels)
+        self._gather(piece, torch.as_tensor(images).device)
+
+    def flush(self) -> None:
+        """Condense what `every_samples` or `every_seconds` holds in RAM, however little it is: before a shutdown."""
+        if pieces := self.gathered.pieces:
+            with self._all_or_nothing():
+                self.gathered = replace(self.gathered, pieces=())
+                self._take_in_pieces(pieces)
+
+    def drop(self, name: str) -> None:
+        """Forget a class: its images leave, those that wait or are held in RAM too, and its bytes are free.
+
+        Other classes get them as images come: their share is that of a memory which never had the class; with a number
+        of groups given, they are for a class that comes in its place. Sets that share codes or soft labels with the
+        class are made again without it. Images of others that were condensed beside its own stay as they are, and a
+        file that was saved before still has it.
+
+        Raises:
+            SettingError: There is no such class.
+        """
+        with self._all_or_nothing():
+            gathered = self.gathered.without(name)
+            if not self.leave(name) and len(gathered) == len(self.gathered):
+                raise SettingError(f"no class {name!r} in this memory; it has {', '.join(self.names) or 'none'}")
+            self.gathered, self.added = gathered, self.added + 1
+            if self.max_bytes is not None and self.names and self.total_bytes > self.max_bytes:
+                self._fit()  # what was made again is coded otherwise
 
     def resize(self, images: int | None) -> None:
         """Change the budget, in stored images; a smaller one makes sets again, or leaves out images.
@@ -158,60 +201,6 @@ class Memory(Contents):
                 if self.max_bytes is not None and self.names:
                     self._fit()
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all that persists: the length of the file that `save` writes; 0 while there is nothing."""
-        return len(self.to_bytes()) if self.names else 0
-
-    @property
-    def total_bytes(self) -> int:
-        """What `max_bytes` bounds: `nbytes`, and what is kept beside each decoded image (`refit`)."""
-        synthetic = self.synthetic if self.beside else None
-        return self.nbytes + (0 if synthetic is None else self.beside * len(synthetic))
-
-    def to_bytes(self) -> bytes:
-        """Return the bytes of the file: a synthetic set's, with this memory's settings beside the set's record."""
-        stored = self.all_stored()
-        if stored is None:
-            raise SettingError("an empty memory; train on an experience before saving it")
-        return dump_memory(stored, self.settings(), self.added, self.seen, self.note)
-
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-        """Write the memory as one safetensors file that opens as a synthetic set too; return its path."""
-        return write_file(path, self.to_bytes(), overwrite)
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over what `save` wrote, for a memory of the same settings.
-
-        Raises:
-            UntrustedSetError: The file is no memory, or damaged.
-            ResumeError: It was written with other settings.
-        """
-        self._take_over(read_memory(path, self.settings()))
-
-    def from_bytes(self, blob: bytes) -> None:
-        """Take over what `to_bytes` gave; as `load`."""
-        self._take_over(parse_memory(blob, self.settings()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in vars(self).items() if k not in ("sets", "real", "waiting")}
-        return state | {"blob": self.to_bytes() if self.names else None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        blob = state.pop("blob")
-        state = {"max_bytes": None, "changes": 0, "beside": 0, **_USUAL} | state  # older checkpoints have none
-        vars(self).update(state, sets=[], real=None, waiting={})
-        if blob is not None:
-            self.from_bytes(blob)
-        self.changes = state["changes"]
-
-    def settings(self) -> dict[str, Any]:
-        """Return what a resumed memory must share: plain values, the maker by its settings and code."""
-        keys = ["images", "groups", "update", "real_fraction", "minimum", "seed"]
-        keys += ["max_bytes"] if self.max_bytes is not None else []
-        keys += [key for key, usual in _USUAL.items() if getattr(self, key) != usual]
-        return {key: getattr(self, key) for key in keys} | {"make": meaning(self.make)}
-
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         before = vars(self) | {"seen": dict(self.seen), "waiting": dict(self.waiting)}
@@ -222,6 +211,39 @@ class Memory(Contents):
         except BaseException:
             vars(self).update(before)
             raise
+
+    def _gather(self, piece: Piece, device: torch.device) -> None:
+        """Hold a piece in RAM, and take in what is due."""
+        self._check_shape(piece.data)
+        chunks, gathered = self.gathered.take(piece)
+        if not chunks:
+            self.gathered = gathered
+            return
+        with self._all_or_nothing():
+            self.gathered, self.device = gathered, device
+            for chunk in chunks:
+                self._take_in_pieces(chunk)
+
+    def _take_in_pieces(self, pieces: Sequence[Piece]) -> None:
+        noted = [piece.note for piece in pieces if piece.note is not None]
+        self._take_in(joined(pieces, self.spec), noted[-1] if noted else None)
+
+    def _take_in(self, data: Data, note: Mapping[str, Any] | None) -> None:
+        """Have images wait, and make sets of the groups that have waited."""
+        began, self.added = time.monotonic(), self.added + 1
+        self._check_shape(data)
+        self.spec = self.spec or data.spec
+        for c, count in enumerate(data.counts.tolist()):
+            if count:
+                name, new = data.spec.classes[c], data.images[data.labels == c].cpu()
+                self.waiting[name] = torch.cat([self.waiting[name], new]) if name in self.waiting else new
+        self.note = self.note if note is None else dict(note)
+        self._fit()
+        self.seconds = [*self.seconds, time.monotonic() - began]
+
+    def _check_shape(self, data: Data) -> None:
+        if self.spec is not None and data.spec.shape != self.spec.shape:
+            raise DataError(f"images of {data.spec.shape}; this memory holds {self.spec.shape}: resize the stream's")
 
     def _fit(self) -> None:
         """Make sets of the groups that have waited, with the largest share that the budget allows."""
@@ -242,6 +264,3 @@ class Memory(Contents):
             return self.images
         plain = self.max_bytes // math.prod(self.spec.shape) if self.spec else 0
         return min(plain, plain if self.images is None else self.images) // 2
-
-    def _take_over(self, state: MemoryState) -> None:
-        vars(self).update(state._asdict(), changes=self.changes + 1)
