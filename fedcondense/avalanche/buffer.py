@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +15,22 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
+from fedcondense.avalanche.budget import stored_images
 from fedcondense.avalanche.decoded import Decoded, Working, decode
+from fedcondense.avalanche.naming import check_classes, group_name, label_and_task
 from fedcondense.avalanche.saved import read_saved
-from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, noted, read
+from fedcondense.avalanche.stream import Layout, Range, as_dataset, noted, read
 from fedcondense.budgets import budget_bytes
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError, look_up
 from fedcondense.memory import Condenser, Maker, Memory
+from fedcondense.memory.gathering import KEEPS_LABELS, measured_spec
 from fedcondense.sets.codecs import RAW
 
 __all__ = ["CondensedBuffer"]
 
-_LOG = logging.getLogger(__name__)
 _DEFAULT = Condenser()
-_OUTSIDE = 1e-3  # share of an experience's values that may be clipped silently
-_KEEPS_LABELS = tuple(name for name in OPERATIONS if name != "flip")  # a mirrored digit is none
 
 
 class Group(NamedTuple):
@@ -71,6 +70,10 @@ class CondensedBuffer(ExemplarsBuffer):
         min_samples: Real images of a class to wait for before it is condensed, for online streams; until then they are
             kept beside the budget, counted in `nbytes`, and as many replayed as the class's share allows. They take
             no more than the budget again (of `max_bytes`, half): beyond it, the class with the most is condensed.
+        every_samples: For streams without boundaries: samples are held in RAM, in no file and not in `nbytes`, and not
+            replayed, until there are so many, and condensed then; the same however many come at a time (`Memory`).
+        every_seconds: The same by the clock.
+        classes: What labels are called, in their order: the names of classes in the file, in place of numbers.
         operations: Augmentations that keep a label true in this stream; not the mirror image, unless named.
         mean: What the stream's transform subtracts, one value per channel; None: the range of the first experience's
             values becomes that of the bytes, which is exact for 8-bit images in which black and white occur.
@@ -95,7 +98,10 @@ class CondensedBuffer(ExemplarsBuffer):
         real_codec: str | None = None,
         balance: str = "class",
         min_samples: int = 1,
-        operations: tuple[str, ...] = _KEEPS_LABELS,
+        every_samples: int | None = None,
+        every_seconds: float | None = None,
+        classes: Sequence[str] = (),
+        operations: tuple[str, ...] = KEEPS_LABELS,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         working_bytes: int = 1 << 30,
@@ -106,25 +112,12 @@ class CondensedBuffer(ExemplarsBuffer):
         most = None if max_bytes is None else budget_bytes(max_bytes, "max_bytes")
         if adaptive_size == (total_num_groups is not None):
             raise SettingError("give total_num_groups with adaptive_size=False, and only then")
-        if len(mean or ()) != len(std or ()) or not all(s > 0 for s in std or ()):
-            raise SettingError(
-                f"mean {mean} and std {std}; give both of the stream's transform, std above 0, or neither"
-            )
         for name in operations:
             look_up("augmentation", name, dict.fromkeys(OPERATIONS))
+        check_classes(classes)
         per_image = condenser.per_image
         is_coded = most is not None and (codec, real_codec or codec) != (RAW, RAW)
-        if most is None:
-            images = max_size // per_image  # type: ignore[operator]
-        elif is_coded and shape is None:
-            images = most
-        elif shape is None or len(shape) != 3 or min(shape) < 1:
-            raise SettingError(f"shape {shape}; max_bytes needs (C, H, W), the size of the stream's images")
-        else:
-            images = most if is_coded else most // (shape[0] * shape[1] * shape[2])
-        if images < 1:
-            size = f"{most} bytes" if max_size is None else f"{max_size} decoded images"
-            raise SettingError(f"a buffer of {size}; needed: at least one stored image, which decodes to {per_image}")
+        images = stored_images(max_size, most, shape, per_image, is_coded)
         super().__init__(images if is_coded else images * per_image)
         self.memory = Memory(
             None if is_coded else images,
@@ -137,12 +130,15 @@ class CondensedBuffer(ExemplarsBuffer):
             codec=codec,
             real_codec=real_codec,
             balance=balance,
+            every_samples=every_samples,
+            every_seconds=every_seconds,
             seed=seed,
         )
         if most is not None and shape is not None:  # refused now where no stream could do
             self.memory.check_room(Spec("stream", shape, (), (0.0,) * shape[0], (1.0,) * shape[0], operations))
         self.shape, self.operations, self.working_bytes = shape, operations, working_bytes
-        self.range = Range.normalised(mean, std) if mean and std else None
+        self.classes = tuple(classes)
+        self.range = Range.given(mean, std)
         self.layout: Layout | None = None
         self._cache: dict[str, Any] = {}
 
@@ -169,19 +165,12 @@ class CondensedBuffer(ExemplarsBuffer):
         span = self.range or Range.of(found.images)
         if len(span.low) != shape[0]:
             raise DataError(f"images of {shape}; the mean and std given are of {len(span.low)} channels")
-        if (outside := span.share_outside(found.images)) > _OUTSIDE:
-            _LOG.warning(
-                "%.1f %% of the stream's values are outside of what a byte stands for, %s to %s, and are clipped; give "
-                "the buffer mean and std of the stream's transform",
-                100 * outside,
-                span.low,
-                span.high,
-            )
-        images = span.to_bytes(found.images)
-        names = [group_name(*pair) for pair in zip(found.labels.tolist(), found.tasks.tolist(), strict=True)]
+        images = span.to_bytes_or_warn(found.images)
+        pairs = zip(found.labels.tolist(), found.tasks.tolist(), strict=True)
+        names = [group_name(*pair, self.classes) for pair in pairs]
         classes = tuple(dict.fromkeys(names))
         number = {name: c for c, name in enumerate(classes)}
-        spec = replace(self.memory.spec or self._spec(shape, images), classes=classes)
+        spec = replace(self.memory.spec or measured_spec(images, self.operations), classes=classes)
         data = Data(images, torch.tensor([number[name] for name in names]), spec).to(device)
         self.memory.add(data, noted(span, found.layout))
         self.shape, self.range, self.layout = shape, span, found.layout
@@ -199,6 +188,23 @@ class CondensedBuffer(ExemplarsBuffer):
             raise SettingError(f"a buffer of {new_size} decoded images; a stored one decodes to {per_image}")
         self.memory.resize(new_size // per_image)
         self.max_size = new_size // per_image * per_image
+
+    def flush(self) -> None:
+        """Condense what `every_samples` or `every_seconds` holds in RAM, however little it is: before a shutdown."""
+        self.memory.flush()
+
+    def drop(self, label: str | int, task: int = 0) -> None:
+        """Forget a class, as `Memory.drop`: its bytes are free, and a file that is saved from now on has nothing of it.
+
+        Args:
+            label: The stream's label, or what it is called in `classes`.
+            task: The stream's task label.
+
+        Raises:
+            SettingError: There is no such class.
+        """
+        called = str(label) if isinstance(label, str) else group_name(label, 0, self.classes)
+        self.memory.drop(f"{called}@{task}" if task else called)
 
     @property
     def buffer(self) -> AvalancheDataset:
@@ -226,7 +232,7 @@ class CondensedBuffer(ExemplarsBuffer):
     @property
     def seen_classes(self) -> set[int]:
         """The labels of which the buffer holds images."""
-        return {label_and_task(name)[0] for name in self.memory.names}
+        return {label_and_task(name, self.classes)[0] for name in self.memory.names}
 
     @property
     def decoded(self) -> Decoded | None:
@@ -254,7 +260,7 @@ class CondensedBuffer(ExemplarsBuffer):
             UntrustedSetError: The file is damaged, or no memory.
             ResumeError: It was saved with other settings, or for a stream of other images.
         """
-        fresh, span, layout = read_saved(self.memory, path, self.shape)
+        fresh, span, layout = read_saved(self.memory, path, self.shape, self.classes)
         assert fresh.spec is not None
         self.memory, self.range, self.layout, self.shape = fresh, span, layout, fresh.spec.shape
 
@@ -262,17 +268,13 @@ class CondensedBuffer(ExemplarsBuffer):
         return {k: v for k, v in self.__dict__.items() if k != "_cache"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _cache={})
-
-    def _spec(self, shape: tuple[int, int, int], images: Tensor) -> Spec:
-        pixels = images.float().div(255).transpose(0, 1).flatten(1)
-        mean, std = pixels.mean(1), pixels.std(1).clamp_min(1e-3)
-        return Spec("stream", shape, (), tuple(mean.tolist()), tuple(std.tolist()), self.operations)
+        self.__dict__.update({"classes": ()} | state, _cache={})
 
     @property
     def working(self) -> Working | None:
         """What `decoded` copies, and every reader shares: change nothing in it."""
-        working: Working | None = self._cached("decoded", lambda: decode(self.memory, self.range, self.working_bytes))
+        make = partial(decode, self.memory, self.range, self.working_bytes, self.classes)
+        working: Working | None = self._cached("decoded", make)
         return working
 
     def _dataset(self, index: Tensor | slice) -> AvalancheDataset:

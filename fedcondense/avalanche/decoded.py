@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedcondense.avalanche.stream import Range, label_and_task
+from fedcondense.avalanche.naming import label_and_task
+from fedcondense.avalanche.stream import Range
 from fedcondense.contract import Batch
 from fedcondense.errors import SettingError
 from fedcondense.memory import Memory
@@ -68,7 +69,7 @@ class Working:
         return Decoded(self.take(slice(None)).clone(), *(value.clone() for value in rest))
 
 
-def decode(memory: Memory, span: Range | None, most: int) -> Working | None:
+def decode(memory: Memory, span: Range | None, most: int, classes: Sequence[str] = ()) -> Working | None:
     """Return all that a memory replays, or None if that is nothing.
 
     The images are float32 where these take at most `most` bytes, and 8 bits otherwise, rounded by up to 1/510 of the
@@ -78,6 +79,7 @@ def decode(memory: Memory, span: Range | None, most: int) -> Working | None:
         memory: Its groups are named by `group_name`.
         span: What its bytes stand for in the stream; None: there was no stream yet.
         most: Bytes that the images may take.
+        classes: What labels are called, if that is known.
 
     Raises:
         SettingError: They would take more in 8 bits, too.
@@ -103,7 +105,7 @@ def decode(memory: Memory, span: Range | None, most: int) -> Working | None:
             images[here] = span.to_stream(batch.images) if is_float else batch.images.mul(255).round()
             targets[here, columns] = batch.targets
             begin += len(batch.images)
-    pairs = torch.tensor([label_and_task(name) for name in synthetic.classes])
+    pairs = torch.tensor([label_and_task(name, classes) for name in synthetic.classes])
     column = torch.tensor(spec.mean).view(1, -1, 1, 1), torch.tensor(spec.std).view(1, -1, 1, 1)
     mean = span.to_stream(column[0]).flatten()
     std = (span.to_stream(column[0] + column[1]).flatten() - mean).abs()

@@ -62,6 +62,15 @@ class CondensedBufferWithLogits(CondensedBuffer):
         super().resize(strategy, new_size)
         self._take(strategy, known)
 
+    def drop(self, label: str | int, task: int = 0) -> None:
+        """Forget a class; the others keep their logits, but where they were made again: `take_logits` has them then."""
+        known = self._known()
+        super().drop(label, task)
+        rows = [known.get(key) for key in _keys(self.working)] if self.working is not None else []
+        kept = [row for row in rows if row is not None]
+        if kept and len(kept) == len(rows):
+            self._logits, self._logits_of = torch.stack(kept), self.memory.changes
+
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load what `save` wrote, which has no logits: `take_logits` gets them from a model."""
         super().load(path)

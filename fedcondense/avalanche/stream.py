@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TaskAwar
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fedcondense.errors import DataError
+from fedcondense.errors import DataError, SettingError
 
 __all__ = [
     "Experience",
@@ -21,14 +22,13 @@ __all__ = [
     "Range",
     "as_dataset",
     "first_image",
-    "group_name",
-    "label_and_task",
     "noted",
     "read",
     "read_note",
 ]
 
-
+_LOG = logging.getLogger(__name__)
+_OUTSIDE = 1e-3  # share of an experience's values that may be clipped silently
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -56,6 +56,19 @@ class Range(NamedTuple):
         pairs = list(zip(mean, std, strict=True))
         return cls(tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs))
 
+    @classmethod
+    def given(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Range | None:
+        """Return the range that a stream's transform tells; None where neither is given.
+
+        Raises:
+            SettingError: Only one of them is, or a std is not above 0.
+        """
+        if len(mean or ()) != len(std or ()) or not all(s > 0 for s in std or ()):
+            raise SettingError(
+                f"mean {mean} and std {std}; give both of the stream's transform, std above 0, or neither"
+            )
+        return cls.normalised(mean, std) if mean and std else None
+
     def to_bytes(self, images: Tensor) -> Tensor:
         """Round images of the stream to uint8."""
         low, high = self._columns(images)
@@ -65,6 +78,18 @@ class Range(NamedTuple):
         """Take images in [0, 1] to the stream's values."""
         low, high = self._columns(images)
         return images * (high - low) + low
+
+    def to_bytes_or_warn(self, images: Tensor) -> Tensor:
+        """Round images of the stream to uint8; where more than a few values are clipped, the log is told."""
+        if (outside := self.share_outside(images)) > _OUTSIDE:
+            _LOG.warning(
+                "%.1f %% of the stream's values are outside of what a byte stands for, %s to %s, and are clipped; give "
+                "the buffer mean and std of the stream's transform",
+                100 * outside,
+                self.low,
+                self.high,
+            )
+        return self.to_bytes(images)
 
     def share_outside(self, images: Tensor) -> float:
         """Return the share of values that `to_bytes` clips by more than half a byte's step."""
@@ -231,21 +256,6 @@ def _layout(first: Sequence[Any], shown: bool, labels: Tensor) -> Layout:
         label=name if tensors and name in _DTYPES else "int64",
         images=str(first[0].dtype).removeprefix("torch."),
     )
-
-
-def group_name(label: int, task: int) -> str:
-    """Return the name of a class in a memory; the same label in another task is another class."""
-    return f"{label}@{task}" if task else str(label)
-
-
-def label_and_task(name: str) -> tuple[int, int]:
-    """Return the arguments of `group_name`; the text after ``#`` belongs to the memory.
-
-    >>> label_and_task("7"), label_and_task("7@2#5")
-    ((7, 0), (7, 2))
-    """
-    label, _, task = name.partition("#")[0].partition("@")
-    return int(label), int(task or 0)
 
 
 class _Samples(Dataset[tuple[Tensor, Any]]):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import Normalize
 
-from fedcondense.avalanche.stream import Layout, Range, as_dataset, group_name, label_and_task, read
+from fedcondense.avalanche.stream import Layout, Range, as_dataset, read
 
 
 class TestRange:
@@ -35,13 +35,6 @@ class TestRange:
         span = Range((0.0,), (1.0,))
         values = torch.tensor([0.0, 1.0, 1 + 0.4 / 255, 1 + 0.6 / 255, -0.6 / 255, 0.5, 0.2, 0.3]).view(1, 1, 2, 4)
         assert span.share_outside(values) == 2 / 8
-
-
-def test_names_of_groups_lead_back_to_label_and_task() -> None:
-    for label, task in ((0, 0), (12, 0), (3, 2)):
-        assert label_and_task(group_name(label, task)) == (label, task)
-        assert label_and_task(f"{group_name(label, task)}#7") == (label, task)
-    assert group_name(3, 0) == "3"
 
 
 @pytest.mark.parametrize("tasks", [True, False])
