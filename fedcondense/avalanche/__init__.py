@@ -12,6 +12,7 @@ from fedcondense.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from fedcondense.avalanche.averaging import WeightAveragingPlugin as WeightAveragingPlugin
+    from fedcondense.avalanche.benchmarks import domain_benchmark as domain_benchmark
     from fedcondense.avalanche.benchmarks import split_benchmark as split_benchmark
     from fedcondense.avalanche.buffer import CondensedBuffer as CondensedBuffer
     from fedcondense.avalanche.checkpoints import maybe_load_checkpoint as maybe_load_checkpoint
@@ -36,6 +37,7 @@ _HOMES = {
     "CondensedReplayPlugin": "plugins",
     "WeightAveragingPlugin": "averaging",
     "buffer_metrics": "metrics",
+    "domain_benchmark": "benchmarks",
     "maybe_load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
     "split_benchmark": "benchmarks",

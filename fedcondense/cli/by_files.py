@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fedcondense.cli.outputs import RUN, check_output_folder
+from fedcondense.cli.outputs import RUN, check_output, check_output_folder
 from fedcondense.cli.sets import Network, Seed
 from fedcondense.cli.terminal import (
     DataRoot,
     Device,
     Format,
     Output,
+    Overwrite,
     Plugin,
     Size,
     Threads,
@@ -30,6 +31,7 @@ from fedcondense.cli.terminal import (
 )
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Whole
+from fedcondense.errors import SettingError
 from fedcondense.machine import usual_device
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER")]
@@ -40,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         cls=Command, epilog="Example: fedcondense join inbox/*.safetensors --manifest sites.toml --output runs/mail"
     )(join)
-    app.command(cls=Command, epilog="Example: fedcondense train runs/mail --data fashion-mnist")(train)
+    app.command(cls=Command, epilog="Example: fedcondense train memory.safetensors -o network.safetensors")(train)
     app.command(cls=Command, epilog="Example: fedcondense forget hospital-b runs/mail")(forget)
 
 
@@ -109,43 +111,102 @@ def join(
 
 @command
 def train(
-    folder: Folder,
+    source: Annotated[Path, typer.Argument(metavar="FOLDER|SET", help="A run's folder, or a file of a set or memory.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Of a SET: where the network goes, NAME.safetensors.")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Whose test split it is tested on; default: what `join` was told, if anything.")
+        str | None,
+        typer.Option(help="Of a FOLDER: whose test split it is tested on; default: what `join` was told, if anything."),
     ] = None,
     network: Network = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that are measured; one is kept.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(parser=Whole(1, 1000), help="Of a FOLDER: networks that are measured, 3; one is kept."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(parser=Whole(1, 10**9), help="Steps of training; default: the usual ones.")
     ] = None,
     size: Size = None,
     data_root: DataRoot = None,
+    overwrite: Overwrite = False,
     plugin: Plugin = None,
     device: Device = None,
     threads: Threads = None,
     form: Output = Format.text,
 ) -> None:
-    """Train a network on the sets in FOLDER, where `join` put them, and measure it if there are data to test on.
+    """Train a network on a SET or a replay memory alone, or on the sets that `join` put in FOLDER.
 
-    It leaves weights.safetensors there, for fedcondense.load_network(FOLDER), and the report.
+    Of a SET, --output gets the network, with the set's classes and normalisation, for `fedcondense predict` and
+    fedcondense.load_network. FOLDER gets weights.safetensors, for the same, and the report; it is measured if there
+    are data to test on.
 
-    JSON keys: `accuracy` (percent; null where nothing was tested on), `accuracy_std`, `per_class`, `images`,
-    `clients`, `data`, `output`.
+    JSON keys: `images`, `output`; of a FOLDER `accuracy` (percent; null where nothing was tested on), `accuracy_std`,
+    `per_class`, `clients`, `data` too.
     """
+    set_up(threads, plugin)
+    if source.is_file():
+        if output is None or given(data=data, seeds=seeds, size=size):
+            raise SettingError(
+                f"{source} is a set's file: give -o NAME.safetensors, and no --data, --seeds or --size; "
+                "`fedcondense predict NAME.safetensors FOLDER` scores the network"
+            )
+        _train_on_set(source, output, overwrite, form, seed, device, network, steps)
+        return
+    if output is not None or overwrite:
+        raise SettingError(f"{source} is no set's file, and a run's folder is its own output: leave out --output")
+    _train_on_folder(
+        source, data, data_root, size, form, seed, device, **given(network=network, seeds=seeds, steps=steps)
+    )
+
+
+def _train_on_set(
+    source: Path,
+    output: Path,
+    overwrite: bool,
+    form: Format,
+    seed: int,
+    device: str | None,
+    network: str | None,
+    steps: int | None,
+) -> None:
+    from fedcondense.networks.saved import save_network
+    from fedcondense.sets.synthetic import SyntheticSet
+    from fedcondense.training.fit import Fit
+    from fedcondense.training.ready import train as train_on
+
+    check_output(output, overwrite, reads=source)
+    synthetic = SyntheticSet.load(source)
+    recipe = Fit(**given(steps=steps))
+    trained = train_on(synthetic, network=network, recipe=recipe, seed=seed, device=device or usual_device())
+    save_network(output, trained.network, trained.card, overwrite=overwrite)
+    lines = [("images", len(synthetic)), ("classes", ", ".join(synthetic.classes)), ("network", trained.card.network)]
+    emit({"images": len(synthetic), "output": output}, columns(lines), form)
+    finish([output], None)
+
+
+def _train_on_folder(
+    folder: Path,
+    data: str | None,
+    data_root: Path | None,
+    size: int | None,
+    form: Format,
+    seed: int,
+    device: str | None,
+    **how: Any,
+) -> None:
     from fedcondense.data.loading import load_data
     from fedcondense.flower.files_run import Trained
     from fedcondense.flower.files_run import train as train_on_files
     from fedcondense.flower.run_folder import RunFolder
 
-    set_up(threads, plugin)
     record = RunFolder(folder).read_result() if RunFolder(folder).holds_run() else {}
     name = data if data is not None else str(record.get("settings", {}).get("data") or "")
     size = int(size or record.get("settings", {}).get("size") or 0)
     test = load_data(name, data_root, size).test.to(device or usual_device()) if name else None
-    how = Trained(seed=seed, seeds=seeds, data=name, size=size, **given(network=network, steps=steps))
     with _quiet():
-        row = train_on_files(folder, how, test)
+        row = train_on_files(folder, Trained(seed=seed, data=name, size=size, **how), test)
     result = {key: row.get(key) for key in ("accuracy", "accuracy_std", "per_class", "images", "clients")}
     reached = "not measured; give --data" if row.get("accuracy") is None else f"{row['accuracy']:.1f} % on {name}"
     lines = [("sites", row["clients"]), ("images", row["images"]), ("accuracy", reached)]

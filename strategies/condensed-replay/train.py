@@ -2,6 +2,7 @@
 
 python strategies/condensed-replay/train.py                                   # digits, embedded
 python strategies/condensed-replay/train.py --data fashion-mnist --width 32 --output runs/split
+python strategies/condensed-replay/train.py --data folder:leaves --size 64 --max-bytes "512 KiB" --output runs/robot
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.logging import TensorboardLogger
+from avalanche.logging import InteractiveLogger, TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 from matplotlib.figure import Figure
 from torch import nn
@@ -43,8 +44,10 @@ def main() -> None:
         "--data", default="digits", help="a name that `fedcondense data` lists, or npz:FILE, folder:DIR"
     )
     parser.add_argument("--data-root")
+    parser.add_argument("--size", type=int, help="pixels a side that images are brought to")
     parser.add_argument("--strategy", choices=["gdumb", "replay"], default="gdumb")
-    parser.add_argument("--images", type=int, default=100, help="plain images whose bytes the memory may take")
+    parser.add_argument("--max-bytes", help="what the memory's file may take, header and labels included: 512 KiB")
+    parser.add_argument("--images", type=int, help="plain images whose bytes its images may take instead; default 100")
     parser.add_argument("--experiences", type=int, default=5)
     parser.add_argument(
         "--epochs", type=int, help="default: 300 over the memory's bytes (gdumb), 2 over the stream (replay)"
@@ -58,6 +61,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/condensed-replay"))
     arguments = parser.parse_args()
+    if arguments.max_bytes is not None and arguments.images is not None:
+        parser.error("--max-bytes and --images; give one of them")
     checkpoint = arguments.output / "strategy.pt"
     asked = {name: str(value) for name, value in vars(arguments).items() if name not in ("output", "data_root")}
     kept = arguments.output / "arguments.json"
@@ -66,14 +71,20 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(asked, indent=1))
 
-    train, test = fc.load_data(arguments.data, arguments.data_root)
+    train, test = fc.load_data(arguments.data, arguments.data_root, arguments.size)
     benchmark = split_benchmark(train, test, arguments.experiences, seed=arguments.seed)
     is_tiny = min(train.spec.shape[1:]) < 16
     parametrization = arguments.parametrization or ("pixels" if is_tiny else "multi-formation")
-    condenser = Condenser(arguments.objective, parametrization, steps=arguments.steps)
+    depth = 2 if is_tiny else 3
+    condenser = Condenser(
+        arguments.objective, parametrization, network=f"convnet{depth}-w{arguments.width}", steps=arguments.steps
+    )
     buffer = CondensedBuffer(
-        arguments.images * condenser.per_image,
+        None if arguments.max_bytes else (arguments.images or 100) * condenser.per_image,
+        max_bytes=arguments.max_bytes,
+        shape=train.spec.shape if arguments.max_bytes else None,
         condenser=condenser,
+        classes=train.spec.classes,
         adaptive_size=False,  # how many classes come is known: none has to be condensed again
         total_num_groups=len(train.spec.classes),
         operations=train.spec.operations,
@@ -82,7 +93,7 @@ def main() -> None:
         seed=arguments.seed,
     )
     torch.manual_seed(arguments.seed)
-    model = ConvNet(train.spec.shape, len(train.spec.classes), arguments.width, 2 if is_tiny else 3, "group")
+    model = ConvNet(train.spec.shape, len(train.spec.classes), arguments.width, depth, "group")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     is_gdumb = arguments.strategy == "gdumb"
     loggers = [TensorboardLogger(arguments.output / "tensorboard")]
@@ -98,6 +109,8 @@ def main() -> None:
         evaluator=EvaluationPlugin(*metrics, loggers=loggers),
     )
     strategy, done = maybe_load_checkpoint(strategy, checkpoint)
+    loggers = [one for one in strategy.evaluator.loggers if not isinstance(one, InteractiveLogger)]
+    strategy.evaluator.loggers = loggers + ([InteractiveLogger()] if sys.stdout.isatty() else [])
     past = arguments.output / "accuracies.json"
     table: list[list[float]] = json.loads(past.read_text())[:done] if past.exists() else []
     memory = arguments.output / "memory.safetensors"
@@ -116,6 +129,7 @@ def main() -> None:
     counts = [int((test.counts[exp.classes_in_this_experience]).sum()) for exp in benchmark.test_stream]
     accuracy = sum(a * n for a, n in zip(found, counts, strict=True)) / sum(counts)
     result = {"accuracy": round(accuracy, 2), "nbytes": buffer.nbytes, "images": len(buffer.buffer)}
+    result |= {"condensing_seconds": [round(seconds, 1) for seconds in buffer.seconds]}
     print(json.dumps(result | {"memory": str(memory), "picture": str(picture)}))
     print(f"next: fedcondense show {memory} --output {arguments.output / 'memory.png'}")
 
@@ -157,4 +171,7 @@ def buffer_of(strategy: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fc.FedcondenseError as error:
+        sys.exit(str(error))

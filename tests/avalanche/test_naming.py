@@ -45,9 +45,7 @@ def test_the_file_has_the_names_and_the_samples_have_the_labels(kind: Any, few: 
     again.load(path)
     assert again.seen_classes == named.seen_classes == {0, 1, 2, 3}
     assert again.buffer_groups[1].buffer.targets.uniques == {1}
-    with pytest.raises(
-        ResumeError, match="it has a class 'elm', the classes of this buffer are numbers; give"
-    ):
+    with pytest.raises(ResumeError, match="it has a class 'elm', the classes of this buffer are numbers; give"):
         kind(20, **told).load(path)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fedcondense.memory import Memory, Selector
 from fedcondense.networks import build
 from fedcondense.networks.saved import NetworkCard, save_network
 
@@ -40,6 +42,26 @@ def test_each_picture_gets_a_class_and_folders_of_classes_are_scored(cli: Any, r
     said = cli.run("predict", run, pictures).stdout
     assert "sensitivity" in said
     assert "2.png" in said
+
+
+def test_a_network_made_of_a_memory_s_file_alone_knows_its_classes(cli: Any, tmp_path: Path) -> None:
+    """Dark ash and light elm, seen by a memory one at a time: the file is all that `train` gets."""
+    noise = torch.Generator().manual_seed(0)
+    memory = Memory(8, Selector("random"), every_samples=20)
+    for k in range(40):
+        dark = torch.randint(0, 100, (1, 3, 16, 16), generator=noise, dtype=torch.uint8)
+        memory.observe(dark + 150 * (k % 2), [("ash", "elm")[k % 2]])
+    file, network = memory.save(tmp_path / "memory.safetensors"), tmp_path / "network.safetensors"
+    quick = ("--network", "convnet1-w16", "--steps", 20)
+    assert cli.done("train", file, "-o", network, *quick) == {"images": 8, "output": str(network)}
+    for name, low in (("ash", 0), ("elm", 150)):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        pixels = np.full((16, 16, 3), low + 50, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "new" / name / "0.png")
+    assert cli.done("predict", network, tmp_path / "new")["scores"]["accuracy"] == 100
+    assert "exists" in cli.refused("train", file, "-o", network, *quick)
+    assert "give -o NAME.safetensors, and no --data" in cli.refused("train", file)
+    assert "leave out --output" in cli.refused("train", tmp_path, "-o", network)
 
 
 def test_pictures_of_other_folders_are_not_scored(cli: Any, run: Path, pictures: Path, tmp_path: Path) -> None:
