@@ -42,13 +42,22 @@ def held(process: int) -> dict[str, int]:
     return {name: 1024 * int(fields[name].split()[0]) for name in ("VmHWM", "RssAnon") if name in fields}
 
 
+def cpu_seconds(process: int) -> float:
+    """Return the CPU seconds that a process has used; 0 if it ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def limited(command: list[str], most: int) -> dict[str, Any]:
     """Run a command on one core, and kill it where it holds more anonymous memory than `most` bytes.
 
     Returns:
-        The most it held, in all and anonymous, the lines that it printed, and when, in seconds.
+        The most it held, in all and anonymous, and the lines that it printed, each with the CPU seconds until then.
     """
-    core, began = max(os.sched_getaffinity(0)), time.monotonic()
+    core = max(os.sched_getaffinity(0))
     peak = {"VmHWM": 0, "RssAnon": 0}
     child = subprocess.Popen(
         command,
@@ -69,7 +78,7 @@ def limited(command: list[str], most: int) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     assert child.stdout is not None
-    lines = [(time.monotonic() - began, line.strip()) for line in child.stdout]
+    lines = [(cpu_seconds(child.pid), line.strip()) for line in child.stdout]
     code = child.wait()
     watcher.join()
     if peak["RssAnon"] > most:
@@ -95,30 +104,30 @@ def robot(folder: Path, strategy: str) -> dict[str, Any]:
     lines = found.pop("lines")
     ends = [second for second, line in lines if line.startswith("experience ")]
     (result,) = (json.loads(line) for _, line in lines if line.startswith('{"accuracy"'))
-    kept = {name: result[name] for name in ("accuracy", "images", "condensing_seconds")}
+    kept = {name: result[name] for name in ("accuracy", "images")}
     each = [round(b - a, 1) for a, b in zip([0.0, *ends[:-1]], ends, strict=True)]
-    return found | kept | {"file_bytes": files["memory.safetensors"], "files": files, "experience_seconds": each}
+    return found | kept | {"file_bytes": files["memory.safetensors"], "files": files, "experience_cpu_seconds": each}
 
 
 def table() -> str:
     """Return a row for each strategy, and what the imports take."""
     results = read(PATH)
     lines = [
-        "| | memory's file, bytes | replayed images | accuracy | s per experience | of these condensing | peak MB | anonymous MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | memory's file, bytes | replayed images | accuracy | CPU s per experience | peak MB | anonymous MB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in STRATEGIES:
         if (row := results.get(name)) is not None:
-            seconds = ", ".join(f"{s:.0f}" for s in row["experience_seconds"])
-            condensing = ", ".join(f"{s:.0f}" for s in row["condensing_seconds"])
-            lines.append(
-                f"| {name} | {row['file_bytes']:,} | {row['images']} | {row['accuracy']:.1f} | {seconds} | {condensing} | "
-                f"{row['peak_bytes'] / 1e6:,.0f} | {row['peak_anonymous_bytes'] / 1e6:,.0f} |"
-            )
+            seconds = ", ".join(f"{s:.0f}" for s in row["experience_cpu_seconds"])
+            cells = [f"{row['file_bytes']:,}", row["images"], f"{row['accuracy']:.1f}", seconds, *_megabytes(row)]
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     if (row := results.get("imports")) is not None:
-        peak = f"{row['peak_bytes'] / 1e6:,.0f} | {row['peak_anonymous_bytes'] / 1e6:,.0f}"
-        lines.append(f"| imports alone | | | | | | {peak} |")
+        lines.append(f"| imports alone | | | | | {' | '.join(_megabytes(row))} |")
     return "\n".join(lines)
+
+
+def _megabytes(row: dict[str, Any]) -> list[str]:
+    return [f"{row[name] / 1e6:,.0f}" for name in ("peak_bytes", "peak_anonymous_bytes")]
 
 
 def main() -> None:

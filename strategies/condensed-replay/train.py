@@ -129,7 +129,6 @@ def main() -> None:
     counts = [int((test.counts[exp.classes_in_this_experience]).sum()) for exp in benchmark.test_stream]
     accuracy = sum(a * n for a, n in zip(found, counts, strict=True)) / sum(counts)
     result = {"accuracy": round(accuracy, 2), "nbytes": buffer.nbytes, "images": len(buffer.buffer)}
-    result |= {"condensing_seconds": [round(seconds, 1) for seconds in buffer.seconds]}
     print(json.dumps(result | {"memory": str(memory), "picture": str(picture)}))
     print(f"next: fedcondense show {memory} --output {arguments.output / 'memory.png'}")
 
