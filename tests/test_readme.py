@@ -30,7 +30,7 @@ from fedcondense.networks.saved import NetworkCard, save_network
 
 ROOT = Path(__file__).parents[1]
 OBJECTIVE = ROOT / "docs" / "own-objective.md"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/README.md")), OBJECTIVE, ROOT / "docs" / "trackers.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("strategies/*/*.md")), OBJECTIVE, ROOT / "docs" / "trackers.md"]
 
 SMALLER = {  # text by text, in every block; each must occur somewhere
     '"fashion-mnist", root="data"': '"digits"',
@@ -55,12 +55,15 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
     "--objective median --ipc 1": "--objective median --ipc 1 --steps 2 --seeds 1",
     "--size 64 --rows one-shot,random-real,local-only": "--size 8 --rows one-shot --ipc 1 --steps 2 --seeds 1",
     "network.onnx": "network.pt2",
+    '"mmd", network="convnet2-w16", steps=200': '"dm", network="convnet1-w16", steps=1',
+    "recipe=fc.Fit(steps=300)": "recipe=fc.Fit(steps=5)",
     "--output runs/hospitals": "--output runs/tried",
 }
 
 BLOCKS_NOT_RUN = {  # by a text that the block holds
     "import wandb": "a service; tried offline by hand, as is the other",
     "import mlflow": "as above",
+    "from models.er import Er": "a model file for a checkout of Mammoth; the page says how it was run",
     "simulate(make_server_app": "tests/flower/test_processes.py runs the same apps on Ray",
 }
 
@@ -77,6 +80,8 @@ COMMANDS_NOT_RUN = {  # by how the command begins
     "SITES=": "starts processes; tests/flower/test_processes.py runs deploy.sh",
     "fedcondense review node.toml 3f9a20c1": "of an answer that waits; tests/cli/test_review.py has one",
     "python strategies/condensed-replay/train.py": "takes a minute; tests/avalanche/test_recipe.py runs it",
+    "fedcondense train runs/robot/memory.safetensors": "of the program above it; tests/cli/test_network.py does it",
+    "fedcondense predict network.safetensors leaf.jpg": "as above",
     "fedcondense show runs/split-fashion": "of the program above, on Fashion-MNIST",
     "export FLWR_": "for flwr alone",
     "flwr run": "starts processes; tests/flower/test_processes.py runs strategies/one-shot, alone and by deploy.sh",

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.logging import CSVLogger, TensorboardLogger
+from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -78,6 +79,24 @@ def test_the_images_reach_tensorboard_a_class_a_row(few: Any, setting: Any, tmp_
     assert [tag for tag in events.Tags()["scalars"] if tag.startswith("Buffer_Bytes")]
     logger.writer.close()
     table.close()
+
+
+@pytest.mark.parametrize("make", [CondensedReplay, CondensedGDumb])
+def test_avalanche_s_text_loggers_show_the_numbers_and_nothing_of_ours(
+    make: Any, few: Any, setting: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings are errors here; a grid of images is not for them, and our own log says nothing."""
+    text, told = io.StringIO(), setting(classes=4)()
+    metrics = (accuracy_metrics(experience=True), buffer_metrics(images=True))
+    told["evaluator"] = EvaluationPlugin(*metrics, loggers=[TextLogger(text), InteractiveLogger()])
+    strategy = make(storage_policy=CondensedBuffer(20, condenser=RANDOM), **told)
+    bench = few.with_tasks(2)
+    strategy.train(bench.train_stream[0])
+    strategy.eval(bench.test_stream[:1])
+    for said in (text.getvalue(), capsys.readouterr().out):
+        assert all(name in said for name in ("Buffer_Bytes", "Condensing_Seconds", "Top1_Acc_Exp/eval_phase"))
+        assert "tensor(" not in said
+    assert caplog.messages == []
 
 
 def test_the_grid_shows_the_first_images_of_each_class(few: Any, setting: Any) -> None:
