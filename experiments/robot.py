@@ -1,6 +1,6 @@
 """A robot's memory: the condensed-replay program on one core and 1 GB, on 64-pixel photographs within 512 KiB.
 
-    python experiments/robot.py FOLDER [--only gdumb]      # FOLDER/train/<class>/1.jpg, FOLDER/test/<class>/1.jpg
+    python experiments/robot.py FOLDER [--only condensed]      # FOLDER/train/<class>/1.jpg, FOLDER/test/<class>/1.jpg
     python experiments/robot.py --table
 
 The program runs as a child process, as a user starts it. It gets one core by `sched_setaffinity`. The bound is on
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from cells import RESULTS, read, run_cells
 PATH = RESULTS / "robot.json"
 PROGRAM = Path(__file__).parent.parent / "strategies" / "condensed-replay" / "train.py"
 BUDGET, MOST = "512 KiB", 10**9  # of the memory's file; bytes of anonymous memory
-STRATEGIES = ("gdumb", "replay")
+MEMORIES = {"condensed": (), "real images as JPEG": ("--real", "jpeg-15")}  # more of the program's arguments
 _EVERY_S = 0.1
 
 
@@ -94,11 +94,11 @@ def imports() -> dict[str, Any]:
     return {name: found[name] for name in ("peak_bytes", "peak_anonymous_bytes")}
 
 
-def robot(folder: Path, strategy: str) -> dict[str, Any]:
+def robot(folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """Run the program on a folder of photographs."""
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-W", "ignore", str(PROGRAM), "--data", f"folder:{folder}", "--size", "64"]
-        command += ["--max-bytes", BUDGET, "--strategy", strategy, "--output", output]
+        command += ["--max-bytes", BUDGET, *more, "--output", output]
         found = limited(command, MOST)
         files = {file.name: file.stat().st_size for file in Path(output).iterdir() if file.is_file()}
     lines = found.pop("lines")
@@ -110,13 +110,13 @@ def robot(folder: Path, strategy: str) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Return a row for each strategy, and what the imports take."""
+    """Return a row for each memory, and what the imports take."""
     results = read(PATH)
     lines = [
         "| | memory's file, bytes | replayed images | accuracy | CPU s per experience | peak MB | anonymous MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in STRATEGIES:
+    for name in MEMORIES:
         if (row := results.get(name)) is not None:
             seconds = ", ".join(f"{s:.0f}" for s in row["experience_cpu_seconds"])
             cells = [f"{row['file_bytes']:,}", row["images"], f"{row['accuracy']:.1f}", seconds, *_megabytes(row)]
@@ -133,7 +133,7 @@ def _megabytes(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER")
-    parser.add_argument("--only", choices=STRATEGIES)
+    parser.add_argument("--only", choices=MEMORIES)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
@@ -142,8 +142,8 @@ def main() -> None:
     if arguments.folder is None:
         parser.error("FOLDER is needed: train and test in it, each with a folder per class")
     cells: dict[str, Callable[[], dict[str, Any]]] = {"imports": imports}
-    chosen = [arguments.only] if arguments.only else STRATEGIES
-    cells |= {strategy: partial(robot, arguments.folder.absolute(), strategy) for strategy in chosen}
+    chosen = [arguments.only] if arguments.only else MEMORIES
+    cells |= {name: partial(robot, arguments.folder.absolute(), MEMORIES[name]) for name in chosen}
     run_cells(PATH, cells)
 
 

@@ -34,6 +34,7 @@ import labels
 import large
 import papers
 import plan_bytes
+import robot
 import screens
 import superlink
 import thousands
@@ -47,6 +48,7 @@ PAGES = [
     ROOT / "docs/papers.md",
     *sorted(ROOT.glob("experiments/*.md")),
     ROOT / "strategies/condensed-replay/README.md",
+    ROOT / "strategies/condensed-replay/robot.md",
     ROOT / "strategies/one-shot/README.md",
 ]
 
@@ -264,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "superlink": superlink.table,
     "superlink pulls": superlink.pulls,
     "thousands": thousands.table,
+    "robot": robot.table,
     "versions": versions.table,
     "large": large.table,
     "papers": papers.objectives,

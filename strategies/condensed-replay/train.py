@@ -24,6 +24,7 @@ from torch import nn
 
 import fedcondense as fc
 from fedcondense.avalanche import (
+    CodedBuffer,
     CondensedBuffer,
     CondensedGDumb,
     CondensedReplay,
@@ -32,6 +33,7 @@ from fedcondense.avalanche import (
     save_checkpoint,
     split_benchmark,
 )
+from fedcondense.files import write_file
 from fedcondense.memory import Condenser
 from fedcondense.networks import ConvNet
 from fedcondense.networks.saved import NetworkCard, save_network
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--strategy", choices=["gdumb", "replay"], default="gdumb")
     parser.add_argument("--max-bytes", help="what the memory's file may take, header and labels included: 512 KiB")
     parser.add_argument("--images", type=int, help="plain images whose bytes its images may take instead; default 100")
+    parser.add_argument("--real", metavar="CODEC", help="hold real images instead, such as jpeg-15; with --max-bytes")
     parser.add_argument("--experiences", type=int, default=5)
     parser.add_argument(
         "--epochs", type=int, help="default: 300 over the memory's bytes (gdumb), 2 over the stream (replay)"
@@ -63,13 +66,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_bytes is not None and arguments.images is not None:
         parser.error("--max-bytes and --images; give one of them")
+    if arguments.real is not None and arguments.max_bytes is None:
+        parser.error("--real without --max-bytes, which says how many images there are")
     checkpoint = arguments.output / "strategy.pt"
     asked = {name: str(value) for name, value in vars(arguments).items() if name not in ("output", "data_root")}
     kept = arguments.output / "arguments.json"
     if checkpoint.exists() and kept.exists() and json.loads(kept.read_text()) != asked:
         sys.exit(f"{checkpoint} is of other arguments ({kept}); give them, or another --output")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(asked, indent=1))
+    write_file(kept, json.dumps(asked, indent=1).encode(), overwrite=True)
 
     train, test = fc.load_data(arguments.data, arguments.data_root, arguments.size)
     benchmark = split_benchmark(train, test, arguments.experiences, seed=arguments.seed)
@@ -79,18 +84,22 @@ def main() -> None:
     condenser = Condenser(
         arguments.objective, parametrization, network=f"convnet{depth}-w{arguments.width}", steps=arguments.steps
     )
-    buffer = CondensedBuffer(
-        None if arguments.max_bytes else (arguments.images or 100) * condenser.per_image,
-        max_bytes=arguments.max_bytes,
-        shape=train.spec.shape if arguments.max_bytes else None,
-        condenser=condenser,
-        classes=train.spec.classes,
-        adaptive_size=False,  # how many classes come is known: none has to be condensed again
-        total_num_groups=len(train.spec.classes),
-        operations=train.spec.operations,
-        mean=train.spec.mean,
-        std=train.spec.std,
-        seed=arguments.seed,
+    told: dict[str, Any] = {
+        "adaptive_size": False,  # how many classes come is known: none has to be condensed again
+        "total_num_groups": len(train.spec.classes),
+        "max_bytes": arguments.max_bytes,
+        "shape": train.spec.shape if arguments.max_bytes else None,
+        "classes": train.spec.classes,
+        "operations": train.spec.operations,
+        "mean": train.spec.mean,
+        "std": train.spec.std,
+        "seed": arguments.seed,
+    }
+    most = None if arguments.max_bytes else (arguments.images or 100) * condenser.per_image
+    buffer = (
+        CodedBuffer(codec=arguments.real, **told)
+        if arguments.real
+        else CondensedBuffer(most, condenser=condenser, **told)
     )
     torch.manual_seed(arguments.seed)
     model = ConvNet(train.spec.shape, len(train.spec.classes), arguments.width, depth, "group")
@@ -114,10 +123,12 @@ def main() -> None:
     past = arguments.output / "accuracies.json"
     table: list[list[float]] = json.loads(past.read_text())[:done] if past.exists() else []
     memory = arguments.output / "memory.safetensors"
+    if done:  # the run may have ended after the checkpoint, and before the memory's file
+        buffer_of(strategy).save(memory, overwrite=True)
     for experience in benchmark.train_stream[done:]:
         strategy.train(experience)
         table.append(accuracies_of(strategy, benchmark, len(table) + 1))
-        past.write_text(json.dumps(table))
+        write_file(past, json.dumps(table).encode(), overwrite=True)
         save_checkpoint(strategy, checkpoint)
         buffer_of(strategy).save(memory, overwrite=True)
         print(line_of(table, arguments.experiences), flush=True)
