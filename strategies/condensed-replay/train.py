@@ -123,14 +123,12 @@ def main() -> None:
     past = arguments.output / "accuracies.json"
     table: list[list[float]] = json.loads(past.read_text())[:done] if past.exists() else []
     memory = arguments.output / "memory.safetensors"
-    if done:  # the run may have ended after the checkpoint, and before the memory's file
-        buffer_of(strategy).save(memory, overwrite=True)
     for experience in benchmark.train_stream[done:]:
         strategy.train(experience)
         table.append(accuracies_of(strategy, benchmark, len(table) + 1))
         write_file(past, json.dumps(table).encode(), overwrite=True)
+        buffer_of(strategy).save(memory, overwrite=True)  # first: where the disk is full, it is the smaller one
         save_checkpoint(strategy, checkpoint)
-        buffer_of(strategy).save(memory, overwrite=True)
         print(line_of(table, arguments.experiences), flush=True)
     found = accuracies_of(strategy, benchmark, arguments.experiences)
     buffer = buffer_of(strategy)
