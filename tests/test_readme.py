@@ -82,6 +82,7 @@ COMMANDS_NOT_RUN = {  # by how the command begins
     "python strategies/condensed-replay/train.py": "takes a minute; tests/avalanche/test_recipe.py runs it",
     "fedcondense train runs/robot/memory.safetensors": "of the program above it; tests/cli/test_network.py does it",
     "fedcondense predict network.safetensors leaf.jpg": "as above",
+    "python main.py --model er_condensed": "Mammoth's own, in its checkout",
     "fedcondense show runs/split-fashion": "of the program above, on Fashion-MNIST",
     "export FLWR_": "for flwr alone",
     "flwr run": "starts processes; tests/flower/test_processes.py runs strategies/one-shot, alone and by deploy.sh",
