@@ -110,7 +110,7 @@ class Memory(Kept):
             self.device = data.device
             self._take_in(data, note)
 
-    def observe(self, images: Tensor, labels: Sequence[str | int] | Tensor) -> None:
+    def observe(self, images: Any, labels: Sequence[str | int] | Tensor) -> None:
         """Take in images of which nothing but their classes is known: a stream in a loop of one's own.
 
         Without `every_samples` and `every_seconds`, each call condenses. The mean and std that networks are given are
@@ -121,7 +121,7 @@ class Memory(Kept):
         ...     memory.observe(frame[None], [name])
 
         Args:
-            images: (N, C, H, W) uint8, an array or a tensor; C is 1 or 3.
+            images: (N, C, H, W) uint8, an array or a Tensor; C is 1 or 3.
             labels: (N,) the name of each image's class; a whole number is a name, too.
 
         Raises:

@@ -56,7 +56,7 @@ class TestDomains:
             turned = replace(data.spec, classes=data.spec.classes[::-1])
             return Data(255 - data.images, 9 - data.labels, turned)
 
-        return [("day", *digits), ("night", *map(negative, digits))]
+        return [("day", digits.train, digits.test), ("night", negative(digits.train), negative(digits.test))]
 
     def test_classes_have_one_label_in_all_domains(self, domains: list[tuple[str, Data, Data]]) -> None:
         bench = domain_benchmark(domains)
