@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,42 +138,44 @@ def test_killed_inside_an_experience_and_run_again_it_ends_bit_equal(
     assert end(again) == whole
 
 
-SCRIPT = """
+def script(streams: Any, setting: Any, accuracy: Any, path: Path | None) -> None:
+    """Train on a stream, and print how good the model is and what the run ended with."""
+    strategy = run(condensed_replay, setting, streams.with_tasks(4), path)
+    print(accuracy(strategy, streams.test), hashlib.sha256(b"".join(end(strategy))).hexdigest())
+
+
+ANEW = """
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
+from pathlib import Path
 from conftest import Setting, Streams, right
 from fedcondense import load_data
-from test_checkpoints import condensed_replay, end, run
-from pathlib import Path
-streams = Streams(load_data("digits"), classes=4)
-path = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-strategy = run(condensed_replay, Setting, streams.with_tasks(4), path)
-accuracy = right(strategy, streams.test)
-import hashlib
-print(accuracy, hashlib.sha256(b"".join(end(strategy))).hexdigest())
+from test_checkpoints import script
+script(Streams(load_data("digits"), classes=4), Setting, right, Path(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
-def test_a_script_that_is_killed_and_run_again_prints_the_same(tmp_path: Path) -> None:
-    """Three processes that share nothing but the file."""
+def test_a_script_that_is_killed_and_run_again_prints_the_same(
+    forked: Any, few: Any, setting: Any, accuracy: Any, tmp_path: Path
+) -> None:
+    """Three processes; the two that are started anew, imports and all, share nothing but the file."""
+    whole = forked(partial(script, few, setting, accuracy, None), tmp_path).end()
+    assert whole.code == 0, whole.err
 
-    def start(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), *arguments]
+    def start(**more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", ANEW, str(Path(__file__).parent), str(tmp_path / "run.checkpoint")]
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | more, timeout=600)
 
-    whole = start()
-    assert whole.returncode == 0, whole.stderr
-    path = str(tmp_path / "run.checkpoint")
-    killed = start(path, **{DIE: "1"})
+    killed = start(**{DIE: "1"})
     assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, ""), killed.stderr
-    resumed = start(path)
+    resumed = start()
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]  # Avalanche prints where it maps tensors
-    assert float(whole.stdout.split()[-2]) > 0.5
+    assert resumed.stdout.splitlines()[-1] == whole.out.splitlines()[-1]  # Avalanche prints where it maps tensors
+    assert float(whole.out.split()[-2]) > 0.5
 
 
 class TestFile:

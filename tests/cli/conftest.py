@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fedcondense.cli import app
+from fedcondense.cli import app, main
 
 
 class CommandLine:
@@ -43,13 +44,17 @@ def cli() -> CommandLine:
 
 
 @pytest.fixture(scope="session")
-def script() -> list[str]:
-    """Return how to start a command in a process of its own, which hears SIGINT where this one is deaf to it.
+def start(forked: Any) -> Callable[..., Any]:
+    """Return a function that starts a command in a copy of this process, with signals and exit codes of its own."""
 
-    A suite in the background of a shell is, and so would be what it starts.
-    """
-    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    return [sys.executable, "-c", f"{listening}from fedcondense.cli import main; sys.argv[0] = 'fedcondense'; main()"]
+    def started(folder: Path, *arguments: object) -> Any:
+        def command() -> None:
+            sys.argv = ["fedcondense", *map(str, arguments)]
+            main()
+
+        return forked(command, folder)
+
+    return started
 
 
 @pytest.fixture(scope="session")

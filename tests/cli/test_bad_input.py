@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -53,17 +52,15 @@ class TestBadInput:
         said = cli.refused("condense", f"npz:{tmp_path / 'nan.npz'}", *QUICK, "--output", tmp_path / "set.safetensors")
         assert re.search("(?i)nan|finite", said)
 
-    def test_more_images_than_records_takes_what_is_there_and_says_so(self, script: list[str], tmp_path: Path) -> None:
+    def test_more_images_than_records_takes_what_is_there_and_says_so(self, start: Any, tmp_path: Path) -> None:
         images, labels = np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2
         images += np.arange(4, dtype=np.uint8)[:, None, None]
         np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-        ended = subprocess.run(
-            [*script, "condense", f"npz:{tmp_path / 'few.npz'}", "--ipc", "9", "--method", "random", "--no-evaluate",
-             "--output", str(tmp_path / "set.safetensors"), "--format", "json"],
-            capture_output=True, text=True, timeout=600, check=True,
-        )  # fmt: skip
-        assert json.loads(ended.stdout)["images"] == 4
-        assert "they get what is there" in ended.stderr
+        command = ["condense", f"npz:{tmp_path / 'few.npz'}", "--ipc", 9, "--method", "random", "--no-evaluate"]
+        ended = start(tmp_path, *command, "--output", tmp_path / "set.safetensors", "--format", "json").end()
+        assert ended.code == 0, ended.err
+        assert json.loads(ended.out)["images"] == 4
+        assert "they get what is there" in ended.err
 
     def test_an_output_that_exists_is_refused_before_work_and_kept(self, cli: Any, tmp_path: Path) -> None:
         output = tmp_path / "set.safetensors"

@@ -6,7 +6,6 @@ import errno
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,49 +20,50 @@ QUICK = ("--ipc", "1", "--steps", "2", "--no-evaluate")
 
 
 class TestInterruption:
-    @pytest.fixture(autouse=True)
-    def _script(self, script: list[str]) -> None:
-        self.script = script
+    @pytest.fixture
+    def begin(self, start: Any, tmp_path: Path) -> Any:
+        """Return a function that starts a run of many steps with a checkpoint at each, and waits for the first."""
 
-    def start(self, output: Path, *more: str) -> subprocess.Popen[str]:
-        """Start a run of many steps that writes checkpoints all the time, and wait for the first."""
-        arguments = ["condense", "digits", "--ipc", "1", "--steps", "120", "--no-evaluate", "--checkpoint-every", "0"]
-        arguments += ["--threads", "1", "--output", str(output), *more]
-        process = subprocess.Popen(
-            [*self.script, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        end = time.monotonic() + 60
-        while not output.with_name(f"{output.name}.checkpoint").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        return process
+        def begun(output: Path, *more: str) -> Any:
+            arguments = ["condense", "digits", "--ipc", "1", "--steps", "40", "--network", "convnet1-w16"]
+            arguments += ["--checkpoint-every", "0", "--threads", "1", "--no-evaluate", "--output", output, *more]
+            process = start(tmp_path, *arguments)
+            end = time.monotonic() + 60
+            while not output.with_name(f"{output.name}.checkpoint").exists():
+                assert process.is_running(), process.end()
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            return process
 
-    def test_killed_and_resumed_is_bit_equal_to_uninterrupted(self, cli: Any, tmp_path: Path) -> None:
+        return begun
+
+    def test_killed_and_resumed_is_bit_equal_to_uninterrupted(self, cli: Any, begin: Any, tmp_path: Path) -> None:
         whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-        self.start(whole).communicate(timeout=600)
-        process = self.start(parts)
-        process.kill()
-        process.communicate(timeout=600)
+        assert begin(whole).end().code == 0
+        process = begin(parts)
+        process.send(signal.SIGKILL)
+        assert process.end().code == -signal.SIGKILL
         assert not parts.exists()
         assert "pass --resume" in cli.refused("condense", "digits", "--output", parts)
-        self.start(parts, "--resume").communicate(timeout=600)
+        assert begin(parts, "--resume").end().code == 0
         first, second = (SyntheticSet.load(path).with_record(seconds=0.0).to_bytes() for path in (whole, parts))
         assert first == second
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_a_signal_keeps_the_checkpoint_and_says_how_to_go_on(self, number: int, code: int, tmp_path: Path) -> None:
+    def test_a_signal_keeps_the_checkpoint_and_says_how_to_go_on(
+        self, number: signal.Signals, code: int, cli: Any, begin: Any, tmp_path: Path
+    ) -> None:
         output = tmp_path / "set.safetensors"
-        process = self.start(output)
-        process.send_signal(number)
-        printed, said = process.communicate(timeout=600)
-        assert process.returncode == code
+        process = begin(output)
+        process.send(number)
+        ended, printed, said = process.end()
+        assert ended == code
         assert printed == ""
         assert said.startswith("interrupted; ")
         assert said.rstrip().endswith("--resume")
         assert len(said.splitlines()) == 1
         typed = shlex.split(said[said.index("go on with: ") + len("go on with: ") :])
-        assert subprocess.run([*self.script, *typed[1:]], timeout=600, check=False).returncode == 0
+        assert cli.run(*typed[1:]).exit_code == 0
         assert output.exists()
 
     @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ class TestInterruption:
 
         output = tmp_path / "soft.safetensors"
         arguments = ["relabel", str(made), "--data", "digits", "--output", str(output), "--seeds", "1"]
-        arguments += ["--network", "convnet1-w16"]
+        arguments += ["--network", "convnet1-w16", "--teachers", "1"]
         monkeypatch.setattr(sys, "argv", ["fedcondense", *arguments])
         monkeypatch.setattr(moment, interrupt)
         ended = cli.run(*arguments)
@@ -94,13 +94,13 @@ class TestInterruption:
         assert cli.run(*typed).exit_code == 0
 
     def test_resume_with_another_configuration_is_refused_and_the_checkpoint_kept(
-        self, cli: Any, tmp_path: Path
+        self, cli: Any, begin: Any, tmp_path: Path
     ) -> None:
         output = tmp_path / "set.safetensors"
-        process = self.start(output)
-        process.kill()
-        process.communicate(timeout=600)
-        said = cli.refused("condense", "digits", "--ipc", 2, "--steps", 120, "--output", output, "--resume")
+        process = begin(output)
+        process.send(signal.SIGKILL)
+        process.end()
+        said = cli.refused("condense", "digits", "--ipc", 2, "--steps", 40, "--output", output, "--resume")
         assert "ipc was 1, is 2" in said
         assert output.with_name(f"{output.name}.checkpoint").exists()
 

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -300,41 +299,35 @@ class TestFailures:
 
 
 class TestInterruption:
-    @pytest.fixture(autouse=True)
-    def _script(self, script: list[str]) -> None:
-        self.script = script
-
-    def start(self, folder: Path) -> subprocess.Popen[str]:
+    @pytest.fixture
+    def begun(self, start: Any, tmp_path: Path) -> Any:
         """Start the sweep and wait until a cell is done."""
-        arguments = [*TABLE, "--output", str(folder)]
-        process = subprocess.Popen(
-            [*self.script, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        process = start(tmp_path, *TABLE, "--output", tmp_path / "sweep")
         end = time.monotonic() + 120
-        while not list((folder / "cells").glob("*.json")):
-            assert process.poll() is None, process.communicate()
+        while not list((tmp_path / "sweep" / "cells").glob("*.json")):
+            assert process.is_running(), process.end()
             assert time.monotonic() < end
             time.sleep(0.005)
         return process
 
-    def test_killed_and_resumed_gives_the_same_table(self, cli: Any, whole: Path, tmp_path: Path) -> None:
-        process = self.start(tmp_path)
-        process.kill()
-        process.communicate(timeout=600)
-        before = state(tmp_path)
-        assert not (tmp_path / "table.md").exists()
-        cli.done(*TABLE, "--output", tmp_path, "--so-far")
-        assert state(tmp_path) == before
-        assert sum(int(row["sets"]) for row in table_of(tmp_path)) == len(list((tmp_path / "cells").iterdir())) < 6
-        cli.done(*TABLE, "--output", tmp_path)
-        assert before.items() <= state(tmp_path).items()
-        assert table_of(tmp_path) == table_of(whole)
+    def test_killed_and_resumed_gives_the_same_table(self, cli: Any, whole: Path, begun: Any, tmp_path: Path) -> None:
+        begun.send(signal.SIGKILL)
+        begun.end()
+        folder = tmp_path / "sweep"
+        before = state(folder)
+        assert not (folder / "table.md").exists()
+        cli.done(*TABLE, "--output", folder, "--so-far")
+        assert state(folder) == before
+        assert sum(int(row["sets"]) for row in table_of(folder)) == len(list((folder / "cells").iterdir())) < 6
+        cli.done(*TABLE, "--output", folder)
+        assert before.items() <= state(folder).items()
+        assert table_of(folder) == table_of(whole)
 
-    def test_ctrl_c_keeps_the_cells_and_says_how_to_go_on(self, tmp_path: Path) -> None:
-        process = self.start(tmp_path)
-        process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=600)
-        assert (process.returncode, printed) == (130, "")
-        assert said.startswith(f"interrupted; {tmp_path} keeps the cells that are done; go on with: fedcondense sweep")
+    def test_ctrl_c_keeps_the_cells_and_says_how_to_go_on(self, begun: Any, tmp_path: Path) -> None:
+        begun.send(signal.SIGINT)
+        code, printed, said = begun.end()
+        folder = tmp_path / "sweep"
+        assert (code, printed) == (130, "")
+        assert said.startswith(f"interrupted; {folder} keeps the cells that are done; go on with: fedcondense sweep")
         assert len(said.splitlines()) == 1
-        assert len(list((tmp_path / "cells").iterdir())) < 6
+        assert len(list((folder / "cells").iterdir())) < 6
