@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
+from typer.main import get_command
 
 from fedcondense.cli import app, main
+
+COMMANDS = get_command(app)  # typer makes them anew in each call, which takes longer than most
 
 
 class CommandLine:
     """Runs commands and says what came of them."""
 
     def run(self, *arguments: object) -> Any:
-        """Run a command, and return typer's result of it."""
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        """Run a command, and return click's result of it."""
+        return CliRunner().invoke(COMMANDS, [str(argument) for argument in arguments])
 
     def done(self, *arguments: object) -> Any:
         """Run a command that must succeed, and return its JSON."""

@@ -26,7 +26,7 @@ class TestInterruption:
 
         def begun(output: Path, *more: str) -> Any:
             arguments = ["condense", "digits", "--ipc", "1", "--steps", "40", "--network", "convnet1-w16"]
-            arguments += ["--checkpoint-every", "0", "--threads", "1", "--no-evaluate", "--output", output, *more]
+            arguments += ["--checkpoint-every", "0", "--threads", "1", "--no-evaluate", "--output", str(output), *more]
             process = start(tmp_path, *arguments)
             end = time.monotonic() + 60
             while not output.with_name(f"{output.name}.checkpoint").exists():

@@ -106,9 +106,14 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).replace("\N{NO-BREAK SPACE}", " ").split())
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Page:
-    return Page(write_report(write_run(tmp_path / "run", result())).read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("page") / "run", result())
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
 class TestThePage:
@@ -148,17 +153,17 @@ class TestThePage:
     def test_counts_what_each_class_has(self, page: Page) -> None:
         assert "cat 6 2 2 90.0 %" in page.text, "records, clients, synthetic images, accuracy"
 
-    def test_a_damaged_set_is_a_sentence_without_the_path(self, page: Page, tmp_path: Path) -> None:
+    def test_a_damaged_set_is_a_sentence_without_the_path(self, page: Page, folder: Path) -> None:
         assert "02.safetensors:" in page.text
-        assert str(tmp_path) not in page.text
+        assert str(folder.parent) not in page.text
 
-    def test_images_are_the_stored_pixels(self, page: Page, tmp_path: Path) -> None:
+    def test_images_are_the_stored_pixels(self, page: Page, folder: Path, tmp_path: Path) -> None:
         sources = [
             a["src"] or "" for tag, a in page.tags if tag == "img" and (a["src"] or "").startswith("data:image/png")
         ]
         picture = tmp_path / "picture.png"
         picture.write_bytes(base64.b64decode(sources[0].partition(",")[2]))
-        stored = SyntheticSet.load(tmp_path / "run" / "clients" / "00.safetensors").parts[0].codes["images"][0, 0]
+        stored = SyntheticSet.load(folder / "clients" / "00.safetensors").parts[0].codes["images"][0, 0]
         with Image.open(picture) as drawn:
             assert np.asarray(drawn.convert("L")).flatten().tolist() == stored.flatten().tolist()
 

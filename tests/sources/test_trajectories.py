@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from functools import partial
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from fedcondense.contract import Draw, Synthetic
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import ResumeError, SettingError
-from fedcondense.files import hold
+from fedcondense.files import hold, write_file
 from fedcondense.networks import ConvNet, build
 from fedcondense.objectives import OBJECTIVES
 from fedcondense.objectives.trajectory import TrajectoryMatching
@@ -210,27 +208,20 @@ class TestFolder:
         with pytest.raises(ResumeError, match="is no trajectory"):
             Trajectories(make, OPERATIONS, 3, **FEW, folder=tmp_path).snapshots(0, (1,), toy())
 
-    def test_killed_in_mid_training_it_goes_on_and_ends_the_same(self, tmp_path: Path) -> None:
+    def test_killed_in_mid_training_it_goes_on_and_ends_the_same(self, forked: Any, tmp_path: Path) -> None:
         """The process kills itself after the second snapshot; the file has what was written before."""
-        program = (
-            "import os, signal, sys, torch\n"
-            f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums over threads differ in their last bits
-            "from test_trajectories import FEW, OPERATIONS, make, toy\n"
-            "from fedcondense.sources import trajectories\n"
-            "trajectories._WRITE_S = 0.0\n"
-            "write = trajectories.write_file\n"
-            "def once(path, blob, overwrite):\n"
-            "    write(path, blob, overwrite)\n"
-            "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "trajectories.write_file = once\n"
-            "source = trajectories.Trajectories(make, OPERATIONS, 3, **FEW, seed=5, folder=sys.argv[1])\n"
-            "source.snapshots(0, (4,), toy())\n"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=False)
-        assert killed.returncode == -signal.SIGKILL
-        source = Trajectories(make, OPERATIONS, 3, **FEW, seed=5, folder=tmp_path)
-        assert len(safetensors.torch.load_file(tmp_path / "expert-000.safetensors")["weights"]) == 2
+
+        def train() -> None:
+            def once(path: Path, blob: bytes, overwrite: bool) -> None:
+                write_file(path, blob, overwrite)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            trajectories.__dict__.update(_WRITE_S=0.0, write_file=once)  # in the copy of this process alone
+            Trajectories(make, OPERATIONS, 3, **FEW, seed=5, folder=tmp_path / "kept").snapshots(0, (4,), toy())
+
+        assert forked(train, tmp_path).end().code == -signal.SIGKILL
+        source = Trajectories(make, OPERATIONS, 3, **FEW, seed=5, folder=tmp_path / "kept")
+        assert len(safetensors.torch.load_file(tmp_path / "kept" / "expert-000.safetensors")["weights"]) == 2
         assert torch.equal(source.snapshots(0, (4,), toy())[0], by_hand(5, 0, 5)[4])
 
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,31 +241,25 @@ class TestResume:
             federate(train, test, held, rows=ALL, **into(folder), **QUICK)
 
     @pytest.mark.slow
-    def test_a_run_that_was_killed_ends_bit_equal(self, tmp_path: Path) -> None:
+    def test_a_run_that_was_killed_ends_bit_equal(
+        self, forked: Any, train: Data, test: Data, held: Partition, tmp_path: Path
+    ) -> None:
         """SIGKILL after the first client's set; the second run goes on from it and ends as an unbroken one."""
-        program = (
-            "import sys, torch; torch.set_num_threads(1)\n"
-            "from pathlib import Path\n"
-            "from fedcondense.data.loading import load_data\n"
-            "from fedcondense.data.partitions import partition\n"
-            "from fedcondense.flower import Condense, Measured, Output, federate\n"
-            "from fedcondense.training.fit import Fit\n"
-            "train, test = load_data('digits')\n"
-            "held = partition(train, 3, 'iid', seed=1)\n"
-            "output = Output(Path(sys.argv[1]), resume=len(sys.argv) > 2)\n"
-            "federate(train, test, held, rows=('one-shot',), asked=Condense(1, 'dm', steps=60),\n"
-            "         measured=Measured(Fit(steps=5), (0,)), min_records=1, output=output)\n"
-        )
-        command = [sys.executable, "-c", program]
-        subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=600)
-        cut = subprocess.Popen([*command, str(tmp_path / "cut")])
+
+        def run(name: str, resume: bool = False) -> None:
+            output = Output(tmp_path / name, resume=resume)
+            told = {**QUICK, "asked": Condense(1, "dm", steps=60), "output": output}
+            federate(train, test, held, rows=("one-shot",), **told)
+
+        run("whole")
+        cut = forked(partial(run, "cut"), tmp_path)
         end = time.monotonic() + 600
         while not list((tmp_path / "cut" / "work").glob("[0-9a-f]*.kept")) and time.monotonic() < end:
             time.sleep(0.01)
-        cut.kill()
-        cut.wait()
+        cut.send(signal.SIGKILL)
+        assert cut.end().code == -signal.SIGKILL
         assert not (tmp_path / "cut" / "joined.safetensors").exists()
-        subprocess.run([*command, str(tmp_path / "cut"), "resume"], check=True, timeout=600)
+        run("cut", resume=True)
         one, other = (SyntheticSet.load(tmp_path / name / "joined.safetensors").decode() for name in ("whole", "cut"))
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
 
