@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from fedcondense.cli import app, main
 
-COMMANDS = get_command(app)  # typer makes them anew in each call, which takes longer than most
+COMMANDS = get_command(app)
 
 
 class CommandLine:
     """Runs commands and says what came of them."""
 
     def run(self, *arguments: object) -> Any:
-        """Run a command, and return click's result of it."""
-        return CliRunner().invoke(COMMANDS, [str(argument) for argument in arguments])
+        """Run a command, and return typer's result of it, whose own runner makes all commands anew for each."""
+        return super(CliRunner, CliRunner()).invoke(COMMANDS, [str(argument) for argument in arguments])
 
     def done(self, *arguments: object) -> Any:
         """Run a command that must succeed, and return its JSON."""
