@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,12 @@ from typer.testing import CliRunner
 pytest.importorskip("flwr")
 
 from fedcondense.cli import app
+from fedcondense.flower import run_settings, served_run
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.ledger import Allowance
 from fedcondense.networks import build
 from fedcondense.networks.saved import NetworkCard, save_network
+from fedcondense.training.fit import Fit
 
 ROOT = Path(__file__).parents[1]
 OBJECTIVE = ROOT / "docs" / "own-objective.md"
@@ -140,6 +143,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["fedcondense"])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps where a server trains and measures networks, which no setting can say."""
+    for module, name in ((served_run, "evaluate"), (run_settings, "train_on"), (run_settings, "ServerSide")):
+        monkeypatch.setattr(module, name, partial(getattr(module, name), recipe=Fit(steps=20)))
 
 
 @pytest.fixture
