@@ -68,7 +68,9 @@ class Sweeping:
     budget: Annotated[
         float | None,
         typer.Option(
-            parser=Number(above=True, most=1e7), help="CPU seconds per set, instead of steps: a few are timed."
+            "--seconds",
+            parser=Number(above=True, most=1e7),
+            help="Of a CPU per set, instead of steps: a few are timed.",
         ),
     ] = None
     protocol: Annotated[
@@ -145,9 +147,9 @@ def check_options(common: Sweeping) -> None:
         if getattr(common, name) < 1:
             raise SettingError(f"{getattr(common, name)} {name}; needed: 1 or more")
     if common.budget is not None and common.steps is not None:
-        raise SettingError("--budget chooses the steps; leave --steps out, or --budget")
+        raise SettingError("--seconds chooses the steps; leave --steps out, or --seconds")
     if common.budget is not None and not common.budget > 0:
-        raise SettingError(f"a budget of {common.budget:g} CPU seconds; needed: more than 0")
+        raise SettingError(f"--seconds {common.budget:g}; needed: more than 0")
     if common.ray is not None and common.workers > 1:
         raise SettingError("--ray and --workers both say where cells are computed; leave one out")
     check_output_folder(common.output, SWEEP)

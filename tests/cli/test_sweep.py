@@ -230,7 +230,7 @@ class TestTheOtherSweeps:
         assert said in (tmp_path / "table.md").read_text()
 
     def test_a_budget_chooses_the_steps(self, cli: Any, tmp_path: Path) -> None:
-        arguments = ["sweep", "table", "digits", "--objectives", "kip", "--ipc", 1, "--budget", 0.2, *QUICK]
+        arguments = ["sweep", "table", "digits", "--objectives", "kip", "--ipc", 1, "--seconds", 0.2, *QUICK]
         (row,) = cli.done(*arguments, "--controls", "none", "--output", tmp_path)["rows"]
         assert row["steps"] == json.loads(next((tmp_path / "steps").iterdir()).read_text())["steps"] > 1
         assert cli.done(*arguments, "--controls", "none", "--output", tmp_path)["rows"] == [row]
@@ -239,7 +239,7 @@ class TestTheOtherSweeps:
 
 class TestFailures:
     def test_so_far_times_and_computes_nothing(self, cli: Any, tmp_path: Path) -> None:
-        timed = [text.replace("--steps", "--budget") for text in TABLE]
+        timed = [text.replace("--steps", "--seconds") for text in TABLE]
         said = cli.refused(*timed, "--output", tmp_path, "--so-far")
         assert said == f"error: {tmp_path} holds no cell of this sweep; leave --so-far out to compute them"
         assert list(tmp_path.iterdir()) == []
@@ -281,8 +281,8 @@ class TestFailures:
             (("table", "digits", "--ipc", "1", "10"), "lists go by commas: --ipc 1,10"),
             (("table", "digits", "--controls", "k-mean"), "did you mean 'k-means'?"),
             (("table", "digits", "--sets", "0"), "--sets 0; needed: a whole number from 1"),
-            (("table", "digits", "--budget", "5", "--steps", "5"), "--budget chooses the steps"),
-            (("table", "digits", "--budget", "0"), "--budget 0; needed: a finite number above 0"),
+            (("table", "digits", "--seconds", "5", "--steps", "5"), "--seconds chooses the steps"),
+            (("table", "digits", "--seconds", "0"), "--seconds 0; needed: a finite number above 0"),
             (("table", "digits", "--ray", "auto", "--workers", "2"), "leave one out"),
             (("table", "digits", "--network", "convnet2-w3"), "no network is called"),
             (("parametrizations", "digits", "--parametrizations", "pixel"), "did you mean 'pixels'?"),
