@@ -56,8 +56,8 @@ def test_controls_are_those_named_or_the_usual_or_all_or_none(tmp_path: Path) ->
     [
         ({"sets": 0}, "0 sets; needed: 1 or more"),
         ({"workers": 0}, "0 workers; needed: 1 or more"),
-        ({"budget": 5.0, "steps": 5}, "--budget chooses the steps"),
-        ({"budget": float("nan")}, "a budget of nan CPU seconds"),
+        ({"budget": 5.0, "steps": 5}, "--seconds chooses the steps"),
+        ({"budget": float("nan")}, "--seconds nan; needed: more than 0"),
         ({"ray": "auto", "workers": 2}, "leave one out"),
     ],
 )
