@@ -348,6 +348,19 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
     return "\n".join(lines)
 
 
+def architectures(alpha: float = 0.1) -> str:
+    """Return what networks of several architectures reach that are trained on the union of round 0."""
+    found: dict[str, list[float]] = {}
+    for key, cell in read(PATH).items():
+        if key.startswith(f"mixed | {alpha:g} | "):
+            found.setdefault(cell["network"], []).append(cell["accuracy"])
+    lines = ["| network | accuracy | divisions |", "|---|---|---|"]
+    for name, values in sorted(found.items(), key=lambda item: -statistics.fmean(item[1])):
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        lines.append(f"| {name} | {statistics.fmean(values):.1f}{spread} | {len(values)} |")
+    return "\n".join(lines)
+
+
 def choices() -> str:
     """Return what was tried on held-out images, the best after two rounds first."""
     found = {name.split(" | ", 1)[1]: cell["rounds"] for name, cell in read(PATH).items() if name.startswith("choose")}

@@ -259,6 +259,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "federated bytes": federated_bytes.table,
     "growing": growing.table,
     "anchored": anchored.table,
+    "anchored long": lambda: anchored.table("long"),
+    "anchored mixed": anchored.architectures,
     "anchored augmented": lambda: anchored.table("augmented"),
     "anchored constant": lambda: anchored.table("constant"),
     "anchored choose": anchored.choices,
