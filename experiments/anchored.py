@@ -19,7 +19,7 @@ work folder. What each row is:
   and masked softmax on the records, a proximal term;
 - noise, means, real: anchors of another kind in the place of the union, from the same weights: a pattern of noise per
   class (after VHL: Tang et al., ICML 2022), means of groups of records, and real images in the codec that was best for
-  them at 10 kB, as many as 12 kB hold at each client (they show records);
+  them at 10 kB, as many as a tenth of the cap holds of each client's (they show records);
 - fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM;
 - mixed: networks of three architectures, each trained on the union of round 0, as any site may do for itself;
 - scratch: FedAvg from an untrained network; scratch restricted: the same with restricted softmax.
@@ -237,13 +237,13 @@ def means(bench: Bench) -> SyntheticSet:
 
 
 def real(bench: Bench) -> SyntheticSet:
-    """Return random records of each client in WebP, as many as its reply's budget holds."""
+    """Return random records of each client in WebP, as many as its share of the cap holds: no sheet is thinned."""
     sets = []
     for index in bench.partition:
         data = bench.train.subset(index)
         left = data.subset((data.counts >= bench.min_records)[data.labels])
         if len(left):
-            within = Within(BUDGET - 500, "webp-20", seeds=0)
+            within = Within(CAP // CLIENTS - 500, "webp-20", seeds=0)
             sets.append(fc.select(left, within, "random", seed=bench.seed))
     return _capped(sets)
 
