@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedcondense.condensing import Plan, Progress, condense, plan
     from fedcondense.condensing.checkpoints import Checkpoint
     from fedcondense.condensing.starts import STARTS
+    from fedcondense.data.given import as_data
     from fedcondense.data.images import Data, DataSet, Spec
     from fedcondense.data.loading import load_data
     from fedcondense.data.partitions import Partition, partition
@@ -62,6 +63,7 @@ _HOMES = {
     "Spec": "data.images",
     "SyntheticSet": "sets.synthetic",
     "Within": "sets.fitting",
+    "as_data": "data.given",
     "condense": "condensing",
     "evaluate": "training.evaluation",
     "export": "sets.exchange",
@@ -101,6 +103,7 @@ __all__ = [
     "Spec",
     "SyntheticSet",
     "Within",
+    "as_data",
     "condense",
     "evaluate",
     "export",

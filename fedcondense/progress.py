@@ -159,7 +159,7 @@ def still_working() -> None:
 def where() -> list[str]:
     """Return what is being done, the outermost first; empty: nothing that takes long."""
     report = _OUTERMOST.get()
-    return [] if report is None else [report.label, *report.inside]
+    return [] if report is None else list(dict.fromkeys([report.label, *report.inside]))
 
 
 class _Shown(Protocol):

@@ -235,6 +235,7 @@ ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     "load_sites": lambda _: fc.load_sites(["digits", "other=digits"])[0],
     "load_data of a torch data set": lambda _: fc.load_data(Items()),
     "from_dataset": lambda _: from_dataset(Items()),
+    "as_data": lambda _: fc.as_data(Items(), size=8),
     "Data": lambda _: (
         data().batch(listed([0, 2])),
         data().subset(listed([1, 2])),
@@ -282,7 +283,7 @@ ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     **{f"build {name}": partial(built, name) for name in ("convnet2-w16-batch", "lenet", "vit-small")},
 }
 VALUES = {"Checkpoint", "DataSet", "Evaluation", "FedcondenseError", "Fit", "Limits", "Partition", "Plan", "Progress"}
-VALUES |= {"Spec", "Within"}  # hold what they are given, or are raised
+VALUES |= {"Logger", "Spec", "Within", "logged"}  # hold what they are given, are raised, or compute nothing
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,8 @@ def new_app(
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     emit({"apps": list(apps), "output": target, "files": files}, "\n".join(files), form)
     finish([target], None)
+    if importlib.util.find_spec("ray") is None:
+        note("without a SuperLink of your own, flwr run simulates with Ray: pip install 'fedcondense[simulation]'")
     note(f"next: flwr run {target} --stream")
 
 

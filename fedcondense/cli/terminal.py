@@ -19,11 +19,11 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from fedcondense.cli.plugins import fault_of_plugin, load_plugins
 from fedcondense.cli.signals import ended_by_signals
 from fedcondense.cli.values import Whole
 from fedcondense.errors import FedcondenseError
 from fedcondense.machine import MOST_THREADS, set_threads
+from fedcondense.plugins import fault_of_plugin, load_plugins
 
 P = ParamSpec("P")
 

@@ -19,6 +19,7 @@ from fedcondense.condensing.rate import Rate
 from fedcondense.contract import Codes, Draw, Holder, NetworkSource, Objective, Parametrization, Recipe, Synthetic
 from fedcondense.data.images import Data
 from fedcondense.deadline import OutOfTime, check_time, is_timed
+from fedcondense.errors import SettingError
 from fedcondense.networks import NetworkMaker
 from fedcondense.objectives.gradient import capturable_on_samples
 from fedcondense.sets.codecs import RAW
@@ -93,6 +94,11 @@ class Loop:
             loss = self.graph.backward(draw, self._seen(draw, self.holder.data), leaves)
         else:
             loss = self.objective.backward(draw, self._observe(draw), leaves, _AT_ONCE)
+        if images.grad is None and targets.grad is None and not self.done:
+            raise SettingError(
+                f"the loss of {self.objective!r} does not follow from the synthetic images, so that nothing would be "
+                "learned; look for a detach, a rounding or an argmax in it"
+            )
         if images.grad is not None:
             std = images.new_tensor(spec.std).view(1, -1, 1, 1)
             decoded.images.backward(images.grad / std, retain_graph=targets.grad is not None)

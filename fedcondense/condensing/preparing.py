@@ -76,7 +76,12 @@ def prepare(
     if isinstance(parametrization, str):
         parametrization = look_up("parametrization", parametrization, PARAMETRIZATIONS)()
     instance_of("parametrization", parametrization, "encode", f"one of {', '.join(PARAMETRIZATIONS)}, or settings")
-    recipe = objective.recipe if recipe is None else recipe
+    recipe = getattr(objective, "recipe", None) if recipe is None else recipe
+    if recipe is None:
+        raise SettingError(
+            f"objective {called(objective)} does not say how it is run; add to its class, say, "
+            "recipe: ClassVar[Recipe] = Recipe(steps=200, lr=0.05, source=Fresh), or give recipe="
+        )
     instance_of("recipe", recipe, Recipe, "a Recipe of condensing, or None for the objective's own")
     if source is not None:
         instance_of("source", source, NetworkSource, "a NetworkSource, built, or None for the recipe's")

@@ -6,6 +6,7 @@ being handed it, not by re-seeding a generator, and whatever their batch sizes a
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Augmentation:
         for name in operations:
             if name not in known:
                 raise SettingError(unknown("augmentation", name, known))
+        for name in own_among(operations):
+            try:
+                inspect.signature(AUGMENTATIONS[name]).bind(None, None)
+            except TypeError as error:
+                raise SettingError(f"augmentation {name!r}: {error}; needed: f(images, amounts)") from None
         if not operations:
             return cls(torch.full((rows,), -1, device="cpu"), torch.zeros(rows, 3, dtype=torch.float32, device="cpu"))
         allowed = torch.tensor([known.index(name) for name in operations], device="cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _NEEDED = (
 _NO_SETS = (tuple, list, dict, Tensor, np.ndarray)  # they have a length and items, which are no records
 
 
-def as_data(given: Any) -> Data:
+def as_data(given: Any, size: int | None = None) -> Data:
     """Return labelled images, however they come; `Data` are returned as they are.
 
     Args:
@@ -36,6 +36,7 @@ def as_data(given: Any) -> Data:
             batches of images and labels; a pair of arrays or tensors, images (N, H, W), (N, H, W, C) or (N, C, H, W) of
             uint8 or in [0, 1] and whole-number labels (N,); the path of a folder with a folder per class; or a name, as
             for `load_train`.
+        size: Pixels a side that images of a Dataset, folder or name are brought to, from their middle; None: they stay.
 
     Raises:
         DataError: It is something else, or what it holds cannot be read.
@@ -44,13 +45,13 @@ def as_data(given: Any) -> Data:
         return given
     if isinstance(given, str | os.PathLike):
         path = Path(given)
-        return load_train(f"folder:{path}" if path.is_dir() else str(given))
+        return load_train(f"folder:{path}" if path.is_dir() else str(given), size=size)
     if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(v, np.ndarray | Tensor) for v in given):
         return _from_arrays(*given)
     if _is_loader(given):
         return _from_loader(given)
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, _NO_SETS):
-        return from_dataset(given, str(getattr(given, "name", type(given).__name__)))
+        return from_dataset(given, str(getattr(given, "name", type(given).__name__)), size=size)
     if isinstance(given, torch.utils.data.IterableDataset) or hasattr(given, "__next__"):
         raise DataError(f"a {type(given).__name__} without an end; {_NEEDED}")
     raise DataError(f"a {type(given).__name__}; {_NEEDED}")
@@ -68,13 +69,23 @@ def _from_arrays(images: Any, labels: Any, name: str = "arrays", classes: Sequen
     return to_data(name, found, tuple(classes))[0]
 
 
+def _batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """Return the batches, or say that a loader cannot make any of its items."""
+    try:
+        yield from loader
+    except TypeError as error:  # of torch's default_collate
+        if "default_collate" not in str(error):
+            raise
+        raise DataError(f"the DataLoader cannot batch its items; give the Dataset itself ({error})") from error
+
+
 def _from_loader(loader: Iterable[Any]) -> Data:
     """Return all batches of a loader, whose data set may name its classes."""
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, torch.utils.data.IterableDataset):
         raise DataError("a DataLoader of an IterableDataset, which need not end; give a map-style Dataset")
     images, labels = list[Tensor](), list[Tensor]()
-    for number, batch in enumerate(loader):
+    for number, batch in enumerate(_batches(loader)):
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(v, Tensor) for v in batch)):
             raise DataError(f"batch {number} of the loader is no pair of tensors (images, labels); {_NEEDED}")
         images.append(batch[0])

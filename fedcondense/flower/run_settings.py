@@ -44,7 +44,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], derived: Coll
     """
     differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     told = [name for name in differ if name not in derived] or differ
-    return first([f"{name} ({before.get(name)!s:.40} there, {now.get(name)!s:.40} now)" for name in told])
+    return first(
+        [f"{name} ({before.get(name, 'unset')!s:.40} there, {now.get(name, 'unset')!s:.40} now)" for name in told]
+    )
 
 
 def values_of(side: ServerSide) -> dict[str, Any]:

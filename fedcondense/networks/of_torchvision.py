@@ -62,9 +62,10 @@ def torchvision_network(name: str) -> TorchvisionNetwork:
     called = name.removeprefix(PREFIX)
     known = torchvision.models.list_models(module=torchvision.models)
     if called not in known:
-        close = difflib.get_close_matches(called, known, n=1)
-        hint = f"did you mean {PREFIX + close[0]!r}? " if close else ""
-        raise SettingError(f"no network is called {name!r}; {hint}all of them: {', '.join(known)}")
+        close = [PREFIX + one for one in difflib.get_close_matches(called, known, n=5, cutoff=0.3)]
+        raise SettingError(
+            f"no network is called {name!r}; near: {', '.join(close)}; all: torchvision.models.list_models()"
+        )
     weights = next(iter(torchvision.models.get_model_weights(called))).meta["num_params"]
     if weights > _MOST_WEIGHTS:
         raise SettingError(

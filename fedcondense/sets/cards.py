@@ -44,12 +44,13 @@ def _made(synthetic: SyntheticSet) -> str:
             ("network", record.network),
             ("started from", record.start),
             ("steps", record.steps),
-            ("bytes of so many images per class", record.ipc),
+            ("images per class, in bytes", record.ipc),
             ("augmentation", ", ".join(record.augmentation)),
         ]
         lines.append("- " + "; ".join(f"{name}: {_flat(str(value))}" for name, value in facts if value))
     made = "\n".join(dict.fromkeys(lines))
-    return f"{made}\n\nIn {synthetic.seconds:,.1f} s in all, in {len(synthetic.parts)} part(s)."
+    took = f"Made in {synthetic.seconds:,.1f} s" if synthetic.seconds else "How long it took is not said"
+    return f"{made}\n\n{took}; {len(synthetic.parts)} part(s)."
 
 
 def _classes(synthetic: SyntheticSet) -> str:

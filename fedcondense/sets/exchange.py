@@ -58,8 +58,8 @@ def import_tensors(
     outside saw something else; a warning says how many there were.
 
     Args:
-        images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or with `labels` one of images alone, as
-            MTT's ``images_best.pt``: (N, C, H, W), floating point or uint8.
+        images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or of one pair; with `labels` one of
+            images alone, as MTT's ``images_best.pt``: (N, C, H, W), floating point or uint8.
         labels: A file as MTT's ``labels_best.pt``: (N,) whole numbers, or (N, K) probabilities.
         data: What the images stand for: a name that `load_data` knows, or a spec such as ``train.spec``. Labels are
             indices into its class names.
@@ -136,9 +136,14 @@ def export(
 
 def _pair(content: Any, path: str | os.PathLike[str], experiment: int) -> tuple[Any, Any]:
     pairs = content.get("data") if isinstance(content, dict) else None
+    if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(one, Stored) for one in content):
+        pairs = [content]  # (images, labels)
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         given = "one tensor" if isinstance(content, Stored) else f"a {type(content).__name__}"
-        _refuse(path, f"{given}; needed: {{'data': [[images, labels], ...]}}, or name the file of labels, too")
+        _refuse(
+            path,
+            f"{given}; needed: (images, labels), {{'data': [[images, labels], ...]}}, or a file of --labels beside it",
+        )
     if not 0 <= experiment < len(pairs):
         _refuse(path, f"{len(pairs)} sets of images and labels, number {experiment} was asked for; count from 0")
     images, labels = pairs[experiment]
@@ -149,7 +154,9 @@ def _pixels(given: Any, spec: Spec, normalised: bool, path: str | os.PathLike[st
     """Return (N, C, H, W) float32 in [0, 1]."""
     if not isinstance(given, Stored):
         _refuse(path, f"images are a {type(given).__name__}; needed: a tensor (N, {_sizes(spec.shape)})")
-    if len(given.shape) != 4 or given.shape[1:] != spec.shape or not given.shape[0]:
+    if not given.shape or not given.shape[0]:
+        _refuse(path, "no images in it; needed: one or more")
+    if len(given.shape) != 4 or given.shape[1:] != spec.shape:
         _refuse(path, f"images are ({_sizes(given.shape)}); {spec.name} needs (N, {_sizes(spec.shape)})")
     if not (given.dtype.is_floating_point or given.dtype == torch.uint8):
         _refuse(path, f"images are {given.dtype}; needed: floating point, or uint8")

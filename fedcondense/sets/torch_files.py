@@ -128,6 +128,8 @@ class _Archive:
             self.refuse(f"{error.strerror}; give the path of a .pt file")
         if len(blob) > max_bytes:
             self.refuse(f"more than the {max_bytes} bytes that are allowed (max_bytes)")
+        if not blob:
+            self.refuse("an empty file; write it anew")
         self.size = len(blob)
         if not blob.startswith(b"PK"):
             self.refuse("not in torch's zip format; if torch before 1.6 wrote it, and you trust it, save it anew")

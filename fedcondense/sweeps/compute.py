@@ -19,6 +19,7 @@ from fedcondense.errors import DivergenceError, FedcondenseError, OutputError, U
 from fedcondense.networks import build
 from fedcondense.networks.passes import repeatable
 from fedcondense.parametrizations import PARAMETRIZATIONS
+from fedcondense.plugins import fault_of_plugin
 from fedcondense.randomness import child_seed
 from fedcondense.sets.selection import SELECTIONS, select
 from fedcondense.sets.synthetic import SyntheticSet
@@ -78,6 +79,10 @@ def compute(cell: Cell, held: bytes | None, site: Site = LOCAL) -> tuple[Outcome
     except FedcondenseError as error:
         kind = "divergence" if isinstance(error, DivergenceError) else "error"
         return {"settings": settings, "error": str(error), "kind": kind}, made
+    except Exception as error:
+        if not (fault := fault_of_plugin(error)):
+            raise
+        return {"settings": settings, "error": fault, "kind": "error"}, made
     return {"settings": settings, **outcome}, made
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedcondense.cli.plugins import fault_of_plugin, load_plugins
 from fedcondense.networks import NETWORKS
+from fedcondense.plugins import fault_of_plugin, load_plugins
 
 RGB = """
 from torch import nn

@@ -29,7 +29,7 @@ def test_a_small_image_meets_the_stem_of_our_resnet_and_a_large_one_torchvision_
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("torchvision:resnet19", "did you mean 'torchvision:resnet18'"),
+        ("torchvision:resnet19", "near: torchvision:resnet18"),
         ("torchvision:vgg16", "has 138 million weights"),
         ("torchvision:inception_v3", "cannot be built for images of"),
     ],

@@ -33,4 +33,4 @@ def test_records_among_the_images_are_said_and_names_stay_in_their_cell() -> Non
     named = [replace(part, record=replace(part.record, classes=tuple("|#bcdefghi"))) for part in chosen.parts]
     text = fc.SyntheticSet.join([chosen, fc.SyntheticSet([*named])]).card()
     assert "| \\# | 1 |" in text
-    assert "in 2 part(s)" in text
+    assert "; 2 part(s)" in text

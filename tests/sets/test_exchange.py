@@ -113,7 +113,7 @@ class TestImport:
         [
             (torch.zeros(2, 3, 9, 8), torch.zeros(2).long(), r"images are \(2, 3, 9, 8\); toy needs \(N, 3, 8, 8\)"),
             (torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), r"images are \(2, 1, 8, 8\)"),
-            (torch.zeros(0, 3, 8, 8), torch.zeros(0).long(), r"images are \(0, 3, 8, 8\)"),
+            (torch.zeros(0, 3, 8, 8), torch.zeros(0).long(), "no images in it"),
             (torch.zeros(3, 8, 8), torch.zeros(3).long(), r"images are \(3, 8, 8\)"),
             (torch.zeros(2, 3, 8, 8).long(), torch.zeros(2).long(), "images are torch.int64; needed: floating point"),
             (torch.full((2, 3, 8, 8), torch.nan), torch.zeros(2).long(), "images hold NaN or infinity"),
@@ -137,9 +137,15 @@ class TestImport:
     )
     def test_says_what_a_file_of_both_is(self, content: Any, tmp_path: Path) -> None:
         with pytest.raises(
-            UntrustedSetError, match=r"needed: \{'data': \[\[images, labels\], ...\]\}, or name the file"
+            UntrustedSetError,
+            match=r"needed: \(images, labels\), \{'data': \[\[images, labels\], ...\]\}, or a file of --labels",
         ):
             import_tensors(write(tmp_path / "a.pt", content), data=COLOUR)
+
+    def test_a_pair_of_tensors_is_a_set(self, tmp_path: Path) -> None:
+        pair = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
+        found = import_tensors(write(tmp_path / "a.pt", pair), data=COLOUR)
+        assert found.counts().tolist()[:2] == [1, 1]
 
     def test_runs_nothing(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.pt", {"data": [[torch.zeros(2, 3, 8, 8), ConvNet((3, 8, 8), 2, width=4, depth=1)]]})

@@ -16,7 +16,7 @@ _LOADED: set[str] = set()  # files
 
 
 def load_plugins(paths: Sequence[Path]) -> None:
-    """Run files that add methods to the dicts.
+    """Run files that add methods to the dicts; they may import what lies beside them, as a program may.
 
     Raises:
         SettingError: A file is missing, is no Python file, or raises something; the message says in which line.
@@ -30,6 +30,8 @@ def load_plugins(paths: Sequence[Path]) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         _LOADED.add(str(spec.origin))
+        if (folder := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(folder)
         try:
             spec.loader.exec_module(module)
         except FedcondenseError as error:
