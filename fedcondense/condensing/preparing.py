@@ -79,7 +79,7 @@ def prepare(
     recipe = getattr(objective, "recipe", None) if recipe is None else recipe
     if recipe is None:
         raise SettingError(
-            f"objective {called(objective)} does not say how it is run; add to its class, say, "
+            f"objective {type(objective).__name__} does not say how it is run; add to its class, say, "
             "recipe: ClassVar[Recipe] = Recipe(steps=200, lr=0.05, source=Fresh), or give recipe="
         )
     instance_of("recipe", recipe, Recipe, "a Recipe of condensing, or None for the objective's own")
@@ -130,7 +130,7 @@ def prepare(
         "code of the start": identity(begin),
         "precision": precision_of(device.type),
         "seed": seed,
-        "recipe": identity(replace(recipe, source=type(source).__name__)),  # type: ignore[arg-type]
+        "recipe": identity(replace(recipe, source=type(source).__name__)),
         "source": _settings(source),
     }
     if own := own_among(spec.operations):

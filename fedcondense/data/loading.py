@@ -136,6 +136,8 @@ def _path_in(name: str, top: Path) -> Path | None:
     if not rest:
         raise SettingError(f"{name!r} has no path; needed: {kind}:<{'dir' if kind == 'folder' else 'file'}>")
     path = Path(rest).expanduser()
+    if not (path.exists() or path.is_absolute() or (top / path).exists()):
+        raise DataError(f"{name}: no {rest} here, nor in the data root {top}; give its path")
     return path if path.exists() or path.is_absolute() else top / path
 
 

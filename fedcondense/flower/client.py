@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
@@ -182,7 +183,9 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
             check_wire(About.of(message.content))
             return Message(handler(message, context), reply_to=message)
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
-            return _refusal(message, safe_text(f"{_whose(context)}: {refused}"))
+            reason = safe_text(f"{_whose(context)}: {refused}")
+            logging.getLogger("flwr").warning("refused %s: %s", message.metadata.message_type, reason)
+            return _refusal(message, reason)
         except Exception as surprise:
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)
             reason = f"{_whose(context)}: failed with {type(surprise).__name__}; the node's log says more"
@@ -232,14 +235,17 @@ def _log_of(context: Context, desk: Desk) -> NodeLog | None:
     try:
         path = log_path(place_of(context, desk), desk)
     except SettingError:
-        named = context.node_config.get("log")
-        path = Path(named) if desk.is_counted and isinstance(named, str) and named else None
+        named = (context.node_config.get("log"), context.node_config.get("ledger"))
+        log, ledger = (text if isinstance(text, str) else "" for text in named)
+        path = Path(log or f"{ledger}.log") if desk.is_counted and (log or ledger) else None
     return None if path is None else NodeLog(path)
 
 
 def _whose(context: Context) -> str:
     """Return what an error calls a node, whatever its config holds."""
-    number = context.node_config.get("partition-id")
+    named, number = context.node_config.get("name"), context.node_config.get("partition-id")
+    if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,64}", named):
+        return named
     return f"partition {number}" if isinstance(number, int) else f"node {context.node_id}"
 
 

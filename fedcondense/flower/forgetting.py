@@ -8,6 +8,7 @@ forgotten site no more. Each step may be done twice, so that the same call finis
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -91,13 +92,20 @@ def _forget_files(path: Path, site: str, data_root: str | None) -> Forgotten:
     if found is None:
         sites = {one.site for one in run.files.values()}
         if site not in sites:
-            raise SettingError(unknown("site that has handed in a set", site, sites))
+            raise _nobody(run.record, "site that has handed in a set", site, sites)
         found = _entry(site, site, first_round(run.rounds.state, site) or 1, last)
         run.record["forgetting"] = found
         run.folder.write_result(run.record)
     run.forget(found)
     left = "" if run.rounds.state.round else "no other site has a set there"
     return Forgotten(site, tuple(found["rounds"]), run.rounds.state.round, left)
+
+
+def _nobody(record: Mapping[str, Any], kind: str, site: str, known: Iterable[str]) -> SettingError:
+    """Return what is wrong with a site's name: it went before, or nobody has it."""
+    if any(one.get("site") == site for one in record.get("forgotten", [])):
+        return SettingError(f"{site} is forgotten already; nothing of it is left in the run")
+    return SettingError(unknown(kind, site, known))
 
 
 class _ServedSite:
@@ -156,7 +164,7 @@ class _ServedSite:
         if first is None:
             keys |= self._answers().answered()
             if self.site not in keys or self.site not in self._answers().answered():
-                raise SettingError(unknown("site that has answered", self.site, keys))
+                raise _nobody(self.record, "site that has answered", self.site, keys)
         return _entry(self.site, keys[self.site], first or 1, last.round)
 
     def _rebuilt(self, found: dict[str, Any]) -> tuple[State, str]:

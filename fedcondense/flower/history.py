@@ -119,7 +119,9 @@ def line_of(entry: Mapping[str, Any]) -> str:
     """
     from fedcondense.report.units import human_bytes  # here: nodes import this module, and need no reports
 
-    accuracy = f"{entry['accuracy']:.1f} %, " if "accuracy" in entry else ""
+    found = entry.get("accuracy", entry.get("sites_accuracy"))
+    at_sites = " at sites" if "accuracy" not in entry else ""
+    accuracy = "" if found is None else f"{found:.1f} %{at_sites}, "
     travelled = f"{human_bytes(entry['bytes_up'])} up and {human_bytes(entry['bytes_down'])} down per site"
     answered = f"{entry['answered']} of {entry['asked']} answered"
     return f"round {entry['round']}: {accuracy}{answered}, {travelled}, {entry['seconds']:.0f} s"

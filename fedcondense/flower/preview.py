@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,8 +115,25 @@ def check_node(config: Mapping[str, Any]) -> Checked:
     counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
     few = {name: n for name, n in counts.items() if 0 < n < placed.caps.min_records}
     path = ledger_path(placed, Desk())
+    for what, place in (("ledger", path), ("log", log_path(placed, Desk())), ("cache", placed.config.cache or None)):
+        if place is not None:
+            _check_writable(what, Path(place))
     spent = Ledger.open(path, placed.allowance).spent() if path is not None and path.exists() else None
     return Checked(placed, placed.name(context), counts, few, len(placed.apart(data)), spent)
+
+
+def _check_writable(what: str, path: Path) -> None:
+    """Refuse a place that the node could not write to: it would answer nothing."""
+    folder = next(one for one in (path, *path.absolute().parents) if one.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.is_file():
+            with path.open("ab"):
+                pass
+    except OSError as error:
+        why = f"{what} {path}: {error.strerror}"
+        raise SettingError(f"{why}; the node answers nothing without it, so name another place") from None
 
 
 def read_log(config: Mapping[str, Any]) -> tuple[Path, list[LogLine], int]:

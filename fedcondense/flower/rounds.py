@@ -162,8 +162,8 @@ class Rounds(Strategy):
             if evaluate_fn and result.arrays and (evaluated := evaluate_fn(server_round, result.arrays)) is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluated
                 self.history[-1] |= accuracy_in(evaluated)
-            tell(self.history[-1])
             self.keep(self)
+            tell(self.history[-1])
         return result
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:

@@ -175,6 +175,7 @@ class AtSites:
         def examine(answer: Answer[Any]) -> None:
             check_sums(answer.payload, len(question.classes))
 
+        _LOG.info("round %d: asking %d nodes how good the weights are", server_round, len(asked))
         return Mailbox(questions(asked, server_round, self.limits.classes), self.limits, examine, names=names)
 
     def hear(self, server_round: int, mailbox: Mailbox, state: State) -> State:

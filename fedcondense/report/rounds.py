@@ -27,7 +27,7 @@ HEADING = (
 """Of `lines_of`; ``in all so far`` are bytes both ways per site that took part by then, ``memory`` is the server's."""
 
 _COUNTED = ("accuracy", "asked", "answered", "refused", "bytes_up", "bytes_down")
-_NUMBERS = (*_COUNTED, "seconds", "server_seconds", "client_seconds", "client_seconds_max", "memory")
+_NUMBERS = (*_COUNTED, "sites_accuracy", "seconds", "server_seconds", "client_seconds", "client_seconds_max", "memory")
 _NONE = "\N{EN DASH}"
 
 
@@ -45,6 +45,7 @@ class PastRound(NamedTuple):
     server_seconds: float = math.nan  # of them not spent waiting
     client_seconds: float = math.nan  # mean over sites
     client_seconds_max: float = math.nan
+    sites_accuracy: float = math.nan  # percent, mean over the sites that were asked
     memory: float = math.nan  # bytes, of the server's process at its largest
     so_far: float = math.nan  # bytes both ways, all rounds up to this one, per site that was ever asked
 
@@ -62,12 +63,19 @@ def past_of(history: Any) -> tuple[PastRound, ...]:
     return tuple(rounds)
 
 
+def _both(one: PastRound) -> str:
+    """Return what the server measured, or what sites say where it did not."""
+    if math.isnan(one.accuracy):
+        return f"{one.sites_accuracy:.1f} % at sites"
+    return f"{one.accuracy:.1f} %"
+
+
 def lines_of(past: tuple[PastRound, ...]) -> list[tuple[str, ...]]:
     """Return rounds as lines of text, without a heading; a dash stands for what is not known."""
     return [
         (
             str(one.number),
-            _said(one.accuracy, "{:.1f} %"),
+            _said(one.accuracy, "{:.1f} %") if math.isnan(one.sites_accuracy) else _both(one),
             f"{_said(one.answered, '{:.0f}')} of {_said(one.asked, '{:.0f}')}",
             _bytes(one.bytes_up),
             _bytes(one.bytes_down),

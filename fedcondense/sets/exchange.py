@@ -140,10 +140,7 @@ def _pair(content: Any, path: str | os.PathLike[str], experiment: int) -> tuple[
         pairs = [content]  # (images, labels)
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         given = "one tensor" if isinstance(content, Stored) else f"a {type(content).__name__}"
-        _refuse(
-            path,
-            f"{given}; needed: (images, labels), {{'data': [[images, labels], ...]}}, or a file of --labels beside it",
-        )
+        _refuse(path, f"{given}; needed: (images, labels), {{'data': [[images, labels], ...]}}, or --labels beside it")
     if not 0 <= experiment < len(pairs):
         _refuse(path, f"{len(pairs)} sets of images and labels, number {experiment} was asked for; count from 0")
     images, labels = pairs[experiment]

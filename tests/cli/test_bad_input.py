@@ -35,8 +35,8 @@ class TestBadInput:
             (("digits", "--device", "gpu"), "device 'gpu' cannot be used"),
             (("digits", "--plugin", "missing.py"), "missing.py: no such plugin"),
             (("digits", "--method", "random", "--objective", "dm"), "leave one side out"),
-            (("npz:nowhere.npz",), "nowhere.npz: no such file"),
-            (("folder:nowhere",), "nowhere: no such folder"),
+            (("npz:nowhere.npz",), "no nowhere.npz here, nor in the data root"),
+            (("folder:nowhere",), "no nowhere here, nor in the data root"),
         ],
     )
     def test_of_condense(self, cli: Any, arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -178,6 +178,29 @@ class TestTable:
         assert states[0].items() <= states[1].items()
         assert states[2] == states[1]
 
+    def test_a_plugin_that_fails_costs_its_own_cells(
+        self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(OBJECTIVES, "bad", OBJECTIVES["dm"])  # gone again after the test
+        plugin = tmp_path / "bad.py"
+        (tmp_path / "beside_it.py").write_text("ZERO = 0\n")
+        plugin.write_text(
+            "from beside_it import ZERO\n"
+            "from fedcondense.objectives import OBJECTIVES\n"
+            "from fedcondense.objectives.distribution import DistributionMatching\n"
+            "class Bad(DistributionMatching):\n"
+            "    def distance(self, real, synthetic):\n"
+            "        return 1 / ZERO\n"
+            "OBJECTIVES['bad'] = Bad()\n"
+        )
+        ended = cli.run(
+            *TABLE, "--objectives", "bad,dm", "--sets", 1, "--plugin", plugin, "-o", tmp_path / "s", "--json"
+        )
+        assert ended.exit_code == 1
+        found = json.loads(ended.stdout)
+        assert found["failed"] == 1
+        assert "bad.py, line 6, in distance: ZeroDivisionError" in json.dumps(found)
+
     def test_progress_vanishes_in_a_pipe(self, cli: Any, whole: Path) -> None:
         assert len(cli.run(*TABLE, "--output", whole).stderr.splitlines()) == 4
 

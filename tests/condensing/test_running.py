@@ -17,6 +17,7 @@ from fedcondense.budgets import budget_bytes
 from fedcondense.condensing import condense, prepare, run
 from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
+from fedcondense.contract import Objective, Recipe
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DivergenceError, SettingError
 from fedcondense.networks import ConvNet
@@ -25,7 +26,7 @@ from fedcondense.parametrizations import MultiFormation, Pixels
 from fedcondense.sets.fitting import Within
 from fedcondense.sets.forecast import widest_evaluation
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.sources import Pool, TrainedPool
+from fedcondense.sources import Fresh, Pool, TrainedPool
 from fedcondense.sources.trajectories import Trajectories
 
 TINY = partial(ConvNet, width=4, depth=2)
@@ -186,6 +187,33 @@ def test_condense_is_prepare_then_run() -> None:
     assert bytes_of(run(prepare(toy(), 2, "mmd-ridge", "multi-formation", network=TINY, steps=5, seed=3))) == bytes_of(
         whole
     )
+
+
+class Means(Objective):
+    """One of a user's own that says nothing of how it is run."""
+
+    def observe(self, draw: Any, data: Any) -> None:
+        pass
+
+    def loss(self, draw: Any, observed: Any, synthetic: Any) -> torch.Tensor:
+        loss: torch.Tensor = synthetic.images.mean()
+        return loss
+
+
+class Rounded(Means):
+    """Whose loss no gradient passes."""
+
+    recipe: ClassVar[Recipe] = Recipe(steps=2, lr=0.1, source=Fresh)
+
+    def loss(self, draw: Any, observed: Any, synthetic: Any) -> torch.Tensor:
+        return synthetic.images.detach().mean()  # type: ignore[no-any-return]
+
+
+def test_an_objective_of_one_s_own_says_how_it_is_run_and_moves_the_images() -> None:
+    with pytest.raises(SettingError, match=r"objective Means does not say how it is run; add .*recipe: ClassVar"):
+        condense(toy(), 1, Means(), network=TINY)
+    with pytest.raises(SettingError, match="does not follow from the synthetic images"):
+        condense(toy(), 1, Rounded(), network=TINY)
 
 
 class TestBudgets:

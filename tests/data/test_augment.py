@@ -197,6 +197,12 @@ def test_an_unknown_operation_is_refused_with_the_closest() -> None:
         Augmentation.draw(("colour",), 1, torch.Generator())
 
 
+def test_an_operation_that_takes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AUGMENTATIONS, "plain", lambda images: images)
+    with pytest.raises(SettingError, match=r"augmentation 'plain': too many .* needed: f\(images, amounts\)"):
+        Augmentation.draw(("plain",), 1, torch.Generator())
+
+
 def test_an_operation_of_one_s_own_is_drawn_shared_and_changes_its_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row for each of two classes: real and synthetic images of a class are darkened by the row's first number."""
     monkeypatch.setitem(AUGMENTATIONS, "darker", lambda x, u: x - u[:, 0].view(-1, 1, 1, 1))

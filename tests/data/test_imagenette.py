@@ -44,7 +44,7 @@ def test_it_is_condensed_and_evaluated(root: Path) -> None:
 
 
 def test_without_a_size_or_a_folder_one_line_says_what_is_needed(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"needed: one size, which --size gives them \(size=64\)"):
+    with pytest.raises(DataError, match=r"needed: one size, by --size 64 or fc\.as_data"):
         fc.load_data("imagenette", root)
     with pytest.raises(DataError, match=r"unpack imagenette2\.tgz"):
         fc.load_data("imagenette", tmp_path, size=64)

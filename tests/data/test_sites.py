@@ -62,7 +62,7 @@ class TestLoadSites:
     def test_sizes_that_differ_need_one(self, sites: list[str], tmp_path: Path) -> None:
         write(tmp_path / "east" / "oak", 5, 60, size=200)
         large = [*sites, f"folder:{tmp_path / 'east'}"]
-        with pytest.raises(DataError, match=r"200x200; needed: 8 to 128 pixels a side, which --size gives"):
+        with pytest.raises(DataError, match=r"200x200; needed: 8 to 128 pixels a side, by --size 64"):
             load_sites(large)
         assert load_sites(large, size=16)[0].train.spec.shape == (1, 16, 16)
         write(tmp_path / "west" / "oak", 5, 60, size=9)

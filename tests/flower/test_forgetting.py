@@ -146,7 +146,7 @@ class TestServed:
         }
         if name == "one-shot":
             assert load_network(whole).classes == small.spec.classes
-        with pytest.raises(SettingError, match="no site that has answered is called 'client-1'"):
+        with pytest.raises(SettingError, match="client-1 is forgotten already"):
             forget(whole, "client-1", test=small)
 
     @pytest.mark.parametrize("name", ["iterative", "anchored"])

@@ -114,6 +114,15 @@ class TestLines:
         (line,), _ = NodeLog(tmp_path / "own.log").lines()
         assert "did you mean 'max-ipc'" in line.reason
 
+    def test_or_beside_the_ledger_that_it_names_and_its_people_read_why(
+        self, say: Ask, node: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ledger = tmp_path / "other.jsonl"
+        assert say({}, node={**node, "name": "west", "max-ipx": 3, "ledger": str(ledger)}).has_error()
+        (line,), _ = NodeLog(tmp_path / "other.jsonl.log").lines()
+        assert line.reason.startswith("west: ")
+        assert line.reason in caplog.text
+
     def test_a_surprise_is_logged_without_its_text(self, say: Ask, log: NodeLog) -> None:
         say({"fails": True})
         (line,), _ = log.lines()

@@ -51,6 +51,11 @@ class TestCheckNode:
     def test_public_data_are_not_counted(self) -> None:
         assert check_node({"num-partitions": 4, "partition-id": 1}).spent is None
 
+    @pytest.mark.parametrize("key", ["ledger", "log", "cache"])
+    def test_a_place_that_cannot_be_written_is_no_place(self, key: str) -> None:
+        with pytest.raises(SettingError, match=rf"{key} /proc/x: .*name another place"):
+            check_node({**OWN, key: "/proc/x"})
+
     def test_a_key_that_is_misspelt_is_named(self) -> None:
         with pytest.raises(SettingError, match="did you mean 'max-ipc'"):
             check_node({"max-ipcs": 3})

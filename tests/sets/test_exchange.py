@@ -138,7 +138,7 @@ class TestImport:
     def test_says_what_a_file_of_both_is(self, content: Any, tmp_path: Path) -> None:
         with pytest.raises(
             UntrustedSetError,
-            match=r"needed: \(images, labels\), \{'data': \[\[images, labels\], ...\]\}, or a file of --labels",
+            match=r"needed: \(images, labels\), \{'data': \[\[images, labels\], ...\]\}, or --labels",
         ):
             import_tensors(write(tmp_path / "a.pt", content), data=COLOUR)
 
