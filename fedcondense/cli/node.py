@@ -86,7 +86,7 @@ def plan(
     from fedcondense.progress import clock
     from fedcondense.report.units import human_bytes
 
-    found = plan_answer(read_config(config), task, _fields(setting))
+    found = plan_answer(*_asked(read_config(config), task, setting))
     cost, images = found.cost, sum(found.cost.images.values())
     seen = "the server, and the other sites of its runs" if found.shares == "sites" else "the server"
     leaves = [f"{human_bytes(cost.nbytes)} to {seen}"]
@@ -159,9 +159,9 @@ def preview(
 
     if output is not None:
         check_output(output, overwrite, PICTURE)
-    fields = _fields(setting)
+    asked = _asked(read_config(config), task, setting)
     with reporting(task) as update:
-        made = preview_task(read_config(config), task, fields, lambda at: update(at.step / at.steps, "condensing"))
+        made = preview_task(*asked, lambda at: update(at.step / at.steps, "condensing"))
     nbytes = len(made.payload.to_bytes())
     lines: list[tuple[object, ...]] = [("task", task), ("payload", f"{nbytes} bytes")]
     lines += [("images", f"{name}: {n}") for name, n in made.cost.images.items()]
@@ -214,6 +214,15 @@ def _within(caps: Caps) -> list[str]:
     network = caps.networks.partition(",")[0].strip()
     told = {"ipc": ipc if ipc < usual.ipc else 0, "steps": caps.max_steps if caps.max_steps < steps else 0}
     return [f"{name}={value}" for name, value in {**told, "network": network}.items() if value]
+
+
+def _asked(config: dict[str, Any], task: str, settings: list[str] | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Return a node's config, the task and its fields; a run's ``size`` counts where the config says none."""
+    fields = _fields(settings)
+    size = fields.pop("size", None)
+    if size is not None and config.get("size", size) != size:
+        raise SettingError(f"--set size={size}; this node's config says {config['size']}: leave one of the two out")
+    return (config if size is None else {**config, "size": size}), task, fields
 
 
 def _fields(settings: list[str] | None) -> dict[str, Any]:

@@ -130,6 +130,11 @@ class TestPlan:
         )
         assert "needed: NAME=VALUE" in cli.refused("node", "plan", 'data="digits"', "--set", "ipc")
 
+    def test_a_run_s_size_is_planned_for(self, cli: Any, home: Path) -> None:
+        told = ("--set", "ipc=1", "--set", "size=16")
+        assert "16" in cli.run("node", "plan", 'data="digits"', *told).stdout.split("image size")[1].splitlines()[0]
+        assert "leave one of the two out" in cli.refused("node", "plan", 'data="digits" size=12', *told)
+
 
 class TestRelease:
     def test_the_sheet_holds_what_left_and_no_more(self, cli: Any, home: Path) -> None:
