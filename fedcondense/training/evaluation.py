@@ -12,6 +12,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of
 from fedcondense.data.images import Batch, Data
 from fedcondense.errors import DataError, DivergenceError, SettingError
+from fedcondense.loggers import log_numbers
 from fedcondense.networks import NetworkMaker, build, default_network, describe, network_kinds, probe
 from fedcondense.networks.passes import repeatable
 from fedcondense.plain import listed, whole_number
@@ -87,6 +88,7 @@ def evaluate(
         if trained is not None:
             trained(module)
         percent, classes = accuracy(module, test)
+        log_numbers(k + 1, {"accuracy": percent})
         accuracies.append(percent)
         per_class.append(classes)
     return Evaluation(
