@@ -105,6 +105,9 @@ def evaluate(
     rows: list[Evaluation] = []
     for under in protocols:
         for one in networks:
+            if under is not None:
+                which = one or protocol_named(under).network(synthetic.shape)
+                note(f"training {seeds or 3} networks {which} by the protocol {under}; broken off, it begins anew")
             measured = measure(synthetic, test, 3 if seeds is None else seeds, one, under, as_recorded=as_recorded)
             rows.append(measured)
             if len(protocols) * len(networks) > 1:
