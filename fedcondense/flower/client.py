@@ -184,7 +184,7 @@ def _guarded(handler: _Handler, desk: Desk) -> Callable[[Message, Context], Mess
             return Message(handler(message, context), reply_to=message)
         except (SettingError, UntrustedSetError, DivergenceError) as refused:
             reason = safe_text(f"{_whose(context)}: {refused}")
-            logging.getLogger("flwr").warning("refused %s: %s", message.metadata.message_type, reason)
+            logging.getLogger("flwr").info("refused %s: %s", message.metadata.message_type, reason)
             return _refusal(message, reason)
         except Exception as surprise:
             _LOG.exception("%s failed at %s", _whose(context), message.metadata.message_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ class TestLines:
     def test_or_beside_the_ledger_that_it_names_and_its_people_read_why(
         self, say: Ask, node: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO, "flwr")
         ledger = tmp_path / "other.jsonl"
         assert say({}, node={**node, "name": "west", "max-ipx": 3, "ledger": str(ledger)}).has_error()
         (line,), _ = NodeLog(tmp_path / "other.jsonl.log").lines()

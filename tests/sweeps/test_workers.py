@@ -29,7 +29,7 @@ def test_an_error_ends_the_processes() -> None:
     with pytest.raises(ZeroDivisionError):
         list(Processes(1).map(divmod, [(1, 0)]))
     for process in multiprocessing.active_children():
-        process.join(10)
+        process.join(120)
     assert not multiprocessing.active_children()
 
 
