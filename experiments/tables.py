@@ -38,6 +38,7 @@ import robot
 import screens
 import superlink
 import thousands
+import turned
 import versions
 from cells import RESULTS, read
 from trust import __main__ as trust
@@ -259,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "federated bytes": federated_bytes.table,
     "growing": growing.table,
     "anchored": anchored.table,
+    "anchored two classes": lambda: anchored.table("rows", 0.05),
     "anchored long": lambda: anchored.table("long"),
     "anchored mixed": anchored.architectures,
     "anchored augmented": lambda: anchored.table("augmented"),
@@ -269,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "superlink pulls": superlink.pulls,
     "thousands": thousands.table,
     "robot": robot.table,
+    "turned": turned.table,
     "versions": versions.table,
     "large": large.table,
     "papers": papers.objectives,

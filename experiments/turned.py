@@ -1,6 +1,6 @@
 """Sites of different domains: MNIST, five sites, each of which sees its digits turned by another angle.
 
-    python experiments/turned.py --float32    # results/turned.json, resumes; about 15 CPU minutes a seed
+    python experiments/turned.py --float32    # results/turned.json, resumes; about 7 CPU minutes a seed
     python experiments/turned.py --table
 
 Each site holds 2,000 training images of all classes, turned by 0, 18, 36, 54 or 72 degrees; it is tested on 2,000
