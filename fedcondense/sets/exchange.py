@@ -163,6 +163,8 @@ def _pixels(given: Any, spec: Spec, normalised: bool, path: str | os.PathLike[st
     images = images.float()
     if not bool(images.isfinite().all()):
         _refuse(path, "images hold NaN or infinity; mend or remove them")
+    if images.min() >= 0 and images.max() > 50:  # neither normalised nor in [0, 1]
+        _refuse(path, f"floating point from {images.min():g} to {images.max():g}, as bytes have; save them as uint8")
     if normalised:
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
         images = images * std + mean

@@ -142,6 +142,11 @@ class TestImport:
         ):
             import_tensors(write(tmp_path / "a.pt", content), data=COLOUR)
 
+    def test_bytes_as_floating_point_are_no_images(self, tmp_path: Path) -> None:
+        pair = (255 * torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+        with pytest.raises(UntrustedSetError, match="as bytes have; save them as uint8"):
+            import_tensors(write(tmp_path / "a.pt", pair), data=COLOUR)
+
     def test_a_pair_of_tensors_is_a_set(self, tmp_path: Path) -> None:
         pair = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
         found = import_tensors(write(tmp_path / "a.pt", pair), data=COLOUR)
