@@ -172,7 +172,7 @@ def federate(
     with logged(log), reporting("federation") as update:
 
         def follow(now: FederationProgress) -> None:
-            update(now.done, now.detail, now.row)
+            update(now.done, now.detail, now.label)
 
         try:
             result = run_federation(

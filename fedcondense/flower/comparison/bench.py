@@ -76,14 +76,14 @@ class Bench:
         """Return a client's data."""
         return self.train.subset(self.partition[int(context.node_config["partition-id"])])
 
-    def client(self, row: str, share: float = 1.0) -> ClientApp:
-        """Return what every node runs; progress of clients counts as `share` of the row."""
+    def client(self, row: str, stage: str = "") -> ClientApp:
+        """Return what every node runs; progress of clients is that of a `stage` of the row."""
 
         def step(partition: int, at: Progress) -> None:
             place = f"client {partition + 1} of {self.everyone}"
             done = (partition + at.step / max(at.steps, 1)) / self.everyone
             detail = f"{place}, step {at.step} of {at.steps}, loss {at.loss:.3g}"
-            self.progress(FederationProgress(row, detail, share * done))
+            self.progress(FederationProgress(row, detail, done, stage))
 
         caps = Caps.none(self.min_records)
         return make_client_app(self.load, caps=caps, cache=self.work, progress=step, is_counted=False)

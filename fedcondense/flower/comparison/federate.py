@@ -114,7 +114,7 @@ def federate(
             def told(now: FederationProgress) -> None:
                 if progress is not None:
                     progress(now)
-                report(now.done, now.detail, now.row)
+                report(now.done, now.detail, now.label)
 
             shared = (asked.network, asked.seed, measured.seeds, measured.recipe, min_records, work, told)
             bench = Bench(train, test, partition, *shared)

@@ -16,7 +16,13 @@ class FederationProgress(NamedTuple):
 
     row: str  # the row that is computed
     detail: str  # such as "client 3 of 10, step 120 of 800, loss 0.31"
-    done: float  # of the row, in [0, 1]
+    done: float  # of the row, or of its stage, in [0, 1]
+    stage: str = ""  # such as "training": it takes a time of its own, and may come again in each round
+
+    @property
+    def label(self) -> str:
+        """What is done, for a progress line."""
+        return f"{self.row}, {self.stage}" if self.stage else self.row
 
 
 @dataclass(frozen=True)

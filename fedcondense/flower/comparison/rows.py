@@ -173,7 +173,7 @@ class Runner:
 
         with log_from(logging.WARNING):
             shares = {"share-with": "sites"}  # there are no others but whoever calls this
-            grid = run_in_process(server, self.bench.client(row.name, 0.9), self.bench.names, node_config=shares)
+            grid = run_in_process(server, self.bench.client(row.name, "clients"), self.bench.names, node_config=shares)
         return found[0], traffic(grid.traffic, self.bench.everyone)
 
     def _sets(self, row: Row) -> Ran:
@@ -184,8 +184,8 @@ class Runner:
             networks: list[nn.Module] = []
 
             def trains(step: int, steps: int) -> None:
-                detail = f"training on {len(joined)} images, step {step} of {steps}"
-                bench.progress(FederationProgress(row.name, detail, 0.9 + 0.1 * step / steps))
+                detail = f"on {len(joined)} images, step {step} of {steps}"
+                bench.progress(FederationProgress(row.name, detail, step / steps, "training"))
 
             measured: dict[str, Any] = {"network": bench.network, "recipe": bench.recipe, "seeds": bench.seeds}
             found.append(evaluate(joined, bench.test, **measured, progress=trains, trained=networks.append))
