@@ -214,7 +214,9 @@ def _sweep_folder(folder: Path) -> dict[str, Any]:
     import csv
 
     with (folder / "sweep" / "table.csv").open() as file:
-        return {"rows": [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]}
+        measured = ("second", "peak", "version")  # of the machine, the moment and the checkout
+        rows = list(csv.DictReader(file))
+    return {"rows": [{k: v for k, v in row.items() if not any(map(k.count, measured))} for row in rows]}
 
 
 def _memory_file(folder: Path) -> Any:
