@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
@@ -25,6 +24,7 @@ from fedcondense.flower.node import answer, check_carried, check_wire, drawer_of
 from fedcondense.flower.node_config import KEPT_BYTES, Desk, Placed, ledger_of, log_path, place_of
 from fedcondense.flower.node_log import NodeLog, line_of, note_outcome
 from fedcondense.flower.site_data import load_partition
+from fedcondense.flower.sites import is_name
 from fedcondense.flower.strategies import TASKS
 from fedcondense.flower.strategies.averaging import check_allowed, local_evaluation, local_round
 from fedcondense.flower.untrusted import safe_text
@@ -244,7 +244,7 @@ def _log_of(context: Context, desk: Desk) -> NodeLog | None:
 def _whose(context: Context) -> str:
     """Return what an error calls a node, whatever its config holds."""
     named, number = context.node_config.get("name"), context.node_config.get("partition-id")
-    if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,64}", named):
+    if isinstance(named, str) and is_name(named):
         return named
     return f"partition {number}" if isinstance(number, int) else f"node {context.node_id}"
 

@@ -63,11 +63,11 @@ def past_of(history: Any) -> tuple[PastRound, ...]:
     return tuple(rounds)
 
 
-def _both(one: PastRound) -> str:
+def _measured(one: PastRound) -> str:
     """Return what the server measured, or what sites say where it did not."""
-    if math.isnan(one.accuracy):
+    if math.isnan(one.accuracy) and not math.isnan(one.sites_accuracy):
         return f"{one.sites_accuracy:.1f} % at sites"
-    return f"{one.accuracy:.1f} %"
+    return _said(one.accuracy, "{:.1f} %")
 
 
 def lines_of(past: tuple[PastRound, ...]) -> list[tuple[str, ...]]:
@@ -75,7 +75,7 @@ def lines_of(past: tuple[PastRound, ...]) -> list[tuple[str, ...]]:
     return [
         (
             str(one.number),
-            _said(one.accuracy, "{:.1f} %") if math.isnan(one.sites_accuracy) else _both(one),
+            _measured(one),
             f"{_said(one.answered, '{:.0f}')} of {_said(one.asked, '{:.0f}')}",
             _bytes(one.bytes_up),
             _bytes(one.bytes_down),
