@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from cells import RESULTS, add_precision, read, run_at_precision
 from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 import fedcondense as fc
@@ -128,7 +129,7 @@ def bench_of(name: str, alpha: float, seed: int, work: Path, held_out: bool) -> 
     return Bench(train, test, division, NETWORK, seed, work=work, min_records=10)
 
 
-def ran(bench: Bench, strategy: Anchored, rounds: int) -> list[dict[str, float]]:
+def ran(bench: Bench, strategy: Anchored, rounds: int, app: ClientApp | None = None) -> list[dict[str, float]]:
     """Run a strategy up to a round; return accuracy, and bytes per client so far, of each."""
     server, history = ServerApp(), list[dict[str, float]]()
     spec = bench.test.spec
@@ -147,7 +148,8 @@ def ran(bench: Bench, strategy: Anchored, rounds: int) -> list[dict[str, float]]
         )
         strategy.start(grid, num_rounds=rounds, timeout=1e9, evaluate_fn=measure)
 
-    run_in_process(server, bench.client("anchored"), CLIENTS, node_config={"share-with": "sites"})
+    app = app or bench.client("anchored")
+    run_in_process(server, app, bench.everyone, node_config={"share-with": "sites"})
     return history
 
 

@@ -63,8 +63,9 @@ _CONTINUE, _SHARED, _POLISH = Continue(), Shared(), Fit(steps=0, lr=0.01)
 class Anchored(Rounds):
     """One-shot sets first; then rounds of averaging from the weights that they trained, with the sets as anchors.
 
-    A site that comes late is asked for its set first, and joins the averaging in the round after. The union that the
-    server trains on has the last set of every site, present or not. Anchors are made once, after the first round.
+    A site that comes late joins the averaging at once; where the server trains on the union (`polish`), it is asked for
+    its set first, and joins in the round after. That union has the last set of every site, present or not. Anchors are
+    made once, after the first round.
 
     Args:
         spec: Shape, classes and normalisation of the images: the network's outputs are its classes. None: those of the
@@ -125,10 +126,12 @@ class Anchored(Rounds):
         return name, build(name, spec.shape, len(spec.classes), self.task.seed)
 
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
-        """Ask sites without a set for one; the others train, and whoever may lack the anchors is sent them."""
+        """Ask for sets that the server will train on; the others train, and whoever may lack the anchors is sent them."""
         first = None if self.first is None else asked_in_bytes(self.first)
         if first is not None and state.weights is None:
             return dict.fromkeys(sites, first)
+        if not self.polish.steps:
+            first = None  # nobody would train on a set that comes now
         has, lacks = self._continue(server_round, state), self._continue(server_round, state, anchors_too=True)
         told = {site: has if f"anchored/{site.key}" in state.numbers else lacks for site in sites}
         return {site: told[site] if first is None or site.name in state.sets else first for site in sites}

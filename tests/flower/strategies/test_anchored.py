@@ -111,6 +111,12 @@ class TestAnchored:
         assert grid.of(3) == {0: ("query.continue", False), 1: ("query.continue", False), 2: ("query.continue", True)}
         assert list(strategy.state.sets) == ["client-0", "client-1", "client-2"]
 
+    def test_a_late_site_trains_at_once_where_nobody_would_train_on_its_set(self, train: Data, held: Partition) -> None:
+        grid = Watched(client_of(train, held), round1=(2,))
+        strategy = run(anchored(train, polish=Fit(steps=0)), grid, 2)
+        assert {kind for kind, _ in grid.of(2).values()} == {"query.continue"}
+        assert list(strategy.state.sets) == ["client-0", "client-1"]
+
     def test_an_absent_site_stays_in_by_its_set(self, train: Data, held: Partition) -> None:
         grid = Watched(client_of(train, held), round2=(0,), round3=(0,))
         strategy = run(anchored(train), grid, 3)
