@@ -20,7 +20,7 @@ work folder. What each row is:
 - noise, means, real: anchors of another kind in the place of the union, from the same weights: a pattern of noise per
   class (after VHL: Tang et al., ICML 2022), means of groups of records, and real images in the codec that was best for
   them at 10 kB, as many as a tenth of the cap holds of each client's (they show records);
-- fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM;
+- fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM; fedexp: combined by FedExP;
 - mixed: networks of three architectures, each trained on the union of round 0, as any site may do for itself;
 - scratch: FedAvg from an untrained network; scratch restricted: the same with restricted softmax.
 """
@@ -107,6 +107,11 @@ ROWS: dict[str, Row] = {
     "real": Row("real"),
     "fedadam": Row("union", POLISH, average="fedadam"),
     "fedavgm": Row("union", POLISH, average="fedavgm"),
+    "balanced, fedexp": Row(steps={"loss": "balanced", "strength": 1.0}, average="fedexp"),
+    "neither, fedexp": Row(average="fedexp"),
+    "both, balanced, fedexp": Row("union", POLISH, {"loss": "balanced", "strength": 1.0}, "fedexp"),
+    "real, balanced, fedexp": Row("real", steps={"loss": "balanced", "strength": 1.0}, average="fedexp"),
+    "scratch, balanced, fedexp": Row(steps={"loss": "balanced", "strength": 1.0}, average="fedexp", starts=False),
     "scratch": Row(starts=False),
     "scratch, balanced": Row(steps={"loss": "balanced", "strength": 1.0}, starts=False),
 }
@@ -274,6 +279,8 @@ CHOICES: dict[str, Row] = {
     "balanced, falling": Row(steps={**BALANCED, **FALLING}),
     "balanced, falling, 2 epochs": Row(steps={**BALANCED, **FALLING, "epochs": 2}),
     "balanced, 2 epochs": Row(steps={**BALANCED, "epochs": 2}),
+    "balanced, falling, 2 epochs, fedexp": Row(steps={**BALANCED, **FALLING, "epochs": 2}, average="fedexp"),
+    "balanced, falling, 4 epochs, fedexp": Row(steps={**BALANCED, **FALLING, "epochs": 4}, average="fedexp"),
     "balanced, falling, augmented, 2 epochs": Row(steps={**BALANCED, **FALLING, "epochs": 2, "augment": True}),
     "balanced, falling, lr 0.1": Row(steps={**BALANCED, **FALLING, "lr": 0.1}),
     "balanced, falling, lr 0.01": Row(steps={**BALANCED, **FALLING, "lr": 0.01}),

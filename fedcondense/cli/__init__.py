@@ -31,6 +31,7 @@ from fedcondense.cli import (
 )
 from fedcondense.cli.terminal import own_version
 from fedcondense.cli.usage import Commands
+from fedcondense.machine import keep_memory
 
 __all__ = ["app", "main"]
 
@@ -83,4 +84,5 @@ def _root(
 
 def main() -> None:
     """Run the command line: the `fedcondense` script."""
+    keep_memory()
     app()

@@ -43,6 +43,7 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.settings import number, read_all
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.features import labelled_by
+from fedcondense.flower.strategies.fedexp import FedExP
 from fedcondense.networks import build, default_network
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
@@ -275,6 +276,8 @@ AVERAGING: dict[str, Entry] = {
     "fedavgm": averaging(FedAvgM, "FedAvgM", server_momentum=0.9),
     "fedadam": averaging(FedAdam, "FedAdam", eta=0.01),
     "fedyogi": averaging(FedYogi, "FedYogi"),
+    "fedexp": averaging(FedExP, "FedExP"),
+    "fedexp-8bit": averaging(FedExP, "FedExP, 8 bits", bits=BITS),
     "fedadagrad": averaging(FedAdagrad, "FedAdagrad", eta=0.01),
     "fedmedian": averaging(FedMedian, "FedMedian"),
     "fedtrimmedavg": averaging(FedTrimmedAvg, "FedTrimmedAvg"),
@@ -283,4 +286,4 @@ AVERAGING: dict[str, Entry] = {
     "bulyan": averaging(Bulyan, "Bulyan"),
     "qfedavg": averaging(QFedAvg, "QFedAvg", client_learning_rate=0.05, train_loss_key="loss"),
 }
-"""Flower's own by name; another is one line here."""
+"""Flower's own, and `FedExP`, by name; another is one line here."""
