@@ -62,8 +62,11 @@ def measured(work: str) -> dict[str, Any]:
             command = [sys.executable, __file__, work, str(int(keeps))]
             runs.append(json.loads(subprocess.run(command, env=free, capture_output=True, check=True).stdout))
     ratios = sorted(a[0] / b[0] for a, b in zip(found[False], found[True], strict=True))
-    peaks = {name: round(statistics.median(run[1] for run in found[keeps])) for name, keeps in (("left", False), ("kept", True))}
-    return {"ratio": [round(ratio, 2) for ratio in (ratios[0], statistics.median(ratios), ratios[-1])], "MB": peaks}
+    left, kept = (round(statistics.median(run[1] for run in found[keeps])) for keeps in (False, True))
+    return {
+        "ratio": [round(ratio, 2) for ratio in (ratios[0], statistics.median(ratios), ratios[-1])],
+        "MB": [left, kept],
+    }
 
 
 if __name__ == "__main__":

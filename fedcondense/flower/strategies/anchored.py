@@ -127,7 +127,7 @@ class Anchored(Rounds):
         return name, build(name, spec.shape, len(spec.classes), self.task.seed)
 
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
-        """Ask for sets that the server will train on; the others train, and whoever may lack the anchors is sent them."""
+        """Ask for sets that the server will train on; others train, and whoever may lack the anchors is sent them."""
         first = None if self.first is None else asked_in_bytes(self.first)
         if first is not None and state.weights is None:
             return dict.fromkeys(sites, first)
