@@ -36,7 +36,7 @@ DOMAINS, DEGREES, EACH, TEST_EACH = 20, 9.0, 3000, 500
 NETWORK, FIT = "convnet3-w32", fc.Fit(steps=1000)
 SIZES, SEEDS = (1, 20), (0, 1, 2)
 MADE = Condenser("dm-ridge", "pixels", NETWORK, steps=100)
-MEMORIES = {
+MEMORIES: dict[str, Condenser | Selector] = {
     "memory": MADE,
     "memory, four in one": Condenser("dm-ridge", "multi-formation", NETWORK, steps=100),
     "reservoir": Selector("random"),
