@@ -2,6 +2,7 @@
 
     python experiments/anchored.py choose --float32  # step sizes and the rest, on held-out training images
     python experiments/anchored.py rows --float32    # four rounds after round 0; so `long`, ten, and `longer`, twenty
+    python experiments/anchored.py cifar10 --float32       # ten rounds; so `cifar10-long`, fifty
     python experiments/anchored.py --table           # Markdown, from what is there
 
 Round 0 is one-shot: `mmd-ridge`, 200 steps, a reply of at most 12 kB a client, coded by the rate rule; 800 steps of
@@ -66,6 +67,7 @@ KINDS = {  # data and rounds after round 0
     "long": ("fashion-mnist", 10),
     "longer": ("fashion-mnist", 20),
     "cifar10": ("cifar10", 10),
+    "cifar10-long": ("cifar10", 50),
 }
 MIXED = ("convnet3-w32", "lenet", "mlp")  # architectures that sites of one federation may have
 CHOOSING = 7  # the division and seed that settings are chosen on
