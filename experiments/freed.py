@@ -19,8 +19,9 @@ import time
 from functools import partial
 from typing import Any
 
-from cells import RESULTS, run_cells
+from cells import RESULTS, read, run_cells
 
+PATH = RESULTS / "freed.json"
 REPEATS = 7
 WORK = ("training, batches of 64", "training, batches of 256", "condensing")
 
@@ -69,8 +70,17 @@ def measured(work: str) -> dict[str, Any]:
     }
 
 
+def table() -> str:
+    """Return a row for each kind of work as Markdown."""
+    lines = ["| | CPU seconds by those with kept memory | peak MB, left and kept |", "|---|---|---|"]
+    for work, row in read(PATH).items():
+        low, median, high = row["ratio"]
+        lines.append(f"| {work} | {low} / **{median}** / {high} | {', '.join(map(str, row['MB left, kept']))} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         child(sys.argv[1], sys.argv[2] == "1")
     else:
-        run_cells(RESULTS / "freed.json", {work: partial(measured, work) for work in WORK})
+        run_cells(PATH, {work: partial(measured, work) for work in WORK})

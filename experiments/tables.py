@@ -26,6 +26,7 @@ import deployment
 import divisions
 import federated
 import federated_bytes
+import freed
 import gpu
 import growing
 import incremental
@@ -36,9 +37,11 @@ import papers
 import plan_bytes
 import robot
 import screens
+import sparse
 import superlink
 import thousands
 import turned
+import turned_steps
 import versions
 from cells import RESULTS, read
 from trust import __main__ as trust
@@ -272,6 +275,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "thousands": thousands.table,
     "robot": robot.table,
     "turned": turned.table,
+    "turned steps": turned_steps.table,
+    "turned steps published": turned_steps.published,
+    "sparse": sparse.table,
+    "anchored cifar10": lambda: anchored.table("cifar10"),
+    "anchored cifar10 long": lambda: anchored.table("cifar10-long"),
+    "freed": freed.table,
     "versions": versions.table,
     "large": large.table,
     "papers": papers.objectives,
