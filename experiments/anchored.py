@@ -87,21 +87,22 @@ class Row:
 
 LOCAL: dict[str, Any] = {"loss": "softmax", "lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25, "augment": False}
 PASSES: dict[str, Any] = {"lr_end": 0.0, "epochs": 2}  # but in cells to choose by, whose rows say so themselves
+BALANCED: dict[str, Any] = {"loss": "balanced", "strength": 1.0}
 POLISH = Fit(steps=100, lr=0.01)
 ROWS: dict[str, Row] = {
     "both": Row("union", POLISH),
     "anchors": Row("union"),
     "both, more anchors": Row("union", POLISH, {"anchor_batch": 64, "anchor_weight": 0.5}),
     "anchors, more": Row("union", steps={"anchor_batch": 64, "anchor_weight": 0.5}),
-    "both, balanced": Row("union", POLISH, {"loss": "balanced", "strength": 1.0}),
+    "both, balanced": Row("union", POLISH, BALANCED),
     "server": Row(polish=POLISH),
     "neither": Row(),
     "restricted": Row(steps={"loss": "restricted", "strength": 0.5}),
     "masked": Row(steps={"loss": "calibrated", "strength": 0.0}),
     "calibrated": Row(steps={"loss": "calibrated", "strength": 1.0}),
-    "balanced": Row(steps={"loss": "balanced", "strength": 1.0}),
-    "anchors, balanced": Row("union", steps={"loss": "balanced", "strength": 1.0}),
-    "server, balanced": Row(polish=POLISH, steps={"loss": "balanced", "strength": 1.0}),
+    "balanced": Row(steps=BALANCED),
+    "anchors, balanced": Row("union", steps=BALANCED),
+    "server, balanced": Row(polish=POLISH, steps=BALANCED),
     "proximal": Row(steps={"proximal_mu": 0.1}),
     "anchors, restricted": Row("union", steps={"loss": "restricted", "strength": 0.5}),
     "noise": Row("noise"),
@@ -109,13 +110,14 @@ ROWS: dict[str, Row] = {
     "real": Row("real"),
     "fedadam": Row("union", POLISH, average="fedadam"),
     "fedavgm": Row("union", POLISH, average="fedavgm"),
-    "balanced, fedexp": Row(steps={"loss": "balanced", "strength": 1.0}, average="fedexp"),
+    "balanced, fedexp": Row(steps=BALANCED, average="fedexp"),
+    "balanced, fedexp, 4 passes": Row(steps={**BALANCED, "epochs": 4}, average="fedexp"),
     "neither, fedexp": Row(average="fedexp"),
-    "both, balanced, fedexp": Row("union", POLISH, {"loss": "balanced", "strength": 1.0}, "fedexp"),
-    "real, balanced, fedexp": Row("real", steps={"loss": "balanced", "strength": 1.0}, average="fedexp"),
-    "scratch, balanced, fedexp": Row(steps={"loss": "balanced", "strength": 1.0}, average="fedexp", starts=False),
+    "both, balanced, fedexp": Row("union", POLISH, BALANCED, "fedexp"),
+    "real, balanced, fedexp": Row("real", steps=BALANCED, average="fedexp"),
+    "scratch, balanced, fedexp": Row(steps=BALANCED, average="fedexp", starts=False),
     "scratch": Row(starts=False),
-    "scratch, balanced": Row(steps={"loss": "balanced", "strength": 1.0}, starts=False),
+    "scratch, balanced": Row(steps=BALANCED, starts=False),
 }
 
 
@@ -274,7 +276,6 @@ def _capped(sets: Sequence[SyntheticSet]) -> SyntheticSet:
     return found
 
 
-BALANCED = {"loss": "balanced", "strength": 1.0}
 FALLING = {"lr_end": 0.0}  # the step size falls to zero within each round
 CHOICES: dict[str, Row] = {
     "balanced": Row(steps=BALANCED),
