@@ -10,6 +10,7 @@ import typer
 from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
     SetFile,
+    Unit,
     describe,
     measure,
     named_data,
@@ -71,6 +72,7 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="The labels of a .pt of images alone, such as labels_best.pt.")
     ] = None,
+    unit: Unit = False,
     size: Size = None,
     skip_broken: SkipBroken = False,
     data_root: DataRoot = None,
@@ -84,11 +86,12 @@ def evaluate(
 
     Without --network, --protocol and --seeds it repeats the evaluation that the set's record holds, if there is one.
     FILE may be one that other code wrote with torch.save, as `import` reads it: normalised by the mean and std of
-    --data.
+    --data, or with --unit in [0, 1]. Classes that FILE lacks count as wrong.
 
     JSON keys: `rows`, one a protocol and network, each with `accuracy` (percent, mean), `accuracy_std`, `accuracies`,
-    `per_class` (percent per class, by name; null where the test data have none), `network`, `seeds`, `protocol`,
-    `recipe`, `weighted`, `test`, `seconds`; those of the first once more by themselves; `nbytes`, `data`, `file`.
+    `per_class` (percent per class, by name; null where the test data have none), `missing` (classes without an image
+    in FILE), `network`, `seeds`, `protocol`, `recipe`, `weighted`, `test`, `seconds`; those of the first once more by
+    themselves; `nbytes`, `data`, `file`.
     """
     from fedcondense.data.loading import load_data
     from fedcondense.training.protocols import protocol_named
@@ -97,7 +100,7 @@ def evaluate(
     protocols = [None] if protocol is None else protocol.split(",")
     for name in filter(None, protocols):
         protocol_named(name)
-    synthetic = _read(file, labels, data, data_root)
+    synthetic = _read(file, labels, data, data_root, unit)
     name = named_data(synthetic, data)
     test = load_data(name, data_root, size, skip_broken).test.to(device or usual_device())
     networks = [None] if network is None else network.split(",")
@@ -113,7 +116,9 @@ def evaluate(
             if len(protocols) * len(networks) > 1:
                 note(f"{measured.network}, {measured.protocol} protocol: {_percent(measured)}")
     values = [
-        row.to_dict() | {"per_class": {c: round(v, 3) for c, v in zip(test.spec.classes, row.per_class, strict=True)}}
+        row.to_dict()
+        | {"per_class": {c: round(v, 3) for c, v in zip(test.spec.classes, row.per_class, strict=True)}}
+        | {"missing": row.missing}
         for row in rows
     ]
     text = describe(synthetic.with_evaluation(rows[0].to_dict()) if len(rows) == 1 else synthetic)
@@ -122,12 +127,19 @@ def evaluate(
     emit({"rows": values} | values[0] | {"nbytes": synthetic.nbytes, "data": name, "file": file}, text, form)
     if file.suffix in _TORCH_FILES:
         both = [file] if labels is None else [file, labels]
-        finish([], ["import", *both, *typed(data=data, output=free(file.with_suffix(".safetensors")))])
+        finish(
+            [],
+            [
+                "import",
+                *both,
+                *typed(data=data, data_root=data_root, unit=unit, output=free(file.with_suffix(".safetensors"))),
+            ],
+        )
     else:
         finish([], ["show", file, "--output", free(file.with_suffix(".png")), *typed(plugin=plugin)])
 
 
-def _read(file: Path, labels: Path | None, data: str | None, data_root: Path | None) -> SyntheticSet:
+def _read(file: Path, labels: Path | None, data: str | None, data_root: Path | None, unit: bool) -> SyntheticSet:
     """Return the set in a file of ours, or of tensors that other code saved."""
     from fedcondense.sets.exchange import import_tensors, spec_of
     from fedcondense.sets.synthetic import SyntheticSet
@@ -135,10 +147,12 @@ def _read(file: Path, labels: Path | None, data: str | None, data_root: Path | N
     if file.suffix not in _TORCH_FILES:
         if labels is not None:
             raise SettingError(f"{file} holds its labels; leave --labels {labels} out")
+        if unit:
+            raise SettingError(f"{file} says how its values are meant; leave --unit out")
         return SyntheticSet.load(file)
     if data is None:
         raise SettingError(f"{file} does not say what it stands for; name the data, such as --data cifar10")
-    return import_tensors(file, labels, data=spec_of(data, data_root))
+    return import_tensors(file, labels, data=spec_of(data, data_root), normalised=not unit)
 
 
 def _percent(row: Evaluation) -> str:

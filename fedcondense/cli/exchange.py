@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedcondense.cli.outputs import check_output, free
-from fedcondense.cli.sets import evaluating
+from fedcondense.cli.sets import Unit, evaluating
 from fedcondense.cli.terminal import (
     DataRoot,
     Format,
@@ -70,7 +70,7 @@ def import_set(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the set is written, as safetensors.")],
     data: Annotated[str, typer.Option(help="What the images stand for, such as cifar10: class names, mean and std.")],
     labels: Annotated[Path | None, typer.Argument(metavar="[LABELS]")] = None,
-    unit: Annotated[bool, typer.Option("--unit", help="The values are in [0, 1], not normalised.")] = False,
+    unit: Unit = False,
     experiment: Annotated[int, typer.Option(parser=Whole(), help="Which of the sets in one file, from 0 on.")] = 0,
     method: Annotated[str, typer.Option(help="What the set's record calls the method.")] = "imported",
     overwrite: Overwrite = False,

@@ -31,6 +31,7 @@ __all__ = [
     "Seed",
     "SetFile",
     "Steps",
+    "Unit",
     "describe",
     "evaluating",
     "measure",
@@ -64,6 +65,7 @@ Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default
 Steps = Annotated[
     int | None, typer.Option(parser=Whole(1, 10**9), help="Optimisation steps; default: the objective's.")
 ]
+Unit = Annotated[bool, typer.Option("--unit", help="Values of a .pt are in [0, 1], not normalised.")]
 Seed = Annotated[int, typer.Option(parser=Whole(), help="All that is random follows from it.")]
 
 
@@ -75,8 +77,11 @@ def named_data(synthetic: SyntheticSet, data: str | None) -> str:
 
 
 def evaluating(file: Path, synthetic: SyntheticSet, data: str | None = None, **options: Any) -> list[str | Path] | None:
-    """Return the command that measures a set; None where only its maker knows which data are meant."""
-    if data is None and ":" in synthetic.name:
+    """Return the command that measures a set; None where only its maker knows which data or which plugin it needs."""
+    from fedcondense.data.augment import augmentations
+
+    used = {name for part in synthetic.parts for name in part.record.augmentation}
+    if (data is None and ":" in synthetic.name) or not used <= {*augmentations()}:
         return None
     return ["evaluate", file, *typed(data=data, **options)]
 

@@ -38,6 +38,7 @@ __all__ = ["export", "import_tensors", "spec_of"]
 _LOG = logging.getLogger(__name__)
 _SUM = 0.02  # how far the sum of probabilities may be from 1, as in a set's own file
 _CLIPPED = 0.02  # the share of clipped values from which on a warning says so
+_FAR = 10  # no normalised image has many values beyond it
 _LETTERS = 60  # of a class name in a path
 
 
@@ -55,7 +56,7 @@ def import_tensors(
     """Read a set that other code saved with `torch.save`: what the files say is never run.
 
     Values are rounded to bytes in [0, 1], as every set of pixels stores them. Networks that were tested on values
-    outside saw something else; a warning says how many there were.
+    outside saw something else; a warning says how many there were. Floating point from 0 to 255 is refused.
 
     Args:
         images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or of one pair; with `labels` one of
@@ -163,9 +164,16 @@ def _pixels(given: Any, spec: Spec, normalised: bool, path: str | os.PathLike[st
     images = images.float()
     if not bool(images.isfinite().all()):
         _refuse(path, "images hold NaN or infinity; mend or remove them")
-    if images.min() >= 0 and images.max() > 50:  # neither normalised nor in [0, 1]
-        _refuse(path, f"floating point from {images.min():g} to {images.max():g}, as bytes have; save them as uint8")
+    least, most = float(images.min()), float(images.max())
+    if most > 50 and float((images > _FAR).float().mean()) > _CLIPPED:  # neither normalised nor in [0, 1]
+        _refuse(
+            path,
+            f"floating point from {least:g} to {most:g}, as bytes have; divide by 255 and pass normalised=False "
+            "(--unit), or save them as uint8",
+        )
     if normalised:
+        if least >= 0 and most <= 1:
+            _LOG.warning("%s: all values are in [0, 1]; if not normalised, pass normalised=False (--unit)", path)
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
         images = images * std + mean
     outside = ((images < -0.5 / 255) | (images > 1 + 0.5 / 255)).float().mean().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,7 +27,9 @@ from fedcondense.training.protocols import Protocol, protocol_named
 __all__ = ["Evaluation", "batch_for", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
+_LOG = logging.getLogger(__name__)
 _LEAST_BATCH, _LEAST_TEST = 64, 1000  # fewer images take hardly less time
+_NAMED = 10  # classes in a line
 _MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU core at width 32
 
 
@@ -80,6 +83,10 @@ def evaluate(
     recipe, network = named.recipe if recipe is None else recipe, network or named.network(synthetic.shape)
     _check_training(synthetic, test, network, recipe)
     test = test.to(device)
+    if missing := _missing(synthetic, test):
+        _LOG.warning(
+            "no image of %s in the set: networks do not learn %s, whose test images count as wrong", *_some(missing)
+        )
     accuracies, per_class = [], []
     for k, seed in enumerate(seeds):
         step = of_network(progress, k, len(seeds))
@@ -100,6 +107,7 @@ def evaluate(
         weighted=weighted,
         test=f"{test.spec.name}, {len(test)} images",
         seconds=time.monotonic() - began,
+        missing=missing,
     )
 
 
@@ -179,6 +187,22 @@ def train_on(
     seed = whole_number(seed, "seed")
     device = device_of(device) if device is not None else like.device
     return _train_on(synthetic, like, network, recipe, seed, weighted, device, progress)
+
+
+def _missing(synthetic: SyntheticSet, test: Data) -> tuple[str, ...]:
+    """Return the classes of test images of which no image of the set has a share of its label."""
+    targets = synthetic.pixels().targets
+    there = {name for name, mass in zip(synthetic.classes, targets.sum(0).tolist(), strict=True) if mass > 0}
+    return tuple(
+        name for name, count in zip(test.spec.classes, test.counts.tolist(), strict=True) if count and name not in there
+    )
+
+
+def _some(missing: Sequence[str]) -> tuple[str, str]:
+    """Return which classes are missing, the first few by name, and what stands for them."""
+    first = ", ".join(missing[:_NAMED])
+    rest = f" and {len(missing) - _NAMED} more classes" if len(missing) > _NAMED else ""
+    return f"{first}{rest}", "this class" if len(missing) == 1 else f"these {len(missing)} classes"
 
 
 def _check_finite(module: torch.nn.Module, test: Data, seed: int) -> None:

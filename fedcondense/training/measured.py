@@ -25,6 +25,7 @@ class Evaluation:
         weighted: Whether images counted by the records that they stand for.
         test: Name and number of the test images.
         seconds: All of it.
+        missing: Classes of the test images of which the set has no image: all of their images count as wrong.
     """
 
     accuracies: tuple[float, ...]
@@ -35,6 +36,7 @@ class Evaluation:
     weighted: bool
     test: str
     seconds: float
+    missing: tuple[str, ...] = ()
 
     @property
     def protocol(self) -> str:

@@ -17,7 +17,7 @@ from fedcondense.training import PROTOCOLS
 def test_evaluate_prints_the_documented_keys(cli: Any, made: Path) -> None:
     result = cli.done("evaluate", made, "--seeds", 1)
     keys = {"accuracy", "accuracy_std", "accuracies", "per_class", "network", "seeds", "recipe", "weighted", "test"}
-    keys |= {"protocol", "seconds"}
+    keys |= {"protocol", "seconds", "missing"}
     assert set(result) == keys | {"rows", "nbytes", "data", "file"}
     assert result["rows"] == [{key: result[key] for key in result["rows"][0]}]
     assert set(result["rows"][0]) == keys
@@ -74,3 +74,32 @@ def test_a_file_of_other_code_is_evaluated_as_it_is(cli: Any, tmp_path: Path) ->
     named = ("--data", "digits", "--seeds", 1, "--labels", tmp_path / "labels_best.pt")
     assert cli.done("evaluate", tmp_path / "images_best.pt", *named)["accuracies"] == found["accuracies"]
     assert "name the data, such as --data cifar10" in cli.refused("evaluate", tmp_path / "res_DSA.pt")
+
+
+def test_a_file_of_other_code_that_lacks_a_class_says_so(cli: Any, tmp_path: Path) -> None:
+    train, _ = load_data("digits")
+    index = torch.cat([(train.labels == label).nonzero().flatten()[:2] for label in range(9)])
+    torch.save({"data": [[train.batch(index).images, train.labels[index]]]}, tmp_path / "nine.pt")
+    ended = cli.run("evaluate", tmp_path / "nine.pt", "--data", "digits", "--seeds", 1, "--format", "json")
+    assert (
+        "no image of 9 in the set: networks do not learn this class, whose test images count as wrong" in ended.stderr
+    )
+    found = json.loads(ended.stdout)
+    assert (found["missing"], found["per_class"]["9"]) == (["9"], 0)
+
+
+def test_values_of_other_code_in_0_to_1_are_taken_as_such(cli: Any, tmp_path: Path) -> None:
+    """As import takes them; the next command repeats how they are meant."""
+    train, _ = load_data("digits")
+    index = torch.cat([(train.labels == label).nonzero().flatten()[:3] for label in range(10)])
+    path = tmp_path / "plain.pt"
+    torch.save((train.images[index] / 255.0, train.labels[index]), path)
+    ended = cli.run("evaluate", path, "--data", "digits", "--seeds", 1, "--unit", "--format", "json")
+    assert json.loads(ended.stdout)["accuracy"] > 60
+    assert "--unit" in ended.stderr.splitlines()[-1]
+    assert (
+        "are in [0, 1]; if they are not normalised"
+        in cli.run("evaluate", path, "--data", "digits", "--seeds", 1).stderr
+    )
+    torch.save((train.images[index].float(), train.labels[index]), path)
+    assert "divide by 255 and pass" in cli.refused("evaluate", path, "--data", "digits", "--seeds", 1)

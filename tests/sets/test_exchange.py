@@ -142,10 +142,20 @@ class TestImport:
         ):
             import_tensors(write(tmp_path / "a.pt", content), data=COLOUR)
 
-    def test_bytes_as_floating_point_are_no_images(self, tmp_path: Path) -> None:
-        pair = (255 * torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
-        with pytest.raises(UntrustedSetError, match="as bytes have; save them as uint8"):
-            import_tensors(write(tmp_path / "a.pt", pair), data=COLOUR)
+    @pytest.mark.parametrize("normalised", [True, False])
+    @pytest.mark.parametrize("least", [0, -5])  # what was optimised leaves the range a little
+    def test_bytes_as_floating_point_are_no_images(self, normalised: bool, least: float, tmp_path: Path) -> None:
+        pair = (least + 255 * torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+        with pytest.raises(
+            UntrustedSetError, match=r"as bytes have; divide by 255 and pass .*--unit\), or save them as"
+        ):
+            import_tensors(write(tmp_path / "a.pt", pair), data=COLOUR, normalised=normalised)
+
+    def test_a_single_far_value_is_clipped(self, tmp_path: Path) -> None:
+        images = torch.randn(2, 3, 8, 8)
+        images[0, 0, 0, 0] = 70
+        found = import_tensors(write(tmp_path / "a.pt", (images, torch.tensor([0, 1]))), data=COLOUR)
+        assert float(found.pixels().images.max()) == 1
 
     def test_a_pair_of_tensors_is_a_set(self, tmp_path: Path) -> None:
         pair = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))

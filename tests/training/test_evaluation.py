@@ -266,3 +266,14 @@ def test_a_network_that_left_the_finite_numbers_has_no_accuracy() -> None:
     train, test = load_data("digits")
     with pytest.raises(DivergenceError, match="outputs that are not finite after training; take a smaller step size"):
         evaluate(select(train, 1, "random"), test, network="mlp", recipe=Fit(steps=30, lr=1e9), seeds=[0])
+
+
+def test_classes_that_the_set_lacks_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Two of four test images are of classes that the set has no image of, one of them without a name in it."""
+    made = synthetic([0, 1], ("a", "b", "c"))
+    result = evaluate(made, real([0, 1, 2, 3], ("a", "b", "c", "d")), network=Linear, recipe=PLAIN, seeds=[0])
+    assert result.missing == ("c", "d")
+    assert "no image of c, d in the set: networks do not learn these 2 classes, whose test images" in caplog.text
+    caplog.clear()
+    result = evaluate(made, real([0, 1], ("a", "b", "c")), network=Linear, recipe=PLAIN, seeds=[0])
+    assert (result.accuracy, result.missing, caplog.text) == (100, (), "")
