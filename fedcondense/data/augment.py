@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedcondense.errors import SettingError, unknown
 
-__all__ = ["AUGMENTATIONS", "OPERATIONS", "Augmentation", "augmentations", "own_among"]
+__all__ = ["AUGMENTATIONS", "OPERATIONS", "Augmentation", "augmentations", "check_augmentations", "own_among"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """What an augmentation may do: brightness, saturation and contrast; shifts of an eighth; a grey square of half the
@@ -50,10 +50,8 @@ class Augmentation:
     @classmethod
     def draw(cls, operations: tuple[str, ...], rows: int, generator: torch.Generator) -> Augmentation:
         """Draw one of `operations` for each of `rows` rows, uniformly; no operations: rows that change nothing."""
+        check_augmentations(operations)
         known = augmentations()
-        for name in operations:
-            if name not in known:
-                raise SettingError(unknown("augmentation", name, known))
         for name in own_among(operations):
             try:
                 inspect.signature(AUGMENTATIONS[name]).bind(None, None)
@@ -104,6 +102,21 @@ class Augmentation:
 def augmentations() -> tuple[str, ...]:
     """Return all names that an augmentation may draw from: the published ones, and one's own behind them."""
     return (*OPERATIONS, *(name for name in AUGMENTATIONS if name not in OPERATIONS))
+
+
+def check_augmentations(operations: Sequence[str]) -> None:
+    """Refuse names that nothing here stands for: whoever trains with them asks, whoever reads or shows a set does not.
+
+    Raises:
+        SettingError: One of them is neither of `OPERATIONS` nor registered.
+    """
+    known = augmentations()
+    for name in operations:
+        if name not in known:
+            raise SettingError(
+                f"{unknown('augmentation', name, known)}; one's own come with the file that adds them to "
+                "AUGMENTATIONS: --plugin FILE"
+            )
 
 
 def own_among(operations: Sequence[str]) -> tuple[str, ...]:

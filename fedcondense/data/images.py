@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
-from fedcondense.data.augment import OPERATIONS, augmentations
+from fedcondense.data.augment import OPERATIONS, check_augmentations
 from fedcondense.data.class_names import class_names
 from fedcondense.errors import DataError, SettingError
 from fedcondense.plain import finite_number, listed, plain_text, whole_number
 
 __all__ = ["Batch", "Data", "DataSet", "Spec", "settle_spec"]
 
+_NAME = 60  # characters of an augmentation's name
 _SIDE = 4096  # most channels, rows or columns
 _LARGEST = 1e6  # of a mean or deviation: what is normalised by them stays finite in single precision
 _SMALLEST = 1e-6  # of a deviation
@@ -47,7 +48,7 @@ class Spec:
 
     Raises:
         DataError: Class names that nobody can read, or that repeat.
-        SettingError: Another value is none that a file could hold.
+        SettingError: An augmentation that is not registered, or another value is none that a file could hold.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         settle_spec(self, "name", "operations")
+        check_augmentations(self.operations)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Take images from [0, 1] to zero mean and unit deviation, (N, C, H, W)."""
@@ -69,6 +71,8 @@ class Spec:
 def settle_spec(of: Any, name: str, operations: str) -> None:
     """Check what `Spec` and the record of a set both say, and make it plain; called while a frozen one is made.
 
+    Names of augmentations are texts here, so that a set is read where its own ones are not known.
+
     Args:
         of: Has `shape`, `classes`, `mean` and `std`.
         name: The attribute that holds the data set's name.
@@ -78,15 +82,12 @@ def settle_spec(of: Any, name: str, operations: str) -> None:
     if len(shape) != 3:
         raise SettingError(f"images of shape {shape!r:.100}; needed: (C, H, W)")
     shape = tuple(whole_number(side, "images with a side of", 1, _SIDE + 1) for side in shape)
-    known, names = listed(getattr(of, operations), "augmentation"), augmentations()
-    if not all(isinstance(word, str) and word in names for word in known) or len(set(known)) < len(known):
-        raise SettingError(
-            f"augmentation {known!r:.100}; needed: some of {', '.join(names)}, each once; one's own are registered in "
-            "AUGMENTATIONS first (--plugin)"
-        )
+    names = tuple(plain_text(word, "augmentation", _NAME) for word in listed(getattr(of, operations), "augmentation"))
+    if not all(names) or len(set(names)) < len(names):
+        raise SettingError(f"augmentation {names!r:.100}; needed: names, each once")
     settled = {
         name: plain_text(getattr(of, name), "data set's name"),
-        operations: tuple(map(str, known)),
+        operations: names,
         "shape": shape,
         "classes": class_names(of.classes),
     }

@@ -10,6 +10,7 @@ import torch
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 
+from fedcondense.data.augment import check_augmentations
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits, kind_of
@@ -146,6 +147,7 @@ def check_set(synthetic: SyntheticSet, limits: ReplyLimits) -> None:
         raise UntrustedSetError(f"claims to stand for {largest} records of a class; allowed: {limits.records}")
     for part in synthetic.parts:
         try:
+            check_augmentations(part.record.augmentation)
             check_normalisation(part.record.mean, part.record.std)
         except SettingError as impossible:
             raise UntrustedSetError(str(impossible)) from None

@@ -70,6 +70,22 @@ def test_runs_as_it_is_printed_and_twice(cli: Any, words: tuple[str, ...]) -> No
         assert cli.run(*second).exit_code == 0, second
 
 
+def test_a_set_of_a_plugin_s_augmentation_is_shown_and_exported_without_it(cli: Any, quick: Path) -> None:
+    """What trains needs it, and says so; the next command would, and is not told without it."""
+    made = fc.SyntheticSet.load(quick / "tile.safetensors").with_record(augmentation=("crop", "mine"))
+    made.save("mine.safetensors")
+    for words in (
+        ("show", "mine.safetensors", "--output", "seen.png"),
+        ("export", "mine.safetensors", "-o", "pictures"),
+    ):
+        ended = cli.run(*words)
+        assert ended.exit_code == 0, ended.output
+        assert "next: " not in ended.stderr
+    said = cli.refused("train", "mine.safetensors", "--output", "network.safetensors")
+    assert "no augmentation is called 'mine'" in said
+    assert "--plugin FILE" in said
+
+
 def test_a_set_whose_data_only_its_maker_knows_has_no_next(cli: Any, quick: Path) -> None:
     fc.SyntheticSet.load(quick / "tile.safetensors").with_record(data="folder:scans").save("theirs.safetensors")
     ended = cli.run("show", "theirs.safetensors", "--output", "theirs.png")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fedcondense as fc
 from fedcondense.data.augment import AUGMENTATIONS, OPERATIONS, Augmentation, augmentations
-from fedcondense.errors import SettingError, UntrustedSetError
+from fedcondense.errors import SettingError
 
 
 def color(x: Tensor, u: list[float]) -> Tensor:
@@ -242,5 +242,9 @@ def test_a_set_records_an_operation_of_one_s_own_and_is_trained_on_with_it(monke
     fc.evaluate(again, test, network="convnet1-w16", recipe=fc.Fit(steps=3), seeds=[0])
     assert calls == [10, 10, 10]
     monkeypatch.delitem(AUGMENTATIONS, "noted")
-    with pytest.raises(UntrustedSetError, match="registered in AUGMENTATIONS first"):
-        fc.SyntheticSet.from_bytes(blob)
+    unknown = fc.SyntheticSet.from_bytes(blob)  # reading and showing need no function
+    assert "augmentation: crop, noted" in unknown.card()
+    assert unknown.to_bytes() == blob
+    with pytest.raises(SettingError, match=r"no augmentation is called 'noted'; .*--plugin FILE"):
+        fc.train(unknown, network="convnet1-w16", recipe=fc.Fit(steps=3))
+    fc.train(unknown, network="convnet1-w16", recipe=fc.Fit(steps=3, augment=False))

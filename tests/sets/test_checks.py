@@ -42,7 +42,9 @@ def test_lists_of_json_become_the_record_s_tuples() -> None:
         ({"seed": -1}, "seed -1; needed: a whole number"),
         ({"steps": True}, "steps True; needed: a whole number"),
         ({"seconds": -0.5}, "seconds -0.5"),
-        ({"augmentation": ["blur"]}, "augmentation .*needed: some of"),
+        ({"augmentation": ["flip", "flip"]}, "augmentation .*needed: names, each once"),
+        ({"augmentation": ["b\x1blur"]}, r"augmentation .* has U\+001B"),
+        ({"augmentation": ["x" * 61]}, "augmentation .* has 61 characters"),
         ({"privacy": {"epsilon": [1]}}, "privacy: epsilon .*needed: a text, a finite number"),
     ],
 )
