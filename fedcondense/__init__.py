@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedcondense.checkpoints import Checkpoint
     from fedcondense.condensing import Plan, Progress, condense, plan
-    from fedcondense.condensing.checkpoints import Checkpoint
     from fedcondense.condensing.starts import STARTS
     from fedcondense.data.given import as_data
     from fedcondense.data.images import Data, DataSet, Spec

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fedcondense as fc
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing import Progress, prepare
-from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.data.images import Data
 from fedcondense.networks import ConvNet
 from fedcondense.objectives.distribution import DistributionMatching

@@ -56,8 +56,8 @@ from fedcondense.machine import usual_device
 from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
+    from fedcondense.checkpoints import Checkpoint
     from fedcondense.condensing import Progress
-    from fedcondense.condensing.checkpoints import Checkpoint
 
 
 def add_to(app: typer.Typer) -> None:
@@ -124,8 +124,8 @@ def condense(
     (percent) and `accuracy_std` (both null with --no-evaluate), `output`.
     """
     from fedcondense.arguments import device_of
+    from fedcondense.checkpoints import Checkpoint
     from fedcondense.condensing import condense as condense_data
-    from fedcondense.condensing.checkpoints import Checkpoint
     from fedcondense.data.images import Data
     from fedcondense.data.loading import load_data
     from fedcondense.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, with_learned_labels

@@ -11,6 +11,7 @@ from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
     SetFile,
     Unit,
+    checkpoint_of,
     describe,
     measure,
     named_data,
@@ -40,6 +41,7 @@ from fedcondense.errors import SettingError
 from fedcondense.machine import usual_device
 
 if TYPE_CHECKING:
+    from fedcondense.checkpoints import Checkpoint
     from fedcondense.sets.synthetic import SyntheticSet
     from fedcondense.training.measured import Evaluation
 
@@ -84,6 +86,7 @@ def evaluate(
 ) -> None:
     """Train networks from scratch on the set in FILE and test them on real data.
 
+    What takes more than half a minute is kept beside FILE until it is done: the same command goes on after a kill.
     Without --network, --protocol and --seeds it repeats the evaluation that the set's record holds, if there is one.
     FILE may be one that other code wrote with torch.save, as `import` reads it: normalised by the mean and std of
     --data, or with --unit in [0, 1]. Classes that FILE lacks count as wrong.
@@ -106,15 +109,22 @@ def evaluate(
     networks = [None] if network is None else network.split(",")
     as_recorded = (network, protocol, seeds) == (None, None, None) and synthetic.evaluation is not None
     rows: list[Evaluation] = []
+    checkpoints: list[Checkpoint | None] = []
     for under in protocols:
         for one in networks:
             if under is not None:
                 which = one or protocol_named(under).network(synthetic.shape)
-                note(f"training {seeds or 3} networks {which} by the protocol {under}; broken off, it begins anew")
-            measured = measure(synthetic, test, 3 if seeds is None else seeds, one, under, as_recorded=as_recorded)
+                note(
+                    f"training {seeds or 3} networks {which} by the protocol {under}; killed, the same command goes on"
+                )
+            checkpoints.append(checkpoint_of(file, one, under))
+            number = 3 if seeds is None else seeds
+            measured = measure(synthetic, test, number, one, under, as_recorded, checkpoints[-1])
             rows.append(measured)
             if len(protocols) * len(networks) > 1:
                 note(f"{measured.network}, {measured.protocol} protocol: {_percent(measured)}")
+    for checkpoint in filter(None, checkpoints):
+        checkpoint.remove()
     values = [
         row.to_dict()
         | {"per_class": {c: round(v, 3) for c, v in zip(test.spec.classes, row.per_class, strict=True)}}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedcondense.cli.outputs import check_output, free
-from fedcondense.cli.sets import Network, SetFile, measure, named_data, result_of, save_measured
+from fedcondense.cli.sets import Network, SetFile, checkpoint_of, measure, named_data, result_of, save_measured
 from fedcondense.cli.terminal import (
     DataRoot,
     Device,
@@ -75,18 +75,20 @@ def recode(
     check_output(output, overwrite)
     before = SyntheticSet.load(file)
     after = before.recode(codec)
-    test, was = None, None
+    test, was, checkpoint = None, None, checkpoint_of(file, network)
     if data is not None:
         test = load_data(named_data(before, data), data_root, size, skip_broken).test.to(
             device_of(device or usual_device())
         )
-        was = measure(before, test, seeds, network)
+        was = measure(before, test, seeds, network, checkpoint=checkpoint)
     plain = SyntheticSet(before.parts)  # as the other one: without an evaluation
     same = typed(
         data=data, size=size, skip_broken=skip_broken, data_root=data_root, network=network, seeds=seeds, plugin=plugin
     )
     sizes = plain.nbytes, after.nbytes
     saved = save_measured(after, output, test, seeds, network, same)
+    if checkpoint is not None:
+        checkpoint.remove()
     result: dict[str, Any] = result_of(saved) | {
         "nbytes_before": sizes[0],
         "accuracy_before": None if was is None else round(was.accuracy, 3),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from fedcondense.errors import SettingError
 from fedcondense.progress import reporting
 
 if TYPE_CHECKING:
+    from fedcondense.checkpoints import Checkpoint
     from fedcondense.data.images import Data
     from fedcondense.sets.synthetic import SyntheticSet
     from fedcondense.training.evaluation import Evaluation
@@ -32,6 +35,7 @@ __all__ = [
     "SetFile",
     "Steps",
     "Unit",
+    "checkpoint_of",
     "describe",
     "evaluating",
     "measure",
@@ -39,6 +43,9 @@ __all__ = [
     "result_of",
     "save_measured",
 ]
+
+_KEPT_EVERY_S = 30.0  # an evaluation's progress: a shorter one leaves no file
+_LETTERS = 40  # of a set's file, in the name of that beside it
 
 DataName = Annotated[str, typer.Argument(metavar="DATA")]
 SetFile = Annotated[Path, typer.Argument(metavar="FILE")]
@@ -95,14 +102,31 @@ def save_measured(
     """
     synthetic.save(output, overwrite=True)  # before it is evaluated: from here on nothing is lost
     if test is not None:
+        checkpoint = checkpoint_of(output, network)
         try:
-            measured = measure(synthetic, test, seeds, network)
+            measured = measure(synthetic, test, seeds, network, checkpoint=checkpoint)
         except KeyboardInterrupt:
             same = shlex.join(["fedcondense", "evaluate", str(output), *options])
             raise KeyboardInterrupt(f"{output} is written, but was not measured; do so with: {same}") from None
         synthetic = synthetic.with_evaluation(measured.to_dict())
         synthetic.save(output, overwrite=True)
+        if checkpoint is not None:
+            checkpoint.remove()
     return synthetic
+
+
+def checkpoint_of(file: Path, network: str | None, protocol: str | None = None) -> Checkpoint | None:
+    """Return where an evaluation of the set in a file keeps what it has done, so that the same command goes on.
+
+    It lies beside the file, or here where that folder cannot be written; None: neither can. Each network and protocol
+    has its own, so that several may be evaluated at the same time.
+    """
+    from fedcondense.checkpoints import Checkpoint
+
+    of = hashlib.sha256(f"{file.name} {network} {protocol}".encode()).hexdigest()[:8]
+    folder = next((folder for folder in (file.parent, Path()) if os.access(folder, os.W_OK)), None)
+    path = None if folder is None else folder / f"{file.name[:_LETTERS]}.evaluating-{of}"
+    return None if path is None else Checkpoint(path, _KEPT_EVERY_S, resume=True, anew=True)
 
 
 def measure(
@@ -112,6 +136,7 @@ def measure(
     network: str | None,
     protocol: str | None = None,
     as_recorded: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Evaluation:
     """Measure what `seeds` networks reach after training on the set, or what the set's record says of it once more."""
     from fedcondense.training.evaluation import evaluate as evaluate_set
@@ -126,10 +151,10 @@ def measure(
 
         if as_recorded:
             try:
-                return evaluate_as_recorded(synthetic, test, progress=follow)
+                return evaluate_as_recorded(synthetic, test, progress=follow, checkpoint=checkpoint)
             except SettingError as error:
                 note(f"{error}, here with {seeds} networks of the default kind")
-        options = given(network=network, protocol=protocol)
+        options = given(network=network, protocol=protocol, checkpoint=checkpoint)
         return evaluate_set(synthetic, test, seeds=tuple(range(seeds)), progress=follow, **options)
 
 

@@ -1,6 +1,6 @@
 """Condensing: the loop for every objective and parametrization, what it starts from, costs, and resumes from."""
 
-from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing.holders import FixedSums, Own, Summed, add_up, sums
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.planning import Plan, estimate, plan

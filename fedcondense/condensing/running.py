@@ -13,7 +13,7 @@ import torch
 
 from fedcondense.ambient import in_own_state
 from fedcondense.budgets import Budget
-from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.condensing.preparing import prepare
 from fedcondense.condensing.starts import Start

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.data.images import Batch, Data
 from fedcondense.errors import DataError, DivergenceError, SettingError
 from fedcondense.loggers import log_numbers
@@ -22,7 +23,9 @@ from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
 from fedcondense.training.measured import Evaluation
+from fedcondense.training.midway import Midway
 from fedcondense.training.protocols import Protocol, protocol_named
+from fedcondense.training.resuming import follows_from, keeping
 
 __all__ = ["Evaluation", "batch_for", "evaluate", "evaluate_as_recorded", "train_on"]
 
@@ -47,6 +50,7 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
     trained: Callable[[torch.nn.Module], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Evaluation:
     """Train one network per seed on the set, and test each after its last step.
 
@@ -64,20 +68,22 @@ def evaluate(
             it cost 1 to 5 points (`experiments/federation.md`), and the counts of a federation are what clients claim.
         device: Where to run; None: where `test` is.
         progress: Called with (step, steps), over all networks; without one a bar is drawn on a terminal.
-        trained: Called with each network once it is trained.
+        trained: Called with each network once it is trained; not with those that a checkpoint has tested already.
+        checkpoint: Where networks that were tested and the one in training are kept, and whether to go on from there;
+            whoever has the result removes the file. A resumed evaluation ends equal on one CPU with as many threads.
 
     Raises:
         DataError: No test images.
         DivergenceError: A network's outputs are not finite after training.
         SettingError: No seeds, the shapes differ, no class of the set is one of the test data, or the network cannot be
             trained on them.
+        ResumeError, OutputError: As in `condense`, of the checkpoint.
     """
     seeds = tuple(whole_number(seed, "seed") for seed in listed(seeds, "seeds"))
     if not seeds:
         raise SettingError("no seeds; give one per network, such as [0, 1, 2]")
     if not len(test):
         raise DataError(f"{test.spec.name}: no images to test on; give a test part, or data that have one")
-    began = time.monotonic()
     device = device_of(device) if device is not None else test.device
     named = protocol_named(protocol)
     recipe, network = named.recipe if recipe is None else recipe, network or named.network(synthetic.shape)
@@ -88,16 +94,22 @@ def evaluate(
             "no image of %s in the set: networks do not learn %s, whose test images count as wrong", *_some(missing)
         )
     accuracies, per_class = [], []
-    for k, seed in enumerate(seeds):
-        step = of_network(progress, k, len(seeds))
-        module = _train_on(synthetic, test, network, recipe, seed, weighted, device, step)
-        _check_finite(module, test, seed)
-        if trained is not None:
-            trained(module)
-        percent, classes = accuracy(module, test)
-        log_numbers(k + 1, {"accuracy": percent})
-        accuracies.append(percent)
-        per_class.append(classes)
+    follows = partial(follows_from, synthetic, test, network, recipe, weighted, device)
+    with keeping(checkpoint, follows, seeds) as kept:
+        for k, seed in enumerate(seeds):
+            found = kept.tested(seed)
+            if found is None:
+                step = of_network(progress, k, len(seeds))
+                module = _train_on(synthetic, test, network, recipe, seed, weighted, device, step, kept.midway(seed))
+                _check_finite(module, test, seed)
+                if trained is not None:
+                    trained(module)
+                found = accuracy(module, test)
+                kept.add(seed, *found)
+            percent, classes = found
+            log_numbers(k + 1, {"accuracy": percent})
+            accuracies.append(percent)
+            per_class.append(classes)
     return Evaluation(
         accuracies=tuple(accuracies),
         per_class=tuple(torch.stack(per_class).mean(0).tolist()),
@@ -106,7 +118,7 @@ def evaluate(
         seeds=seeds,
         weighted=weighted,
         test=f"{test.spec.name}, {len(test)} images",
-        seconds=time.monotonic() - began,
+        seconds=kept.seconds,
         missing=missing,
     )
 
@@ -117,6 +129,7 @@ def evaluate_as_recorded(
     test: Data,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Evaluation:
     """Evaluate a set as the evaluation in its file was made: on one machine it gives the same number.
 
@@ -125,6 +138,7 @@ def evaluate_as_recorded(
         test: Data of the classes that the set names.
         device: As in `evaluate`.
         progress: As in `evaluate`.
+        checkpoint: As in `evaluate`.
 
     Raises:
         SettingError: The set's file holds no evaluation, or one that cannot be repeated.
@@ -153,6 +167,7 @@ def evaluate_as_recorded(
         weighted=weighted,
         device=device,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 
@@ -238,6 +253,7 @@ def _train_on(
     weighted: bool,
     device: torch.device,
     progress: Callable[[int, int], None] | None,
+    midway: Midway | None = None,
 ) -> torch.nn.Module:
     classes = like.spec.classes
     batch, kept = batch_for(synthetic, classes, device)
@@ -246,7 +262,16 @@ def _train_on(
     )
     weights = synthetic.weights().to(device)[kept] if weighted else None
     operations = synthetic.record.augmentation or like.spec.operations
-    fit(module.to(device), *batch, recipe, seed=seed, weights=weights, operations=operations, progress=progress)
+    fit(
+        module.to(device),
+        *batch,
+        recipe,
+        seed=seed,
+        weights=weights,
+        operations=operations,
+        progress=progress,
+        midway=midway,
+    )
     return module
 
 

@@ -21,6 +21,8 @@ from fedcondense.plain import whole_number
 from fedcondense.progress import counted
 from fedcondense.randomness import stream
 from fedcondense.training.graphs import captured, is_plain
+from fedcondense.training.midway import Midway, go_on, state_of
+from fedcondense.training.mixing import cutmix, draw_box
 
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
@@ -127,6 +129,7 @@ def fit(
     weights: Tensor | None = None,
     operations: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
+    midway: Midway | None = None,
 ) -> None:
     """Train a network in place, on the device of the images, with the cross-entropy of soft or hard targets.
 
@@ -141,6 +144,8 @@ def fit(
         weights: (N,), how much each image counts, of any scale; None: all the same.
         operations: The augmentations to draw from, if the recipe augments.
         progress: Called with (step, steps) after each step.
+        midway: Who keeps the training, and what it goes on from; passed over where a module is neither torch's,
+            torchvision's nor ours: its weights may not be all that it holds.
     """
     if not len(images):
         raise SettingError("no images to train on; give at least one")
@@ -168,7 +173,7 @@ def fit(
         if operations:
             batch = Augmentation(given.choice, given.amounts, own_among(operations))(batch)
         if recipe.cutmix:
-            batch, wanted = _cutmix(batch, wanted, given)
+            batch, wanted = cutmix(batch, wanted, given.partners, given.box)
         with autocast_of_caller(images.device), repeatable(network, seed, step):
             logits = network(batch)
         loss = F.cross_entropy(logits.float(), wanted, reduction="none").mean()
@@ -177,18 +182,23 @@ def fit(
 
     run: _Backward = backward
     order, steps = torch.empty(0, dtype=torch.int64, device="cpu"), recipe.steps_on(len(images))
-    for step in range(steps):
+    begin, midway = 0, midway if is_plain(network) else None
+    if midway is not None and midway.state is not None:
+        begin, order = go_on(midway.state, network, optimizer, generator)
+    for step in range(begin, steps):
         optimizer.param_groups[0]["lr"] = recipe.lr * _SCHEDULES[recipe.schedule](step / steps)
         while len(order) < min(recipe.batch, len(images)):
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         index, order = order[: recipe.batch], order[recipe.batch :]
         augment = Augmentation.draw(operations, len(index), generator)
-        given = _Given(index, augment.choice, augment.amounts, *_draw_box(recipe.cutmix, images, len(index), generator))
+        given = _Given(index, augment.choice, augment.amounts, *draw_box(recipe.cutmix, images, len(index), generator))
         given = given.to(images.device)
-        if step == 0 and images.device.type == "cuda" and steps >= _WORTH_A_GRAPH and is_plain(network):
+        if step == begin and images.device.type == "cuda" and steps >= _WORTH_A_GRAPH and is_plain(network):
             run = _replayed(network, backward, given)
         run(given)
         optimizer.step()
+        if midway is not None:
+            midway.keep(partial(state_of, step + 1, order, network, optimizer, generator))
         if progress is not None:
             progress(step + 1, steps)
     optimizer.zero_grad(set_to_none=True)  # a graph's gradients would keep its memory
@@ -208,29 +218,6 @@ def fit_on(
     index = torch.randperm(len(data), generator=stream(seed, "images"))
     images, targets = data.batch(index[: recipe.batch * recipe.steps_on(len(data))])
     fit(network, images, targets, recipe, seed=seed, operations=operations, progress=progress)
-
-
-def _draw_box(likely: float, images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw partners for `count` images and the rectangle that they give, of a share uniform in [0, 1]; often none."""
-    single = partial(torch.rand, generator=generator, dtype=torch.float32, device="cpu")
-    if not likely or float(single(())) >= likely:
-        return torch.arange(count, device="cpu"), torch.zeros(4, dtype=torch.int64, device="cpu")
-    size = torch.tensor(images.shape[-2:], device="cpu")
-    share, *centre = single(3).tolist()
-    half = (size.float() * math.sqrt(share)).long() // 2
-    middle = (size.float() * torch.tensor(centre, dtype=torch.float32, device="cpu")).long()
-    first, behind = (middle - half).clamp_min(0), torch.minimum(middle + half, size)
-    return torch.randperm(count, generator=generator), torch.cat([first, behind])
-
-
-def _cutmix(images: Tensor, targets: Tensor, given: _Given) -> tuple[Tensor, Tensor]:
-    """Return a batch (B, C, H, W) with the rectangle of each image's partner, and targets (B, K) mixed by area."""
-    height, width = images.shape[-2:]
-    top, left, bottom, right = given.box
-    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    inside = ((rows >= top) & (rows < bottom)).unsqueeze(1) & ((columns >= left) & (columns < right))
-    share = inside.sum().to(targets.dtype) / (height * width)
-    return images.where(~inside, images[given.partners]), targets.lerp(targets[given.partners], share)
 
 
 def _replayed(network: nn.Module, backward: _Backward, given: _Given) -> _Backward:

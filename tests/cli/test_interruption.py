@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -92,6 +93,33 @@ class TestInterruption:
             assert told in said
         monkeypatch.undo()
         assert cli.run(*typed).exit_code == 0
+
+    def test_an_evaluation_that_was_killed_goes_on_by_the_same_command(
+        self, cli: Any, start: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was done before the kill is not done again, and the files go at the end."""
+        path = tmp_path / "digits.safetensors"
+        path.write_bytes(made.read_bytes())
+        words = ("evaluate", path, "--network", "mlp,convnet1-w16", "--seeds", "2", "--threads", "1")
+        whole = cli.done(*words)
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+        monkeypatch.setattr("fedcondense.cli.sets._KEPT_EVERY_S", 0.2)
+        process = start(tmp_path, *words)
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("digits.safetensors.evaluating-*"))) < 2:  # the first network's row is done
+            assert process.is_running(), process.end()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send(signal.SIGKILL)
+        assert process.end().code == -signal.SIGKILL
+        ended = cli.run(*words, "--format", "json")
+        assert "taken over from" in ended.stderr
+        assert "the tested networks of seeds 0, 1" in ended.stderr
+        rows = json.loads(ended.stdout)["rows"]
+        assert [(row["accuracies"], row["per_class"]) for row in rows] == [
+            (row["accuracies"], row["per_class"]) for row in whole["rows"]
+        ]
+        assert not list(tmp_path.glob("*.evaluating-*"))
 
     def test_resume_with_another_configuration_is_refused_and_the_checkpoint_kept(
         self, cli: Any, begin: Any, tmp_path: Path

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing import condense, estimate, prepare, run
-from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.holders import FixedSums, Own, Summed, add_up, sums
 from fedcondense.contract import Draw, Holder, NetworkFactory, Objective, Synthetic
 from fedcondense.data.images import Data, Spec

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing import Progress, condense, prepare, running
-from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.holders import Own
 from fedcondense.condensing.loop import Loop, onto_simplex
 from fedcondense.contract import Draw, Objective, Recipe, Synthetic

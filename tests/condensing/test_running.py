@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fedcondense.budgets import budget_bytes
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing import condense, prepare, run
-from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.loop import Loop
 from fedcondense.contract import Objective, Recipe
 from fedcondense.data.images import Data, Spec

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing import Progress, condense, running
-from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.condensing.holders import Own
 from fedcondense.contract import Draw, Recipe, Synthetic
 from fedcondense.data.images import Data

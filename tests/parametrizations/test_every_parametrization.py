@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.condensing import Progress, condense, plan, prepare, running
-from fedcondense.condensing.checkpoints import Checkpoint
 from fedcondense.contract import Codes, Objective, Parametrization
 from fedcondense.data.images import Data, Spec
 from fedcondense.networks import ConvNet

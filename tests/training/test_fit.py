@@ -14,7 +14,7 @@ from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.networks import ConvNet, build
 from fedcondense.randomness import stream
-from fedcondense.training.fit import Fit, _cutmix, _draw_box, _Given, accuracy, fit
+from fedcondense.training.fit import Fit, accuracy, fit
 
 TINY = partial(ConvNet, width=8, depth=2)
 PLAIN = Fit(steps=6, batch=4, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", augment=False)
@@ -76,36 +76,7 @@ def test_the_scale_of_the_weights_does_not_matter() -> None:
     assert not torch.allclose(trained(weights=weights), trained())
 
 
-def naive_cutmix(images: Tensor, targets: Tensor, given: _Given) -> tuple[Tensor, Tensor]:
-    top, left, bottom, right = given.box.tolist()
-    mixed, wanted = images.clone(), targets.clone()
-    share = max(0, bottom - top) * max(0, right - left) / images[0, 0].numel()
-    for k, partner in enumerate(given.partners.tolist()):
-        mixed[k, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-        wanted[k] = (1 - share) * targets[k] + share * targets[partner]
-    return mixed, wanted
-
-
-def test_cutmix_pastes_a_rectangle_and_its_share_of_the_targets() -> None:
-    images, targets = batch(5)
-    shares = []
-    for seed in range(60):
-        partners, box = _draw_box(1.0, images, 5, stream(seed, "box"))
-        given = _Given(torch.arange(5), torch.empty(0), torch.empty(0), partners, box)
-        mixed, wanted = _cutmix(images, targets, given)
-        for found, expected in zip((mixed, wanted), naive_cutmix(images, targets, given), strict=True):
-            torch.testing.assert_close(found, expected)
-        assert wanted.sum(1).allclose(torch.ones(5))
-        shares.append(float((box[2:] - box[:2]).clamp_min(0).prod()) / 64)
-    assert min(shares) == 0
-    assert max(shares) > 0.5
-
-
-def test_cutmix_is_drawn_as_often_as_asked_and_else_changes_nothing() -> None:
-    drawn = [_draw_box(0.3, torch.zeros(4, 1, 8, 8), 4, stream(seed, "box")) for seed in range(300)]
-    none = [not box.any() for _, box in drawn]
-    assert 0.6 < sum(none) / 300 < 0.8
-    assert all(torch.equal(partners, torch.arange(4)) for (partners, _), off in zip(drawn, none, strict=True) if off)
+def test_cutmix_changes_the_training_and_follows_from_the_seed() -> None:
     assert not torch.allclose(trained(replace(PLAIN, cutmix=1.0)), trained())
     assert torch.equal(trained(replace(PLAIN, cutmix=0.5)), trained(replace(PLAIN, cutmix=0.5)))
 

@@ -17,8 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedcondense.condensing import Progress, checkpoints, condense, prepare, running
-from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense import checkpoints
+from fedcondense.checkpoints import Checkpoint
+from fedcondense.condensing import Progress, condense, prepare, running
 from fedcondense.condensing.loop import Loop
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import OutputError, ResumeError
@@ -387,7 +388,7 @@ from dataclasses import replace
 from functools import partial
 import torch
 from fedcondense.condensing import running
-from fedcondense.condensing.checkpoints import Checkpoint
+from fedcondense.checkpoints import Checkpoint
 from fedcondense.data.loading import load_data
 from fedcondense.networks import ConvNet
 from fedcondense.objectives import OBJECTIVES
