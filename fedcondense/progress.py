@@ -37,27 +37,29 @@ class Report:
         label: What is done, such as ``"condensing digits"``.
         bar: Whether a bar may be drawn on a terminal.
         log: Where lines go if nobody listens to ours.
+        parts: Whether more than what is told of is to come: the time left is then said to be a part's.
     """
 
-    def __init__(self, label: str, bar: bool, log: logging.Logger | None) -> None:
-        self.label, self.log, self.may_draw = label, log, bar
+    def __init__(self, label: str, bar: bool, log: logging.Logger | None, parts: bool) -> None:
+        self.label, self.log, self.may_draw, self.parts = label, log, bar, parts
         self.done, self.detail = 0.0, ""
         self.inside: list[str] = []  # labels of what was opened in it, and is not closed
-        self.began = self.began_label = self.told = time.monotonic()
+        self.began = self.told = time.monotonic()
+        self.first: tuple[float, float] | None = None  # when the part was first told of, and how much of it was done
         self.line_due, self.bar_due = self.began + _LINE_EVERY_S, self.began + _BAR_AFTER_S
         self.bar: _Shown | None = None
 
     def __call__(self, done: float, detail: str = "", label: str = "") -> None:
-        """Tell how far the work is.
+        """Tell how far the work is; the pace is that since the first call, which a resumed part begins with.
 
         Args:
-            done: The share that is done, in [0, 1].
+            done: The share that is done, in [0, 1]; less than before: the same begins again.
             detail: Such as the loss.
             label: What is done from here on.
         """
         now = self.told = time.monotonic()
-        if label and label != self.label:
-            self.label, self.began_label = label, now
+        if self.first is None or done < self.done or (label and label != self.label):
+            self.label, self.first = label or self.label, (now, done)
         self.done, self.detail = done, detail
         self.say(now, detail)
 
@@ -71,14 +73,29 @@ class Report:
             self.bar = self.bar or _drawn()
             self.may_draw = self.bar is not None
             if self.bar is not None:
-                self.bar.show(self.done, _printable(self.label), _printable(detail))
+                self.bar.show(self.done, _printable(self.label), _printable(detail), self._of)
 
     def text(self, now: float, detail: str) -> str:
         """Return the line: what is done, how much of it, for how long, and how long it will take."""
-        spent = now - self.began_label
-        left = f", about {clock(spent * (1 - self.done) / self.done)} left" if 0.01 <= self.done < 1 else ""
+        left = self._left(now)
+        about = "" if left is None else f", about {clock(left)} {self._of}"
         done = f"{100 * self.done:.0f} %" if self.done else ""
-        return f"{self.label}: {', '.join(filter(None, (done, detail, f'{clock(now - self.began)} so far{left}')))}"
+        return f"{self.label}: {', '.join(filter(None, (done, detail, f'{clock(now - self.began)} so far{about}')))}"
+
+    @property
+    def _of(self) -> str:
+        return "left of this part" if self.parts else "left"
+
+    def _left(self, now: float) -> float | None:
+        """Return the seconds left at the pace so far; None: it cannot be told.
+
+        Of the pace up to the last report: while what is inside takes its time, nothing is known to be done.
+        """
+        began, first = self.first or (self.began, 0.0)
+        if self.done - first < 0.01 or self.done >= 1:
+            return None
+        left = (self.told - began) * (1 - self.done) / (self.done - first) - (now - self.told)
+        return left if left > 0 else None
 
     def _listener(self) -> logging.Logger:
         """Return our own logger, or the other one where nobody listens to ours."""
@@ -90,13 +107,17 @@ _OUTERMOST: ContextVar[Report | None] = ContextVar("outermost", default=None)
 
 
 @contextmanager
-def reporting(label: str, *, bar: bool = True, log: logging.Logger | None = None) -> Iterator[Callable[..., None]]:
+def reporting(
+    label: str, *, bar: bool = True, log: logging.Logger | None = None, parts: bool = False
+) -> Iterator[Callable[..., None]]:
     """Tell how far work is while inside, by calling what this yields (`Report`).
 
     Args:
         label: What is done.
         bar: Whether a bar may be drawn, on a terminal and after two seconds; not where the caller looks for itself.
         log: Where lines go if nobody listens to ``fedcondense.progress``, such as Flower's own logger.
+        parts: Whether other work follows what is told of, or the work is told of part by part (`label`): the time left
+            is then called that of the part.
     """
     outer = _OUTERMOST.get()
     if outer is not None:
@@ -113,7 +134,7 @@ def reporting(label: str, *, bar: bool = True, log: logging.Logger | None = None
         finally:
             outer.inside[:] = within
         return
-    report = Report(label, bar, log)
+    report = Report(label, bar, log, parts)
     token = _OUTERMOST.set(report)
     try:
         yield report
@@ -165,8 +186,8 @@ def where() -> list[str]:
 class _Shown(Protocol):
     """What somebody looks at."""
 
-    def show(self, done: float, label: str, detail: str) -> None:
-        """Draw how far the work is."""
+    def show(self, done: float, label: str, detail: str, of: str) -> None:
+        """Draw how far the work is; `of` says of what the time is that is left."""
 
     def close(self) -> None:
         """Take it away."""
@@ -191,7 +212,7 @@ def _drawn() -> _Shown | None:
 class _Line:
     """A line of a notebook that is written over."""
 
-    def show(self, done: float, label: str, detail: str) -> None:
+    def show(self, done: float, label: str, detail: str, of: str) -> None:
         """Write how far the work is."""
         sys.stderr.write(f"\r{label}: {100 * done:.0f} %{', ' if detail else ''}{detail}".ljust(100))
         sys.stderr.flush()
@@ -210,7 +231,7 @@ class _Bar:
 
         label = TextColumn("{task.description}", markup=False)
         detail = TextColumn("{task.fields[detail]}", markup=False)
-        times = (TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"))
+        times = (TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[of]}", markup=False))
         self.bar = Progress(
             label,
             BarColumn(30),
@@ -221,15 +242,15 @@ class _Bar:
             refresh_per_second=4,
             redirect_stdout=False,  # what is printed meanwhile belongs to stdout
         )
-        self.task, self.label = self.bar.add_task("", total=1.0, detail=""), ""
+        self.task, self.label = self.bar.add_task("", total=1.0, detail="", of=""), ""
         self.bar.start()
 
-    def show(self, done: float, label: str, detail: str) -> None:
+    def show(self, done: float, label: str, detail: str, of: str) -> None:
         """Draw how far the work is."""
         if label != self.label:
             self.label = label
-            self.bar.reset(self.task, description=label, detail=detail)
-        self.bar.update(self.task, completed=done, detail=detail)
+            self.bar.reset(self.task, description=label, detail=detail, of=of)
+        self.bar.update(self.task, completed=done, detail=detail, of=of)
 
     def close(self) -> None:
         """Take the bar away."""

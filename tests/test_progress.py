@@ -42,6 +42,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
 
 def test_a_line_says_what_is_done_and_how_long_it_will_take(clock: Clock, lines: Any) -> None:
     with reporting("condensing") as report:
+        report(0.0)
         clock.now += 5
         report(0.1)
         assert lines() == []
@@ -76,6 +77,7 @@ def test_lines_are_never_closer_than_ten_seconds_nor_missing_for_longer_than_two
 
 def test_what_is_inside_is_heard_while_the_outer_one_is_silent(clock: Clock, lines: Any) -> None:
     with reporting("federation") as outer, reporting("client-1"), reporting("condensing") as inner:
+        outer(0.0)
         clock.now += 11
         outer(0.5, "round 1")
         inner(0.9)
@@ -90,6 +92,33 @@ def test_what_is_inside_is_heard_while_the_outer_one_is_silent(clock: Clock, lin
         clock.now += 11
         outer(1.0)
     assert lines()[3] == "next: 100 %, 0:11 so far"
+
+
+def test_the_pace_is_that_since_the_part_began(clock: Clock, lines: Any) -> None:
+    """A resumed part begins in its middle; a second round of the same part, and a part of another name, at nothing."""
+    with reporting("federation", parts=True) as report:
+        for label, begins in (("clients", 0.6), ("clients", 0.0), ("training", 0.0)):
+            report(begins, label=label)
+            clock.now += 20
+            report(begins + 0.2, label=label)
+            report(1.0, label=label)
+    assert [line.partition("so far")[2] for line in lines()] == [
+        ", about 0:20 left of this part",
+        ", about 1:20 left of this part",
+        ", about 1:20 left of this part",
+    ]
+
+
+def test_what_takes_longer_than_the_pace_says_nothing(clock: Clock, lines: Any) -> None:
+    """Half is done after ten seconds. Where nothing more is for eight, two are left; after twelve none is known."""
+    with reporting("sites") as report:
+        report(0.0)
+        clock.now += 10
+        report(0.5)
+        clock.now += 8
+        assert report.text(clock.now, "") == "sites: 50 %, 0:18 so far, about 0:02 left"  # type: ignore[attr-defined]
+        clock.now += 4
+        assert report.text(clock.now, "") == "sites: 50 %, 0:22 so far"  # type: ignore[attr-defined]
 
 
 def test_an_error_inside_leaves_nothing_open(clock: Clock, lines: Any) -> None:

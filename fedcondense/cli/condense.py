@@ -161,7 +161,7 @@ def condense(
         if method is not None:
             synthetic = select(train, method=method, seed=seed, **amount)
         else:
-            with reporting(f"condensing {name}") as update:
+            with reporting(f"condensing {name}", parts=not no_evaluate) as update:
 
                 def follow(now: Progress) -> None:
                     update(now.step / now.steps, f"loss {now.loss:.4g}")

@@ -108,7 +108,7 @@ def evaluate(
     test = load_data(name, data_root, size, skip_broken).test.to(device or usual_device())
     networks = [None] if network is None else network.split(",")
     as_recorded = (network, protocol, seeds) == (None, None, None) and synthetic.evaluation is not None
-    rows: list[Evaluation] = []
+    several, rows = len(protocols) * len(networks) > 1, list[Evaluation]()
     checkpoints: list[Checkpoint | None] = []
     for under in protocols:
         for one in networks:
@@ -119,9 +119,9 @@ def evaluate(
                 )
             checkpoints.append(checkpoint_of(file, one, under))
             number = 3 if seeds is None else seeds
-            measured = measure(synthetic, test, number, one, under, as_recorded, checkpoints[-1])
+            measured = measure(synthetic, test, number, one, under, as_recorded, checkpoints[-1], several)
             rows.append(measured)
-            if len(protocols) * len(networks) > 1:
+            if several:
                 note(f"{measured.network}, {measured.protocol} protocol: {_percent(measured)}")
     for checkpoint in filter(None, checkpoints):
         checkpoint.remove()

@@ -169,7 +169,7 @@ def federate(
     chosen = given(
         rows=None if rows is None else [row.strip() for row in rows.split(",") if row.strip()], min_records=min_records
     )
-    with logged(log), reporting("federation") as update:
+    with logged(log), reporting("federation", parts=True) as update:
 
         def follow(now: FederationProgress) -> None:
             update(now.done, now.detail, now.label)

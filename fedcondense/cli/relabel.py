@@ -97,7 +97,7 @@ def relabel(
     synthetic = SyntheticSet.load(file)
     place = device_of(device or usual_device())
     train, test = (split.to(place) for split in load_data(named_data(synthetic, data), data_root, size, skip_broken))
-    with reporting("training teachers") as update:
+    with reporting("training teachers", parts=True) as update:
 
         def follow(step: int, steps: int) -> None:
             update(step / steps)

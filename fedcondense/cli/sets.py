@@ -137,14 +137,18 @@ def measure(
     protocol: str | None = None,
     as_recorded: bool = False,
     checkpoint: Checkpoint | None = None,
+    parts: bool = False,
 ) -> Evaluation:
-    """Measure what `seeds` networks reach after training on the set, or what the set's record says of it once more."""
+    """Measure what `seeds` networks reach after training on the set, or what the set's record says of it once more.
+
+    `parts`: whether other evaluations follow.
+    """
     from fedcondense.training.evaluation import evaluate as evaluate_set
     from fedcondense.training.evaluation import evaluate_as_recorded
 
     if seeds < 1:
         raise SettingError(f"{seeds} seeds; needed: 1 or more")
-    with reporting("evaluating") as update:
+    with reporting("evaluating", parts=parts) as update:
 
         def follow(step: int, steps: int) -> None:
             update(step / steps)

@@ -109,7 +109,7 @@ def federate(
     with nullcontext() if output is None else hold(output.path, is_folder=True):
         if folder is not None and output is not None and output.overwrite and not output.resume and folder.holds_run():
             folder.clear()
-        with reporting("federation", bar=progress is None) as report:
+        with reporting("federation", bar=progress is None, parts=True) as report:
 
             def told(now: FederationProgress) -> None:
                 if progress is not None:
