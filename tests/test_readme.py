@@ -49,7 +49,7 @@ SMALLER = {  # text by text, in every block; each must occur somewhere
     "condense digits --ipc 10": "condense digits --ipc 1 --steps 2 --seeds 1",
     "--ipc 10 --seed 17": "--ipc 1 --steps 2 --seed 17",
     "one-shot,iterative-3,fedavg-3": "one-shot,iterative-1,fedavg-1 --clients 3 --ipc 1 --steps 2 --seeds 1",
-    "--seconds 5": "--steps 2 --sets 1 --networks 1 --controls random",
+    "--seconds 5": "--steps 2 --sets 1 --seeds 1 --controls random",
     "folder:/data/site0": "digits",
     "--task condense": "--task condense --set ipc=1 --set steps=2",
     "--set ipc=5": "--set ipc=1 --set steps=2",

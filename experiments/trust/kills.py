@@ -84,7 +84,7 @@ def _federate(folder: Path, way: str) -> None:
 
 def _sweep(folder: Path, way: str) -> None:
     _command(
-        *("sweep", "table", "digits", "--objectives", "dm", "--ipc", "1", "--sets", "1", "--networks", "1"),
+        *("sweep", "table", "digits", "--objectives", "dm", "--ipc", "1", "--sets", "1", "--seeds", "1"),
         *("--network", "convnet1-w16", "--controls", "random", "--steps", "3", "--evaluation-steps", "3"),
         *("--output", str(folder / "sweep")),
     )

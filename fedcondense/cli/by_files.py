@@ -123,7 +123,7 @@ def train(
     seed: Seed = 0,
     seeds: Annotated[
         int | None,
-        typer.Option(parser=Whole(1, 1000), help="Of a FOLDER: networks that are measured, 3; one is kept."),
+        typer.Option(parser=Whole(1, 1000), help="Of a FOLDER: networks that measure its sets, 3; one is kept."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(parser=Whole(1, 10**9), help="Steps of training; default: the usual ones.")

@@ -20,6 +20,7 @@ from fedcondense.cli.sets import (
     Objective,
     Parametrization,
     Seed,
+    Seeds,
     Steps,
     describe,
     result_of,
@@ -48,7 +49,7 @@ from fedcondense.cli.terminal import (
     typed,
 )
 from fedcondense.cli.usage import Command
-from fedcondense.cli.values import Listed, Number, Whole
+from fedcondense.cli.values import Listed, Number
 from fedcondense.errors import DataError, DivergenceError, OutputError, SettingError, look_up
 from fedcondense.files import hold
 from fedcondense.loggers import logged
@@ -96,7 +97,7 @@ def condense(
         Path | None, typer.Option(help="Folder that keeps the experts of mtt and tesla, for later runs as well.")
     ] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
+    seeds: Seeds = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
     checkpoint_every: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from fedcondense.cli.outputs import free
 from fedcondense.cli.sets import (
+    Labels,
     SetFile,
     Unit,
     checkpoint_of,
@@ -69,11 +70,9 @@ def evaluate(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(parser=Whole(1, 1000), help="How many networks are trained, from seed 0 on; else 3."),
+        typer.Option(parser=Whole(1, 1000), help="Networks that are trained to measure the set; else 3."),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="The labels of a .pt of images alone, such as labels_best.pt.")
-    ] = None,
+    labels: Labels = None,
     unit: Unit = False,
     size: Size = None,
     skip_broken: SkipBroken = False,
@@ -108,7 +107,8 @@ def evaluate(
     test = load_data(name, data_root, size, skip_broken).test.to(device or usual_device())
     networks = [None] if network is None else network.split(",")
     as_recorded = (network, protocol, seeds) == (None, None, None) and synthetic.evaluation is not None
-    several, rows = len(protocols) * len(networks) > 1, list[Evaluation]()
+    several = len(protocols) * len(networks) > 1
+    rows: list[Evaluation] = []
     checkpoints: list[Checkpoint | None] = []
     for under in protocols:
         for one in networks:
@@ -136,15 +136,8 @@ def evaluate(
         text += f"\n\n{_table(rows)}"
     emit({"rows": values} | values[0] | {"nbytes": synthetic.nbytes, "data": name, "file": file}, text, form)
     if file.suffix in _TORCH_FILES:
-        both = [file] if labels is None else [file, labels]
-        finish(
-            [],
-            [
-                "import",
-                *both,
-                *typed(data=data, data_root=data_root, unit=unit, output=free(file.with_suffix(".safetensors"))),
-            ],
-        )
+        options = typed(labels=labels, data=data, unit=unit, data_root=data_root)
+        finish([], ["import", file, *options, "--output", free(file.with_suffix(".safetensors"))])
     else:
         finish([], ["show", file, "--output", free(file.with_suffix(".png")), *typed(plugin=plugin)])
 

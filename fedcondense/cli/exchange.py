@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedcondense.cli.outputs import check_output, free
-from fedcondense.cli.sets import Unit, evaluating
+from fedcondense.cli.sets import Labels, Unit, evaluating
 from fedcondense.cli.terminal import (
     DataRoot,
     Format,
@@ -26,6 +26,7 @@ from fedcondense.cli.terminal import (
 )
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Whole
+from fedcondense.errors import SettingError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "import",
         cls=Command,
-        epilog="Example: fedcondense import images_best.pt labels_best.pt --data cifar10 --output mtt.safetensors",
+        epilog="Example: fedcondense import images.pt --labels labels.pt --data cifar10 --output mtt.safetensors",
     )(import_set)
     app.command("export", cls=Command, epilog="Example: fedcondense export fashion.safetensors --output fashion.npz")(
         export_set
@@ -69,7 +70,8 @@ def import_set(
     images: Annotated[Path, typer.Argument(metavar="IMAGES")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the set is written, as safetensors.")],
     data: Annotated[str, typer.Option(help="What the images stand for, such as cifar10: class names, mean and std.")],
-    labels: Annotated[Path | None, typer.Argument(metavar="[LABELS]")] = None,
+    beside: Annotated[Path | None, typer.Argument(metavar="[LABELS]", hidden=True)] = None,  # as it was before
+    labels: Labels = None,
     unit: Unit = False,
     experiment: Annotated[int, typer.Option(parser=Whole(), help="Which of the sets in one file, from 0 on.")] = 0,
     method: Annotated[str, typer.Option(help="What the set's record calls the method.")] = "imported",
@@ -79,14 +81,17 @@ def import_set(
 ) -> None:
     """Make a set of tensors that other code wrote with torch.save. Nothing in the files is run.
 
-    IMAGES is a result file of DC, DSA or DM ({'data': [[images, labels], ...]}), or, with LABELS, one of images alone,
-    such as MTT's images_best.pt and labels_best.pt.
+    IMAGES is a result file of DC, DSA or DM ({'data': [[images, labels], ...]}), or, with --labels, one of images
+    alone, such as MTT's images_best.pt and labels_best.pt.
 
     JSON keys: `data`, `method`, `ipc`, `images`, `nbytes`, `output`.
     """
     from fedcondense.report.units import human_bytes
     from fedcondense.sets.exchange import import_tensors, spec_of
 
+    if beside is not None and labels is not None:
+        raise SettingError(f"labels in {beside} and in {labels}; give --labels alone")
+    labels = labels or beside
     check_output(output, overwrite)
     spec = spec_of(data, data_root)
     synthetic = import_tensors(images, labels, data=spec, normalised=not unit, experiment=experiment, method=method)
@@ -108,7 +113,7 @@ def export_set(
         Path,
         typer.Option("-o", "--output", help="NAME.npz, or a folder of PNGs by class."),
     ],
-    test: Annotated[str | None, typer.Option(help="Data whose test images become the test split.")] = None,
+    data: Annotated[str | None, typer.Option(help="Whose test images become the test split.")] = None,
     overwrite: Overwrite = False,
     size: Size = None,
     data_root: DataRoot = None,
@@ -117,7 +122,7 @@ def export_set(
 ) -> None:
     """Write the images of the set in FILE for other programs: as arrays in an .npz, or as a folder of PNGs.
 
-    `condense` and `evaluate --data` read both again, as npz:NAME.npz and folder:DIR. Without --test an .npz repeats the
+    `condense` and `evaluate --data` read both again, as npz:NAME.npz and folder:DIR. Without --data an .npz repeats the
     synthetic images as its test split: an accuracy on them says nothing.
 
     JSON keys: `output`, `images` (synthetic), `test` (test images, or null).
@@ -128,9 +133,9 @@ def export_set(
 
     set_up(plugins=plugin)
     synthetic = SyntheticSet.load(file)
-    real = load_data(test, data_root, size).test if test is not None else None
+    real = load_data(data, data_root, size).test if data is not None else None
     export(synthetic, output, overwrite=overwrite, **given(test=real))
     result = {"output": output, "images": len(synthetic), "test": None if real is None else len(real)}
     lines = [("images", len(synthetic)), ("test images", "none" if real is None else len(real))]
     emit(result, columns(lines), form)
-    finish([output], evaluating(file, synthetic, test, size=size, data_root=data_root, plugin=plugin))
+    finish([output], evaluating(file, synthetic, data, size=size, data_root=data_root, plugin=plugin))

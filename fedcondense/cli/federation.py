@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedcondense.cli.outputs import RUN, check_output_folder, free
-from fedcondense.cli.sets import Ipc, Network, Objective, Parametrization, Seed, Steps
+from fedcondense.cli.sets import Ipc, Network, Objective, Parametrization, Seed, Seeds, Steps
 from fedcondense.cli.terminal import (
     DataRoot,
     Device,
@@ -94,7 +94,7 @@ def federate(
     steps: Steps = None,
     start: Annotated[str | None, typer.Option(help="gaussian, grey, noise or real (publishes records).")] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that measure each row.")] = 3,
+    seeds: Seeds = 3,
     min_records: Annotated[
         int | None,
         typer.Option(
@@ -203,11 +203,11 @@ def federate(
 
 @command
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR")],
+    directory: Annotated[Path, typer.Argument(metavar="FOLDER")],
     refused: Annotated[bool, typer.Option("--refused", help="Show the images that screens left out, too.")] = False,
     form: Output = Format.text,
 ) -> None:
-    """Build the HTML report of the federation in DIR anew: one file, no scripts, no requests.
+    """Build the HTML report of the federation in FOLDER anew: one file, no scripts, no requests.
 
     JSON keys: `output`.
     """

@@ -25,7 +25,7 @@ from fedcondense.cli.terminal import (
 from fedcondense.cli.usage import Command
 from fedcondense.machine import usual_device
 
-Network = Annotated[Path, typer.Argument(metavar="NETWORK", help="A run's folder, or its weights.safetensors.")]
+Network = Annotated[Path, typer.Argument(metavar="FOLDER|FILE", help="A run's folder, or a network's file.")]
 
 
 _LISTED = 20  # pictures beside scores: of more, --format json has each

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedcondense.cli.outputs import check_output, free
-from fedcondense.cli.sets import Network, SetFile, checkpoint_of, measure, named_data, result_of, save_measured
+from fedcondense.cli.sets import Network, Seeds, SetFile, checkpoint_of, measure, named_data, result_of, save_measured
 from fedcondense.cli.terminal import (
     DataRoot,
     Device,
@@ -29,7 +29,6 @@ from fedcondense.cli.terminal import (
     typed,
 )
 from fedcondense.cli.usage import Command
-from fedcondense.cli.values import Whole
 from fedcondense.machine import usual_device
 
 
@@ -49,7 +48,7 @@ def recode(
         str | None, typer.Option(help="Measures both sets on its test part; without it bytes alone are compared.")
     ] = None,
     network: Network = None,
-    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that each evaluation trains.")] = 3,
+    seeds: Seeds = 3,
     overwrite: Overwrite = False,
     size: Size = None,
     skip_broken: SkipBroken = False,

@@ -11,6 +11,7 @@ from fedcondense.cli.outputs import check_output, free
 from fedcondense.cli.sets import (
     Network,
     Seed,
+    Seeds,
     SetFile,
     describe,
     named_data,
@@ -69,7 +70,7 @@ def relabel(
         typer.Option(parser=Number(above=True, most=1e6), help="What their logits are divided by: more is softer."),
     ] = 2.0,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that the evaluation trains.")] = 3,
+    seeds: Seeds = 3,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Leave the evaluation out.")] = False,
     overwrite: Overwrite = False,
     size: Size = None,

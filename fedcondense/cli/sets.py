@@ -28,10 +28,12 @@ __all__ = [
     "DataName",
     "Ipc",
     "IpcOrNot",
+    "Labels",
     "Network",
     "Objective",
     "Parametrization",
     "Seed",
+    "Seeds",
     "SetFile",
     "Steps",
     "Unit",
@@ -71,6 +73,10 @@ Parametrization = Annotated[str | None, typer.Option(help=f"{_STORED}.")]
 Network = Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")]
 Steps = Annotated[
     int | None, typer.Option(parser=Whole(1, 10**9), help="Optimisation steps; default: the objective's.")
+]
+Labels = Annotated[Path | None, typer.Option(help="The labels of a .pt of images alone, such as labels_best.pt.")]
+Seeds = Annotated[
+    int, typer.Option(parser=Whole(1, 1000), help="Networks that are trained to measure each set, or row.")
 ]
 Unit = Annotated[bool, typer.Option("--unit", help="Values of a .pt are in [0, 1], not normalised.")]
 Seed = Annotated[int, typer.Option(parser=Whole(), help="All that is random follows from it.")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedcondense.cli.outputs import SWEEP, check_output_folder
+from fedcondense.cli.sets import Seeds
 from fedcondense.cli.terminal import DataRoot, Device, Format, Output, Plugin, Precisely, Precision, set_up
 from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import SettingError
@@ -47,7 +48,7 @@ class Sweeping:
 
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the sweep; what it holds is kept.")]
     sets: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Sets per row, from seed 0 on.")] = 3
-    networks: Annotated[int, typer.Option(parser=Whole(1, 1000), help="Networks that are trained on each set.")] = 2
+    seeds: Seeds = 2
     network: Annotated[str | None, typer.Option(help="Such as convnet3-w32; default: as the image size asks.")] = None
     controls: Annotated[
         str | None,
@@ -138,12 +139,12 @@ def base_cell(
     if common.evaluation_steps is not None:
         fit = replace(fit, steps=common.evaluation_steps, epochs=0)
     tested = common.network or under.network(train.spec.shape)
-    return Cell(making, EvaluationPlan((tested,), common.networks, fit, common.scores, test.fingerprint))
+    return Cell(making, EvaluationPlan((tested,), common.seeds, fit, common.scores, test.fingerprint))
 
 
 def check_options(common: Sweeping) -> None:
     """Refuse numbers that cannot work and a folder that cannot be written, before any work."""
-    for name in ("sets", "networks", "workers"):
+    for name in ("sets", "seeds", "workers"):
         if getattr(common, name) < 1:
             raise SettingError(f"{getattr(common, name)} {name}; needed: 1 or more")
     if common.budget is not None and common.steps is not None:

@@ -19,6 +19,9 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 _AnyError: Any = _UsageError.__mro__[1]
 
 
+_OLD_WORDS = {"--networks": "--seeds", "--test": "--data"}  # read where a command has the new one alone
+
+
 class Command(TyperCommand):
     """A command that says so where an option is given twice and the last alone counts."""
 
@@ -26,11 +29,20 @@ class Command(TyperCommand):
         """Read the arguments; of an option that is given more than once the last counts, as everywhere."""
         if any("--format" in option.opts for option in self.params):
             args = ["--format=json" if text == "--json" else text for text in args]
+        known = {name for parameter in self.params for name in parameter.opts}
+        args = [_renamed(text, known) for text in args]
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for option, times in Counter(p for p in order if isinstance(p, TyperOption)).items():
             if times > 1 and not (option.multiple or option.is_flag):
                 note(f"{option.opts[-1]} is given {times} times; the last one counts")
         return super().parse_args(ctx, args)
+
+
+def _renamed(text: str, known: set[str]) -> str:
+    """Return an argument with the option's word of today in the place of an old one."""
+    word, equals, value = text.partition("=")
+    new = _OLD_WORDS.get(word)
+    return text if new is None or word in known or new not in known else f"{new}{equals}{value}"
 
 
 class Commands(TyperGroup):

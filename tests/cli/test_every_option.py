@@ -171,3 +171,15 @@ def test_a_device_that_does_not_compute(cli: Any, here: Path, device: str) -> No
 
 def test_threads_that_would_end_the_process(cli: Any) -> None:
     assert "--threads 100000; needed: a whole number from 1 to" in cli.refused("plan", "digits", "--threads", 100_000)
+
+
+def test_old_words_are_read_as_those_of_today(cli: Any, here: Path) -> None:
+    table = ("sweep", "table", "digits", "--output", "sweep")
+    assert cli.refused(*table, "--networks", "0").startswith("error: --seeds 0; needed:")
+    assert cli.refused(*table, "--networks=0").startswith("error: --seeds 0; needed:")
+    export = ("export", "nowhere.safetensors", "--output", "arrays.npz")
+    assert cli.refused(*export, "--test", "digits") == cli.refused(*export, "--data", "digits")
+    assert "No such option" in cli.refused("plan", "digits", "--networks", "3")
+    for name, command in COMMANDS.items():
+        words = {word for option in command.params if isinstance(option, TyperOption) for word in option.opts}
+        assert not words & {"--networks", "--test"}, name

@@ -80,7 +80,7 @@ def test_a_folder_without_a_test_part_is_condensed_where_nothing_is_measured(
 @pytest.mark.parametrize("name", ["images", "arrays.npz"])
 def test_export_writes_what_condense_reads(cli: Any, made: Path, name: str, tmp_path: Path) -> None:
     output = tmp_path / name
-    arguments = ("export", made, "--output", output, "--test", "digits")
+    arguments = ("export", made, "--output", output, "--data", "digits")
     assert cli.done(*arguments) == {"output": str(output), "images": 10, "test": 364}
     kind = "npz" if name.endswith(".npz") else "folder"
     again = tmp_path / "again.safetensors"

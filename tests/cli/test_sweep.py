@@ -22,7 +22,7 @@ from fedcondense.training import PROTOCOLS
 
 COMMANDS = ("table", "parametrizations", "architectures", "sensitivity", "scaling")
 NETWORK = "convnet1-w16"
-QUICK = ("--sets", "2", "--networks", "1", "--evaluation-steps", "3", "--network", NETWORK)
+QUICK = ("--sets", "2", "--seeds", "1", "--evaluation-steps", "3", "--network", NETWORK)
 TABLE = (
     *("sweep", "table", "digits", "--objectives", "dm,kip", "--ipc", "1", "--steps", "2", "--controls", "random"),
     *QUICK,
