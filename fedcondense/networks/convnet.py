@@ -36,7 +36,7 @@ class ConvNet(nn.Module):
         shape: (C, H, W) of an image.
         classes: Outputs of the classifier.
         width: Channels of each block; 128 as published; 32 is affordable on a CPU.
-        depth: Blocks; as published 3 for 32 pixels and 4 for 64, which leaves 4x4 maps.
+        depth: Blocks; as published 3 for 32 pixels, 4 for 64 and 5 for 128, which leaves 4x4 maps.
         norm: A name in `NORMS`; ``"instance"`` as published.
     """
 

@@ -37,7 +37,7 @@ __all__ = [
 
 NetworkMaker = Callable[[Shape, int], nn.Module]
 
-DEPTHS = (1, 2, 3, 4)
+DEPTHS = (1, 2, 3, 4, 5)
 WIDTHS = (16, 32, 64, 128)
 
 CONVNETS: dict[str, NetworkMaker] = {

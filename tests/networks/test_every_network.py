@@ -41,15 +41,15 @@ def toy(shape: Shape) -> Data:
     return Data(pixels, torch.arange(2).repeat(2), spec)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_convnet_is_what_its_name_says(depth: int, norm: str) -> None:
     for width in (16, 32, 64, 128):
         name = f"convnet{depth}-w{width}" + ("" if norm == "instance" else f"-{norm}")
-        network = build(name, (3, 16, 16), 6, seed=0)
-        twin = ConvNet((3, 16, 16), 6, width=width, depth=depth, norm=norm)
+        network = build(name, (3, 32, 32), 6, seed=0)
+        twin = ConvNet((3, 32, 32), 6, width=width, depth=depth, norm=norm)
         assert str(network) == str(twin)
-    assert len(CONVNETS) == 4 * 4 * len(NORMS)
+    assert len(CONVNETS) == 5 * 4 * len(NORMS)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -162,7 +162,7 @@ def test_equal_seeds_build_equal_networks_and_the_global_state_stays() -> None:
 def test_unknown_names_are_refused_with_the_closest_and_the_scheme_of_the_others() -> None:
     with pytest.raises(SettingError, match="no network is called 'convnet3-w33'; did you mean 'convnet3-w3") as refused:
         build("convnet3-w33", (1, 8, 8), 10, 0)
-    assert "convnetD-wW of depth D 1 to 4 and width W 16, 32, 64, 128, then perhaps -group, -layer" in str(
+    assert "convnetD-wW of depth D 1 to 5 and width W 16, 32, 64, 128, then perhaps -group, -layer" in str(
         refused.value
     )
     assert "alexnet, lenet, mlp, mobilenet-v3-small, resnet18, resnet18-batch, vgg11" in str(refused.value)
@@ -189,8 +189,8 @@ def test_weights_are_those_after_a_global_seed_which_stays_as_it_was(name: str) 
     before = torch.get_rng_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        expected = NETWORKS[name]((1, 28, 28), 3).state_dict()
-    found = build(name, (1, 28, 28), 3, seed=11).state_dict()
+        expected = NETWORKS[name]((1, 32, 32), 3).state_dict()
+    found = build(name, (1, 32, 32), 3, seed=11).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     pairs = zip(expected.values(), found.values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

@@ -26,8 +26,9 @@ def test_the_published_one_is_what_the_papers_say() -> None:
     settings = {"steps": 0, "epochs": 1000, "batch": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
     others = {"nesterov": False, "schedule": "step", "augment": True, "cutmix": 0.0}
     assert asdict(published.recipe) == settings | others
-    names = {side: published.network((3, side, side)) for side in (28, 32, 64)}
-    assert names == {28: "convnet3-w128", 32: "convnet3-w128", 64: "convnet4-w128"}
+    names = {side: published.network((3, side, side)) for side in (28, 32, 64, 128)}
+    assert names == {28: "convnet3-w128", 32: "convnet3-w128", 64: "convnet4-w128", 128: "convnet5-w128"}
+    assert PROTOCOLS["short"].network((3, 128, 128)) == "convnet4-w32"
     network = ConvNet((3, 32, 32), 10)  # the paper's: 320,010 weights
     assert sum(p.numel() for p in network.parameters()) == 320_010
 
