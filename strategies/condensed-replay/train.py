@@ -47,6 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--data-root")
     parser.add_argument("--size", type=int, help="pixels a side that images are brought to")
+    parser.add_argument("--skip-broken", action="store_true", help="leave images of a folder out that cannot be read")
     parser.add_argument("--strategy", choices=["gdumb", "replay"], default="gdumb")
     parser.add_argument("--max-bytes", help="what the memory's file may take, header and labels included: 512 KiB")
     parser.add_argument("--images", type=int, help="plain images whose bytes its images may take instead; default 100")
@@ -76,7 +77,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_file(kept, json.dumps(asked, indent=1).encode(), overwrite=True)
 
-    train, test = fc.load_data(arguments.data, arguments.data_root, arguments.size)
+    train, test = fc.load_data(arguments.data, arguments.data_root, arguments.size, arguments.skip_broken)
     benchmark = split_benchmark(train, test, arguments.experiences, seed=arguments.seed)
     is_tiny = min(train.spec.shape[1:]) < 16
     parametrization = arguments.parametrization or ("pixels" if is_tiny else "multi-formation")
