@@ -16,10 +16,11 @@ from typing import Any
 from fedcondense.errors import DataError
 from fedcondense.plain import hidden
 
-__all__ = ["LONGEST", "MOST_CLASSES", "check_class_names", "class_name", "class_names"]
+__all__ = ["LONGEST", "MOST_CLASSES", "check_class_names", "class_name", "class_names", "folder_names"]
 
 LONGEST = 200  # characters of a name
 MOST_CLASSES = 10_000  # of a set, as files are read by default
+_LETTERS = 60  # of a class name in a path
 
 
 def class_names(given: Iterable[Any]) -> tuple[str, ...]:
@@ -107,3 +108,14 @@ def _text(given: Any, label: int) -> str:
     except (TypeError, ValueError, RuntimeError):
         kind = type(given).__name__
         raise DataError(f"class name {given!r:.100} of label {label} is of type {kind}; needed: a text") from None
+
+
+def folder_names(classes: tuple[str, ...]) -> list[str]:
+    """Return a folder name for each class that any file system takes, whatever the class is called, none twice."""
+    folders: list[str] = []
+    for label, name in enumerate(classes):
+        plain = "".join(c if c.isalnum() or c in " -_()&+," else "_" for c in name).strip()[:_LETTERS] or "_"
+        while plain.casefold() in {folder.casefold() for folder in folders}:
+            plain = f"{plain} {label}"
+        folders.append(plain)
+    return folders

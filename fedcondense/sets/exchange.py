@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedcondense.ambient import in_own_state
 from fedcondense.data.catalogue import CATALOGUE
+from fedcondense.data.class_names import folder_names
 from fedcondense.data.folders import NOTE
 from fedcondense.data.images import Spec
 from fedcondense.data.loading import data_root, load_data
@@ -39,7 +40,6 @@ _LOG = logging.getLogger(__name__)
 _SUM = 0.02  # how far the sum of probabilities may be from 1, as in a set's own file
 _CLIPPED = 0.02  # the share of clipped values from which on a warning says so
 _FAR = 10  # no normalised image has many values beyond it
-_LETTERS = 60  # of a class name in a path
 
 
 @in_own_state
@@ -130,7 +130,7 @@ def export(
     if path.suffix == ".npz":
         arrays = {"train": splits["train"], "test": splits.get("test", splits["train"])}
         return write_file(path, _npz(arrays, synthetic.classes), overwrite)
-    folders = _folders(synthetic.classes)
+    folders = folder_names(synthetic.classes)
     note = _described(synthetic) | {"folders": folders, "parts": test is not None}
     return _write_folder(path, _files(splits, folders), json.dumps(note, indent=1).encode(), overwrite)
 
@@ -234,17 +234,6 @@ def _npz(splits: dict[str, tuple[Tensor, Tensor]], classes: tuple[str, ...]) -> 
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
-
-
-def _folders(classes: tuple[str, ...]) -> list[str]:
-    """Return a folder name for each class that any file system takes, whatever the class is called, none twice."""
-    folders: list[str] = []
-    for label, name in enumerate(classes):
-        plain = "".join(c if c.isalnum() or c in " -_()&+," else "_" for c in name).strip()[:_LETTERS] or "_"
-        while plain.casefold() in {folder.casefold() for folder in folders}:
-            plain = f"{plain} {label}"
-        folders.append(plain)
-    return folders
 
 
 def _files(splits: dict[str, tuple[Tensor, Tensor]], folders: list[str]) -> Iterator[tuple[Path, bytes]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -22,7 +21,7 @@ from fedcondense.progress import counted
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy, fit, of_network
-from fedcondense.training.measured import Evaluation
+from fedcondense.training.measured import Evaluation, missing_classes
 from fedcondense.training.midway import Midway
 from fedcondense.training.protocols import Protocol, protocol_named
 from fedcondense.training.resuming import follows_from, keeping
@@ -30,9 +29,7 @@ from fedcondense.training.resuming import follows_from, keeping
 __all__ = ["Evaluation", "batch_for", "evaluate", "evaluate_as_recorded", "train_on"]
 
 
-_LOG = logging.getLogger(__name__)
 _LEAST_BATCH, _LEAST_TEST = 64, 1000  # fewer images take hardly less time
-_NAMED = 10  # classes in a line
 _MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU core at width 32
 
 
@@ -89,10 +86,7 @@ def evaluate(
     recipe, network = named.recipe if recipe is None else recipe, network or named.network(synthetic.shape)
     _check_training(synthetic, test, network, recipe)
     test = test.to(device)
-    if missing := _missing(synthetic, test):
-        _LOG.warning(
-            "no image of %s in the set: networks do not learn %s, whose test images count as wrong", *_some(missing)
-        )
+    missing = missing_classes(synthetic, test)
     accuracies, per_class = [], []
     follows = partial(follows_from, synthetic, test, network, recipe, weighted, device)
     with keeping(checkpoint, follows, seeds) as kept:
@@ -202,22 +196,6 @@ def train_on(
     seed = whole_number(seed, "seed")
     device = device_of(device) if device is not None else like.device
     return _train_on(synthetic, like, network, recipe, seed, weighted, device, progress)
-
-
-def _missing(synthetic: SyntheticSet, test: Data) -> tuple[str, ...]:
-    """Return the classes of test images of which no image of the set has a share of its label."""
-    targets = synthetic.pixels().targets
-    there = {name for name, mass in zip(synthetic.classes, targets.sum(0).tolist(), strict=True) if mass > 0}
-    return tuple(
-        name for name, count in zip(test.spec.classes, test.counts.tolist(), strict=True) if count and name not in there
-    )
-
-
-def _some(missing: Sequence[str]) -> tuple[str, str]:
-    """Return which classes are missing, the first few by name, and what stands for them."""
-    first = ", ".join(missing[:_NAMED])
-    rest = f" and {len(missing) - _NAMED} more classes" if len(missing) > _NAMED else ""
-    return f"{first}{rest}", "this class" if len(missing) == 1 else f"these {len(missing)} classes"
 
 
 def _check_finite(module: torch.nn.Module, test: Data, seed: int) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcondense.training.fit import Fit
 from fedcondense.training.protocols import protocol_of
 
-__all__ = ["Evaluation"]
+if TYPE_CHECKING:
+    from fedcondense.data.images import Data
+    from fedcondense.sets.synthetic import SyntheticSet
+
+__all__ = ["Evaluation", "missing_classes"]
+
+_LOG = logging.getLogger(__name__)
+_NAMED = 10  # classes in a line
 
 
 @dataclass(frozen=True)
@@ -67,3 +75,19 @@ class Evaluation:
             "test": self.test,
             "seconds": round(self.seconds, 1),
         }
+
+
+def missing_classes(synthetic: SyntheticSet, test: Data) -> tuple[str, ...]:
+    """Return the classes of test images of which no image of a set has a share of its label, and tell the log."""
+    targets = synthetic.pixels().targets
+    there = {name for name, mass in zip(synthetic.classes, targets.sum(0).tolist(), strict=True) if mass > 0}
+    counts = zip(test.spec.classes, test.counts.tolist(), strict=True)
+    missing = tuple(name for name, count in counts if count and name not in there)
+    if missing:
+        rest = f" and {len(missing) - _NAMED} more classes" if len(missing) > _NAMED else ""
+        _LOG.warning(
+            "no image of %s in the set: networks do not learn %s, whose test images count as wrong",
+            ", ".join(missing[:_NAMED]) + rest,
+            "this class" if len(missing) == 1 else f"these {len(missing)} classes",
+        )
+    return missing

@@ -121,6 +121,8 @@ def main() -> None:
     strategy, done = maybe_load_checkpoint(strategy, checkpoint)
     loggers = [one for one in strategy.evaluator.loggers if not isinstance(one, InteractiveLogger)]
     strategy.evaluator.loggers = loggers + ([InteractiveLogger()] if sys.stdout.isatty() else [])
+    if done:
+        print(f"{checkpoint} is taken over: {done} of {arguments.experiences} experiences are done", flush=True)
     past = arguments.output / "accuracies.json"
     table: list[list[float]] = json.loads(past.read_text())[:done] if past.exists() else []
     memory = arguments.output / "memory.safetensors"

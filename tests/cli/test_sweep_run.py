@@ -14,7 +14,7 @@ from fedcondense.cli.terminal import Format
 from fedcondense.errors import SettingError
 from fedcondense.sweeps import figures, scaling
 
-COMMON = {"sets": 1, "networks": 1, "network": "convnet1-w16", "evaluation_steps": 2, "device": "cpu"}
+COMMON = {"sets": 1, "seeds": 1, "network": "convnet1-w16", "evaluation_steps": 2, "device": "cpu"}
 
 
 def quick(folder: Path, **more: object) -> Sweeping:

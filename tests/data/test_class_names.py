@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcondense.data.class_names import LONGEST, MOST_CLASSES, check_class_names, class_names
+from fedcondense.data.class_names import LONGEST, MOST_CLASSES, check_class_names, class_names, folder_names
 from fedcondense.errors import DataError
 from fedcondense.plain import hidden
 
@@ -105,3 +105,8 @@ def test_from_a_file_names_are_as_they_would_be_written_or_refused(given_names: 
     except DataError:
         return
     assert list(names) == given_names
+
+
+def test_folders_of_classes_are_names_that_any_file_system_takes_none_twice() -> None:
+    assert folder_names(("a/b", "a:b", "A_B", "..", "cat")) == ["a_b", "a_b 1", "A_B 2", "__", "cat"]
+    assert folder_names(("x" * 100,)) == ["x" * 60]
