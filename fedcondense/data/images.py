@@ -114,9 +114,10 @@ class Data:
         images: (N, C, H, W), uint8.
         labels: (N,), int64, each below ``len(spec.classes)``; classes may be absent.
         spec: What the images are.
+        broken: Names of the files that were left out, since they cannot be read.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, spec: Spec) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, spec: Spec, broken: tuple[str, ...] = ()) -> None:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != spec.shape:
             given = f"{images.dtype} {tuple(images.shape)}"
             raise DataError(
@@ -136,7 +137,7 @@ class Data:
             raise DataError(
                 f"{spec.name}: labels go from {span}; needed: 0 to {len(spec.classes) - 1}, one a class name"
             )
-        self.images, self.labels, self.spec = images, labels, spec
+        self.images, self.labels, self.spec, self.broken = images, labels, spec, broken
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,7 +173,7 @@ class Data:
             SettingError: There is none of this name here.
         """
         device = device_of(device)
-        return Data(self.images.to(device), self.labels.to(device), self.spec)
+        return Data(self.images.to(device), self.labels.to(device), self.spec, self.broken)
 
     @in_own_state
     def subset(self, index: Tensor) -> Data:
@@ -183,7 +184,7 @@ class Data:
 
     def named(self, name: str) -> Data:
         """Return the same data under another name."""
-        return Data(self.images, self.labels, replace(self.spec, name=name))
+        return Data(self.images, self.labels, replace(self.spec, name=name), self.broken)
 
     @in_own_state
     def batch(self, index: Tensor | slice = slice(None)) -> Batch:

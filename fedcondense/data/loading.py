@@ -50,7 +50,8 @@ def load_data(
             FEDCONDENSE_DATA, else ``~/.cache/fedcondense``. What is missing is downloaded where torchvision can.
         size: Pixels a side that images are brought to: the shorter side is scaled, and the middle stays. None: they
             are all of one size, and stay as they are.
-        skip_broken: Leave files of a folder out that cannot be read, and name them in a warning; else they are refused.
+        skip_broken: Leave files of a folder out that cannot be read, and name them in a warning and in `Data.broken` of
+            the training part; else they are refused.
 
     Returns:
         Both splits on the CPU, uint8, of 1 or 3 channels and 8 to 128 pixels a side.
@@ -206,7 +207,9 @@ def _load_folder(path: Path, name: str, size: int, skips: bool, is_test_needed: 
         parts = parts if is_test_needed else parts[:1]
     elif found.test is None:
         parts = hold_out(images, labels, name)
-    return to_data(name, parts, in_words(found.classes))
+    loaded = to_data(name, parts, in_words(found.classes))
+    loaded[0].broken = tuple(str(held[place][0].relative_to(path)) for place in sorted(broken))
+    return loaded
 
 
 def _from_datasets(given: Any, size: int) -> DataSet:

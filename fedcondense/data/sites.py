@@ -63,7 +63,7 @@ def load_sites(
 
     Returns:
         All records for training and all for testing, whose classes are those of all sites, matched by name; and who
-        holds which of the former.
+        holds which of the former. `Data.broken` of the former has SITE/FILE for each file that was left out.
 
     Raises:
         DataError: A site cannot be loaded, images differ in size, or nothing is left for testing.
@@ -88,6 +88,7 @@ def load_sites(
             "no site has five images of a class or a test/ part, so nothing is left for testing; add images"
         )
     train, test = to_data(", ".join(sites)[:100], splits, classes)
+    train.broken = tuple(f"{site}/{file}" for site, (part, _) in parts.items() for file in part.broken)
     ends = np.cumsum([0, *(len(of_site[0][1]) for of_site in held)]).tolist()
     indices = tuple(torch.arange(begin, end) for begin, end in itertools.pairwise(ends))
     counts = torch.stack([torch.bincount(train.labels[index], minlength=len(classes)) for index in indices])
@@ -101,7 +102,9 @@ def _parts(name: str, root: str | Path | None, size: int | None, skips: bool) ->
     if tests:
         return train, tests[0]
     mask = torch.from_numpy(is_for_testing(train.labels.numpy()))
-    return train.subset(~mask), train.subset(mask)
+    left = train.subset(~mask)
+    left.broken = train.broken
+    return left, train.subset(mask)
 
 
 def _arrays(data: Data, classes: tuple[str, ...], channels: int) -> tuple[Uint8Images, Labels]:

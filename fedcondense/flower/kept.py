@@ -185,8 +185,9 @@ def keep_data(kept: Kept, key: str, data: Data) -> bool:
     import safetensors.torch  # here, so that what needs no data need not wait for torch
 
     tensors = {"images": data.images.cpu().contiguous(), "labels": data.labels.cpu().contiguous()}
+    about = {"spec": json.dumps(asdict(data.spec)), "broken": json.dumps(data.broken)}
     try:
-        kept.put(key, safetensors.torch.save(tensors, metadata={"spec": json.dumps(asdict(data.spec))}))
+        kept.put(key, safetensors.torch.save(tensors, metadata=about))
     except SettingError as error:
         _LOG.warning("decoded data are not kept, so each message decodes them: %s", error)
         return False
@@ -207,7 +208,8 @@ def kept_data(kept: Kept, key: str) -> Data | None:
         header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
         fields = json.loads(header["__metadata__"]["spec"])
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return Data(tensors["images"], tensors["labels"], Spec(**values))
+        broken = tuple(map(str, json.loads(header["__metadata__"]["broken"])))
+        return Data(tensors["images"], tensors["labels"], Spec(**values), broken)
     except (safetensors.SafetensorError, DataError, ValueError, LookupError, TypeError) as error:
         _LOG.warning("what was kept as %s is no decoded data (%s); they are decoded again", key, error)
         return None

@@ -89,7 +89,7 @@ class _Asked:
 _PUBLIC = NodeConfig()
 _OF_NODE = ("data_root", "num_partitions", "size")  # what a node says itself where it holds its part of a public set
 
-_READ = ["all images are records", 2]
+_READ = ["all images are records, broken files have names", 3]
 """How files become records; kept data of another way are decoded anew."""
 
 _RUN = {key: item.default for key, item in keys_of(_Public).items()}

@@ -242,6 +242,8 @@ class TestFolder:
         levels = sorted([*train.images[:, 0, 0, 0].tolist(), *test.images[:, 0, 0, 0].tolist()])
         assert levels == [0, 20, 40, 80, 100, 120, 160, 180]
         assert "2 of 10 images are left out: a/3.png" in caplog.text
+        assert (train.broken, test.broken) == (("a/3.png", "a/7.png"), ())
+        assert train.to("cpu").broken == train.named("other").broken == train.broken
         (tmp_path / "b").mkdir()
         for path in (tmp_path / "a").iterdir():
             path.write_bytes(b"")

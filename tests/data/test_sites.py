@@ -54,6 +54,12 @@ class TestLoadSites:
         _, held = load_sites(sites)
         assert held.to_dict()["settings"] == {"sites": dict(zip(held.names, sites, strict=True))}
 
+    def test_what_cannot_be_read_is_named_with_its_site(self, sites: list[str], tmp_path: Path) -> None:
+        (tmp_path / "north" / "oak" / "1.png").write_bytes(b"no image")
+        (tmp_path / "south" / "test" / "elm" / "0.png").write_bytes(b"no image")
+        (train, _), _ = load_sites(sites, skip_broken=True)
+        assert train.broken == ("north/oak/1.png", "south/test/elm/0.png")
+
     def test_grey_sites_become_coloured_beside_coloured_ones(self, sites: list[str], tmp_path: Path) -> None:
         write(tmp_path / "east" / "oak", 5, 60, mode="RGB")
         (train, _), _ = load_sites([*sites, f"folder:{tmp_path / 'east'}"])

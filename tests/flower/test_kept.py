@@ -247,6 +247,13 @@ class TestData:
         assert torch.equal(again.labels, data.labels)
         assert (again.spec, again.fingerprint) == (data.spec, data.fingerprint)
 
+    def test_names_of_broken_files_come_back(self, where: Path | None, data: Data) -> None:
+        kept = Kept(where, 10_000)
+        keep_data(kept, "site", Data(data.images, data.labels, data.spec, ("oak/\u00e9.png",)))
+        again = kept_data(kept, "site")
+        assert again is not None
+        assert again.broken == ("oak/\u00e9.png",)
+
     def test_slices_and_no_data_at_all_come_back_too(self, where: Path | None, data: Data) -> None:
         kept = Kept(where, 10_000)
         for part in (Data(data.images.flip(3)[::2], data.labels[::2], data.spec), data.subset(torch.tensor([]))):
