@@ -40,8 +40,8 @@ def check(config: Config, form: Output = Format.text) -> None:
     """Read CONFIG and the data that it names, as the node would at its first message.
 
     JSON keys: `name`, `classes` (records per class), `left_out` (classes of fewer records than `min-records`), `apart`
-    (records kept apart to evaluate networks on), `caps`, `allowance`, and `spent` over the node's life (null: nothing
-    was counted yet).
+    (records kept apart to evaluate networks on), `broken` (image files that cannot be read), `caps`, `allowance`, and
+    `spent` over the node's life (null: nothing was counted yet).
     """
     from dataclasses import asdict
 
@@ -51,6 +51,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     caps, life = asdict(found.placed.caps), asdict(found.placed.allowance)
     spent = None if found.spent is None else asdict(found.spent)
     result = {"name": found.name, "classes": found.classes, "left_out": found.left_out, "apart": found.apart}
+    result |= {"broken": found.broken}
     total, lost = sum(found.classes.values()), sum(found.left_out.values())
     own = found.placed.config.data
     named = (
@@ -59,6 +60,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     lines: list[tuple[object, ...]] = [("site", found.name), ("data", named), ("records", total)]
     lines += [("class", f"{name}: {n}{' (left out)' if name in found.left_out else ''}") for name, n in _some(found)]
     lines += [("left out", f"{len(found.left_out)} classes, {lost} records below min-records")] if lost else []
+    lines += [("cannot be read", name) for name in found.broken]
     lines += [("kept apart", f"{found.apart} records, to evaluate networks on")] if found.apart else []
     here = found.placed.config
     lines += [("share-with", here.share_with), ("send", here.send), ("size", here.size or "as the run says")]

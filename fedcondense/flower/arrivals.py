@@ -22,6 +22,7 @@ from fedcondense.checksums import dump_tensors, load_tensors
 from fedcondense.errors import OutputError
 from fedcondense.files import remove, write_file
 from fedcondense.flower.around import GridAround
+from fedcondense.flower.held import as_first
 from fedcondense.flower.serialised import message_of, message_parts
 from fedcondense.flower.sites import unnamed
 
@@ -138,7 +139,7 @@ class KeepingGrid(GridAround):
     def _path(self, message: Message, names: dict[int, str]) -> Path:
         about = message.metadata
         site = names.get(about.dst_node_id, str(about.dst_node_id))
-        content = message.content.object_id if message.has_content() else ""
+        content = as_first(message.content).object_id if message.has_content() else ""
         text = "\0".join((site, about.message_type, about.group_id, content))
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{ENDING}"
 

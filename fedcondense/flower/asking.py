@@ -12,12 +12,13 @@ from typing import Protocol, TypedDict, runtime_checkable
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedcondense.errors import FedcondenseError
 from fedcondense.flower.contract import Question, Site
 from fedcondense.flower.replies import Mailbox, Sent
 from fedcondense.flower.settings import number
 from fedcondense.flower.wire import pack_question
 
-__all__ = ["AggregateMetrics", "Asked", "Asking", "collect", "connected", "questions"]
+__all__ = ["AggregateMetrics", "Asked", "Asking", "NotConnectedError", "collect", "connected", "questions"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
@@ -25,6 +26,10 @@ _POLL_S = 0.2
 _IDLE = 4  # times as long as a poll that brought nothing took, the server waits before the next: thousands of ids ...
 _MOST_S = 5.0  # ... are work for the SuperLink, too
 _SAY_S = 10.0  # seconds between two lines on who is missing
+
+
+class NotConnectedError(FedcondenseError, TimeoutError):
+    """Fewer nodes connected in time than a round needs."""
 
 
 @runtime_checkable
@@ -71,8 +76,10 @@ class Asking:
 
     def log(self) -> None:
         """Log the settings, as a part of Flower's list."""
-        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", self.fraction_train, self.min_train_nodes)
-        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", self.wait, self.min_available_nodes)
+        there = max(self.min_available_nodes, self.min_train_nodes)
+        least = max(int(there * self.fraction_train), self.min_train_nodes)
+        _LOG.info("\t├──> Nodes: fraction %.2f, at least %d", self.fraction_train, least)
+        _LOG.info("\t├──> Waits %.0f s for %d nodes to connect", self.wait, there)
         grace = "until the deadline" if self.grace is None else f"{self.grace:.0f} s for the others"
         _LOG.info("\t├──> Needs %d usable answers, then waits %s", self.min_replies, grace)
 
@@ -126,11 +133,14 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
         polled = time.monotonic()
         replies = list(grid.pull_messages(waiting))
         took = time.monotonic() - polled
+        held = set(mailbox.held)
         for reply in replies:
             mailbox.take(reply)
+        if mailbox.held - held:
+            _LOG.info("%s", _held(mailbox))
         if replies:
             waiting &= mailbox.open()
-            if again := mailbox.second():
+            if again := mailbox.second(end - time.monotonic()):
                 waiting |= set(grid.push_messages([sent.message for sent in again])) - {""}
         now = time.monotonic()
         has_enough = grace is not None and replies and len(mailbox.answers) >= asking.min_replies
@@ -140,12 +150,22 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             break
         if now - said > _SAY_S:
             said = now
-            names = [site.name or f"node {site.node}" for site in mailbox.silent()]
-            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            answered = len(mailbox.sent) - len(names)
-            _LOG.info("%.0f s: %d answered; missing: %s%s", now - began, answered, ", ".join(names[:10]), more)
+            silent = mailbox.silent()
+            missing = _names([site for site in silent if site.node not in mailbox.held])
+            told = [_held(mailbox)] * bool(mailbox.held) + [f"missing: {missing}"] * bool(missing)
+            _LOG.info("%.0f s: %d answered; %s", now - began, len(mailbox.sent) - len(silent), "; ".join(told))
         pause = _POLL_S if replies else max(_POLL_S, min(_IDLE * took, _MOST_S))
         time.sleep(min(pause, max(0.0, end - now)))
+
+
+def _held(mailbox: Mailbox) -> str:
+    sites = [sent.site for sent in mailbox.sent if sent.site.node in mailbox.held]
+    return f"{len(sites)} of {len(mailbox.sent)} hold their answer for review there: {_names(sites)}"
+
+
+def _names(sites: Sequence[Site]) -> str:
+    names = [site.name or f"node {site.node}" for site in sites]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def questions(tasks: Mapping[Site, Question], server_round: int, classes: Sequence[str] | None = None) -> list[Sent]:
@@ -172,7 +192,7 @@ def connected(grid: Grid, asking: Asking) -> list[int]:
     end, needed = time.monotonic() + asking.wait, max(asking.min_available_nodes, asking.min_train_nodes)
     while len(nodes := sorted(grid.get_node_ids())) < needed:
         if time.monotonic() > end:
-            raise TimeoutError(
+            raise NotConnectedError(
                 f"{len(nodes)} of {needed} nodes connected within {asking.wait:.0f} s; start the others, or lower "
                 "min_available_nodes and min_train_nodes"
             )

@@ -12,14 +12,28 @@ from flwr.serverapp.exception import AggregationError
 
 from fedcondense.flower.asking import Asking
 from fedcondense.flower.contract import Answer, Site, State
-from fedcondense.flower.inbox import Refusal
+from fedcondense.flower.held import is_held
+from fedcondense.flower.inbox import Inbox, Refusal
 from fedcondense.flower.payloads import Metrics
+from fedcondense.flower.sites import natural
 
-__all__ = ["ALONE", "ages", "booked", "check_enough", "check_finite", "first_round", "metrics_of", "spent_per_site"]
+__all__ = [
+    "ALONE",
+    "ages",
+    "booked",
+    "by_site",
+    "check_enough",
+    "check_finite",
+    "first_round",
+    "metrics_of",
+    "spent_per_site",
+]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _TOOK = ("bytes-up", "bytes-down", "client-seconds")
+_SAID = ("records", "broken", "bytes_up", "bytes_down", "seconds")  # of one site
 _FIRST, _LAST, _SPENT = "first/", "seen/", "spent/"  # what the names of the library's own numbers begin with
+_OF_SITE = "site/"  # likewise, of one site: what it is, and the site's key, follow
 ALONE = "alone/"
 """What the name of one begins with that says how good a site is alone; its key follows."""
 
@@ -28,9 +42,8 @@ def booked(
     before: State,
     after: State,
     server_round: int,
-    asked: Sequence[Site],
+    asked: Inbox,
     answers: Sequence[Answer[Any]],
-    down: int,
     *,
     is_combined: bool = True,
 ) -> State:
@@ -40,21 +53,58 @@ def booked(
         before: What was kept before the stage.
         after: What the strategy made of it.
         server_round: From 1 on.
-        asked: Who was asked, under the names that they are registered by.
+        asked: Who was asked, and what the questions took.
         answers: What the strategy combined.
-        down: Bytes of all questions.
         is_combined: Whether what is kept follows from the answers; not where sites evaluated.
     """
-    own = {name: value for name, value in before.numbers.items() if name.startswith((_FIRST, _LAST, _SPENT, ALONE))}
+    ours = (_FIRST, _LAST, _SPENT, _OF_SITE, ALONE)
+    own = {name: value for name, value in before.numbers.items() if name.startswith(ours)}
     for answer in answers if is_combined else ():
         own.setdefault(f"{_FIRST}{answer.site.name}", server_round)
         own[f"{_LAST}{answer.site.name}"] = server_round
-    took = (sum(a.nbytes for a in answers), down, sum(a.seconds for a in answers))
+    took = (sum(a.nbytes for a in answers), asked.bytes_down(), sum(a.seconds for a in answers))
     own |= {f"{_SPENT}{name}": float(own.get(f"{_SPENT}{name}", 0)) + n for name, n in zip(_TOOK, took, strict=True)}
+    down = asked.down_by_node()
+    for site in asked.sites:
+        _add(own, site, bytes_down=down.get(site.node, 0.0))
+    for answer in answers:
+        _add(own, answer.site, bytes_up=float(answer.nbytes), seconds=answer.seconds)
+        if is_combined:
+            own[f"{_OF_SITE}records/{answer.site.key}"] = answer.num_examples
+            own[f"{_OF_SITE}broken/{answer.site.key}"] = answer.broken
     sites = dict(before.sites)
-    sites |= {site.key: sites.get(site.key, site.name) for site in asked}
+    sites |= {site.key: sites.get(site.key, site.name) for site in asked.sites}
     sites |= {answer.site.key: answer.site.name for answer in answers}
     return after.but(sites=sites, numbers={**after.numbers, **own})
+
+
+def _add(numbers: dict[str, float | int | str], site: Site, **took: float) -> None:
+    for name, amount in took.items():
+        key = f"{_OF_SITE}{name}/{site.key}"
+        numbers[key] = float(numbers.get(key, 0)) + amount
+
+
+def by_site(state: State, answers: Sequence[Answer[Any]] = ()) -> list[dict[str, Any]]:
+    """Return what ``result.json`` says of each site that was ever asked: the bytes of all rounds, and its last answer.
+
+    ``last`` is the round of it, ``records`` those that it was made from, and ``broken`` how many image files the site
+    could not read, as it says; the three are None of a site that never answered.
+
+    Args:
+        state: After a round.
+        answers: Of a round that failed: their sites are there, too.
+    """
+    found: list[dict[str, Any]] = [
+        {"site": one.site.name, "last": None, "records": one.num_examples, "broken": one.broken}
+        | {"bytes_up": float(one.nbytes), "bytes_down": None, "seconds": round(one.seconds, 3)}
+        for one in answers
+        if one.site.key not in state.sites
+    ]
+    for key, name in state.sites.items():
+        numbers = {what: state.numbers.get(f"{_OF_SITE}{what}/{key}") for what in _SAID}
+        entry = {what: round(value, 3) if isinstance(value, float) else value for what, value in numbers.items()}
+        found.append({"site": name, "last": state.numbers.get(f"{_LAST}{name}") if name else None, **entry})
+    return sorted(found, key=lambda entry: natural(str(entry["site"])))
 
 
 def spent_per_site(state: State) -> dict[str, float]:
@@ -98,6 +148,8 @@ def check_enough(server_round: int, answers: Sequence[Answer[Any]], refused: Seq
         _LOG.warning("round %d: %s is left out: %s", server_round, site.name, reason)
     if len(answers) < needed:
         first = "; ".join(f"{site.name}: {reason}" for site, reason in refused[:3])
+        if any(is_held(reason) for _, reason in refused):
+            first += "; once people there have looked (fedcondense review), resume = true asks them again"
         raise AggregationError(
             f"round {server_round}: {len(answers)} usable answers of {len(answers) + len(refused)}, {needed} needed; "
             f"{first or 'all that were asked have answered: ask more, or lower min_replies'}"

@@ -133,6 +133,7 @@ class Answer(NamedTuple, Generic[P]):
     seconds: float = 0.0  # of its work, as the site says
     nbytes: int = 0  # of the whole message, counted at the server
     shares: bool = False  # whether the site lets its set go to other sites
+    broken: int = 0  # image files that the site could not read, as it says
 
 
 class Verdict(NamedTuple):
@@ -175,7 +176,7 @@ class State:
         weights: Of the global network.
         sets: By names of the strategy's own.
         tensors: Likewise.
-        numbers: Numbers and texts; names that begin with ``spent/`` are the library's.
+        numbers: Numbers and texts; names that begin with ``spent/`` or ``site/`` are the library's.
         sites: Everybody who was asked so far: names by `Site.key`, empty where a site has not said its own yet.
     """
 

@@ -1,11 +1,11 @@
 """What each round of a run took and gave: counted while it runs, an entry of ``result.json``, a line of the log.
 
 An entry has ``round``; ``accuracy`` (percent) if it was measured, and of a stream ``seen``, that on the classes so far;
-``sites_accuracy`` if sites were asked; ``asked``, ``answered`` and ``refused`` sites, and ``sites``, who were asked so
-far; ``bytes_up`` and ``bytes_down``, means over the sites asked in the round, and ``total_up`` and ``total_down``;
-``seconds`` (wall clock, without measuring), ``server_seconds`` (of them not spent waiting), ``client_seconds`` and
-``client_seconds_max`` (as sites say, where they do), and ``memory``, the largest that the server's process has been so
-far, in bytes.
+``sites_accuracy`` if sites were asked; ``asked``, ``answered`` and ``refused`` sites, ``held``, those that hold their
+answer for review, if there are any, and ``sites``, who were asked so far; ``bytes_up`` and ``bytes_down``, means over
+the sites asked in the round, and ``total_up`` and ``total_down``; ``seconds`` (wall clock, without measuring),
+``server_seconds`` (of them not spent waiting), ``client_seconds`` and ``client_seconds_max`` (as sites say, where they
+do), and ``memory``, the largest that the server's process has been so far, in bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tally:
     """Counts what one round takes, from when it is made."""
 
     def __init__(self) -> None:
-        self.asked, self.refused, self.answered = set[int](), set[int](), set[int]()  # by node
+        self.asked, self.refused, self.answered, self.held = set[int](), set[int](), set[int](), set[int]()  # by node
         self.up = self.down = 0  # bytes of messages
         self.seconds: list[float] = []  # of sites
         self._began, self._waited = time.monotonic(), 0.0
@@ -56,7 +56,8 @@ class Tally:
             self.sends(sent.site.node, nbytes)
         for answer in answers:
             self.takes(answer.site.node, answer.nbytes, answer.seconds)
-        self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()}
+        self.held = (self.held - {answer.site.node for answer in answers}) | mailbox.held
+        self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()} - mailbox.held
 
     def evaluates(self, mailbox: Mailbox) -> None:
         """Count the bytes of what sites were asked about the weights, and of what they said."""
@@ -92,6 +93,8 @@ class Tally:
             "seconds": round(seconds, 3),
             "server_seconds": round(seconds - self._waited, 3),
         }
+        if self.held:
+            entry["held"] = len(self.held)
         if self.seconds:
             entry["client_seconds"] = round(sum(self.seconds) / len(self.seconds), 3)
             entry["client_seconds_max"] = round(max(self.seconds), 3)
@@ -123,7 +126,8 @@ def line_of(entry: Mapping[str, Any]) -> str:
     at_sites = " at sites" if "accuracy" not in entry else ""
     accuracy = "" if found is None else f"{found:.1f} %{at_sites}, "
     travelled = f"{human_bytes(entry['bytes_up'])} up and {human_bytes(entry['bytes_down'])} down per site"
-    answered = f"{entry['answered']} of {entry['asked']} answered"
+    held = f", {entry['held']} held for review there" if entry.get("held") else ""
+    answered = f"{entry['answered']} of {entry['asked']} answered{held}"
     return f"round {entry['round']}: {accuracy}{answered}, {travelled}, {entry['seconds']:.0f} s"
 
 

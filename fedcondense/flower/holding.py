@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcondense.errors import ResumeError, SettingError
+from fedcondense.flower.held import HELD
 from fedcondense.flower.private_files import remove, write_private
 
 __all__ = ["DECISIONS", "HeldAnswer", "Holding", "sha256_of"]
@@ -94,8 +95,6 @@ class Holding:
         path, began, told = self._path(held.sha256), time.monotonic(), -_REMIND
         while not held.decision:
             waited = time.monotonic() - began
-            if waited >= seconds:
-                raise SettingError("the answer waits for this site's people to look at it; ask again later")
             if waited - told >= _REMIND:
                 told = waited
                 _LOG.info(
@@ -105,10 +104,22 @@ class Holding:
                     held.sha256[:12],
                     command,
                 )
+            if waited >= seconds:
+                raise SettingError(f"{HELD}; ask again later")
             time.sleep(min(_POLL, max(0.0, seconds - waited)))
             held = self._read(path)
         if held.decision != "send":
             raise SettingError("this site's people looked at the answer and keep it")
+
+    def note(self, config: Mapping[str, Any]) -> Path:
+        """Keep a node's config beside its answers, and return the file: `fedcondense review` takes it."""
+        path = self.folder.absolute() / "node.toml"
+        lines = (f"{json.dumps(key)} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items())
+        blob = "".join(lines).encode()
+        if not path.exists() or path.read_bytes() != blob:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(path, blob)
+        return path
 
     def all(self) -> list[HeldAnswer]:
         """Return all that waited here, the oldest first."""

@@ -12,6 +12,7 @@ from fedcondense.data import Spec
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.copies import part_digests, repeated, same_key
+from fedcondense.flower.held import HELD_THERE, is_held
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.sites import names_of, natural
 from fedcondense.flower.together import Held, in_common, normalised, over_limits
@@ -100,6 +101,7 @@ class Inbox:
         self.answers: dict[int, Answer[Payload]] = {}  # by node, under the names that sites are registered by
         self.claims: dict[int, str] = {}
         self.refused: dict[int, str] = {}
+        self.held = set[int]()  # nodes whose answer waits for people there
         self._down = bytes_down
         self._digests: dict[int, tuple[str, ...]] = {}  # of the parts of sets, by node
         self._judged: tuple[tuple[tuple[int, ...], tuple[int, ...]], _Odd] | None = None  # for whom, and what
@@ -107,6 +109,10 @@ class Inbox:
     def bytes_down(self) -> int:
         """Return what the questions took."""
         return self._down
+
+    def down_by_node(self) -> dict[int, float]:
+        """Return what the questions to each node took."""
+        return {site.node: self._down / len(self.sites) for site in self.sites}
 
     def silent(self) -> list[Site]:
         """Return who has not answered yet."""
@@ -128,6 +134,7 @@ class Inbox:
         found = self._odd()
         odd = found.odd
         refused = {**self.refused, **odd, **{site.node: SILENT for site in self.silent()}}
+        refused |= {node: HELD_THERE for node in self.held if refused.get(node) == SILENT or is_held(refused[node])}
         names = self._names(refused)
         answers = [
             a._replace(site=names[node], payload=found.rest.get(node, a.payload))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import shlex
@@ -28,6 +27,7 @@ from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Keeper, Node, Question
 from fedcondense.flower.eight_bits import Packed
+from fedcondense.flower.held import TOLD
 from fedcondense.flower.holding import Holding
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
@@ -130,7 +130,7 @@ def answer(
         checkpoint = None if path is None else Checkpoint(path, resume=True, anew=True)
         report = None if desk.progress is None else (lambda at, tell=desk.progress: tell(place, at))
         until = began + caps.max_seconds if math.isfinite(caps.max_seconds) else math.inf
-        takes = partial(_takes, about, (name, place), records, data.spec.classes)
+        takes = partial(_takes, about, (name, place), records, data.spec.classes, len(loaded.broken))
         keeper = drawer_of(kept, place, context)
         node = Node(name, caps, until, keeper, report, place, checkpoint, takes, apart)
         payload = _work(task, Own(data), node, ledger_of(placed, desk), about)
@@ -146,8 +146,8 @@ def answer(
         _reviewed(Holding(held), payload, placed, name, task, about, records, data, context)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
     _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
-    shares = config.share_with == "sites"
-    return pack_answer(payload, about, (name, place), records, seconds, data.spec.classes, shares)
+    shares, broken = config.share_with == "sites", len(loaded.broken)
+    return pack_answer(payload, about, (name, place), records, seconds, data.spec.classes, shares, broken)
 
 
 def _reviewed(
@@ -174,9 +174,12 @@ def _reviewed(
         counts={label: n for label, n in counts.items() if n},
         seen="the server, and the other sites of its runs" if shared else "the server",
     )
-    config = " ".join(f"{key}={json.dumps(value)}" for key, value in context.node_config.items())
+    config = holding.note(context.node_config)
+    command = shlex.join(["fedcondense", "review", str(config), held.sha256[:8]])
+    most = about.waits if about.answers >= TOLD else math.inf
+    seconds = min(placed.config.review_seconds, most)
     try:
-        holding.wait(held, placed.config.review_seconds, f"fedcondense review {shlex.quote(config)} {held.sha256[:12]}")
+        holding.wait(held, seconds, command)
     except SettingError:
         note_outcome("withheld")
         raise
@@ -184,9 +187,11 @@ def _reviewed(
     note_outcome("answered", f"reviewed, payload {held.sha256}")
 
 
-def _takes(asked: About, site: tuple[str, int], records: int, classes: Sequence[str], payload: Payload) -> int:
+def _takes(
+    asked: About, site: tuple[str, int], records: int, classes: Sequence[str], broken: int, payload: Payload
+) -> int:
     """Return how many bytes an answer takes at most, as Flower sends it."""
-    return content_bytes(pack_answer(payload, asked, site, records, 1e6, classes, shares=True)) + _MESSAGE
+    return content_bytes(pack_answer(payload, asked, site, records, 1e6, classes, True, broken)) + _MESSAGE
 
 
 def _kept_answer(kept: Kept, key: str, kind: type[Question]) -> Payload | None:

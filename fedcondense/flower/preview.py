@@ -59,6 +59,7 @@ class Checked(NamedTuple):
     left_out: dict[str, int]  # those of fewer records than the node asks for
     apart: int  # records that are kept apart, to evaluate networks on
     spent: Charge | None  # over its life; None: nothing was counted yet
+    broken: tuple[str, ...] = ()  # image files that are left out, since they cannot be read
 
 
 class Planned(NamedTuple):
@@ -119,7 +120,7 @@ def check_node(config: Mapping[str, Any]) -> Checked:
         if place is not None:
             _check_writable(what, Path(place))
     spent = Ledger.open(path, placed.allowance).spent() if path is not None and path.exists() else None
-    return Checked(placed, placed.name(context), counts, few, len(placed.apart(data)), spent)
+    return Checked(placed, placed.name(context), counts, few, len(placed.apart(data)), spent, data.broken)
 
 
 def _check_writable(what: str, path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from fedcondense.data.augment import check_augmentations
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
+from fedcondense.flower.held import is_held, once_more
 from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits, kind_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.serialised import bytes_of_each, message_bytes
@@ -23,6 +26,7 @@ from fedcondense.sets.synthetic import SyntheticSet
 __all__ = ["Mailbox", "Refusal", "ReplyLimits", "Sent", "by_name", "check_normalisation", "check_set", "kind_of"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_WAITED_S = 30.0  # a node that says sooner than this that it holds its answer does not wait, and is asked no more
 
 
 class Sent(NamedTuple):
@@ -47,7 +51,8 @@ class Mailbox(Inbox):
         kind: Says in words what an answer must have in common with the others, or nothing.
         kept: Sets of earlier rounds, by the names of their sites: they count where their site sends no new one.
         names: Of sites that are known, by their keys (`names_of`).
-        again: Returns what a site that refuses is asked instead, or None; once per site.
+        again: Returns what a site that refuses is asked instead, or None; once per site. One that holds its answer for
+            review is asked the same, as long as it waits for its people.
     """
 
     def __init__(
@@ -66,10 +71,18 @@ class Mailbox(Inbox):
         self._by_id: dict[str, Sent] = {}
         self._by_node = {one.site.node: one for one in self.sent}
         self._fresh, self._twice = list[int](), set[int]()  # nodes that refused just now, and that were asked again
+        self._told: dict[int, float] = {}  # when nodes that hold their answer were asked again
 
     def bytes_down(self) -> int:
         """Return what the questions take, as they are sent."""
         return sum(bytes_of_each(sent.message for sent in self.pushed))
+
+    def down_by_node(self) -> dict[int, float]:
+        """Return what the questions to each node took, as they were sent."""
+        down = dict.fromkeys(self._by_node, 0.0)
+        for sent, nbytes in zip(self.pushed, bytes_of_each(one.message for one in self.pushed), strict=True):
+            down[sent.site.node] += nbytes
+        return down
 
     def take(self, message: Message) -> bool:
         """Read a reply; say whether it is a usable answer, as far as it alone can tell."""
@@ -91,7 +104,8 @@ class Mailbox(Inbox):
             if isinstance(received.payload, SyntheticSet):
                 check_set(received.payload, self.limits)
             nbytes = message_bytes(message)
-            numbers = received.num_examples, received.seconds, nbytes, received.about.shares
+            about = received.about
+            numbers = received.num_examples, received.seconds, nbytes, about.shares, about.broken
             answer = Answer(site, received.payload, *numbers)
             self.examine(answer)
         except UntrustedSetError as broken:
@@ -100,26 +114,49 @@ class Mailbox(Inbox):
             _LOG.debug("the answer of node %d", site.node, exc_info=True)
             return self._refuse(site, safe_text(f"cannot be used ({type(surprise).__name__}: {surprise})"))
         self.answers[site.node] = answer
+        self.held.discard(site.node)
         return True
 
-    def second(self) -> list[Sent]:
-        """Return what is to be asked of those who refused and may be asked again; it is for the caller to push."""
+    def second(self, seconds: float = math.inf) -> list[Sent]:
+        """Return what is to be asked of those who refused and may be asked again; it is for the caller to push.
+
+        Args:
+            seconds: How long there is for an answer.
+        """
         more = {}
-        for node in sorted(set(self._fresh) - self._twice):
-            question = self.again(self._by_node[node].site, self.refused[node])
+        for node in sorted(set(self._fresh)):
+            question = None
+            if node in self.held:
+                question = self._once_more(node, seconds)
+            elif node not in self._twice:
+                question = self.again(self._by_node[node].site, self.refused[node])
+                self._twice |= {node} if question is not None else set()
             if question is not None:
                 more[node] = question
                 del self.refused[node]
         self._fresh = []
         if more:
-            self.sent = tuple(more.get(sent.site.node, sent) for sent in self.sent)
+            self._by_node |= more
+            self.sent = tuple(self._by_node[sent.site.node] for sent in self.sent)
             self.pushed += tuple(more.values())
-            self._twice |= more.keys()
             self._by_id = {}
         return list(more.values())
 
+    def _once_more(self, node: int, seconds: float) -> Sent | None:
+        """Return the question for a node that holds its answer, which may wait now; None: it was told, and did not."""
+        now = time.monotonic()
+        if now - self._told.get(node, -_WAITED_S) < _WAITED_S:
+            return None
+        self._told[node] = now
+        asked = self._by_node[node]
+        about = asked.message.metadata
+        content = once_more(asked.message.content, seconds)
+        message = Message(content, dst_node_id=node, message_type=about.message_type, group_id=about.group_id)
+        return asked._replace(message=message)
+
     def _refuse(self, site: Site, reason: str) -> bool:
         self.refused[site.node] = reason
+        (self.held.add if is_held(reason) else self.held.discard)(site.node)
         self._fresh.append(site.node)
         return False
 

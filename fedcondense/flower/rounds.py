@@ -257,7 +257,7 @@ class Rounds(Strategy):
         self.left_out += [(server_round, refusal) for refusal in refused]
         check_enough(server_round, answers, refused, max(self.asking.min_replies, 1))
         state = self.combine(server_round, stage, state, answers)
-        state = booked(before, state, server_round, inbox.sites, answers, inbox.bytes_down())
+        state = booked(before, state, server_round, inbox, answers)
         check_finite(server_round, state, len(answers))
         return state, metrics_of(answers, refused, self.asking)
 

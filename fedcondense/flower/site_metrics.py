@@ -18,6 +18,7 @@ from fedcondense.flower.books import ALONE, booked
 from fedcondense.flower.checked_grid import floats_of
 from fedcondense.flower.contract import Answer, Site, State
 from fedcondense.flower.evaluating import Evaluate, check_sums, numbers_of
+from fedcondense.flower.held import HELD_THERE
 from fedcondense.flower.inbox import SILENT, Refusal, ReplyLimits
 from fedcondense.flower.replies import Mailbox
 from fedcondense.flower.sites import found_among, names_of, natural
@@ -151,8 +152,8 @@ class AtSites:
     ) -> Mailbox:
         """Return a mailbox with a question to each site that is sampled; how good a site is alone is asked once.
 
-        Nodes that are silent in the round are still at work; those whose config does not let them evaluate got weights
-        once. Neither is asked.
+        Nodes that are silent in the round are still at work, or wait for their people; those whose config does not let
+        them evaluate got weights once. Neither is asked.
 
         Args:
             server_round: Of the run.
@@ -162,7 +163,7 @@ class AtSites:
             refused: Who was left out of the round.
             barred: Keys of sites that are asked no more.
         """
-        silent = {site.node for site, reason in refused if reason == SILENT}
+        silent = {site.node for site, reason in refused if reason in (SILENT, HELD_THERE)}
         nodes = self.asking.sample_to_evaluate(set(grid.get_node_ids()) - silent, server_round)
         question = evaluation(state) if nodes else None
         if question is None:
@@ -197,7 +198,7 @@ class AtSites:
             judged = (int(said["num-examples"]), said["accuracy"], said["macro-accuracy"])
             sites.append(SiteMetrics(answer.site, *judged, said.get("loss", math.nan), alone))
         self.found[server_round] = Evaluated(tuple(sites), tuple(refused))
-        state = booked(state, state, server_round, mailbox.sites, answers, mailbox.bytes_down(), is_combined=False)
+        state = booked(state, state, server_round, mailbox, answers, is_combined=False)
         return state.but(numbers={**state.numbers, **numbers})
 
     def metrics(self, server_round: int) -> MetricRecord | None:

@@ -1,4 +1,4 @@
-"""Arrays and texts of unknown origin: one parser of npy headers, and what makes a text safe to show."""
+"""Arrays, numbers and texts of unknown origin: one parser of npy headers, and what makes a text safe to show."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import Array
@@ -13,7 +14,7 @@ from numpy.lib import format as npy
 
 from fedcondense.errors import UntrustedSetError
 
-__all__ = ["safe_text", "some_names", "untrusted_array"]
+__all__ = ["count_of", "safe_text", "seconds_of", "some_names", "untrusted_array"]
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _HTML = str.maketrans({"<": "(", ">": ")", "&": "+"})
@@ -58,6 +59,30 @@ def untrusted_array(array: Array, dtypes: Iterable[str], max_bytes: int) -> np.n
     if size > max_bytes:
         raise UntrustedSetError(f"an Array of {size} bytes; allowed: {max_bytes}")
     return np.frombuffer(array.data, dtype, offset=file.tell()).reshape(shape)
+
+
+def seconds_of(said: Mapping[str, Any]) -> float:
+    """Return the ``seconds`` that somebody claims, 0 where nobody does.
+
+    Raises:
+        UntrustedSetError: They are no number from 0, below 1e12.
+    """
+    seconds = said.get("seconds", 0.0)
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+        raise UntrustedSetError("'seconds' is no number from 0, below 1e12")
+    return float(seconds)
+
+
+def count_of(said: Mapping[str, Any], key: str) -> int:
+    """Return a count that somebody claims.
+
+    Raises:
+        UntrustedSetError: It is no whole number from 0, below 2**62.
+    """
+    value = said.get(key)
+    if not isinstance(value, int) or not 0 <= value < 2**62:
+        raise UntrustedSetError(f"{key!r} is no whole number from 0")
+    return value
 
 
 def safe_text(text: str, length: int = 300) -> str:

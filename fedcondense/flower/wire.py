@@ -3,9 +3,10 @@
 A question holds its numbers and texts in the ConfigRecord ``config``, weights and sets as one uint8 Array each, and
 says in ``about`` who speaks, up to which wire it reads answers, and its class names by a digest. An answer of wire 3 is
 one ConfigRecord ``answer``: its file (`fedcondense.flower.short_files`), two numbers and the site's name; every further
-record or Array of Flower takes some 200 bytes. Wire 4 is the same with ``shares``: other sites may have the set. A
-question that names no wire of answers, and a large file, is answered by wire 2: one uint8 Array ``payload/file``, the
-numbers ``metrics`` and ``about``.
+record or Array of Flower takes some 200 bytes. Wire 4 is the same with ``shares``: other sites may have the set. Wire 5
+has ``broken``, too: how many image files could not be read; whoever reads it may be told that an answer is held
+(`fedcondense.flower.held`). A question that names no wire of answers, and a large file, is answered by wire 2: one
+uint8 Array ``payload/file``, the numbers ``metrics`` and ``about``.
 Wire 1, before fedcondense had tasks, knew ``query.condense`` alone: its questions have no ``about``, and its answers
 call the payload ``synthetic``. Both are read, and a wire-1 server is answered in kind,
 though with a set file of version 2, which a server of a release before it refuses by that version.
@@ -13,7 +14,7 @@ though with a set file of version 2, which a server of a release before it refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
@@ -27,7 +28,7 @@ from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.payloads import Payload, Weights
 from fedcondense.flower.settings import number, read
 from fedcondense.flower.short_files import MOST_BYTES, digest_of, pack_file, unpack_file
-from fedcondense.flower.untrusted import safe_text, some_names, untrusted_array
+from fedcondense.flower.untrusted import count_of, safe_text, seconds_of, some_names, untrusted_array
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -49,11 +50,11 @@ __all__ = [
 WIRE = 2
 """The version of questions; it changes when an older receiver would misread one."""
 
-ANSWERS = 4
+ANSWERS = 5
 """The newest version of answers that this library reads, and writes to whoever says so."""
 
-_SHORT = 3
-"""The first version of answers in one record; 4 is the same, and may say ``shares``."""
+_SHORT, _SHARES, _BROKEN = 3, 4, 5
+"""Versions of answers: the first in one record, and the first that say ``shares`` and ``broken``."""
 
 NO_DATA = "has no data"
 """How the reason of a node ends that is left out and has not failed."""
@@ -85,6 +86,8 @@ class About:
         answers: The newest wire of answers that whoever asks reads.
         classes: A digest of the class names that the question expects; empty: it expects none.
         shares: Whether an answering node lets its set go to other sites.
+        broken: Image files that an answering node could not read.
+        waits: Seconds that a node may wait for its people, once whoever asks was told that the answer is held.
     """
 
     wire: int = number(1, 1)
@@ -95,6 +98,8 @@ class About:
     answers: int = number(2, 1)
     classes: str = ""
     shares: bool = False
+    broken: int = number(0, 0)
+    waits: int = number(0, 0)
 
     @classmethod
     def of(cls, content: RecordDict) -> About:
@@ -110,7 +115,7 @@ class About:
     def record(self) -> ConfigRecord:
         """Return it as a record; what only questions of today say is left out elsewhere."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        usual = {"answers": 2, "classes": "", "shares": False}
+        usual = {"answers": 2, "classes": "", "shares": False, "broken": 0, "waits": 0}
         return ConfigRecord({k: v for k, v in values.items() if k not in usual or v != usual[k]})
 
 
@@ -192,6 +197,7 @@ def pack_answer(
     seconds: float,
     classes: Sequence[str] = (),
     shares: bool = False,
+    broken: int = 0,
 ) -> RecordDict:
     """Return an answer's content, in the newest wire that the question reads.
 
@@ -203,19 +209,22 @@ def pack_answer(
         seconds: What the work took.
         classes: Names of the node's classes, in order.
         shares: Whether the node lets its set go to other sites; a server that reads no wire 4 may not be told.
+        broken: Image files that could not be read; a server that reads no wire 5 is not told.
     """
     (name, place), blob = site, payload.to_bytes()
     if asked.wire > 1 and asked.answers >= _SHORT and len(blob) <= MOST_BYTES:
         packed = pack_file(blob, classes if classes and digest_of(classes) == asked.classes else ())
         said: dict[str, Any] = {"records": num_examples, "seconds": seconds, "site": name, "wire": _SHORT}
-        if shares and asked.answers > _SHORT:
-            said |= {"wire": ANSWERS, "shares": True}
+        if broken and asked.answers >= _BROKEN:
+            said |= {"wire": _BROKEN, "shares": shares, "broken": broken}
+        elif shares and asked.answers >= _SHARES:
+            said |= {"wire": _SHARES, "shares": True}
         return RecordDict({"answer": ConfigRecord({"file": packed, **said})})
     file = ArrayRecord({"file": Array(np.frombuffer(blob, np.uint8))})
     numbers: dict[str, Any] = {"num-examples": num_examples, "seconds": seconds, "bytes": len(blob)}
     if asked.wire == 1:
         return RecordDict({"synthetic": file, "metrics": MetricRecord({**numbers, "partition-id": place})})
-    about = About(WIRE, own_version(), asked.task, asked.round, name, shares=shares).record()
+    about = About(WIRE, own_version(), asked.task, asked.round, name, shares=shares, broken=broken).record()
     return RecordDict({"payload": file, "metrics": MetricRecord(numbers), "about": about})
 
 
@@ -250,16 +259,17 @@ def _read_short(
     wire, file, site = said.get("wire"), said.get("file"), said.get("site")
     if type(wire) is int and wire > ANSWERS:
         raise UntrustedSetError(f"it answers by wire {wire}, this server reads {ANSWERS}; update fedcondense here")
-    holds = {"file", "records", "seconds", "site", "wire", *(["shares"] if wire == ANSWERS else [])}
-    if wire not in (_SHORT, ANSWERS) or set(content) != {"answer"} or set(said) != holds:
+    more: dict[Any, tuple[str, ...]] = {_SHARES: ("shares",), _BROKEN: ("shares", "broken")}
+    holds = {"file", "records", "seconds", "site", "wire", *more.get(wire, ())}
+    if wire not in (_SHORT, *more) or set(content) != {"answer"} or set(said) != holds:
         raise UntrustedSetError(f"an answer of {some_names(said)}; needed: file, records, seconds, site, wire")
     if not isinstance(file, bytes) or not isinstance(site, str):
         raise UntrustedSetError("an answer whose file is no bytes, or whose site is no text")
     if len(file) > limits.nbytes:
         raise UntrustedSetError(f"a file of {len(file)} bytes; allowed: {limits.nbytes}")
     blob = unpack_file(file, classes, limits.header)
-    numbers = _whole(said, "records"), _seconds(said)
-    speaker = read(About, {"site": site, "shares": said.get("shares", False)}, "about")
+    numbers = count_of(said, "records"), seconds_of(said)
+    speaker = read(About, {"site": site, **{name: said[name] for name in more.get(wire, ())}}, "about")
     return Received(kind.from_bytes(memoryview(blob), limits), speaker, *numbers)
 
 
@@ -276,25 +286,11 @@ def _read_answer(content: RecordDict, kind: type[Payload], limits: Limits) -> Re
         raise UntrustedSetError("the payload is no ArrayRecord with one Array 'file'")
     if not isinstance(metrics, MetricRecord):
         raise UntrustedSetError("'metrics' is no MetricRecord")
-    num_examples = _whole(metrics, "num-examples")
+    num_examples = count_of(metrics, "num-examples")
     if about.wire == 1:
-        about = About(site=f"client-{_whole(metrics, 'partition-id')}")
-    seconds = _seconds(metrics)
+        about = About(site=f"client-{count_of(metrics, 'partition-id')}")
+    seconds = seconds_of(metrics)
     file = untrusted_array(arrays["file"], ("uint8",), limits.nbytes)
     if file.ndim != 1:
         raise UntrustedSetError(f"the file has {file.ndim} dimensions; needed: 1")
     return Received(kind.from_bytes(file.data, limits), about, num_examples, seconds)
-
-
-def _seconds(said: Mapping[str, Any]) -> float:
-    seconds = said.get("seconds", 0.0)
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
-        raise UntrustedSetError("'seconds' is no number from 0, below 1e12")
-    return float(seconds)
-
-
-def _whole(said: Mapping[str, Any], key: str) -> int:
-    value = said.get(key)
-    if not isinstance(value, int) or not 0 <= value < 2**62:
-        raise UntrustedSetError(f"{key!r} is no whole number from 0")
-    return value

@@ -51,6 +51,21 @@ def asked(silent: tuple[int, ...], timeout: float, asking: Asking, broken: tuple
     return mailbox
 
 
+@pytest.mark.parametrize(
+    ("given", "least", "there"),
+    [({"min_available_nodes": 5}, 5, 5), ({"min_available_nodes": 5, "fraction_train": 0.5}, 2, 5), ({}, 2, 2)],
+)
+def test_the_log_says_how_many_are_asked_at_least(
+    given: dict[str, Any], least: int, there: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr")
+    asking = Asking(**given)
+    asking.log()
+    assert f"at least {least}" in caplog.text
+    assert f"for {there} nodes to connect" in caplog.text
+    assert len(asking.sample(range(there), 1)) == least  # of as few as there may be
+
+
 class TestCollect:
     def test_polls_that_bring_nothing_take_a_fifth_of_the_time_at_most(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A poll names all questions that are open: with thousands of them it is work for the SuperLink, too."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedcondense.flower import Condense
 from fedcondense.flower.client import app
 from fedcondense.flower.holding import Holding, sha256_of
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
-from fedcondense.flower.preview import look_at, waiting_at
+from fedcondense.flower.preview import look_at, read_config, waiting_at
 from fedcondense.flower.strategies.continuing import Continue
 from fedcondense.flower.wire import pack_question
 
@@ -85,9 +86,24 @@ class TestHolding:
         with pytest.raises(ResumeError, match="cannot be read"):
             holding.all()
 
+    def test_the_command_that_it_names_takes_the_nodes_config_from_beside_the_answers(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "flwr")
+        config = {"name": "ort", "data": "folder:/a ä", "ledger": str(tmp_path / "n"), "send": "ask", "threads": 2}
+        holding, _ = waiting_at(config)
+        held = holding.hold(b"images", **ABOUT)
+        path = holding.note(config)
+        with pytest.raises(SettingError):
+            holding.wait(held, 0.0, f"fedcondense review {path} {held.sha256[:8]}")
+        assert f"look at it by `fedcondense review {path} {held.sha256[:8]}`" in caplog.text
+        assert read_config(str(path)) == config
+        assert waiting_at(read_config(str(path))).answers == [held]
+
     def test_nobody_else_reads_it(self, tmp_path: Path) -> None:
         holding = Holding(tmp_path / "held")
         holding.hold(b"images", **ABOUT)
+        holding.note({"data": "folder:x"})
         assert (tmp_path / "held").stat().st_mode & 0o77 == 0
         assert all(path.stat().st_mode & 0o77 == 0 for path in (tmp_path / "held").iterdir())
 

@@ -235,7 +235,7 @@ class TestShortAnswer:
     @pytest.mark.parametrize(
         ("changes", "reason"),
         [
-            ({"wire": 5}, "it answers by wire 5, this server reads 4; update fedcondense here"),
+            ({"wire": 6}, "it answers by wire 6, this server reads 5; update fedcondense here"),
             ({"wire": True}, "an answer of 'file', 'records', 'seconds', 'site', 'wire'; needed"),
             ({"more": 1}, "needed: file, records, seconds, site, wire"),
             ({"file": "text"}, "whose file is no bytes"),
@@ -265,7 +265,23 @@ class TestShortAnswer:
 
     def test_a_question_says_what_it_reads_in_words_that_older_nodes_pass_over(self, honest: SyntheticSet) -> None:
         about = pack_question(Say(), 4, honest.classes).config_records["about"]
-        assert (about["wire"], about["answers"]) == (WIRE, ANSWERS) == (2, 4)
+        assert (about["wire"], about["answers"]) == (WIRE, ANSWERS) == (2, 5)
+
+    @pytest.mark.parametrize("shares", [False, True])
+    def test_broken_files_are_counted_to_servers_that_read_it(
+        self, honest: SyntheticSet, asked: About, shares: bool
+    ) -> None:
+        content = pack_answer(honest, asked, ("a", 3), 40, 1.5, honest.classes, shares, 2)
+        about = read_answer(arrived(content), SyntheticSet, Limits(), honest.classes).about
+        assert (about.broken, about.shares) == (2, shares)
+        before = replace(asked, answers=4)
+        assert "broken" not in pack_answer(honest, before, ("a", 3), 40, 1.5, (), shares, 2).config_records["answer"]
+        assert "broken" not in pack_answer(honest, asked, ("a", 3), 40, 1.5, (), shares).config_records["answer"]
+        long = pack_answer(honest, About(WIRE), ("a", 3), 40, 1.5, (), shares, 2)  # whose about older ones pass over
+        assert read_answer(arrived(long), SyntheticSet, Limits()).about.broken == 2
+        content["answer"]["broken"] = -1  # type: ignore[index]
+        with pytest.raises(UntrustedSetError, match="broken"):
+            read_answer(content, SyntheticSet, Limits(), honest.classes)
 
     def test_a_site_that_shares_its_set_says_so_to_servers_that_read_it(self, honest: SyntheticSet) -> None:
         asked = About.of(pack_question(Say(), 4))
