@@ -18,6 +18,7 @@ from fedcondense.errors import ResumeError, SettingError, look_up
 from fedcondense.files import hold
 from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.asking import Asked
+from fedcondense.flower.refusing import tell_in_one_line
 from fedcondense.flower.run_folder import RunFolder
 from fedcondense.flower.served_run import ServedRun
 from fedcondense.flower.settings import number, place, read_all
@@ -156,6 +157,7 @@ def make_server_app(
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        tell_in_one_line()
         asked = {**(config or {}), **context.run_config}
         asked = _with_folder({key: str(value) if isinstance(value, Path) else value for key, value in asked.items()})
         folder = RunFolder(_output(asked, context.run_id))
