@@ -14,7 +14,7 @@ from fedcondense.data import Data, load_data
 from fedcondense.errors import DataError, ResumeError, SettingError, UntrustedSetError
 from fedcondense.files import hold
 from fedcondense.flower.answers_file import load_answers
-from fedcondense.flower.books import ages
+from fedcondense.flower.books import ages, by_site
 from fedcondense.flower.contract import Answer, Question, Site, State
 from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits
 from fedcondense.flower.payloads import Weights
@@ -208,6 +208,7 @@ class FilesRun:
             "coverage": dict(zip(classes, counts, strict=True)),
             "sites": list(state.sets),
             "ages": away,
+            "by_site": by_site(state),
             "files": {digest: one._asdict() for digest, one in files.items()},
         }
         if joined is not None:

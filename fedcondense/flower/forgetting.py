@@ -23,12 +23,12 @@ from fedcondense.errors import FedcondenseError, SettingError, UntrustedSetError
 from fedcondense.files import hold
 from fedcondense.flower.answers_file import load_answers
 from fedcondense.flower.arrivals import KeepingGrid
-from fedcondense.flower.books import ages, first_round, spent_per_site
+from fedcondense.flower.books import ages, by_site, first_round, spent_per_site
 from fedcondense.flower.contract import Site, State
 from fedcondense.flower.files_run import BY_FILES, FilesRun, Trained, train
 from fedcondense.flower.inbox import Inbox
 from fedcondense.flower.rounds import AggregationError, Rounds
-from fedcondense.flower.run_folder import RunFolder, judged, refusals
+from fedcondense.flower.run_folder import RunFolder, judged, records_by_site, refusals
 from fedcondense.flower.run_settings import code_of, side_of
 from fedcondense.flower.served_run import ServedRun
 from fedcondense.flower.server import read_settings
@@ -162,9 +162,11 @@ class _ServedSite:
         keys = {name: key for key, name in last.sites.items() if name}
         first = first_round(last, self.site)
         if first is None:
-            keys |= self._answers().answered()
-            if self.site not in keys or self.site not in self._answers().answered():
-                raise _nobody(self.record, "site that has answered", self.site, keys)
+            answered = self._answers().answered()
+            keys |= answered
+            if self.site not in answered:
+                known = {name for name in keys if name in answered or first_round(last, name) is not None}
+                raise _nobody(self.record, "site that has answered", self.site, known)
         return _entry(self.site, keys[self.site], first or 1, last.round)
 
     def _rebuilt(self, found: dict[str, Any]) -> tuple[State, str]:
@@ -212,6 +214,9 @@ class _ServedSite:
             "sites": list(state.sets),
             "coverage": {} if joined is None else dict(zip(joined.classes, joined.counts().tolist(), strict=True)),
             "ages": ages(state),
+            "by_site": by_site(state),
+            "held": records_by_site(state.sets, record.get("classes", [])),
+            "sites_evaluated": {},
             "forgotten": [*record.get("forgotten", []), found],
             "error": f"{self.site} was forgotten; {left or 'what follows is being made anew'}: resume = true",
         }

@@ -16,7 +16,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.data import Data, load_data
 from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
-from fedcondense.flower.books import ages
+from fedcondense.flower.books import ages, by_site
 from fedcondense.flower.checked_grid import CheckedGrid, settled
 from fedcondense.flower.contract import State
 from fedcondense.flower.history import accuracy_in, tell
@@ -248,6 +248,7 @@ class ServedRun:
             "sites": [] if rounds is None else list(rounds.state.sets),
             "sites_evaluated": self.sites_evaluated,
             "ages": {} if rounds is None else ages(rounds.state),
+            "by_site": [] if rounds is None else by_site(rounds.state, rounds.answers),
             "forgotten": self.forgotten,
             "code": self.code,
         }

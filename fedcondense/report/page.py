@@ -15,6 +15,7 @@ from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.report.at_sites import at_sites
 from fedcondense.report.by_class import classes_of, counts_of, coverage_of, held_of, over_all
+from fedcondense.report.by_site import broken_in, held_back, sites_in
 from fedcondense.report.html import embedded, rendered
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
@@ -63,6 +64,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     away = mapping_of(result.get("ages"))
     clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
     out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
+    broken, files = broken_in(result)
     verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
     page = rendered(
         "report.html.j2",
@@ -82,6 +84,9 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         most=max((max(row, default=0) for row in counts), default=0),
         coverage=coverage_of(result, rows, classes, counts),
         over_all=over_all(rows),
+        sites=sites_in(result, rows),
+        broken=broken,
+        files=files,
         clients=clients,
         refused=[mapping_of(entry) for entry in list_of(result.get("refused"))],
         screened=_screened(verdicts),
@@ -98,6 +103,10 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
 def said_of(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
     """Return in sentences how rows compare, and what sites say; where the server measured nothing, that alone."""
     sites = at_sites(result)
+    if held := held_back(result, rows):
+        sites = [*sites, held]
+        if not rows:
+            return sites
     is_measured = any(math.isfinite(row.accuracy) for row in rows)
     told = any("right for" in text for text in sites)
     if not (is_measured or told) and list_of(result.get("sites")):

@@ -149,6 +149,14 @@ class TestServed:
         with pytest.raises(SettingError, match="client-1 is forgotten already"):
             forget(whole, "client-1", test=small)
 
+    def test_only_sites_that_answered_are_offered(self, once: Ran, tmp_path: Path, small: Data) -> None:
+        """Who was silent, refused or held an answer back has nothing in the run that could be forgotten."""
+        whole = Path(shutil.copytree(once("one-shot", 1, 1), tmp_path / "run"))
+        for site in ("client-1", "nobody"):
+            with pytest.raises(SettingError, match=rf"no site that has answered is called '{site}'") as refused:
+                forget(whole, site, test=small)
+            assert str(refused.value).endswith("all of them: client-0, client-2")
+
     @pytest.mark.parametrize("name", ["iterative", "anchored"])
     def test_rounds_after_are_run_again_without_it(
         self, name: str, once: Ran, ran: Ran, client: ClientApp, small: Data

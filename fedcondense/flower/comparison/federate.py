@@ -16,6 +16,7 @@ from fedcondense.data import Data
 from fedcondense.data.partition import Partition
 from fedcondense.errors import OutputError, ResumeError, SettingError
 from fedcondense.files import hold
+from fedcondense.flower.books import by_site
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
 from fedcondense.flower.comparison.bench import Bench
@@ -143,7 +144,7 @@ class _Comparison:
     ) -> None:
         self.bench, self.asked, self.rows, self.folder, self.resume = bench, asked, rows, folder, resume
         self.grid = measured.fedavg_grid
-        self.result = FederationResult(classes=list(bench.test.spec.classes))
+        self.result = FederationResult(classes=list(bench.test.spec.classes), broken=list(bench.train.broken))
         self.averaged: dict[tuple[str, int], dict[int, FedAvgRow]] = {}  # by strategy and place in the grid
         self.main = next((row.name for row in rows if "image" in row.entry.travels), "")
 
@@ -197,7 +198,7 @@ class _Comparison:
         if (joined := ran.joined) is None:
             return
         sets, spec = strategy.state.sets, self.bench.test.spec
-        self.result.joined, self.result.sites = joined, list(sets)
+        self.result.joined, self.result.sites, self.result.by_site = joined, list(sets), by_site(strategy.state)
         self.result.coverage = dict(zip(joined.classes, joined.counts().tolist(), strict=True))
         if self.folder is None:
             return
@@ -265,7 +266,7 @@ class _Comparison:
         if told := differences(held, given, _DERIVED):
             raise ResumeError(f"{path} is of another run: {told}; give what it was made with, or another output folder")
         self.result.rows, self.result.refused, self.result.coverage = rows, refused, coverage
-        self.result.sites = list(before.get("sites", []))
+        self.result.sites, self.result.by_site = list(before.get("sites", [])), list(before.get("by_site", []))
         for row in self.rows:
             if row.name in rows and rows[row.name].get("code") != identity(row.entry):
                 _LOG.warning("%s: the code of row %s is another than it was; the row is run again", path, row.name)

@@ -56,6 +56,8 @@ class FederationResult:
         coverage: How many synthetic images of each class arrived, by class name.
         classes: The class names in the order of the network's outputs.
         sites: Whose sets are in the union, by the names of their files.
+        by_site: What each site took and answered, of the same row (`fedcondense.flower.books.by_site`).
+        broken: The image files that were left out, since they cannot be read; SITE/FILE where each site has its own.
         joined: The union of the clients' sets, with its evaluation; None if the row was not asked for.
         paths: The files that were written.
     """
@@ -67,10 +69,12 @@ class FederationResult:
     coverage: dict[str, int] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
+    by_site: list[dict[str, Any]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
     joined: SyntheticSet | None = None
     paths: list[Path] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``result.json`` holds, of JSON's types."""
-        names = ("rows", "settings", "partition", "refused", "coverage", "classes", "sites")
+        names = ("rows", "settings", "partition", "refused", "coverage", "classes", "sites", "by_site", "broken")
         return {name: getattr(self, name) for name in names}
