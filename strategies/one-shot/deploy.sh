@@ -64,14 +64,14 @@ node=0
 for site in ${SITES:-digits digits}; do
     name=site$node part="partition-id=$node"
     case $site in
-    *:*) name=$(basename "$site") ;;
+    *:*) name=$(basename "$site" | tr -c 'A-Za-z0-9._\n-' -) ;;
     *) part="$part num-partitions=$nodes" ;;
     esac
     flwr supernode register "node$node.pub" tls --name "$name"
     flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
         --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
         --isolation process --superexec-auth-secret-file superexec.secret \
-        --node-config "$part data='$site' max-ipc=10 max-seconds=600.0 \
+        --node-config "$part name='$name' data='$site' max-ipc=10 max-seconds=600.0 \
             ledger='$here/node$node-ledger.jsonl' ${NODE:-}" \
         > "node$node.log" 2>&1 &
     started="$started $!"
