@@ -127,8 +127,9 @@ def federate(
     `about` (what the row says of itself), and for FedAvg `lr`, `local_epochs` and `failed` (answers left out because a
     client failed);
     `partition` (`by`, `alpha`, `hash`, `counts`, `settings` with a file's `sha256`), `refused`, `coverage`, `classes`
-    (in the order of the network's outputs and of `per_class`), `sites`, `settings`, `versions`, `format`,
-    `command`, `output`.
+    (in the order of the network's outputs and of `per_class`), `sites`, `by_site` (what each took and answered, in the
+    row of synthetic images), `broken` (files that cannot be read), `settings`, `versions`, `format`, `command`,
+    `output`.
     """
     from fedcondense.flower import Condense, Measured, Output  # names the pip command if flwr is missing
     from fedcondense.flower import federate as run_federation

@@ -12,7 +12,7 @@ from fedcondense.data import Spec
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.copies import part_digests, repeated, same_key
-from fedcondense.flower.held import HELD_THERE, is_held
+from fedcondense.flower.held import HELD_THERE
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.sites import names_of, natural
 from fedcondense.flower.together import Held, in_common, normalised, over_limits
@@ -134,7 +134,7 @@ class Inbox:
         found = self._odd()
         odd = found.odd
         refused = {**self.refused, **odd, **{site.node: SILENT for site in self.silent()}}
-        refused |= {node: HELD_THERE for node in self.held if refused.get(node) == SILENT or is_held(refused[node])}
+        refused |= dict.fromkeys(self.held, HELD_THERE)
         names = self._names(refused)
         answers = [
             a._replace(site=names[node], payload=found.rest.get(node, a.payload))
