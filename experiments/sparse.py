@@ -12,8 +12,7 @@ last step, all test images; bytes are those of all messages, over the hundred si
 - anchored: sets in the first round, then averaging; a site that is new in a later round trains at once;
 - anchored, server trains: a site that is new in a later round sends its set first, and after each averaging the server
   trains 100 steps on the union of all sets so far;
-- scratch: the same averaging, from an untrained network;
-- fedavg: averaged, in the place of FedExP.
+- scratch: the same averaging, from an untrained network.
 """
 
 from __future__ import annotations
@@ -28,14 +27,12 @@ import torch
 from anchored import NETWORK, POLISH, ran
 from cells import RESULTS, add_precision, read, run_at_precision
 from flwr.app import Context, Message
-from flwr.serverapp.strategy import FedAvg
 
 import fedcondense as fc
 from fedcondense.flower import Bench, Caps, Condense, make_client_app
 from fedcondense.flower.strategies.anchored import Anchored
 from fedcondense.flower.strategies.anchors import Nothing
 from fedcondense.flower.strategies.continuing import Continue
-from fedcondense.flower.strategies.fedexp import FedExP
 
 PATH = RESULTS / "sparse.json"
 SITES, ROUNDS, SILENT = 100, 20, 0.2
@@ -44,9 +41,7 @@ FIRST = Condense(budget=4000, parametrization="", network=NETWORK, steps=100)
 TASK = Continue(network=NETWORK, lr=0.03, lr_end=0.0, epochs=2, loss="balanced")
 ROWS: dict[str, dict[str, Any]] = {
     "anchored": {"first": FIRST},
-    "anchored, fedavg": {"first": FIRST, "average": FedAvg},
     "scratch": {"first": None},
-    "scratch, fedavg": {"first": None, "average": FedAvg},
     "anchored, server trains": {"first": FIRST, "polish": POLISH},
 }
 
@@ -70,9 +65,8 @@ def cell(row: str, seed: int) -> dict[str, Any]:
     division = fc.partition(train, SITES, "dirichlet", alpha=0.1, seed=seed)
     bench = Bench(train, test, division, NETWORK, seed, min_records=10)
     asked: dict[str, Any] = {"fraction_train": 0.1, "min_available_nodes": SITES, "seed": seed}
-    own = {**ROWS[row], "average": ROWS[row].get("average", FedExP)()}
     strategy = Anchored(
-        train.spec, fc.Fit(steps=400), task=TASK, anchors=Nothing(), limits=bench.limits, **own, **asked
+        train.spec, fc.Fit(steps=400), task=TASK, anchors=Nothing(), limits=bench.limits, **ROWS[row], **asked
     )
     app = make_client_app(bench.load, caps=Caps.none(bench.min_records), is_counted=False, mods=[silent(seed)])
     history = ran(bench, strategy, ROUNDS, app)

@@ -92,9 +92,10 @@ def named_data(synthetic: SyntheticSet, data: str | None) -> str:
 def evaluating(file: Path, synthetic: SyntheticSet, data: str | None = None, **options: Any) -> list[str | Path] | None:
     """Return the command that measures a set; None where only its maker knows which data or which plugin it needs."""
     from fedcondense.data.augment import augmentations
+    from fedcondense.data.catalogue import CATALOGUE
 
     used = {name for part in synthetic.parts for name in part.record.augmentation}
-    if (data is None and ":" in synthetic.name) or not used <= {*augmentations()}:
+    if (data is None and synthetic.name not in CATALOGUE) or not used <= {*augmentations()}:
         return None
     return ["evaluate", file, *typed(data=data, **options)]
 

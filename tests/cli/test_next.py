@@ -86,8 +86,9 @@ def test_a_set_of_a_plugin_s_augmentation_is_shown_and_exported_without_it(cli: 
     assert "--plugin FILE" in said
 
 
-def test_a_set_whose_data_only_its_maker_knows_has_no_next(cli: Any, quick: Path) -> None:
-    fc.SyntheticSet.load(quick / "tile.safetensors").with_record(data="folder:scans").save("theirs.safetensors")
+@pytest.mark.parametrize("data", ["folder:scans", "stream"])
+def test_a_set_whose_data_only_its_maker_knows_has_no_next(cli: Any, quick: Path, data: str) -> None:
+    fc.SyntheticSet.load(quick / "tile.safetensors").with_record(data=data).save("theirs.safetensors")
     ended = cli.run("show", "theirs.safetensors", "--output", "theirs.png")
     assert ended.exit_code == 0
     assert "next: " not in ended.stderr

@@ -77,8 +77,7 @@ class Anchored(Rounds):
         anchors: What goes down, from the sets and who shares them.
         polish: How the server trains on the union after averaging; ``steps=0``, the default, leaves it out, since
             beside balanced softmax it took accuracy (experiments/anchored.md).
-        average: Flower's strategy that combines changes; None: `FedExP`, which gained 1.2 points after two rounds and
-            after four on held-out images of Fashion-MNIST.
+        average: Flower's strategy that combines changes; None: FedAvg.
         limits: What a reply may hold; None: what `spec` says.
         screen: Judges sets per site and class before they are joined.
         asked: As in `Rounds`.
@@ -103,7 +102,7 @@ class Anchored(Rounds):
         usual = ReplyLimits() if spec is None else ReplyLimits.of(spec)
         super().__init__(usual if limits is None else limits, screen, **asked)
         self.spec, self.fit, self.first, self.anchors, self.polish = spec, fit, first, anchors, polish
-        self.average = FedExP() if average is None else average
+        self.average = FedAvg() if average is None else average
         self.task: Continue = task
         if first is None and spec is None:
             raise SettingError("no sets are asked for, and no spec says what the network is for: give one of them")
@@ -252,7 +251,7 @@ class Settings(Condense):
 
     anchors: str = "none"
     anchor_bytes: int = number(100_000, 0)
-    average: str = "fedexp"
+    average: str = "fedavg"
     polish_steps: int = number(0, 0)
     polish_lr: float = number(0.01, 0)
     lr: float = number(LocalSteps.lr, 0)
