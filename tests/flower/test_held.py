@@ -117,8 +117,7 @@ def test_a_server_of_before_finds_a_node_that_waits(config: dict[str, Any], monk
     monkeypatch.setattr(Holding, "wait", wait)
     for answers, waits in ((4, 0), (ANSWERS, 0), (ANSWERS, 5), (ANSWERS, 300)):
         content = pack_question(TASK, 1)
-        about = {**content["about"], "answers": answers, "waits": waits}
-        content["about"] = ConfigRecord(about)
+        content.config_records["about"].update({"answers": answers, "waits": waits})
         with task_identity():
             grid = InProcessGrid(app, ["north"], node_config={**config, "review-seconds": 7.0})
             grid.send_and_receive([Message(content, dst_node_id=100, message_type="query.condense")])

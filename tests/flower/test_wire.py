@@ -279,7 +279,7 @@ class TestShortAnswer:
         assert "broken" not in pack_answer(honest, asked, ("a", 3), 40, 1.5, (), shares).config_records["answer"]
         long = pack_answer(honest, About(WIRE), ("a", 3), 40, 1.5, (), shares, 2)  # whose about older ones pass over
         assert read_answer(arrived(long), SyntheticSet, Limits()).about.broken == 2
-        content["answer"]["broken"] = -1  # type: ignore[index]
+        content.config_records["answer"]["broken"] = -1
         with pytest.raises(UntrustedSetError, match="broken"):
             read_answer(content, SyntheticSet, Limits(), honest.classes)
 
