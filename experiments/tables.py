@@ -17,6 +17,7 @@ from typing import Any
 
 import ablation
 import anchored
+import anchored_tried
 import central
 import coded_tables
 import continual
@@ -278,6 +279,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "turned steps": turned_steps.table,
     "turned steps published": turned_steps.published,
     "sparse": sparse.table,
+    "anchored tried": anchored_tried.table,
     "anchored cifar10": lambda: anchored.table("cifar10"),
     "anchored cifar10 long": lambda: anchored.table("cifar10-long"),
     "freed": freed.table,
