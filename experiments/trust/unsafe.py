@@ -38,6 +38,7 @@ ALLOWED = {
     ): "the error of Avalanche's own checkpoints, which are pickled and documented so",
     ("flower/manifest.py", "import subprocess"): "ssh-keygen by a fixed command, if a manifest names who may sign",
     ("sweeps/costs.py", "import subprocess"): "git describe by a fixed command, in a checkout",
+    ("machine.py", "import ctypes"): "mallopt of the C library that runs already, with two constants",
     ("plugins.py", "spec.loader.exec_module"): "--plugin FILE, which the user names",
 }
 """What stands in the product on purpose, and why."""
