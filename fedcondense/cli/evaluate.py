@@ -95,7 +95,7 @@ def evaluate(
     in FILE), `network`, `seeds`, `protocol`, `recipe`, `weighted`, `test`, `seconds`; those of the first once more by
     themselves; `nbytes`, `data`, `file`.
     """
-    from fedcondense.data.loading import load_data
+    from fedcondense.data.loading import load_test
     from fedcondense.training.protocols import protocol_named
 
     set_up(threads, plugin, precision)
@@ -104,7 +104,7 @@ def evaluate(
         protocol_named(name)
     synthetic = _read(file, labels, data, data_root, unit)
     name = named_data(synthetic, data)
-    test = load_data(name, data_root, size, skip_broken).test.to(device or usual_device())
+    test = load_test(name, data_root, size, skip_broken).to(device or usual_device())
     networks = [None] if network is None else network.split(",")
     as_recorded = (network, protocol, seeds) == (None, None, None) and synthetic.evaluation is not None
     several = len(protocols) * len(networks) > 1

@@ -15,7 +15,7 @@ from fedcondense.data.layouts import first
 from fedcondense.data.vocabulary import refuse_alike, texts
 from fedcondense.errors import DataError
 
-__all__ = ["NOTE", "Listing", "is_hidden", "list_images", "why_no_classes"]
+__all__ = ["NOTE", "Listing", "is_hidden", "list_images", "lone_test", "why_no_classes"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -167,6 +167,12 @@ def _parts_of(top: Path, title: str, endings: frozenset[str]) -> list[Path]:
     if len(chosen) > 2:
         _LOG.warning("%s: the validation part %s is not read", title, chosen[2].name)
     return chosen[:2]
+
+
+def lone_test(top: Path) -> Path | None:
+    """Return the test part of a folder that has no other part; None: it has one, or is no folder of parts."""
+    parts = [folder for folder in _folders(top) if part_of(folder.name) and _folders(folder)] if top.is_dir() else []
+    return parts[0] if [part_of(folder.name) for folder in parts] == ["test"] else None
 
 
 def _class_folders(top: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ import numpy as np
 from fedcondense.ambient import in_own_state
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.decoding import read_images, readable
-from fedcondense.data.folders import list_images
+from fedcondense.data.folders import list_images, lone_test
 from fedcondense.data.imagenette import IMAGENETTE, imagenette_folder, in_words
 from fedcondense.data.images import Data, DataSet
 from fedcondense.data.items import from_dataset
@@ -25,7 +25,7 @@ from fedcondense.data.splits import hold_out, to_data, to_dataset, to_tensor
 from fedcondense.data.vocabulary import by_name, tell_of_lacking, texts
 from fedcondense.errors import DataError, SettingError, unknown
 
-__all__ = ["BROKEN", "data_root", "load_data", "load_parts", "load_train"]
+__all__ = ["BROKEN", "data_root", "load_data", "load_parts", "load_test", "load_train"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,6 +100,24 @@ def load_train(
         skip_broken: As for `load_data`.
     """
     return load_parts(name, root, size, skip_broken)[0]
+
+
+@in_own_state
+def load_test(
+    name: str | Any, root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+) -> Data:
+    """Load what is tested on: the test part, as `load_data` divides; all of a folder that has no other part.
+
+    Args:
+        name: As for `load_data`; of a folder, ``test/`` alone is enough.
+        root: As for `load_data`.
+        size: As for `load_data`.
+        skip_broken: As for `load_data`.
+    """
+    path = _path_in(name, data_root(root)) if isinstance(name, str) and name.startswith("folder:") else None
+    if path is not None and (part := lone_test(path)) is not None:
+        return _load_folder(part, f"folder:{path.name}", checked_size(size), skip_broken, is_test_needed=False)[0]
+    return load_data(name, root, size, skip_broken).test
 
 
 @in_own_state

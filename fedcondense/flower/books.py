@@ -24,6 +24,7 @@ __all__ = [
     "by_site",
     "check_enough",
     "check_finite",
+    "ever_asked",
     "first_round",
     "metrics_of",
     "spent_per_site",
@@ -109,7 +110,12 @@ def by_site(state: State, answers: Sequence[Answer[Any]] = ()) -> list[dict[str,
 
 def spent_per_site(state: State) -> dict[str, float]:
     """Return what the rounds so far took per site that was ever asked: bytes up and down, and the site's seconds."""
-    return {name: float(state.numbers.get(f"{_SPENT}{name}", 0)) / max(1, len(state.sites)) for name in _TOOK}
+    return {name: float(state.numbers.get(f"{_SPENT}{name}", 0)) / max(1, ever_asked(state)) for name in _TOOK}
+
+
+def ever_asked(state: State) -> int:
+    """Return how many sites were ever asked; one that came again with another key, by the same name, is one."""
+    return len({name or key for key, name in state.sites.items()})
 
 
 def first_round(state: State, site: str) -> int | None:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 from flwr.serverapp import Grid
 
 from fedcondense.ambient import in_own_state
-from fedcondense.data import Data, load_data
+from fedcondense.data import Data
+from fedcondense.data.loading import load_test
 from fedcondense.errors import FedcondenseError, SettingError, UntrustedSetError, unknown
 from fedcondense.files import hold
 from fedcondense.flower.answers_file import load_answers
@@ -79,7 +80,7 @@ def forget(path: Path, site: str, *, test: Data | None = None, data_root: str | 
     if trained and done.round:
         how = Trained(**trained)
         try:
-            train(path, how, test or (load_data(how.data, data_root, how.size).test if how.data else None))
+            train(path, how, test or (load_test(how.data, data_root, how.size) if how.data else None))
         except FedcondenseError as error:  # the site is gone all the same
             return done._replace(left=f"its network is not trained anew ({error}): fedcondense train {path}")
     return done
@@ -119,7 +120,7 @@ class _ServedSite:
         self.settings, self.own, self.entry = read_settings(self.asked)
         if test is None and self.settings.data:
             where = data_root or self.settings.data_root or None
-            test = load_data(self.settings.data, where, self.settings.size or None).test
+            test = load_test(self.settings.data, where, self.settings.size or None)
         self.test, name = test, self.settings.strategy
         if code_of(self.settings, self.own, self.entry, test) != record.get("code"):
             raise SettingError(

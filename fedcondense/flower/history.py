@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from fedcondense.flower.contract import Answer
@@ -24,6 +24,8 @@ from fedcondense.loggers import log_numbers
 __all__ = ["Tally", "accuracy_in", "line_of", "tell"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+
+_FELL = 5.0  # points below the best round, from which on it is said
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,9 +109,17 @@ def accuracy_in(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     return {name: round(float(metrics[name]), 3) for name in ("accuracy", "seen") if metrics and name in metrics}
 
 
-def tell(entry: Mapping[str, Any]) -> None:
-    """Write a round's line to the log, and its numbers to the logger that is open."""
+def tell(rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Write the last round to the log, and its numbers to the logger that is open; warn if it undid much."""
+    entry = rounds[-1]
     _LOG.info(line_of(entry))
+    known = [(one["accuracy"], one["round"]) for one in rounds if one.get("accuracy") is not None]
+    if known and entry.get("accuracy") is not None and (best := max(known))[0] - entry["accuracy"] > _FELL:
+        _LOG.warning(
+            "round %d: %.1f %%, where round %d had %.1f %%; the folder's network is the last round's, and min-replies "
+            "says how many sites a round needs",
+            *(entry["round"], entry["accuracy"], best[1], best[0]),
+        )
     log_numbers(entry["round"], {name: value for name, value in entry.items() if name != "round"})
 
 

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcondense.ambient import in_own_state
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked, Asking, collect, connected, questions
-from fedcondense.flower.books import booked, check_enough, check_finite, metrics_of, spent_per_site
+from fedcondense.flower.books import booked, check_enough, check_finite, ever_asked, metrics_of, spent_per_site
 from fedcondense.flower.contract import Answer, Known, Question, Screen, Site, State, Verdict
 from fedcondense.flower.evaluating import Evaluate
 from fedcondense.flower.history import Tally, accuracy_in, tell
@@ -163,7 +163,7 @@ class Rounds(Strategy):
                 result.evaluate_metrics_serverapp[server_round] = evaluated
                 self.history[-1] |= accuracy_in(evaluated)
             self.keep(self)
-            tell(self.history[-1])
+            tell(self.history)
         return result
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
@@ -183,7 +183,7 @@ class Rounds(Strategy):
         tally.waits(collect, grid, asked, timeout, self.asking)
         tally.evaluates(asked)
         self.state = self.at_sites.hear(server_round, asked, self.state)
-        self.history.append(tally.entry(server_round, len(self.state.sites)))
+        self.history.append(tally.entry(server_round, ever_asked(self.state)))
         return metrics
 
     def evaluation(self, state: State) -> Evaluate | None:

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcondense.ambient import in_own_state
-from fedcondense.data import Data, load_data
+from fedcondense.data import Data
+from fedcondense.data.loading import load_test
 from fedcondense.errors import ResumeError
 from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.books import ages, by_site
@@ -87,7 +88,7 @@ class ServedRun:
         """
         if test is None and settings.data:
             where, size = settings.data_root or None, settings.size or None
-            test = load_data(settings.data, where, size).test  # of a folder without one, a fifth
+            test = load_test(settings.data, where, size)  # of a folder without parts, a fifth
             _LOG.info("the server tests on %d images of %s", len(test), test.spec.name)
         side = side_of(settings, own, test)
         self.strategy = entry.make(side)
@@ -120,7 +121,7 @@ class ServedRun:
             if self.numbered is not None:
                 self.rounds[-1] |= accuracy_in(metrics)
                 if isinstance(grid, CheckedGrid):
-                    tell(self.rounds[-1])
+                    tell(self.rounds)
                 self._keep_weights(server_round, arrays, self.numbered)
                 kept.forget()
             return metrics

@@ -2,13 +2,15 @@
 # One SuperLink and two SuperNodes on this machine, as on three: TLS, and nodes that are known by their keys.
 # Sites with data of their own, any number: SITES='folder:/data/north folder:/data/south' RUN='data="" size=64' deploy.sh FOLDER
 # Usage: strategies/one-shot/deploy.sh [FOLDER]    keys, certificates, logs and the result go to FOLDER (./deployment)
-# Another strategy: APP=strategies/anchored NODE='allow-weights=true share-with="sites"' RUN='num-rounds=3' deploy.sh FOLDER
+# Another strategy: APP=strategies/anchored NODE='allow-weights=true' RUN='num-rounds=3' deploy.sh FOLDER
+# Of one site alone, by its name with _ for what is no letter or digit: NODE_north='send="ask"'. To go on: RUN='resume=true ...'
 set -eu
 
 app=$(cd "${APP:-$(dirname "$0")}" && pwd)
 mkdir -p "${1:-deployment}"
 cd "${1:-deployment}"
-[ ! -e result ] || { echo "$(pwd)/result holds a run; give another folder" >&2; exit 1; }
+case ${RUN-} in *resume*) goes_on=yes ;; *) goes_on= ;; esac
+[ -n "$goes_on" ] || [ ! -e result ] || { echo "$(pwd)/result holds a run; give another folder, or resume=true in RUN" >&2; exit 1; }
 here=$(pwd)
 port=${PORT:-18001}
 
@@ -67,12 +69,13 @@ for site in ${SITES:-digits digits}; do
     *:*) name=$(basename "$site" | tr -c 'A-Za-z0-9._\n-' -) ;;
     *) part="$part num-partitions=$nodes" ;;
     esac
+    eval "own=\${NODE_$(printf %s "$name" | tr -c 'A-Za-z0-9' _):-}"
     flwr supernode register "node$node.pub" tls --name "$name"
     flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
         --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
         --isolation process --superexec-auth-secret-file superexec.secret \
         --node-config "$part name='$name' data='$site' max-ipc=10 max-seconds=600.0 \
-            ledger='$here/node$node-ledger.jsonl' ${NODE:-}" \
+            ledger='$here/node$node-ledger.jsonl' ${NODE:-} $own" \
         > "node$node.log" 2>&1 &
     started="$started $!"
     flower-superexec --insecure --runtime-api-address "127.0.0.1:$((port + 100 + node))" \

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from fedcondense.data.folders import is_hidden, list_images, part_of, why_no_classes
 from fedcondense.data.items import from_dataset
-from fedcondense.data.loading import load_data, load_train
+from fedcondense.data.loading import load_data, load_test, load_train
 from fedcondense.errors import DataError
 
 ENDINGS = frozenset({".png", ".jpg"})
@@ -237,3 +237,18 @@ def test_an_image_folder_of_something_else_than_classes_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=rf"{says}.*load_data\('folder:"):
         from_dataset(ImageFolder(pictures(tmp_path, *folders)))
+
+
+def test_a_folder_with_a_test_part_alone_is_all_for_testing(tmp_path: Path) -> None:
+    pictures(tmp_path, "test/a", "test/b", count=7)
+    test = load_test(f"folder:{tmp_path}")
+    assert (len(test), test.spec.classes, test.spec.name) == (14, ("a", "b"), f"folder:{tmp_path.name}")
+    with pytest.raises(DataError, match="no training part"):
+        load_data(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("",)])
+def test_other_folders_are_tested_on_as_they_are_divided(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    pictures(tmp_path, *(f"{part}/{name}" if part else name for part in parts for name in "ab"), count=10)
+    name = f"folder:{tmp_path}"
+    assert len(load_test(name)) == len(load_data(name).test)

@@ -36,3 +36,10 @@ def test_what_a_run_took_is_no_part_of_what_it_learned() -> None:
     asked = Inbox([NORTH], ReplyLimits(), bytes_down=200)
     found = [booked(State(), State(), 1, asked, [answer(NORTH, nbytes)]) for nbytes in (100, 900)]
     assert digest_of(found[0]) == digest_of(found[1])
+
+
+def test_a_site_that_comes_again_with_another_key_counts_once() -> None:
+    again = Site("north", "cc", 3)
+    state = booked(State(), State(), 1, Inbox([NORTH], ReplyLimits()), [answer(NORTH, 100)])
+    state = booked(state, state, 2, Inbox([again], ReplyLimits()), [answer(again, 40)])
+    assert spent_per_site(state)["bytes-up"] == 140.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedcondense.flower.history import Tally, accuracy_in, line_of
+from fedcondense.flower.history import Tally, accuracy_in, line_of, tell
 
 
 @pytest.fixture
@@ -64,3 +64,15 @@ def test_a_line_says_what_was_measured(clock: list[float]) -> None:
     assert line_of(entry) == "round 7: 2 of 4 answered, 10 B up and 130 B down per site, 8 s"
     assert line_of(entry | accuracy_in({"accuracy": 86.14999})).startswith("round 7: 86.2 %, 2 of 4")
     assert accuracy_in({"loss": 1.0}) == accuracy_in(None) == {}
+
+
+def test_a_round_that_undid_much_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    entry = {"asked": 3, "answered": 1, "bytes_up": 1.0, "bytes_down": 1.0, "seconds": 1.0}
+    rounds = [{**entry, "round": k, "accuracy": found} for k, found in ((1, 46.7), (2, 50.0), (3, 45.5))]
+    with caplog.at_level("WARNING", "flwr"):
+        tell(rounds)
+        tell([*rounds, {**entry, "round": 4}])
+        assert not caplog.records
+        tell([*rounds, {**entry, "round": 4, "accuracy": 36.7}])
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("round 4: 36.7 %, where round 2 had 50.0 %; the folder's network is the last round's")

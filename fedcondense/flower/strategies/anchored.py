@@ -32,7 +32,7 @@ from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
-from fedcondense.flower.strategies.anchors import ANCHORS, Shared
+from fedcondense.flower.strategies.anchors import ANCHORS, Nothing, Shared
 from fedcondense.flower.strategies.continuing import NO_ANCHORS, Continue, LocalSteps
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.fedexp import FedExP
@@ -192,7 +192,8 @@ class Anchored(Rounds):
         shared = frozenset(name for name in sets if f"shares/{name}" in numbers)
         anchors = self.anchors(sets, shared)
         if anchors is None:
-            _LOG.info("no anchors go down: %d of %d sites share their sets (share-with)", len(shared), len(sets))
+            if not isinstance(self.anchors, Nothing):
+                _LOG.info("no anchors go down: %d of %d sites share their sets (share-with)", len(shared), len(sets))
             return {}
         blob = anchors.with_record(seconds=0.0).to_bytes()  # how long a site took is not for others, nor in a seed
         _LOG.info("anchors: %d images, %d bytes, go to each site once", len(anchors), len(blob))
