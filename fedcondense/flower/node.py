@@ -27,7 +27,7 @@ from fedcondense.errors import OutputError, SettingError, UntrustedSetError
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Job, Keeper, Node, Question
 from fedcondense.flower.eight_bits import Packed
-from fedcondense.flower.held import TOLD
+from fedcondense.flower.held import HELD, TOLD
 from fedcondense.flower.holding import Holding
 from fedcondense.flower.kept import Kept
 from fedcondense.flower.ledger import Charge, Ledger
@@ -180,8 +180,8 @@ def _reviewed(
     seconds = min(placed.config.review_seconds, most)
     try:
         holding.wait(held, seconds, command)
-    except SettingError:
-        note_outcome("withheld")
+    except SettingError as error:
+        note_outcome("held" if HELD in str(error) else "withheld")
         raise
     holding.forget(held)
     note_outcome("answered", f"reviewed, payload {held.sha256}")

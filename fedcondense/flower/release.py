@@ -12,6 +12,8 @@ from fedcondense.flower.preview import check_node, read_log
 
 __all__ = ["Released", "released"]
 
+_LEFT = ("answered", "kept")  # decisions after which something left
+
 
 class Released(NamedTuple):
     """What left a node over its life."""
@@ -37,14 +39,14 @@ def released(config: Mapping[str, Any]) -> Released:
     """
     found = check_node(config)
     path, lines, _ = read_log(config)
-    left = [line for line in lines if line.decision in ("answered", "kept")]
+    left = [line for line in lines if line.decision in _LEFT]
     own = found.placed.config
     return Released(
         own.name or (found.name if own.partition_id >= 0 else own.data),
         path,
         left,
         sum(line.nbytes for line in left),
-        len(lines) - len(left),
+        sum(line.decision not in (*_LEFT, "held") for line in lines),
         sum(found.classes.values()),
         asdict(found.placed.caps),
         0.0 if found.spent is None else found.spent.epsilon,
