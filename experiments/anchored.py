@@ -335,7 +335,7 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
         if which == kind and at == f"{alpha:g}":
             found.setdefault(name, []).append(cell["rounds"])
-    shown: tuple[int, ...] = (0, 1, 2, 4, 6, 8, 10, 15, 20)
+    shown: tuple[int, ...] = (0, 1, 2, 4, 6, 8, 10, 15, 20, 30, 40, 50)
     if kind in ("rows", "augmented", "constant"):
         shown = (0, 1, 2, 3, 4)
     most = max((len(runs[0]) - 1 for runs in found.values()), default=0)

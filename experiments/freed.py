@@ -75,7 +75,7 @@ def table() -> str:
     lines = ["| | CPU seconds by those with kept memory | peak MB, left and kept |", "|---|---|---|"]
     for work, row in read(PATH).items():
         low, median, high = row["ratio"]
-        lines.append(f"| {work} | {low} / **{median}** / {high} | {', '.join(map(str, row['MB left, kept']))} |")
+        lines.append(f"| {work} | {low} / **{median}** / {high} | {', '.join(map(str, row['MB']))} |")
     return "\n".join(lines)
 
 

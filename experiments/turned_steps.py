@@ -113,7 +113,7 @@ def table() -> str:
         for ipc in SIZES:
             found = [results[key] for seed in SEEDS if (key := f"{row} | {ipc} | seed {seed}") in results]
             values = [one["accuracy"] for one in found]
-            seeds, last = len(values), statistics.fmean(values) if values else 0.0
+            seeds, last = max(seeds, len(values)), statistics.fmean(values) if values else 0.0
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             texts += [f"{last:.1f}{spread}", f"{found[0]['bytes'] / 1000:.1f}"] if values else ["", ""]
         if seeds:
