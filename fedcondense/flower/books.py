@@ -32,7 +32,8 @@ __all__ = [
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _TOOK = ("bytes-up", "bytes-down", "client-seconds")
-_SAID = ("records", "broken", "bytes_up", "bytes_down", "seconds")  # of one site
+_ADDED = ("bytes_up", "bytes_down", "seconds")  # of one site, over all rounds
+_SAID = ("records", "broken", *_ADDED)
 _FIRST, _LAST, _SPENT = "first/", "seen/", "spent/"  # what the names of the library's own numbers begin with
 _OF_SITE = "site/"  # likewise, of one site: what it is, and the site's key, follow
 ALONE = "alone/"
@@ -101,11 +102,22 @@ def by_site(state: State, answers: Sequence[Answer[Any]] = ()) -> list[dict[str,
         for one in answers
         if one.site.key not in state.sites
     ]
-    for key, name in state.sites.items():
-        numbers = {what: state.numbers.get(f"{_OF_SITE}{what}/{key}") for what in _SAID}
-        entry = {what: round(value, 3) if isinstance(value, float) else value for what, value in numbers.items()}
-        found.append({"site": name, "last": state.numbers.get(f"{_LAST}{name}") if name else None, **entry})
+    for keys in _keys(state):
+        name = state.sites[keys[0]]
+        entry: dict[str, Any] = {"site": name, "last": state.numbers.get(f"{_LAST}{name}") if name else None}
+        for what in _SAID:
+            said = [state.numbers[at] for key in keys if (at := f"{_OF_SITE}{what}/{key}") in state.numbers]
+            entry[what] = None if not said else round(sum(map(float, said)), 3) if what in _ADDED else said[-1]
+        found.append(entry)
     return sorted(found, key=lambda entry: natural(str(entry["site"])))
+
+
+def _keys(state: State) -> list[list[str]]:
+    """Return the keys of each site that was ever asked; one that came again with another key, by its name, has two."""
+    by_name: dict[str, list[str]] = {}
+    for key, name in state.sites.items():
+        by_name.setdefault(name or key, []).append(key)
+    return list(by_name.values())
 
 
 def spent_per_site(state: State) -> dict[str, float]:
@@ -114,8 +126,8 @@ def spent_per_site(state: State) -> dict[str, float]:
 
 
 def ever_asked(state: State) -> int:
-    """Return how many sites were ever asked; one that came again with another key, by the same name, is one."""
-    return len({name or key for key, name in state.sites.items()})
+    """Return how many sites were ever asked, by name."""
+    return len(_keys(state))
 
 
 def first_round(state: State, site: str) -> int | None:

@@ -41,5 +41,7 @@ def test_what_a_run_took_is_no_part_of_what_it_learned() -> None:
 def test_a_site_that_comes_again_with_another_key_counts_once() -> None:
     again = Site("north", "cc", 3)
     state = booked(State(), State(), 1, Inbox([NORTH], ReplyLimits()), [answer(NORTH, 100)])
-    state = booked(state, state, 2, Inbox([again], ReplyLimits()), [answer(again, 40)])
+    state = booked(state, state, 2, Inbox([again], ReplyLimits()), [answer(again, 40, records=7)])
     assert spent_per_site(state)["bytes-up"] == 140.0
+    (found,) = by_site(state)
+    assert (found["site"], found["last"], found["records"], found["bytes_up"]) == ("north", 2, 7, 140.0)
