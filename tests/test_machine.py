@@ -12,10 +12,9 @@ from fedcondense.errors import SettingError
 from fedcondense.machine import MOST_THREADS, set_threads
 
 _FAULTS = """
-import json, resource, sys, torch
+import json, resource, torch
 from fedcondense.machine import keep_memory
-if sys.argv[1] == "keep":
-    keep_memory()
+keep_memory()
 faults = []
 for _ in range(10):
     some = [torch.ones(250_000) for _ in range(8)]
@@ -25,20 +24,20 @@ print(json.dumps(faults[-1] - faults[4]))
 """
 
 
-def faults(how: str, **variables: str) -> int:
+def faults(**variables: str) -> int:
     """Return how often the system had to clear a page while memory was allocated and freed again and again."""
     free = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", _FAULTS, how]
+    command = [sys.executable, "-c", _FAULTS]
     return int(json.loads(subprocess.run(command, env={**free, **variables}, capture_output=True, check=True).stdout))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own ways")
 class TestKeepMemory:
-    def test_what_is_freed_is_there_for_what_is_allocated_next(self) -> None:
-        assert 100 * faults("keep") < faults("leave")
-
-    def test_who_has_set_the_allocator_has_it_so(self) -> None:
-        assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 1000
+    def test_what_is_freed_is_there_for_what_is_allocated_next_unless_the_allocator_was_set(self) -> None:
+        set_by_user = faults(MALLOC_TRIM_THRESHOLD_="131072")
+        if set_by_user == 0:
+            pytest.skip("this system counts no page faults")  # as some sandboxes do
+        assert 100 * faults() < set_by_user
 
 
 class TestSetThreads:
