@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedcondense.ambient import in_own_state
 from fedcondense.contract import Holder, Network
@@ -34,7 +34,7 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
         seed: Of the network and of the projection.
         dims: Project to so many dimensions by a random Gaussian matrix; 0 keeps all.
     """
-    features = embedded(data, network, seed)
+    features = embedded(data, build(network, data.spec.shape, len(data.spec.classes), seed), seed)
     if not 0 < dims < features.shape[1]:
         return features
     with torch.autocast(data.device.type, enabled=False):
@@ -43,10 +43,15 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
         return projected
 
 
-def embedded(data: Data, network: str, seed: int) -> Tensor:
-    """Return all features of `random_features`."""
-    model = build(network, data.spec.shape, len(data.spec.classes), seed).to(data.device).eval()
-    embed = cast(Network, model).features
+def embedded(data: Data, model: nn.Module, seed: int) -> Tensor:
+    """Return what a network's classifier is fed, (N, D) float32 on the data's device; the network stays there.
+
+    Args:
+        data: The images.
+        model: A network with readable features.
+        seed: Of what is random in a network, such as dropout's masks.
+    """
+    embed = cast(Network, model.to(data.device).eval()).features
     with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
         pieces = []
         for k, index in enumerate(torch.split(torch.arange(len(data)), _AT_ONCE)):

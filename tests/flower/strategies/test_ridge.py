@@ -20,8 +20,9 @@ from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Sums
 from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.running import accuracy_of_scores
+from fedcondense.flower.strategies.factors import products_of
 from fedcondense.flower.strategies.features import labelled_by, random_features
-from fedcondense.flower.strategies.ridge import Products, Ridge, _sums_of, ridge_dims
+from fedcondense.flower.strategies.ridge import Products, Ridge, ridge_dims
 from fedcondense.flower.wire import pack_question
 
 NETWORK = "convnet2-w32"
@@ -168,14 +169,14 @@ class TestFactor:
         assert (len(sent.tensors["scales"]), len(sent.tensors["rows"])) == (rows, rows * 16 - rows * (rows - 1) // 2)
         features = torch.cat([random_features(few, NETWORK, 1, 5), torch.ones(records, 1)], 1).double()
         targets = torch.nn.functional.one_hot(few.labels, 10).double()
-        read = _sums_of(sent, 6, 10).tensors
+        read_gram, read_products = products_of(sent, 6, 10)
         half = {"float16": 2.0**-12, "int8": 0.5}[precision] * float(sent.tensors["scales"].max())
         error = half * rows**0.5  # of a column of R
         norms = features.square().sum(0).sqrt() + error
-        gram, products = (features.T @ features)[*torch.triu_indices(6, 6)], features.T @ targets
-        assert float((read["gram"] - gram).abs().max()) <= 1.01 * (2 * error * float(norms.max())) + 1e-3
+        gram, products = features.T @ features, features.T @ targets
+        assert float((read_gram - gram).abs().max()) <= 1.01 * (2 * error * float(norms.max())) + 1e-3
         most = targets.square().sum(0).sqrt().max() + error
-        assert float((read["products"] - products).abs().max()) <= 1.01 * error * float(norms.max() + most) + 1e-3
+        assert float((read_products - products).abs().max()) <= 1.01 * error * float(norms.max() + most) + 1e-3
 
     @pytest.mark.parametrize("precision", ROUNDED)
     @pytest.mark.parametrize("records", [200, 30])
