@@ -1,7 +1,7 @@
 """Anchored against what it is made of and against its rivals: Fashion-MNIST, ten clients, label-wise Dirichlet.
 
     python experiments/anchored.py choose --float32  # step sizes and the rest, on held-out training images
-    python experiments/anchored.py rows --float32    # four rounds after round 0; so `long`, ten, and `longer`, twenty
+    python experiments/anchored.py rows --float32    # four rounds after round 0; so `one`, `two`, `long`, ten, `longer`
     python experiments/anchored.py cifar10 --float32       # ten rounds; so `cifar10-long`, fifty
     python experiments/anchored.py --table           # Markdown, from what is there
 
@@ -22,6 +22,8 @@ work folder. What each row is:
   class (after VHL: Tang et al., ICML 2022), means of groups of records, and real images in the codec that was best for
   them at 10 kB, as many as a tenth of the cap holds of each client's (they show records);
 - fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM; fedexp: combined by FedExP;
+- head: in the last round sites send sums of features, as many bytes as weights or at most 140 kB, for which the last
+  layer is solved;
 - mixed: networks of three architectures, each trained on the union of round 0, as any site may do for itself;
 - scratch: FedAvg from an untrained network; scratch restricted: the same with restricted softmax.
 """
@@ -49,8 +51,9 @@ from fedcondense.flower import Bench, Condense
 from fedcondense.flower.contract import State
 from fedcondense.flower.hosts.inprocess import run_in_process
 from fedcondense.flower.state_file import dump_state, load_state
-from fedcondense.flower.strategies.anchored import AVERAGES, Anchored
+from fedcondense.flower.strategies.anchored import Anchored
 from fedcondense.flower.strategies.anchors import Nothing, Shared
+from fedcondense.flower.strategies.averages import AVERAGES
 from fedcondense.flower.strategies.continuing import Continue
 from fedcondense.networks import build
 from fedcondense.parametrizations import Pixels
@@ -63,6 +66,8 @@ CLIENTS, HELD_OUT, NETWORK = 10, 500, "convnet3-w32"
 BUDGET, CAP, STEPS = 12_000, 100_000, 200
 CHOICE = 2  # rounds after round 0 that settings are chosen by
 KINDS = {  # data and rounds after round 0
+    "one": ("fashion-mnist", 1),
+    "two": ("fashion-mnist", 2),
     "rows": ("fashion-mnist", 4),
     "long": ("fashion-mnist", 10),
     "longer": ("fashion-mnist", 20),
@@ -72,6 +77,15 @@ KINDS = {  # data and rounds after round 0
 MIXED = ("convnet3-w32", "lenet", "mlp")  # architectures that sites of one federation may have
 CHOOSING = 7  # the division and seed that settings are chosen on
 DIVISIONS = (0, 1, 2)
+HEADED = (  # what `ends` shows of four rounds
+    "balanced",
+    "balanced, head",
+    "balanced, head of 140 kB",
+    "balanced, fedexp, head",
+    "neither, head",
+    "scratch, balanced, head",
+    "scratch, balanced, head of 140 kB",
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ class Row:
     steps: Mapping[str, Any] = field(default_factory=dict)
     average: str = "fedavg"
     starts: bool = True  # from the weights of round 0
+    head: int | None = None  # bytes of sums that the last layer is solved from, in the last round
 
 
 LOCAL: dict[str, Any] = {"loss": "softmax", "lr": 0.03, "anchor_batch": 32, "anchor_weight": 0.25, "augment": False}
@@ -116,6 +131,12 @@ ROWS: dict[str, Row] = {
     "both, balanced, fedexp": Row("union", POLISH, BALANCED, "fedexp"),
     "real, balanced, fedexp": Row("real", steps=BALANCED, average="fedexp"),
     "scratch, balanced, fedexp": Row(steps=BALANCED, average="fedexp", starts=False),
+    "balanced, head": Row(steps=BALANCED, head=0),
+    "balanced, head of 140 kB": Row(steps=BALANCED, head=140_000),
+    "neither, head": Row(head=0),
+    "balanced, fedexp, head": Row(steps=BALANCED, average="fedexp", head=0),
+    "scratch, balanced, head": Row(steps=BALANCED, starts=False, head=0),
+    "scratch, balanced, head of 140 kB": Row(steps=BALANCED, starts=False, head=140_000),
     "scratch": Row(starts=False),
     "scratch, balanced": Row(steps=BALANCED, starts=False),
 }
@@ -173,6 +194,7 @@ def made(bench: Bench, row: Row) -> Anchored:
         anchors=Nothing() if row.anchors == "none" else Shared(CAP),
         polish=row.polish,
         average=AVERAGES[row.average](),
+        head_bytes=row.head,
         limits=bench.limits,
         **bench.asked,
     )
@@ -358,6 +380,29 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
         up, down = (statistics.fmean(run[-1][way] for run in runs) / 1000 for way in ("up", "down"))
         lines.append(f"| {name} | {' | '.join(texts)} | {worst:.1f} | {up:.0f}, {down:.0f} | {len(runs)} |")
     return "\n".join(lines)
+
+
+def ends(kinds: Sequence[str] = ("one", "two", "rows", "long"), alpha: float = 0.1) -> str:
+    """Return where rows with a solved last layer and those without end, by rounds after round 0; the best first."""
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for key, cell in read(PATH).items():
+        which, at, name, _ = [*key.split(" | "), "", ""][:4]
+        if which in kinds and at == f"{alpha:g}":
+            for number in {1, 2, len(cell["rounds"]) - 1} if "head" not in name else {len(cell["rounds"]) - 1}:
+                if which != "rows" or name in HEADED:
+                    found.setdefault((number, name), []).append(cell["rounds"][number])
+    lines = ["| rounds | row | accuracy | worst | kB up, in all | divisions |", "|---|---|---|---|---|---|"]
+    for (number, name), cells in sorted(found.items(), key=lambda one: (one[0][0], -_mean(one[1], "accuracy"))):
+        values = [cell["accuracy"] for cell in cells]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        up, down = _mean(cells, "up") / 1000, _mean(cells, "down") / 1000
+        text = f"{statistics.fmean(values):.1f}{spread} | {min(values):.1f} | {up:.0f}, {up + down:.0f} | {len(cells)}"
+        lines.append(f"| {number} | {name} | {text} |")
+    return "\n".join(lines)
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(cell[key] for cell in cells)
 
 
 def architectures(alpha: float = 0.1) -> str:

@@ -39,9 +39,10 @@ def set_threads(number: int) -> None:
 def keep_memory() -> None:
     """Let this process keep up to 1 GB of what it frees for what it allocates next.
 
-    Left alone, glibc often hands the memory of each step of training back to the system, which clears it before it comes
-    again: a third of the time of small batches on a CPU (experiments/speed.md). For processes of our own; a library
-    leaves this to its caller. Nothing happens where there is no glibc, nor if a variable `MALLOC_...` of its is set.
+    Left alone, glibc often hands the memory of each step of training back to the system, which clears it before it
+    comes again: a third of the time of small batches on a CPU (experiments/speed.md). For processes of our own; a
+    library leaves this to its caller. Nothing happens where there is no glibc, nor if a variable `MALLOC_...` of its is
+    set.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return

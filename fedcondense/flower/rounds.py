@@ -72,6 +72,7 @@ class Rounds(Strategy):
         self.keep: Callable[[Rounds], None] = lambda strategy: None  # called after each round
         self.inboxes: dict[str, Inbox] = {}  # what came back in the last round, by stage
         self.barred: frozenset[str] = frozenset()  # keys of sites that are asked no more
+        self.last_round = 0  # as `start` is told
         self._mailbox = Mailbox([], limits)
 
     @abstractmethod
@@ -136,7 +137,7 @@ class Rounds(Strategy):
             AggregationError: A round had fewer usable answers than it needs; `state` is that of the round before.
             UntrustedSetError: Answers of two kinds came (images of two shapes, say), as many of one as of the other.
         """
-        number_of_rounds = self.rounds if num_rounds is None else num_rounds
+        number_of_rounds = self.last_round = self.rounds if num_rounds is None else num_rounds
         if not 1 <= number_of_rounds <= (self.most_rounds or number_of_rounds):
             most = f", at most {self.most_rounds} for {type(self).__name__}" if self.most_rounds else ""
             raise SettingError(f"num_rounds {number_of_rounds}; needed: 1 or more{most}")

@@ -87,11 +87,12 @@ def least_squares(products: Iterable[tuple[Tensor, Tensor]], strength: float) ->
         products: Of each site, as `products_of` returns them, one after another.
         strength: The ridge, as a share of the mean diagonal of the Gram matrix.
     """
-    gram, targets = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+    gram, targets = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for one, other in products:
         gram, targets = gram + one, targets + other
     penalty = strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    return torch.linalg.solve(gram + penalty, targets)
+    solution: Tensor = torch.linalg.solve(gram + penalty, targets)
+    return solution
 
 
 def check_factor(factor: Sums, size: int, classes: int, dtype: torch.dtype) -> None:

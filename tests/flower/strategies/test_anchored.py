@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedcondense.data.images import Data
@@ -20,13 +20,14 @@ from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.state_file import dump_state, load_state
-from fedcondense.flower.strategies.anchored import AVERAGES, Anchored
+from fedcondense.flower.strategies.anchored import Anchored
 from fedcondense.flower.strategies.anchors import Nothing
+from fedcondense.flower.strategies.averages import AVERAGES
 from fedcondense.flower.strategies.continuing import Continue
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.networks import build
 from fedcondense.sets.synthetic import SyntheticSet
-from fedcondense.training.fit import Fit
+from fedcondense.training.fit import Fit, accuracy
 
 NETWORK = "convnet1-w16"
 FIRST = Condense(ipc=1, objective="dm", steps=2, network=NETWORK)
@@ -110,6 +111,30 @@ class TestAnchored:
         assert grid.of(2)[2] == ("query.condense", False)
         assert grid.of(3) == {0: ("query.continue", False), 1: ("query.continue", False), 2: ("query.continue", True)}
         assert list(strategy.state.sets) == ["client-0", "client-1", "client-2"]
+
+    def test_the_last_layer_is_solved_for_in_the_last_round(self, train: Data, test: Data, held: Partition) -> None:
+        grid, measured = Watched(client_of(train, held)), list[float]()
+        strategy = anchored(train, polish=Fit(steps=0), anchors=Nothing(), head_bytes=0)
+
+        def measure(number: int, arrays: ArrayRecord) -> None:
+            model = build(NETWORK, train.spec.shape, 10, 0)
+            model.load_state_dict(arrays.to_torch_state_dict())
+            measured.append(accuracy(model, test)[0])
+
+        with task_identity():
+            strategy.start(grid, num_rounds=3, evaluate_fn=measure)
+        assert [set(grid.of(n).values()) for n in (1, 2, 3)] == [
+            {(f"query.{task}", False)} for task in ("condense", "continue", "head")
+        ]
+        assert measured[2] > measured[1] + 5
+
+    def test_a_run_that_goes_on_averages_from_the_layer_that_was_solved_for(self, train: Data, held: Partition) -> None:
+        grid, strategy = Watched(client_of(train, held)), anchored(train, polish=Fit(steps=0), head_bytes=400)
+        with task_identity():
+            for rounds in (1, 2, 4):
+                strategy.start(grid, num_rounds=rounds)
+        asked = [{kind for kind, _ in grid.of(n).values()} for n in (1, 2, 3, 4)]
+        assert asked == [{f"query.{task}"} for task in ("condense", "head", "continue", "head")]
 
     def test_a_late_site_trains_at_once_where_nobody_would_train_on_its_set(self, train: Data, held: Partition) -> None:
         grid = Watched(client_of(train, held), round1=(2,))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedcondense.condensing import Own
+from fedcondense.data.images import Data
+from fedcondense.data.partitions import Partition
+from fedcondense.errors import SettingError, UntrustedSetError
+from fedcondense.flower.caps import Caps
+from fedcondense.flower.contract import Answer, Node, Site
+from fedcondense.flower.eight_bits import Packed
+from fedcondense.flower.payloads import Sums, Weights
+from fedcondense.flower.strategies.closed_head import SHARPNESS, Head, check_head, head_dims, with_head
+from fedcondense.flower.strategies.features import embedded
+from fedcondense.networks import build
+from fedcondense.training.fit import accuracy
+
+NETWORK = "convnet2-w16"
+NODE = Node("client-0", Caps.none())
+
+
+def network_for(train: Data) -> nn.Module:
+    return build(NETWORK, train.spec.shape, len(train.spec.classes), 3)
+
+
+def task_for(train: Data, dims: int = 0) -> Head:
+    model = network_for(train)
+    packed = Packed.of(model.state_dict(), model)
+    return Head(packed, train.spec.classes, train.spec.mean, train.spec.std, NETWORK, 5, dims)
+
+
+def answers_of(train: Data, parts: Sequence[Tensor], task: Head) -> list[Answer[Sums]]:
+    found = []
+    for place, index in enumerate(parts):
+        sums = task.prepare(Own(train.subset(index)), NODE._replace(place=place)).run()
+        found.append(Answer(Site(f"client-{place}", str(place)), sums, len(index)))
+    return found
+
+
+def solved(train: Data, parts: Sequence[Tensor], dims: int = 0) -> nn.Module:
+    task, model = task_for(train, dims), network_for(train)
+    weights = with_head(network_for(train), task, answers_of(train, parts, task))
+    return weights.load_into(model).eval()
+
+
+@pytest.mark.parametrize("dims", [0, 60])
+def test_division_does_not_matter(train: Data, test: Data, held: Partition, dims: int) -> None:
+    skewed, together = solved(train, held, dims), solved(train, [torch.arange(len(train))], dims)
+    assert accuracy(skewed, test)[0] == pytest.approx(accuracy(together, test)[0], abs=1)
+    assert accuracy(skewed, test)[0] > accuracy(network_for(train), test)[0] + 50
+
+
+def test_it_is_least_squares_on_the_networks_features(train: Data) -> None:
+    model = solved(train, [torch.arange(len(train))])
+    features = embedded(train, task_weights(train), 0)
+    rows = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+    targets = nn.functional.one_hot(train.labels, 10).double()
+    gram = rows.T @ rows
+    gram += 3e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    scores = rows @ torch.linalg.solve(gram, rows.T @ targets)
+    with torch.no_grad():
+        logits = model(train.batch(torch.arange(len(train))).images) / SHARPNESS
+    difference = logits.double() - (scores - scores.mean(1, keepdim=True))
+    assert float(difference.abs().mean()) < 0.03  # of scores from 0 to 1: what eight bits take
+
+
+def task_weights(train: Data) -> nn.Module:
+    """Return the network as eight bits leave it."""
+    model = network_for(train)
+    return task_for(train).weights.weights(model).load_into(model)
+
+
+def test_all_layers_but_the_last_stay(train: Data, held: Partition) -> None:
+    before, after = task_weights(train).state_dict(), solved(train, held).state_dict()
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert changed == ["classifier.weight", "classifier.bias"]
+
+
+def test_a_class_that_nobody_has_is_never_the_answer(train: Data, test: Data) -> None:
+    few = train.subset(train.labels != 4)
+    task = task_for(train)
+    weights = with_head(network_for(train), task, answers_of(few, [torch.arange(len(few))], task))
+    model = weights.load_into(network_for(train)).eval()
+    with torch.no_grad():
+        found = model(test.batch(torch.arange(len(test))).images).argmax(1)
+    assert not bool((found == 4).any())
+    assert len(found.unique()) == 9
+
+
+@pytest.mark.parametrize("dims", [0, 30])
+@pytest.mark.parametrize("records", [400, 20])
+def test_the_cost_is_what_is_sent(train: Data, dims: int, records: int) -> None:
+    job = task_for(train, dims).prepare(Own(train.subset(torch.arange(records))), NODE)
+    assert job.cost.nbytes == sum(value.nbytes for value in job.run().tensors.values())
+    assert job.cost.networks == (NETWORK,)
+
+
+@pytest.mark.parametrize("nbytes", [500, 2000])
+def test_dimensions_fill_the_bytes(train: Data, nbytes: int) -> None:
+    dims = head_dims(network_for(train), 10, nbytes)
+    costs = [task_for(train, d).prepare(Own(train), NODE).cost.nbytes for d in (dims, dims + 1)]
+    assert costs[0] <= nbytes < costs[1]
+
+
+def test_no_more_dimensions_than_the_network_has(train: Data) -> None:
+    last = network_for(train).classifier
+    assert isinstance(last, nn.Linear)
+    assert head_dims(network_for(train), 10, 10_000_000) == last.in_features
+
+
+def test_without_bytes_it_takes_about_as_many_as_weights(train: Data) -> None:
+    model = network_for(train)
+    dims = head_dims(model, 10, 0)
+    cost = task_for(train, dims).prepare(Own(train), NODE).cost
+    weights = len(Packed.of(model.state_dict(), model).blob)
+    assert 0.9 * weights < cost.nbytes <= weights
+
+
+def test_features_are_of_full_precision_under_a_callers_autocast(train: Data) -> None:
+    job = task_for(train, 20).prepare(Own(train.subset(torch.arange(100))), NODE)
+    plain = job.run().tensors
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        mixed = job.run().tensors
+    for name, value in plain.items():
+        torch.testing.assert_close(mixed[name], value, rtol=0, atol=0)
+
+
+def test_a_network_without_a_last_linear_layer_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"has no last nn\.Linear with a bias.* head = "):
+        head_dims(nn.Sequential(nn.Conv2d(1, 2, 3)), 10, 1000)
+
+
+class TestCheck:
+    def test_other_dimensions_are_refused(self, train: Data) -> None:
+        (answer,) = answers_of(train, [torch.arange(300)], task_for(train, 20))
+        check_head(answer.payload, network_for(train), task_for(train, 20))
+        for dims in (0, 19, 21):
+            with pytest.raises(UntrustedSetError):
+                check_head(answer.payload, network_for(train), task_for(train, dims))
+
+    def test_scales_beyond_all_bounds_are_refused(self, train: Data) -> None:
+        (answer,) = answers_of(train, [torch.arange(300)], task_for(train, 20))
+        tensors = dict(answer.payload.tensors)
+        for wrong in (-1.0, 1e31):
+            odd = Sums({**tensors, "scales": tensors["scales"] * 0 + wrong})
+            with pytest.raises(UntrustedSetError, match="scales of a factor"):
+                check_head(odd, network_for(train), task_for(train, 20))
+
+    def test_weights_of_another_network_are_refused_at_the_node(self, train: Data) -> None:
+        other = build("convnet1-w16", train.spec.shape, 10, 0)
+        task = replace(task_for(train), weights=Packed.of(Weights.of(other).tensors, other))
+        with pytest.raises(UntrustedSetError, match="weights of"):
+            task.prepare(Own(train), NODE)
