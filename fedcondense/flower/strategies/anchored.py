@@ -2,8 +2,7 @@
 
 What comes up in the first round, synthetic images of every site and class, is worth more than one training. It goes
 down once, as far as sites share it, so that a site that lacks classes does not unlearn them (anchors), and the server
-may train on it after each averaging. Weights travel at eight bits, both ways. The averaging is Flower's own. In the
-last round the last layer may be solved for, instead of one more averaging.
+may train on it after averaging, which is Flower's own. Weights travel at eight bits. The last layer is solved for last.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, Unpack
@@ -29,9 +28,17 @@ from fedcondense.flower.payloads import Sums, Weights
 from fedcondense.flower.replies import ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
-from fedcondense.flower.strategies.anchors import ANCHORS, Nothing, Shared
+from fedcondense.flower.strategies.anchors import ANCHORS, Shared, kept_as_tensors
 from fedcondense.flower.strategies.averages import AVERAGES, averaged
-from fedcondense.flower.strategies.closed_head import Head, check_head, head_dims, with_head
+from fedcondense.flower.strategies.closed_head import (
+    Head,
+    balanced,
+    check_head,
+    counts_of,
+    head_dims,
+    is_enough,
+    with_head,
+)
 from fedcondense.flower.strategies.continuing import NO_ANCHORS, Continue, LocalSteps
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
@@ -67,9 +74,8 @@ class Anchored(Rounds):
         polish: How the server trains on the union after averaging; ``steps=0``, the default, leaves it out, since
             beside balanced softmax it took accuracy (experiments/anchored.md).
         average: Flower's strategy that combines changes; None: FedAvg.
-        head_bytes: How many bytes of sums each site sends in the last round, for which the last layer is solved
-            (`fedcondense.flower.strategies.closed_head`); 0: as many as weights take; None: the last round is one more
-            of averaging.
+        head_bytes: Of the sums that sites send in the last round, from which the last layer is solved (`Head`); 0: as
+            many as weights take; None: the last round averages, too.
         limits: What a reply may hold; None: what `spec` says.
         screen: Judges sets per site and class before they are joined.
         asked: As in `Rounds`.
@@ -122,7 +128,10 @@ class Anchored(Rounds):
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
         """Ask for sets that the server will train on; others train, and whoever may lack the anchors is sent them."""
         if self.head_bytes is not None and server_round == self.last_round and state.weights is not None:
-            return dict.fromkeys(sites, self._head(state))
+            names = [site.name for site in sites]
+            if not state.sets or is_enough(state.sets, names, self.classes):
+                return dict.fromkeys(sites, self._head(state, names))
+            _LOG.info("round %d averages: those asked hold too few records to solve for the last layer", server_round)
         first = None if self.first is None else asked_in_bytes(self.first)
         if first is not None and state.weights is None:
             return dict.fromkeys(sites, first)
@@ -153,12 +162,14 @@ class Anchored(Rounds):
             round=server_round,
         )
 
-    def _head(self, state: State) -> Head:
+    def _head(self, state: State, names: Collection[str] = ()) -> Head:
         spec, (network, model), weights = self._spec(state), self._network(state), state.weights
         assert weights is not None
         dims = head_dims(model, len(spec.classes), self.head_bytes or 0)
+        counts = counts_of((one for name, one in state.sets.items() if name in names), spec.classes)
+        balance = balanced(counts, self.task.strength) if self.task.loss == "balanced" and counts.sum() else ()
         packed = Packed.of(weights.tensors, model)
-        return Head(packed, spec.classes, spec.mean, spec.std, network, self.task.seed, dims)
+        return Head(packed, spec.classes, spec.mean, spec.std, network, self.task.seed, dims, balance)
 
     def examine(self, stage: str, answer: Answer[Any]) -> None:
         """Refuse what is of another network, and changes by a site that says it has no records."""
@@ -172,6 +183,9 @@ class Anchored(Rounds):
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
         """Take in sets that came, average changes and train on the union; or solve for the last layer."""
         if any(isinstance(answer.payload, Sums) for answer in answers):
+            if state.sets and not is_enough(state.sets, [answer.site.name for answer in answers], self.classes):
+                _LOG.warning("round %d: those who answered hold too few records; the last layer stays", server_round)
+                return state
             return state.but(weights=with_head(self._network(state)[1], self._head(state), answers))
         new = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
         changes = [answer for answer in answers if isinstance(answer.payload, Packed)]
@@ -183,7 +197,10 @@ class Anchored(Rounds):
             if self.spec is None:
                 mean, std = joined.record.mean, joined.record.std
                 numbers["spec"] = json.dumps(asdict(Spec(joined.name, joined.shape, joined.classes, mean, std)))
-            state = state.but(sets=sets, numbers=numbers, tensors={**state.tensors, **self._made(sets, numbers)})
+            shared = frozenset(name for name in sets if f"shares/{name}" in numbers)
+            state = state.but(
+                sets=sets, numbers=numbers, tensors={**state.tensors, **kept_as_tensors(self.anchors, sets, shared)}
+            )
             name, _ = self._network(state)
             return state.but(weights=self._trained(state, name, self.fit, 0))
         late = {name: one.restrict(self._spec(state).classes) for name, one in by_name(new).items()}
@@ -197,17 +214,6 @@ class Anchored(Rounds):
             weights, kept = averaged(self.average, server_round - 1, before, model, changes, state.tensors)
             state = state.but(weights=weights, tensors=kept)
         return self._polished(server_round, state)
-
-    def _made(self, sets: Mapping[str, SyntheticSet], numbers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        shared = frozenset(name for name in sets if f"shares/{name}" in numbers)
-        anchors = self.anchors(sets, shared)
-        if anchors is None:
-            if not isinstance(self.anchors, Nothing):
-                _LOG.info("no anchors go down: %d of %d sites share their sets (share-with)", len(shared), len(sets))
-            return {}
-        blob = anchors.with_record(seconds=0.0).to_bytes()  # how long a site took is not for others, nor in a seed
-        _LOG.info("anchors: %d images, %d bytes, go to each site once", len(anchors), len(blob))
-        return {"anchors": torch.frombuffer(bytearray(blob), dtype=torch.uint8)}
 
     def _polished(self, server_round: int, state: State) -> State:
         """Train on the union of all sites' sets, from the average on."""
@@ -234,8 +240,8 @@ class Settings(Condense):
         average: A name in `AVERAGES`.
         polish_steps: Steps that the server trains on the union after averaging; 0: none.
         polish_lr: Their largest step size.
-        head: ``"closed-form"``: in the last round sites send sums of features, and the last layer is solved for;
-            ``"averaged"``: that round averages as the others do.
+        head: ``"closed-form"``: in the last round sums of features come up, from which the last layer is solved;
+            ``"averaged"``: that round averages, too.
         head_bytes: What these sums take; 0: as many bytes as weights.
         lr: As in `LocalSteps`; so are the others.
         lr_end: Here 0, and two epochs: on held-out images of Fashion-MNIST the two gained 0.6 points over two rounds.

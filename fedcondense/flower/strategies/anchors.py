@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedcondense.condensing import condense
 from fedcondense.data import Data, Spec
 from fedcondense.sets.fitting import Within
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["ANCHORS", "Condensed", "Nothing", "Shared"]
+__all__ = ["ANCHORS", "Condensed", "Nothing", "Shared", "kept_as_tensors"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
@@ -121,3 +122,19 @@ Anchors = Callable[[Mapping[str, SyntheticSet], frozenset[str]], SyntheticSet | 
 
 ANCHORS: dict[str, Callable[[int], Anchors]] = {"shared": Shared, "condensed": Condensed, "none": Nothing}
 """What goes down, by name; each takes the bytes that it may have."""
+
+
+def kept_as_tensors(
+    make: Callable[[Mapping[str, SyntheticSet], frozenset[str]], SyntheticSet | None],
+    sets: Mapping[str, SyntheticSet],
+    shared: frozenset[str],
+) -> dict[str, Tensor]:
+    """Make anchors of the first round's sets, say how many, and return their file as a state keeps it."""
+    anchors = make(sets, shared)
+    if anchors is None:
+        if not isinstance(make, Nothing):
+            _LOG.info("no anchors go down: %d of %d sites share their sets (share-with)", len(shared), len(sets))
+        return {}
+    blob = anchors.with_record(seconds=0.0).to_bytes()  # how long a site took is not for others, nor in a seed
+    _LOG.info("anchors: %d images, %d bytes, go to each site once", len(anchors), len(blob))
+    return {"anchors": torch.frombuffer(bytearray(blob), dtype=torch.uint8)}

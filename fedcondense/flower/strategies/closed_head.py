@@ -10,6 +10,11 @@ A site sends a triangular factor at 8 bits (`fedcondense.flower.strategies.facto
 D^2 / 2 numbers. Where these are too many, features are projected: on the directions that the last layer reads now, and
 on random ones, which both ends draw from the question's seed.
 
+Records may weigh by their class, so that no class counts more than another, as balanced softmax has it. That changes
+nothing where all sites of the division answer. Where 7, 5 or 3 of 10 do, it takes 84.7, 72.3 and 67.3 percent to 88.5,
+83.1 and 81.9 (held-out images, one division, six choices of sites each), while the layer that is replaced has 84.9. So
+that layer stays unless sites with two thirds of the records, and all classes, answer.
+
 Least squares give scores near 0 and 1. Logits are `SHARPNESS` times as large, so that the softmax of a network is worth
 reading: on held-out images of Fashion-MNIST, two divisions, the negative log-likelihood was 0.35 at 8, 0.44 at 5 and
 0.40 at 12, and the calibration error 2 points.
@@ -17,7 +22,7 @@ reading: on held-out images of Fashion-MNIST, two divisions, the negative log-li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -44,12 +49,15 @@ from fedcondense.flower.strategies.factors import (
 from fedcondense.flower.strategies.features import embedded, labelled_by
 from fedcondense.networks import build, default_network
 from fedcondense.randomness import stream
+from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["SHARPNESS", "Head", "check_head", "head_dims", "with_head"]
+__all__ = ["SHARPNESS", "Head", "balanced", "check_head", "counts_of", "head_dims", "is_enough", "with_head"]
 
 SHARPNESS = 8.0
 _STRENGTH = 3e-4  # of the ridge, a share of the mean diagonal; flat from 1e-4 to 1e-3 on held-out images
 _DTYPE = torch.int8
+_MOST = 1e4  # that a record weighs
+_ENOUGH = 2 / 3  # of the records
 _NONE = Packed()
 
 
@@ -65,6 +73,7 @@ class Head(Task[Sums]):
         network: A name in `NETWORKS`; empty: the one for the images' size.
         seed: Of the projection.
         dims: Feature dimensions; 0, or as many as there are, takes them as they are.
+        balance: What a record of each class weighs; empty: all the same.
     """
 
     weights: Packed = _NONE
@@ -74,6 +83,7 @@ class Head(Task[Sums]):
     network: str = ""
     seed: int = number(0, 0)
     dims: int = number(0, 0)
+    balance: tuple[float, ...] = ()
 
     name: ClassVar[str] = "head"
     payload: ClassVar[type[Sums]] = Sums
@@ -89,6 +99,10 @@ class Head(Task[Sums]):
         model = build(network, data.spec.shape, len(self.classes), 0)
         self.weights.weights(model).load_into(model)
         size = _size(model, self.dims)
+        if self.balance and not (len(self.balance) == len(self.classes) and all(0 < w <= _MOST for w in self.balance)):
+            raise SettingError(
+                f"balance needs {len(self.classes)} numbers above 0, at most {_MOST:g}: one for each class"
+            )
 
         def run() -> Sums:
             with torch.autocast(data.device.type, enabled=False):  # sums over all records need all the digits
@@ -96,7 +110,11 @@ class Head(Task[Sums]):
                 basis = _basis(model, self)
                 if basis is not None:
                     features = features @ basis.to(features.device)
-                return factored(*extended(features, data), _DTYPE)
+                features, targets = extended(features, data)
+                if self.balance:
+                    roots = torch.tensor(self.balance, device=data.device).sqrt()[data.labels].unsqueeze(1)
+                    features, targets = roots * features, roots * targets
+                return factored(features, targets, _DTYPE)
 
         nbytes = factor_bytes(size, len(self.classes), _DTYPE, len(data))
         memory = 3 * 4 * len(data) * (1 + _last(model)[1].in_features)
@@ -116,6 +134,29 @@ def head_dims(model: nn.Module, classes: int, nbytes: int) -> int:
     return dims
 
 
+def counts_of(sets: Iterable[SyntheticSet], classes: Sequence[str]) -> Tensor:
+    """Return how many records of each class sets say that they were made of, (K,) float64."""
+    found, places = torch.zeros(len(classes), dtype=torch.float64), {name: k for k, name in enumerate(classes)}
+    for part in (part for one in sets for part in one.parts):
+        for name, count in zip(part.record.classes, part.record.counts, strict=False):
+            if name in places:
+                found[places[name]] += count
+    return found
+
+
+def is_enough(sets: Mapping[str, SyntheticSet], names: Collection[str], classes: Sequence[str]) -> bool:
+    """Say whether sites of these names hold enough of the records that all sets were made of to solve for a layer."""
+    known = counts_of(sets.values(), classes)
+    mine = counts_of((one for name, one in sets.items() if name in names), classes)
+    return bool(mine.sum() >= _ENOUGH * known.sum()) and bool((mine > 0)[known > 0].all())
+
+
+def balanced(counts: Tensor, strength: float) -> tuple[float, ...]:
+    """Return what records weigh so that classes count alike, each weight to a power; classes without any: 1."""
+    weights = (counts.sum() / ((counts > 0).sum() * counts.clamp_min(1))) ** strength
+    return tuple(torch.where(counts > 0, weights.clamp(1 / _MOST, _MOST), torch.ones(())).tolist())
+
+
 def check_head(factor: Sums, model: nn.Module, task: Head) -> None:
     """Refuse what is no factor of this network's features.
 
@@ -128,7 +169,7 @@ def check_head(factor: Sums, model: nn.Module, task: Head) -> None:
 def with_head(model: nn.Module, task: Head, answers: Sequence[Answer[Sums]]) -> Weights:
     """Return the weights of the question with the last layer that solves least squares on all sites' records.
 
-    Classes count by their records. A class that no site has gets the score 0.
+    A class that no site has gets the score 0.
     """
     task.weights.weights(model).load_into(model)
     size, classes = _size(model, task.dims), len(task.classes)

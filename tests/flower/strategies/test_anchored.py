@@ -136,6 +136,18 @@ class TestAnchored:
         asked = [{kind for kind, _ in grid.of(n).values()} for n in (1, 2, 3, 4)]
         assert asked == [{f"query.{task}"} for task in ("condense", "head", "continue", "head")]
 
+    def test_too_few_sites_leave_the_last_layer(
+        self, train: Data, held: Partition, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        grid = Watched(client_of(train, held), round3=(1, 2))
+        strategy = anchored(train, polish=Fit(steps=0), head_bytes=0)
+        with task_identity(), caplog.at_level("INFO", "flwr"):
+            strategy.start(grid, num_rounds=2)
+            grid.round = 3
+            strategy.start(grid, num_rounds=3)
+        assert {kind for kind, _ in grid.of(3).values()} == {"query.continue"}
+        assert "round 3 averages: those asked hold too few records" in caplog.text
+
     def test_a_late_site_trains_at_once_where_nobody_would_train_on_its_set(self, train: Data, held: Partition) -> None:
         grid = Watched(client_of(train, held), round1=(2,))
         strategy = run(anchored(train, polish=Fit(steps=0)), grid, 2)

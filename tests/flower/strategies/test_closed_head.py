@@ -15,9 +15,20 @@ from fedcondense.flower.caps import Caps
 from fedcondense.flower.contract import Answer, Node, Site
 from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.payloads import Sums, Weights
-from fedcondense.flower.strategies.closed_head import SHARPNESS, Head, check_head, head_dims, with_head
+from fedcondense.flower.strategies.closed_head import (
+    SHARPNESS,
+    Head,
+    balanced,
+    check_head,
+    counts_of,
+    head_dims,
+    is_enough,
+    with_head,
+)
 from fedcondense.flower.strategies.features import embedded
 from fedcondense.networks import build
+from fedcondense.parametrizations import Pixels
+from fedcondense.sets.synthetic import Part, Record, SyntheticSet
 from fedcondense.training.fit import accuracy
 
 NETWORK = "convnet2-w16"
@@ -133,6 +144,49 @@ def test_features_are_of_full_precision_under_a_callers_autocast(train: Data) ->
 def test_a_network_without_a_last_linear_layer_is_refused() -> None:
     with pytest.raises(SettingError, match=r"has no last nn\.Linear with a bias.* head = "):
         head_dims(nn.Sequential(nn.Conv2d(1, 2, 3)), 10, 1000)
+
+
+def named(sets: Sequence[tuple[int, ...]]) -> dict[str, SyntheticSet]:
+    """Return a set per site, made of so many records of the classes a and b."""
+    found = {}
+    for k, counts in enumerate(sets):
+        record = Record("any", (1, 4, 4), ("a", "b"), (0.5,), (0.5,), counts=counts, method="any")
+        images = {"images": torch.zeros(2, 1, 4, 4)}
+        found[f"site-{k}"] = SyntheticSet([Part(images, torch.tensor([0, 1]), Pixels(), record)])
+    return found
+
+
+class TestBalance:
+    def test_weights_make_classes_count_alike(self) -> None:
+        counts = counts_of(named([(30, 10), (30, 0)]).values(), ("b", "c", "a"))
+        assert counts.tolist() == [10, 0, 60]
+        assert balanced(counts, 1.0) == pytest.approx((3.5, 1, 35 / 60))
+        assert balanced(counts, 0.0) == (1, 1, 1)
+
+    def test_records_that_weigh_twice_are_as_good_as_two(self, train: Data) -> None:
+        few = train.subset(torch.arange(200))
+        (twos,) = torch.where(few.labels == 2)
+        twice = few.subset(torch.cat([torch.arange(200), twos]))
+        task, balance = task_for(train), tuple(2.0 if c == 2 else 1.0 for c in range(10))
+        model = network_for(train)
+        weighed, doubled = (
+            with_head(model, one, answers_of(data, [torch.arange(len(data))], one)).tensors["classifier.weight"]
+            for one, data in ((replace(task, balance=balance), few), (task, twice))
+        )
+        plain = with_head(model, task, answers_of(few, [torch.arange(200)], task)).tensors["classifier.weight"]
+        assert float((weighed - doubled).norm()) < 0.2 * float((weighed - plain).norm())
+
+    @pytest.mark.parametrize("balance", [(1.0,) * 9, (1.0,) * 9 + (0.0,), (1.0,) * 9 + (1e5,)])
+    def test_other_weights_are_refused_at_the_node(self, train: Data, balance: tuple[float, ...]) -> None:
+        with pytest.raises(SettingError, match="balance needs 10 numbers above 0"):
+            replace(task_for(train), balance=balance).prepare(Own(train), NODE)
+
+    @pytest.mark.parametrize(
+        ("names", "enough"), [(["site-0"], False), (["site-0", "site-1"], True), (["site-1", "site-2"], False)]
+    )
+    def test_two_thirds_of_the_records_and_all_classes_are_enough(self, names: list[str], enough: bool) -> None:
+        sets = named([(10, 10), (20, 0), (20, 0)])
+        assert is_enough(sets, names, ("a", "b")) == enough
 
 
 class TestCheck:
