@@ -48,7 +48,7 @@ def usual(kind: type[Question], data: Data) -> Question:
     is_packed = get_type_hints(kind).get("weights") is Packed
     weights = Packed.of(plain.tensors, network) if is_packed else plain
     values = {"ipc": 1, "steps": 2, "networks": 2, "network": NETWORK, "classes": classes, "weights": weights}
-    values |= {"objective": "dm", "seed": 300, "trained": 0}
+    values |= {"objective": "dm", "seed": 300, "trained": 0, "dims": 20}
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     made: Question = kind(**{name: value for name, value in values.items() if name in known})
     return made
