@@ -1,7 +1,8 @@
 """Anchored against what it is made of and against its rivals: Fashion-MNIST, ten clients, label-wise Dirichlet.
 
     python experiments/anchored.py choose --float32  # step sizes and the rest, on held-out training images
-    python experiments/anchored.py rows --float32    # four rounds after round 0; so `one`, `two`, `long`, ten, `longer`
+    python experiments/anchored.py rows --float32    # four rounds after round 0; `long`, ten; `longer`, twenty
+    python experiments/anchored.py four --float32    # so `one`, `two`, `ten`: rows that solve for the last layer
     python experiments/anchored.py cifar10 --float32       # ten rounds; so `cifar10-long`, fifty
     python experiments/anchored.py --table           # Markdown, from what is there
 
@@ -66,9 +67,11 @@ CLIENTS, HELD_OUT, NETWORK = 10, 500, "convnet3-w32"
 BUDGET, CAP, STEPS = 12_000, 100_000, 200
 CHOICE = 2  # rounds after round 0 that settings are chosen by
 KINDS = {  # data and rounds after round 0
+    "rows": ("fashion-mnist", 4),
     "one": ("fashion-mnist", 1),
     "two": ("fashion-mnist", 2),
-    "rows": ("fashion-mnist", 4),
+    "four": ("fashion-mnist", 4),
+    "ten": ("fashion-mnist", 10),
     "long": ("fashion-mnist", 10),
     "longer": ("fashion-mnist", 20),
     "cifar10": ("cifar10", 10),
@@ -77,15 +80,6 @@ KINDS = {  # data and rounds after round 0
 MIXED = ("convnet3-w32", "lenet", "mlp")  # architectures that sites of one federation may have
 CHOOSING = 7  # the division and seed that settings are chosen on
 DIVISIONS = (0, 1, 2)
-HEADED = (  # what `ends` shows of four rounds
-    "balanced",
-    "balanced, head",
-    "balanced, head of 140 kB",
-    "balanced, fedexp, head",
-    "neither, head",
-    "scratch, balanced, head",
-    "scratch, balanced, head of 140 kB",
-)
 
 
 @dataclass(frozen=True)
@@ -382,15 +376,15 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
     return "\n".join(lines)
 
 
-def ends(kinds: Sequence[str] = ("one", "two", "rows", "long"), alpha: float = 0.1) -> str:
-    """Return where rows with a solved last layer and those without end, by rounds after round 0; the best first."""
+def ends(alpha: float = 0.1) -> str:
+    """Return where rows that solve for the last layer end, and rows beside them, by rounds after round 0."""
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for key, cell in read(PATH).items():
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
-        if which in kinds and at == f"{alpha:g}":
-            for number in {1, 2, len(cell["rounds"]) - 1} if "head" not in name else {len(cell["rounds"]) - 1}:
-                if which != "rows" or name in HEADED:
-                    found.setdefault((number, name), []).append(cell["rounds"][number])
+        if which in ("one", "two", "four", "ten") and at == f"{alpha:g}":
+            last = len(cell["rounds"]) - 1
+            for number in {last} if "head" in name else {1, 2, 4, 10} & set(range(last + 1)):
+                found.setdefault((number, name), []).append(cell["rounds"][number])
     lines = ["| rounds | row | accuracy | worst | kB up, in all | divisions |", "|---|---|---|---|---|---|"]
     for (number, name), cells in sorted(found.items(), key=lambda one: (one[0][0], -_mean(one[1], "accuracy"))):
         values = [cell["accuracy"] for cell in cells]
