@@ -1,14 +1,14 @@
-"""Flower's own strategies, each tuned: Fashion-MNIST, ten clients, label-wise Dirichlet 0.1, float32 weights and 8 bits.
+"""Flower's own strategies, each tuned: Fashion-MNIST, ten clients, Dirichlet 0.1, weights in float32 and at 8 bits.
 
     python experiments/flowers.py tune --float32     # on held-out training images, results/flowers.json, resumes
     python experiments/flowers.py rows --float32     # twenty rounds, at the settings that were best there
     python experiments/flowers.py --table            # Markdown, from what is there
 
-ConvNet-3 width 32, all clients in every round, one local epoch of SGD at a step size of 0.03 with momentum 0.9, which was
-best for FedAvg (experiments/fedavg.py). What a strategy adds is tuned by the accuracy after five rounds, on 500 training
-images of each class that no client holds and a division of its own (seed 7): FedProx's weight of the proximal term,
-FedAvgM's momentum, FedAdam's step size at the server, with tau 0.001. Rows are of all training images and the test
-images, the last step, one seed a division.
+ConvNet-3 width 32, all clients in every round, one local epoch of SGD at a step size of 0.03 with momentum 0.9, which
+was best for FedAvg (experiments/fedavg.py). What a strategy adds is tuned by the accuracy after five rounds, on 500
+training images of each class that no client holds and a division of its own (seed 7): FedProx's weight of the proximal
+term, FedAvgM's momentum, FedAdam's step size at the server, with tau 0.001. Rows are of all training images and the
+test images, the last step, one seed a division.
 """
 
 from __future__ import annotations
