@@ -2,13 +2,13 @@
 
 Averaging spoils the last layer first: each site's rows stand for its own classes. Least squares do not know of sites:
 products of features with each other and with labels add up to what all records together give, whatever the division,
-and one answer is enough (Fed3R: Fani et al., ICML 2024, https://arxiv.org/abs/2402.07581, on pretrained features; that
+and one answer is enough (Fed3R: Fani et al., ICML 2024, https://arxiv.org/abs/2406.01116, on pretrained features; that
 the last layer is what suffers: CCVR, Luo et al., NeurIPS 2021, https://arxiv.org/abs/2106.05001). Here the features are
 the global network's own, at the end of its training.
 
-A site sends a triangular factor at 8 bits (`fedcondense.flower.strategies.factors`). Of D features it has about
-D^2 / 2 numbers. Where these are too many, features are projected: on the directions that the last layer reads now, and
-on random ones, which both ends draw from the question's seed.
+A site sends a triangular factor at 8 bits, deflated (`fedcondense.flower.strategies.factors`). Of D features it has
+about D^2 / 2 numbers. Where these are too many, features are projected: on the directions that the last layer reads
+now, and on random ones, which both ends draw from the question's seed.
 
 Records may weigh by their class, so that no class counts more than another, as balanced softmax has it. That changes
 nothing where all sites of the division answer. Where 7, 5 or 3 of 10 do, it takes 84.7, 72.3 and 67.3 percent to 88.5,
@@ -55,7 +55,8 @@ __all__ = ["SHARPNESS", "Head", "balanced", "check_head", "counts_of", "head_dim
 
 SHARPNESS = 8.0
 _STRENGTH = 3e-4  # of the ridge, a share of the mean diagonal; flat from 1e-4 to 1e-3 on held-out images
-_DTYPE = torch.int8
+_FORM = "int8-deflated"
+_LEFT = 0.8
 _MOST = 1e4  # that a record weighs
 _ENOUGH = 2 / 3  # of the records
 _NONE = Packed()
@@ -114,22 +115,24 @@ class Head(Task[Sums]):
                 if self.balance:
                     roots = torch.tensor(self.balance, device=data.device).sqrt()[data.labels].unsqueeze(1)
                     features, targets = roots * features, roots * targets
-                return factored(features, targets, _DTYPE)
+                return factored(features, targets, _FORM)
 
-        nbytes = factor_bytes(size, len(self.classes), _DTYPE, len(data))
+        nbytes = factor_bytes(size, len(self.classes), _FORM, len(data))
         memory = 3 * 4 * len(data) * (1 + _last(model)[1].in_features)
         return Job(Cost(nbytes=nbytes, memory=memory, networks=(network,)), run)
 
 
 def head_dims(model: nn.Module, classes: int, nbytes: int) -> int:
-    """Return how many dimensions a factor of at most so many bytes can have; 0 bytes: as many as the weights take.
+    """Return how many dimensions a factor of about so many bytes can have; 0 bytes: as many as the weights take.
+
+    What deflating leaves of a factor is taken for four fifths; of 202 dimensions or more it was less.
 
     Raises:
         SettingError: The network has no last layer that can be solved for.
     """
     nbytes, most = nbytes or packed_bytes(model), _last(model)[1].in_features
     dims = 1
-    while dims < most and factor_bytes(dims + 2, classes, _DTYPE) <= nbytes:
+    while dims < most and _LEFT * factor_bytes(dims + 2, classes, _FORM) <= nbytes:
         dims += 1
     return dims
 
@@ -163,7 +166,7 @@ def check_head(factor: Sums, model: nn.Module, task: Head) -> None:
     Raises:
         UntrustedSetError: It is not; the message says what differs.
     """
-    check_factor(factor, _size(model, task.dims), len(task.classes), _DTYPE)
+    check_factor(factor, _size(model, task.dims), len(task.classes), _FORM)
 
 
 def with_head(model: nn.Module, task: Head, answers: Sequence[Answer[Sums]]) -> Weights:
@@ -173,7 +176,7 @@ def with_head(model: nn.Module, task: Head, answers: Sequence[Answer[Sums]]) -> 
     """
     task.weights.weights(model).load_into(model)
     size, classes = _size(model, task.dims), len(task.classes)
-    solution = least_squares((products_of(one.payload, size, classes) for one in answers), _STRENGTH)
+    solution = least_squares((products_of(one.payload, size, classes, _FORM) for one in answers), _STRENGTH)
     solution = SHARPNESS * (solution - solution.mean(1, keepdim=True))
     basis = _basis(model, task)
     rows = solution[:-1] if basis is None else basis.double() @ solution[:-1]

@@ -1,4 +1,4 @@
-"""Ridge regression on random features, in closed form (Fed3R: Fani et al., ICML 2024, https://arxiv.org/abs/2402.07581).
+"""Ridge regression on random features, in closed form (Fed3R: Fani et al., ICML 2024, https://arxiv.org/abs/2406.01116).
 
 All sites share a frozen random network, by its seed, and send sums over its features once. Sums over any division of
 the records give one classifier, so label skew costs nothing; the server cannot train another network end to end.
@@ -28,6 +28,7 @@ from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import later, number
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.factors import (
+    FORMS,
     check_factor,
     extended,
     factor_bytes,
@@ -42,7 +43,7 @@ from fedcondense.networks import default_network
 
 __all__ = ["RIDGE", "Products", "Ridge", "ridge_dims"]
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+_PRECISIONS = ("float32", *FORMS)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Products(Task[Sums]):
         network: A name in `NETWORKS`; empty: the one for the images' size.
         seed: Of the network and of the projection.
         dims: Feature dimensions; 0 takes all of the network's.
-        precision: ``"float32"`` for sums, which add up under a secure aggregation too; ``"float16"`` or ``"int8"`` for
-            a triangular factor, which does not.
+        precision: ``"float32"`` for sums, which add up under a secure aggregation too; ``"float16"``, ``"int8"`` or
+            ``"int8-deflated"`` for a triangular factor, which does not.
     """
 
     classes: tuple[str, ...] = ()
@@ -69,7 +70,7 @@ class Products(Task[Sums]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[Sums]:
         """Return one pass over all records, for the upper triangle of the Gram matrix and the products with labels."""
-        look_up("precision", self.precision, _DTYPES)
+        look_up("precision", self.precision, dict.fromkeys(_PRECISIONS))
         data = labelled_by(holder, self.classes, node)
         network = self.network or default_network(data.spec.shape)
 
@@ -78,7 +79,7 @@ class Products(Task[Sums]):
                 features, targets = extended(random_features(data, network, self.seed, self.dims), data)
                 if self.precision == "float32":
                     return _products(features, targets)
-                return factored(features, targets, _DTYPES[self.precision])
+                return factored(features, targets, self.precision)
 
         d = self.dims or random_features(data.subset(torch.arange(1)), network, self.seed).shape[1]
         nbytes = _bytes(d, len(data.spec.classes), self.precision, len(data))
@@ -97,14 +98,14 @@ def _bytes(dims: int, classes: int, precision: str, records: int | None = None) 
     """Return what statistics take without their header; fewer records than dimensions have fewer rows of a factor."""
     if precision == "float32":
         return 4 * ((dims + 1) * (dims + 2) // 2 + (dims + 1) * classes)
-    return factor_bytes(dims + 1, classes, _DTYPES[precision], records)
+    return factor_bytes(dims + 1, classes, precision, records)
 
 
 def ridge_dims(nbytes: int, classes: int, precision: str = "float32") -> int:
     """Return how many feature dimensions ridge statistics of at most `nbytes` bytes can have, at least 1.
 
     Sums take ``4 * ((d + 1) * (d + 2) / 2 + (d + 1) * classes)`` bytes; a factor has as many numbers, of 1 or 2 bytes,
-    and a scale of 4 bytes per row.
+    and a scale of 4 bytes per row. What deflating saves is left.
     """
     dims = 1
     while _bytes(dims + 1, classes, precision) <= nbytes:
@@ -152,7 +153,7 @@ class Ridge(Rounds):
             size = self._size(answer.payload)
         classes, triangle = len(self.task.classes), size * (size + 1) // 2
         if self.task.precision != "float32":
-            check_factor(answer.payload, size, classes, _DTYPES[self.task.precision])
+            check_factor(answer.payload, size, classes, self.task.precision)
             return
         like = {"gram": torch.empty(triangle, device="meta"), "products": torch.empty(size, classes, device="meta")}
         answer.payload.matching(like, "this network")
@@ -169,13 +170,13 @@ class Ridge(Rounds):
         """Return how many features sums or a factor are of, the constant included, as they themselves say."""
         if self.task.precision == "float32":
             return len(sums.tensors.get("products", ()))
-        return size_of(sums, len(self.task.classes))
+        return size_of(sums, len(self.task.classes), self.task.precision)
 
     def _products(self, sums: Sums) -> tuple[Tensor, Tensor]:
         """Return a site's Gram matrix and its products with labels, in float64."""
         size = self._size(sums)
         if self.task.precision != "float32":
-            return products_of(sums, size, len(self.task.classes))
+            return products_of(sums, size, len(self.task.classes), self.task.precision)
         return square(sums.tensors["gram"].double(), size), sums.tensors["products"].double()
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
@@ -211,5 +212,5 @@ def _entry(label: str, precision: str, travels: str) -> Entry:
 RIDGE: dict[str, Entry] = {
     "ridge": _entry("ridge", "float32", "sums of random features"),
     "ridge-half": _entry("ridge, 16 bits", "float16", "sums of random features, as a factor at 16 bits"),
-    "ridge-8bit": _entry("ridge, 8 bits", "int8", "sums of random features, as a factor at 8 bits"),
+    "ridge-8bit": _entry("ridge, 8 bits", "int8-deflated", "sums of random features, as a factor at 8 bits"),
 }

@@ -105,16 +105,17 @@ def test_a_class_that_nobody_has_is_never_the_answer(train: Data, test: Data) ->
 
 @pytest.mark.parametrize("dims", [0, 30])
 @pytest.mark.parametrize("records", [400, 20])
-def test_the_cost_is_what_is_sent(train: Data, dims: int, records: int) -> None:
+def test_no_more_is_sent_than_the_cost_says(train: Data, dims: int, records: int) -> None:
     job = task_for(train, dims).prepare(Own(train.subset(torch.arange(records))), NODE)
-    assert job.cost.nbytes == sum(value.nbytes for value in job.run().tensors.values())
+    sent = sum(value.nbytes for value in job.run().tensors.values())
+    assert 0.5 * job.cost.nbytes < sent <= job.cost.nbytes  # deflated
     assert job.cost.networks == (NETWORK,)
 
 
 @pytest.mark.parametrize("nbytes", [500, 2000])
 def test_dimensions_fill_the_bytes(train: Data, nbytes: int) -> None:
     dims = head_dims(network_for(train), 10, nbytes)
-    costs = [task_for(train, d).prepare(Own(train), NODE).cost.nbytes for d in (dims, dims + 1)]
+    costs = [0.8 * task_for(train, d).prepare(Own(train), NODE).cost.nbytes for d in (dims, dims + 1)]
     assert costs[0] <= nbytes < costs[1]
 
 
@@ -129,7 +130,7 @@ def test_without_bytes_it_takes_about_as_many_as_weights(train: Data) -> None:
     dims = head_dims(model, 10, 0)
     cost = task_for(train, dims).prepare(Own(train), NODE).cost
     weights = len(Packed.of(model.state_dict(), model).blob)
-    assert 0.9 * weights < cost.nbytes <= weights
+    assert 0.9 * weights < cost.nbytes <= weights / 0.8
 
 
 def test_features_are_of_full_precision_under_a_callers_autocast(train: Data) -> None:
