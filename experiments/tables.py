@@ -27,6 +27,7 @@ import deployment
 import divisions
 import federated
 import federated_bytes
+import flowers
 import freed
 import gpu
 import growing
@@ -264,6 +265,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "federated bytes": federated_bytes.table,
     "growing": growing.table,
     "anchored": anchored.table,
+    "anchored ends": anchored.ends,
+    "flowers": flowers.table,
+    "flowers tuning": flowers.tuning,
     "anchored two classes": lambda: anchored.table("rows", 0.05),
     "anchored long": lambda: anchored.table("long"),
     "anchored mixed": anchored.architectures,
