@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 import uuid
 from collections import Counter
@@ -23,8 +24,10 @@ from fedcondense.errors import OutputError
 from fedcondense.files import remove, write_file
 from fedcondense.flower.around import GridAround
 from fedcondense.flower.held import as_first
+from fedcondense.flower.replies import is_gone
 from fedcondense.flower.serialised import message_of, message_parts
 from fedcondense.flower.sites import unnamed
+from fedcondense.flower.waiting import Waiting, named
 
 __all__ = ["ENDING", "KeepingGrid"]
 
@@ -95,9 +98,9 @@ class KeepingGrid(GridAround):
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send questions, and return the replies that arrive in time, by node."""
+        """Send questions, and return the replies that arrive in time, by node; the log says whose are missing."""
         waiting = {one for one in self.push_messages(messages) if one}
-        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        log, end = Waiting(), time.monotonic() + (math.inf if timeout is None else timeout)
         replies: list[Message] = []
         while waiting:
             for reply in self.pull_messages(waiting):
@@ -105,6 +108,18 @@ class KeepingGrid(GridAround):
                 replies.append(reply)
             if not waiting or time.monotonic() > end:
                 break
+            if log.is_due():
+                known = {info.node_id: info for info in self.grid.get_nodes()}
+                nodes = sorted(self._paths[one][0] for one in waiting)
+                _LOG.info(
+                    "%.0f s: %d answered, %d refused, %d gone; missing: %s; they have %.0f s (timeout)",
+                    log.seconds,
+                    sum(not reply.has_error() for reply in replies),
+                    sum(reply.has_error() and not is_gone(reply) for reply in replies),
+                    sum(map(is_gone, replies)),
+                    named(unnamed(node, known.get(node)) for node in nodes),
+                    end - time.monotonic(),
+                )
             time.sleep(_POLL_S)
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 

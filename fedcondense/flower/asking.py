@@ -14,8 +14,11 @@ from flwr.serverapp import Grid
 
 from fedcondense.errors import FedcondenseError
 from fedcondense.flower.contract import Question, Site
+from fedcondense.flower.inbox import is_absent
 from fedcondense.flower.replies import Mailbox, Sent
 from fedcondense.flower.settings import number
+from fedcondense.flower.sites import unnamed
+from fedcondense.flower.waiting import Waiting, named
 from fedcondense.flower.wire import pack_question
 
 __all__ = ["AggregateMetrics", "Asked", "Asking", "NotConnectedError", "collect", "connected", "questions"]
@@ -25,7 +28,6 @@ _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 _POLL_S = 0.2
 _IDLE = 4  # times as long as a poll that brought nothing took, the server waits before the next: thousands of ids ...
 _MOST_S = 5.0  # ... are work for the SuperLink, too
-_SAY_S = 10.0  # seconds between two lines on who is missing
 
 
 class NotConnectedError(FedcondenseError, TimeoutError):
@@ -127,8 +129,8 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
         asking: After how many usable answers a grace period starts, and how long it is.
     """
     waiting = {identifier for identifier in grid.push_messages([sent.message for sent in mailbox.sent]) if identifier}
-    began = said = time.monotonic()
-    end, grace = began + timeout, asking.grace
+    log = Waiting()
+    end, grace = time.monotonic() + timeout, asking.grace
     while waiting:
         polled = time.monotonic()
         replies = list(grid.pull_messages(waiting))
@@ -148,24 +150,48 @@ def collect(grid: Grid, mailbox: Mailbox, timeout: float, asking: Asking) -> Non
             end, grace = min(end, now + grace), None  # once
         if not waiting or now > end:
             break
-        if now - said > _SAY_S:
-            said = now
-            silent = mailbox.silent()
-            missing = _names([site for site in silent if site.node not in mailbox.held])
-            told = [_held(mailbox)] * bool(mailbox.held) + [f"missing: {missing}"] * bool(missing)
-            _LOG.info("%.0f s: %d answered; %s", now - began, len(mailbox.sent) - len(silent), "; ".join(told))
+        if log.is_due():
+            is_ending = asking.grace is not None and grace is None
+            _LOG.info("%.0f s: %s", log.seconds, _so_far(mailbox, asking.min_replies, end - now, is_ending))
         pause = _POLL_S if replies else max(_POLL_S, min(_IDLE * took, _MOST_S))
         time.sleep(min(pause, max(0.0, end - now)))
 
 
+def _so_far(mailbox: Mailbox, needed: int, left: float, is_ending: bool) -> str:
+    """Say who has answered and who has not, and how long the others are waited for.
+
+    Args:
+        mailbox: What came.
+        needed: How many usable answers the round needs.
+        left: Seconds.
+        is_ending: Whether they are those of the grace period.
+    """
+    gone = {node for node, reason in mailbox.refused.items() if is_absent(reason)}
+    refused = mailbox.refused.keys() - gone - mailbox.held
+    told = [f"{len(mailbox.answers)} answered, {len(refused)} refused"]
+    told += [_held(mailbox)] * bool(mailbox.held)
+    if missing := named(site for site in mailbox.silent() if site.node not in mailbox.held):
+        told.append(f"missing: {missing}")
+    if gone:
+        told.append(f"gone: {named(site for site in mailbox.sites if site.node in gone)}")
+    if len(mailbox.answers) < needed:
+        told.append(
+            f"{needed} are needed (min-replies) within {left:.0f} s (timeout): start who is down, or resume the run "
+            "with a lower min-replies"
+        )
+    elif is_ending:
+        told.append(f"the others have {left:.0f} s (grace)")
+    else:
+        told.append(
+            f"min-replies = {needed} is reached, the others have {left:.0f} s (timeout); a run with grace = 60 waits a "
+            "minute for them"
+        )
+    return "; ".join(told)
+
+
 def _held(mailbox: Mailbox) -> str:
     sites = [sent.site for sent in mailbox.sent if sent.site.node in mailbox.held]
-    return f"{len(sites)} of {len(mailbox.sent)} hold their answer for review there: {_names(sites)}"
-
-
-def _names(sites: Sequence[Site]) -> str:
-    names = [site.name or f"node {site.node}" for site in sites]
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"{len(sites)} of {len(mailbox.sent)} hold their answer for review there: {named(sites)}"
 
 
 def questions(tasks: Mapping[Site, Question], server_round: int, classes: Sequence[str] | None = None) -> list[Sent]:
@@ -187,14 +213,36 @@ def questions(tasks: Mapping[Site, Question], server_round: int, classes: Sequen
     return sent
 
 
-def connected(grid: Grid, asking: Asking) -> list[int]:
-    """Wait until enough nodes are connected and return them."""
-    end, needed = time.monotonic() + asking.wait, max(asking.min_available_nodes, asking.min_train_nodes)
+def connected(grid: Grid, asking: Asking, known: Mapping[str, str] = {}, barred: Collection[str] = ()) -> list[int]:
+    """Wait until enough nodes are connected and return them; the log says meanwhile how many are, and who is not.
+
+    Args:
+        grid: Reaches the nodes.
+        asking: How many are enough, and how long they are waited for.
+        known: The names of sites that were there before, by their keys.
+        barred: Keys of those that nobody waits for.
+
+    Raises:
+        NotConnectedError: There are too few in the end.
+    """
+    log, needed = Waiting(), max(asking.min_available_nodes, asking.min_train_nodes)
+    which = "min-available-nodes" if asking.min_available_nodes == needed else "min-train-nodes"
     while len(nodes := sorted(grid.get_node_ids())) < needed:
-        if time.monotonic() > end:
-            raise NotConnectedError(
-                f"{len(nodes)} of {needed} nodes connected within {asking.wait:.0f} s; start the others, or lower "
-                "min_available_nodes and min_train_nodes"
-            )
+        there = f"{len(nodes)} of {needed} nodes connected"
+        if (left := asking.wait - log.seconds) < 0:
+            away = _away(grid, known, barred)
+            raise NotConnectedError(f"{there} within {asking.wait:.0f} s{away}; start the others, or lower {which}")
+        if log.is_due():
+            away = _away(grid, known, barred)
+            then = f"start the others, or resume the run with a lower {which}"
+            _LOG.info("%.0f s: %s, %.0f s left (wait)%s; %s", log.seconds, there, left, away, then)
         time.sleep(_POLL_S)
     return nodes
+
+
+def _away(grid: Grid, known: Mapping[str, str], barred: Collection[str]) -> str:
+    """Return who of the known sites is not connected, as a part of a sentence; empty: all are, or none is known."""
+    sites = [unnamed(info.node_id, info) for info in grid.get_nodes()]
+    there = {site.name for site in sites} | {known.get(site.key, "") for site in sites}
+    away = {name: Site(name) for key, name in known.items() if name and name not in there and key not in barred}
+    return f"; missing: {named(away.values())}" if away else ""

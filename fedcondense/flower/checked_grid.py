@@ -23,7 +23,9 @@ from fedcondense.flower.around import GridAround
 from fedcondense.flower.contract import State
 from fedcondense.flower.eight_bits import added, pack_weights, unpack_weights
 from fedcondense.flower.history import Tally
+from fedcondense.flower.inbox import GONE
 from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import is_gone
 from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.untrusted import safe_text, untrusted_array
 from fedcondense.flower.wire import NO_DATA, WIRE, About, own_version
@@ -156,6 +158,9 @@ class CheckedGrid(GridAround):
             return self._evaluated(asked, tally, timeout)
         for reply in tally.waits(lambda: list(self.grid.send_and_receive(asked, timeout=timeout))):
             node, nbytes = reply.metadata.src_node_id, message_bytes(reply)
+            if is_gone(reply):
+                reasons.append(GONE)
+                continue
             self.up += nbytes
             tally.takes(node, nbytes)
             reason, weights = self._read(reply)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from fedcondense.flower.contract import Answer
-from fedcondense.flower.replies import Mailbox, Refusal
+from fedcondense.flower.inbox import Refusal, is_absent
+from fedcondense.flower.replies import Mailbox
 from fedcondense.flower.serialised import bytes_of_each
 from fedcondense.loggers import log_numbers
 
@@ -53,13 +54,13 @@ class Tally:
             self.seconds.append(seconds)
 
     def reads(self, mailbox: Mailbox, answers: Iterable[Answer[Any]], refused: Iterable[Refusal]) -> None:
-        """Count a stage: what was sent, the usable answers, and who was left out; silence is no refusal."""
+        """Count a stage: what was sent, the usable answers, and who was left out; who is absent has refused nothing."""
         for sent, nbytes in zip(mailbox.pushed, bytes_of_each(one.message for one in mailbox.pushed), strict=True):
             self.sends(sent.site.node, nbytes)
         for answer in answers:
             self.takes(answer.site.node, answer.nbytes, answer.seconds)
         self.held = (self.held - {answer.site.node for answer in answers}) | mailbox.held
-        self.refused |= {one.site.node for one in refused} - {site.node for site in mailbox.silent()} - mailbox.held
+        self.refused |= {one.site.node for one in refused if not is_absent(one.reason)} - mailbox.held
 
     def evaluates(self, mailbox: Mailbox) -> None:
         """Count the bytes of what sites were asked about the weights, and of what they said."""

@@ -19,12 +19,15 @@ from fedcondense.flower.together import Held, in_common, normalised, over_limits
 from fedcondense.sets.format import Limits
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["SILENT", "Inbox", "Refusal", "ReplyLimits", "kind_of", "log_odd"]
+__all__ = ["GONE", "SILENT", "Inbox", "Refusal", "ReplyLimits", "is_absent", "kind_of", "log_odd"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
 SILENT = "no reply within the deadline"
 """Why a site is left out that nothing came from."""
+
+GONE = "its node is gone: stopped, killed or cut off"
+"""Why a site is left out of whose node Flower says that it is not there any more."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Refusal(NamedTuple):
 
     site: Site
     reason: str
+
+
+def is_absent(reason: str) -> bool:
+    """Say whether a site is left out since nothing came from it: it has refused nothing."""
+    return reason in (SILENT, GONE)
 
 
 class Inbox:

@@ -10,22 +10,33 @@ from typing import Any, NamedTuple
 
 import torch
 from flwr.app import Message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from fedcondense.data.augment import check_augmentations
 from fedcondense.errors import SettingError, UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
 from fedcondense.flower.held import is_held, once_more
-from fedcondense.flower.inbox import Inbox, Refusal, ReplyLimits, kind_of
+from fedcondense.flower.inbox import GONE, Inbox, Refusal, ReplyLimits, kind_of
 from fedcondense.flower.payloads import Payload
 from fedcondense.flower.serialised import bytes_of_each, message_bytes
 from fedcondense.flower.untrusted import safe_text, some_names
 from fedcondense.flower.wire import own_version, read_answer
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["Mailbox", "Refusal", "ReplyLimits", "Sent", "by_name", "check_normalisation", "check_set", "kind_of"]
+__all__ = [
+    "Mailbox",
+    "Refusal",
+    "ReplyLimits",
+    "Sent",
+    "by_name",
+    "check_normalisation",
+    "check_set",
+    "is_gone",
+    "kind_of",
+]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
+_UNAVAILABLE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 _WAITED_S = 30.0  # a node that says sooner than this that it holds its answer does not wait, and is asked no more
 
 
@@ -94,6 +105,9 @@ class Mailbox(Inbox):
         site = question.site
         if message.metadata.src_node_id not in (site.node, *([SUPERLINK_NODE_ID] if message.has_error() else [])):
             return False  # another node's, under this one's name
+        if is_gone(message):
+            self.refused[site.node] = GONE
+            return False
         if message.has_error():
             return self._refuse(
                 site, _explained(message.error.reason or f"error {message.error.code} without a reason")
@@ -164,6 +178,11 @@ class Mailbox(Inbox):
         """Return the ids of the questions that nobody has answered yet: another node's reply answers none."""
         nodes = {site.node for site in self.silent()}
         return {sent.message.metadata.message_id for sent in self.sent if sent.site.node in nodes}
+
+
+def is_gone(reply: Message) -> bool:
+    """Say whether a reply is what Flower says in the place of a node that is not there any more."""
+    return reply.has_error() and reply.error.code in _UNAVAILABLE
 
 
 def check_set(synthetic: SyntheticSet, limits: ReplyLimits) -> None:

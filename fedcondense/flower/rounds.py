@@ -172,7 +172,7 @@ class Rounds(Strategy):
         state, metrics, tally = self.state, MetricRecord(), Tally()
         self.inboxes = {}
         for stage in self.stages:
-            tally.waits(connected, grid, self.asking)
+            tally.waits(connected, grid, self.asking, self.state.sites, self.barred)
             mailbox = self._questions(server_round, stage, state, grid)
             if not mailbox.sent:
                 return None
@@ -220,7 +220,7 @@ class Rounds(Strategy):
 
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
-        nodes = connected(grid, self.asking)
+        nodes = connected(grid, self.asking, state.sites, self.barred)
         found, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
         sites = [site for site in found if site.key not in self.barred]
         asked = self.ask(server_round, stage, state, sites)

@@ -23,7 +23,7 @@ from fedcondense.files import write_file
 from fedcondense.flower.arrivals import ENDING
 from fedcondense.flower.contract import Site, State, Verdict
 from fedcondense.flower.held import is_held
-from fedcondense.flower.inbox import Refusal
+from fedcondense.flower.inbox import Refusal, is_absent
 from fedcondense.flower.round_files import RoundFiles
 from fedcondense.flower.sites import is_set_name
 from fedcondense.flower.wire import own_version
@@ -229,7 +229,7 @@ def refusals(left_out: Sequence[tuple[int, Refusal]], row: str) -> list[dict[str
     """Return who was left out of a row's rounds, as ``result.json`` says it."""
     return [
         {"client": site.name, "node": str(site.node), "reason": reason, "row": row, "round": server_round}
-        | ({"held": True} if is_held(reason) else {})
+        | ({"held": True} if is_held(reason) else {"absent": True} if is_absent(reason) else {})
         for server_round, (site, reason) in left_out
     ]
 

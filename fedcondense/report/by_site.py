@@ -127,6 +127,8 @@ def _did(
     if refusal is not None and not number_of(refusal.get("round")) <= last:
         if refusal.get("held"):
             return _joined("answer held for review there", since), "held"
+        if refusal.get("absent"):
+            return _joined(f"absent: {refusal.get('reason')}", since), "absent"
         return _joined(f"left out: {refusal.get('reason', 'no reason was kept')}", since), "refused"
     return (since, "absent") if since else ("answered", "answered")
 

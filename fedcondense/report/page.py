@@ -63,7 +63,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
     away = mapping_of(result.get("ages"))
     clients = [_client(path, away.get(path.stem)) for path in sets[:_SHOWN_CLIENTS]]
-    out = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
+    screened = sorted((directory / "refused").glob("*.safetensors"))[:_SHOWN_CLIENTS] if shows_refused else []
+    out = [mapping_of(entry) for entry in list_of(result.get("refused"))]
     broken, files = broken_in(result)
     verdicts = [mapping_of(entry) for entry in list_of(result.get("screened"))]
     page = rendered(
@@ -88,10 +89,11 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         broken=broken,
         files=files,
         clients=clients,
-        refused=[mapping_of(entry) for entry in list_of(result.get("refused"))],
+        refused=[entry for entry in out if not _is_silent(entry)],
+        silent=[entry for entry in out if _is_silent(entry)],
         screened=_screened(verdicts),
         unjudged=sum(number_of(verdict.get("weight")) == 1 for verdict in verdicts),
-        left_out=[_client(path) for path in out],
+        left_out=[_client(path) for path in screened],
         settings=_settings(result),
         command=command_of(result),
         versions=mapping_of(result.get("versions")),
@@ -113,6 +115,11 @@ def said_of(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[str]:
         return [*unmeasured(result), *sites]
     alone = better_alone(result, rows)
     return [*(headline(rows) if is_measured or not sites else []), *([alone] if alone else []), *sites]
+
+
+def _is_silent(left_out: Mapping[str, Any]) -> bool:
+    """Say whether a site is left out since nothing came from it, and not for what came."""
+    return bool(left_out.get("absent") or left_out.get("held"))
 
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:

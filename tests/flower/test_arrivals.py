@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -96,6 +97,31 @@ def whole(client: ClientApp, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "run"
     assert serve(client, output).asked == [100, 101, 102]
     return output
+
+
+def test_the_log_says_whose_replies_flower_s_own_strategies_wait_for(
+    client: ClientApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda _: clock.append(clock.pop() + 1))
+    caplog.set_level("INFO", "flwr")
+    gone = Error(5, "Error: Node Unavailable")
+    with task_identity():
+        inner = InProcessGrid(client, 4)
+        questions = [Message(RecordDict(), node, "query.none") for node in inner.get_node_ids()]
+        grid = KeepingGrid(inner, tmp_path)
+
+        def pull(ids: Iterable[str]) -> Iterable[Message]:
+            replies = [inner._replies.pop(one) for one in ids if one in inner._replies]
+            by_node = {reply.metadata.src_node_id: reply for reply in replies if reply.metadata.src_node_id != 103}
+            if by_node:
+                by_node[102] = Message(gone, reply_to=questions[2])
+            return list(by_node.values())
+
+        monkeypatch.setattr(inner, "pull_messages", pull)
+        list(grid.send_and_receive(questions, timeout=15.0))
+    assert "10 s: 0 answered, 2 refused, 1 gone; missing: client-3; they have 5 s (timeout)" in caplog.text
 
 
 @pytest.mark.parametrize("lives", [0, 1, 2])

@@ -110,6 +110,43 @@ class TestCollect:
         assert time.monotonic() - began >= 1.0
         assert (sorted(mailbox.answers), sorted(mailbox.refused)) == ([101], [100])
 
+    def test_the_log_counts_answers_and_refusals_apart_and_says_who_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "flwr")
+        self.tick(monkeypatch)
+        asked((102,), 100.0, Asking(min_replies=2), broken=(101,))
+        assert said(caplog) == [
+            f"{t} s: 1 answered, 1 refused; missing: node 102; 2 are needed (min-replies) within {100 - t} s "
+            "(timeout): start who is down, or resume the run with a lower min-replies"
+            for t in (10, 20, 40, 80)
+        ]
+
+    def test_where_enough_have_answered_it_says_how_to_wait_less(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "flwr")
+        self.tick(monkeypatch)
+        asked((102,), 15.0, Asking())
+        asked((102,), 100.0, Asking(grace=15.0))
+        timeout, grace = said(caplog)
+        assert timeout == (
+            "10 s: 2 answered, 0 refused; missing: node 102; min-replies = 1 is reached, the others have 5 s "
+            "(timeout); a run with grace = 60 waits a minute for them"
+        )
+        assert grace == "10 s: 2 answered, 0 refused; missing: node 102; the others have 5 s (grace)"
+
+    @staticmethod
+    def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let each look take a second, and nobody wait."""
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(time, "sleep", lambda _: clock.append(clock.pop() + 1))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
 
 class TestConnected:
     def test_too_few_nodes_end_the_wait_at_its_deadline(self) -> None:
@@ -133,6 +170,24 @@ class TestConnected:
 
         with task_identity():
             assert connected(Filling(ClientApp(), 3), Asking(min_available_nodes=3)) == [100, 101, 102]
+
+    def test_the_log_says_who_of_the_known_sites_is_not_there(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Known are those of earlier rounds; who is forgotten or has no name yet is not named."""
+        caplog.set_level("INFO", "flwr")
+        TestCollect.tick(monkeypatch)
+        known = {"100": "client-0", "7": "south", "8": "gone", "9": ""}
+        with (
+            task_identity(),
+            pytest.raises(TimeoutError, match=r"1 of 2 nodes .* 25 s; missing: south; start the others"),
+        ):
+            connected(InProcessGrid(ClientApp(), 1), Asking(wait=25.0), known, {"8"})
+        assert said(caplog) == [
+            f"{t} s: 1 of 2 nodes connected, {25 - t} s left (wait); missing: south; start the others, or resume the "
+            "run with a lower min-available-nodes"
+            for t in (10, 20)
+        ]
 
 
 class TestSample:

@@ -226,6 +226,12 @@ class TestCheckedGrid:
         grid, replies = asked(lambda k: Error(2, "partition 1: has no data") if k == 1 else sound(k))
         assert (len(replies), grid.failed) == (3, 0)
 
+    def test_a_site_that_flower_misses_has_refused_nothing(self) -> None:
+        grid, replies = asked(lambda k: Error(5, "Error: Node Unavailable") if k == 1 else sound(k))
+        entry = grid.entry(1)
+        assert (len(replies), grid.failed) == (3, 1)
+        assert (entry["asked"], entry["answered"], entry["refused"]) == (4, 3, 0)
+
     def test_each_question_says_who_asks_and_by_which_wire(self) -> None:
         seen = list[About]()
         client = ClientApp()

@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from fedcondense.data.images import Data
 from fedcondense.errors import UntrustedSetError
 from fedcondense.flower.contract import Answer, Site
+from fedcondense.flower.history import Tally
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
+from fedcondense.flower.inbox import GONE
 from fedcondense.flower.payloads import Metrics, Payload
 from fedcondense.flower.replies import Mailbox, Refusal, ReplyLimits, Sent
+from fedcondense.flower.run_folder import refusals
 from fedcondense.flower.strategies.one_shot import OneShot
 from fedcondense.flower.wire import WIRE, About, pack_answer
 from fedcondense.sets.selection import select
@@ -375,6 +378,20 @@ class TestMailbox:
         assert not mailbox.take(reply(asked, Error(2, "Traceback\n\x1b[31m<b>no data</b>\n")))
         assert not mailbox.take(reply(asked, pack(honest)))
         assert mailbox.sorted() == ([], [Refusal(Site("node-100", "100", 100), "(b)no data(/b)")])
+
+    @pytest.mark.parametrize("code", [3, 4, 5])
+    def test_a_node_that_flower_misses_is_absent_and_neither_waited_for_nor_asked_again(self, code: int) -> None:
+        asked = question(100)
+        mailbox = Mailbox([asked], ReplyLimits(), again=lambda site, reason: question(site.node))
+        assert not mailbox.take(reply(asked, Error(code, "Error: Node Unavailable")))
+        assert (mailbox.open(), mailbox.second()) == (set(), [])
+        (refusal,) = mailbox.sorted()[1]
+        assert refusal.reason == GONE
+        (entry,) = refusals([(1, refusal)], "one-shot")
+        assert entry["absent"] is True
+        tally = Tally()
+        tally.reads(mailbox, [], [refusal])
+        assert (tally.asked, tally.answered, tally.refused) == ({100}, set(), set())
 
     def test_a_node_that_does_not_know_the_task_is_told_what_to_install(self) -> None:
         asked = question(100)

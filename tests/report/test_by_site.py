@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ def test_each_site_has_its_own_line() -> None:
     assert found["south"]["did"] == why
     assert found["east"]["did"] == "answer held for review there"
     assert {value for head, value in found["east"].items() if head not in ("did", "received")} == {NONE}
+
+
+def test_a_site_whose_node_is_gone_is_absent_and_not_refused(tmp_path: Path) -> None:
+    gone = {"client": "south", "reason": "its node is gone", "round": 2, "row": "one-shot", "absent": True}
+    run = RUN | {"refused": [gone, HELD]}
+    assert lines(run)["south"]["did"].startswith("absent: its node is gone; its last answer is of round 1")
+    (tmp_path / "result.json").write_text(json.dumps(run))
+    page = write_report(tmp_path).read_text()
+    assert "Absent: 2" in page
+    assert "Refused:" not in page
 
 
 def test_a_held_answer_is_counted_and_said_with_the_next_step() -> None:
