@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedcondense.cli.outputs import PICTURE, check_output, free
-from fedcondense.cli.terminal import Format, Output, Overwrite, columns, command, emit, finish
+from fedcondense.cli.terminal import Format, Output, Overwrite, Size, columns, command, emit, finish, typed
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Whole
 from fedcondense.errors import SettingError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A TOML file, or what follows --node-config, such as 'max-ipc=10'.")
 ]
+
+
+Setting = Annotated[list[str] | None, typer.Option("--set", help="A field of the task, such as ipc=5.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,8 +39,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 @command
-def check(config: Config, form: Output = Format.text) -> None:
-    """Read CONFIG and the data that it names, as the node would at its first message.
+def check(config: Config, size: Size = None, form: Output = Format.text) -> None:
+    """Read CONFIG and the data that it names, as the node would at its first message; nothing is kept.
 
     JSON keys: `name`, `classes` (records per class), `left_out` (classes of fewer records than `min-records`), `apart`
     (records kept apart to evaluate networks on), `broken` (image files that cannot be read), `caps`, `allowance`, and
@@ -47,7 +50,7 @@ def check(config: Config, form: Output = Format.text) -> None:
 
     from fedcondense.flower.preview import check_node, read_config
 
-    found = check_node(read_config(config))
+    found = check_node(_sized(read_config(config), size))
     caps, life = asdict(found.placed.caps), asdict(found.placed.allowance)
     spent = None if found.spent is None else asdict(found.spent)
     result = {"name": found.name, "classes": found.classes, "left_out": found.left_out, "apart": found.apart}
@@ -68,7 +71,7 @@ def check(config: Config, form: Output = Format.text) -> None:
     lines += [(key.replace("_", "-"), value) for key, value in {**caps, **life}.items()]
     lines += [("spent", f"{spent['questions']} questions, {spent['nbytes']} bytes")] if spent else []
     emit(result | {"caps": caps, "allowance": life, "spent": spent}, columns(lines), form)
-    fitting = [word for text in _within(found.placed.caps) for word in ("--set", text)]
+    fitting = [word for text in _within(found.placed.caps) for word in ("--set", text)] + typed(size=size)
     finish([], ["node", "preview", config, "--task", "condense", *fitting, "--output", free(Path("preview.png"))])
 
 
@@ -76,7 +79,8 @@ def check(config: Config, form: Output = Format.text) -> None:
 def plan(
     config: Config,
     task: Annotated[str, typer.Option(help="What a server would ask: a name in TASKS.")] = "condense",
-    setting: Annotated[list[str] | None, typer.Option("--set", help="A field of the task, such as ipc=5.")] = None,
+    setting: Setting = None,
+    size: Size = None,
     form: Output = Format.text,
 ) -> None:
     """Say what an answer of the node would take and let out, on its own data; nothing is worked out or sent.
@@ -88,7 +92,7 @@ def plan(
     from fedcondense.progress import clock
     from fedcondense.report.units import human_bytes
 
-    found = plan_answer(*_asked(read_config(config), task, setting))
+    found = plan_answer(*_asked(read_config(config), task, setting, size))
     cost, images = found.cost, sum(found.cost.images.values())
     seen = "the server, and the other sites of its runs" if found.shares == "sites" else "the server"
     leaves = [f"{human_bytes(cost.nbytes)} to {seen}"]
@@ -109,7 +113,7 @@ def plan(
     result = {"site": found.name, "task": task, "nbytes": cost.nbytes, "seconds": cost.seconds, "memory": cost.memory}
     result |= {"images": dict(cost.images), "records": found.records, "left_out": found.left_out, "leaves": leaves}
     emit(result, columns(lines), form)
-    again = [word for text in setting or () for word in ("--set", text)]
+    again = typed(set=setting, size=size)
     finish([], ["node", "preview", config, "--task", task, *again, "--output", free(Path("preview.png"))])
 
 
@@ -144,7 +148,8 @@ def release(
 def preview(
     config: Config,
     task: Annotated[str, typer.Option(help="What a server would ask: a name in TASKS.")] = "condense",
-    setting: Annotated[list[str] | None, typer.Option("--set", help="A field of the task, such as ipc=5.")] = None,
+    setting: Setting = None,
+    size: Size = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where its images are drawn, as PNG.")] = None,
     overwrite: Overwrite = False,
     form: Output = Format.text,
@@ -161,7 +166,7 @@ def preview(
 
     if output is not None:
         check_output(output, overwrite, PICTURE)
-    asked = _asked(read_config(config), task, setting)
+    asked = _asked(read_config(config), task, setting, size)
     with reporting(task) as update:
         made = preview_task(*asked, lambda at: update(at.step / at.steps, "condensing"))
     nbytes = len(made.payload.to_bytes())
@@ -218,13 +223,19 @@ def _within(caps: Caps) -> list[str]:
     return [f"{name}={value}" for name, value in {**told, "network": network}.items() if value]
 
 
-def _asked(config: dict[str, Any], task: str, settings: list[str] | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return a node's config, the task and its fields; a run's ``size`` counts where the config says none."""
+def _asked(
+    config: dict[str, Any], task: str, settings: list[str] | None, size: int | None
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Return a node's config, the task and its fields; a run's ``size`` may be one of them."""
     fields = _fields(settings)
-    size = fields.pop("size", None)
+    return _sized(config, fields.pop("size", size)), task, fields
+
+
+def _sized(config: dict[str, Any], size: int | None) -> dict[str, Any]:
+    """Return a node's config with the size of images that a run asks for, where it says none itself."""
     if size is not None and config.get("size", size) != size:
-        raise SettingError(f"--set size={size}; this node's config says {config['size']}: leave one of the two out")
-    return (config if size is None else {**config, "size": size}), task, fields
+        raise SettingError(f"size {size}; this node's config says {config['size']}: leave one of the two out")
+    return config if size is None else {**config, "size": size}
 
 
 def _fields(settings: list[str] | None) -> dict[str, Any]:

@@ -105,14 +105,14 @@ def read_config(text: str) -> dict[str, Any]:
 
 @in_own_state
 def check_node(config: Mapping[str, Any]) -> Checked:
-    """Read a config and the data that it names, as the node would at its first message.
+    """Read a config and the data that it names, as the node would at its first message; nothing is kept.
 
     Raises:
         SettingError: A key or value that cannot work.
     """
     context = _context(config)
     placed = place_of(context, Desk(is_stock=True))
-    data = load_partition(context)
+    data = load_partition(_context({key: value for key, value in config.items() if key != "cache"}))  # keeps nothing
     counts = dict(zip(data.spec.classes, data.counts.tolist(), strict=True))
     few = {name: n for name, n in counts.items() if 0 < n < placed.caps.min_records}
     path = ledger_path(placed, Desk())

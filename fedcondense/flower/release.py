@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedcondense.flower.node_config import Placed
 from fedcondense.flower.node_log import LogLine
 from fedcondense.flower.preview import check_node, read_log
 
@@ -28,6 +29,7 @@ class Released(NamedTuple):
     epsilon: float  # that private answers spent, as the ledger says
     sent: str
     shared: str
+    weights: str  # whether questions about weights are answered
 
 
 def released(config: Mapping[str, Any]) -> Released:
@@ -52,4 +54,15 @@ def released(config: Mapping[str, Any]) -> Released:
         0.0 if found.spent is None else found.spent.epsilon,
         "after somebody here looked at it" if own.send == "ask" else "at once",
         "to the server, which may send sets on to other sites" if own.share_with == "sites" else "to the server alone",
+        _weights(found.placed),
     )
+
+
+def _weights(placed: Placed) -> str:
+    """Say which questions about weights a node answers."""
+    caps, own = placed.caps, placed.config
+    if caps.allow_weights and own.send != "ask":
+        return "yes"
+    if caps.allow_evaluate:
+        return "no, but they may come to be tested: right answers per class leave, which nobody looks at before"
+    return "no: nobody can look at them before they leave (send = ask)" if caps.allow_weights else "no"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,8 @@ class TestPlan:
     def test_a_run_s_size_is_planned_for(self, cli: Any, home: Path) -> None:
         told = ("--set", "ipc=1", "--set", "size=16")
         assert "16" in cli.run("node", "plan", 'data="digits"', *told).stdout.split("image size")[1].splitlines()[0]
+        next_ = cli.run("node", "plan", 'data="digits"', "--size", 16).stderr
+        assert "--task condense --size 16 --output" in next_
         assert "leave one of the two out" in cli.refused("node", "plan", 'data="digits" size=12', *told)
 
 
@@ -151,10 +154,25 @@ class TestRelease:
         (line,) = (one for one in cli.done("node", "log", file)["lines"] if one["decision"] == "answered")
         page = (home / "sheet.html").read_text()
         assert line["sha256"] in page
+        assert f"<td>{line['run']}</td>" in page  # as `flwr list` has it
         assert f"{line['nbytes']:,}" in page
         assert "to the server alone" in page
         assert "no epsilon and no delta" in page
         assert "<img" not in page
+
+    @pytest.mark.parametrize(
+        ("allowed", "said"),
+        [
+            ("", "no"),
+            ("allow-weights=true", "yes"),
+            ('allow-weights=true send="ask"', "no: nobody can look at them before they leave (send = ask)"),
+            ('allow-evaluate=true send="ask"', "no, but they may come to be tested: right answers per class leave"),
+        ],
+    )
+    def test_it_says_whether_weights_may_be_asked_for(self, cli: Any, home: Path, allowed: str, said: str) -> None:
+        cli.done("node", "release", f'data="digits" {allowed}', "--output", home / "sheet.html")
+        page = (home / "sheet.html").read_text()
+        assert re.search(rf"weights may be asked for</dt><dd>{re.escape(said)}[,<]", page)
 
     def test_what_noise_was_spent_is_said_by_the_ledger(self, cli: Any, home: Path) -> None:
         ledger = Ledger.open(home / "ledger.jsonl", Allowance())

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fedcondense.data.images import Data
 from fedcondense.errors import SettingError
 from fedcondense.flower.ledger import Allowance, Charge, Ledger
 from fedcondense.flower.payloads import Sums
-from fedcondense.flower.preview import check_node, preview, read_config
+from fedcondense.flower.preview import check_node, plan_answer, preview, read_config
 from fedcondense.sets.synthetic import SyntheticSet
 
 OWN: dict[str, Any] = {"data": "digits", "num-partitions": 4, "partition-id": 1, "partition-by": "iid"}
@@ -47,6 +48,17 @@ class TestCheckNode:
         assert checked.spent is not None
         assert checked.spent.questions == 2
         assert checked.placed.caps.min_records == 37
+
+    def test_nothing_is_kept(self, tmp_path: Path) -> None:
+        for name in ("ash", "elm"):
+            (tmp_path / "scans" / name).mkdir(parents=True)
+            for k in range(12):
+                Image.new("L", (8, 8), 20 * k).save(tmp_path / "scans" / name / f"{k}.png")
+        places = {key: str(tmp_path / "kept" / key) for key in ("cache", "ledger", "log")}
+        config = {"data": f"folder:{tmp_path / 'scans'}", "min-records": 1, "max-seconds": float("inf"), **places}
+        check_node(config)
+        plan_answer(config, "condense", {"ipc": 1, "steps": 1, "network": "convnet1-w16"})
+        assert not (tmp_path / "kept").exists()
 
     def test_public_data_are_not_counted(self) -> None:
         assert check_node({"num-partitions": 4, "partition-id": 1}).spent is None
