@@ -52,7 +52,13 @@ def readable() -> frozenset[str]:
     return frozenset(known) | dicom.ENDINGS
 
 
-def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[int, str] | None = None) -> Uint8Images:
+def read_images(
+    files: Sequence[Path],
+    top: Path,
+    size: int = 0,
+    broken: dict[int, str] | None = None,
+    leave_out: str = "--skip-broken, or skip-broken = true at a node",
+) -> Uint8Images:
     """Read image files of one size, or bring them to one; sizes are known from headers, before a pixel is decoded.
 
     Args:
@@ -60,6 +66,7 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
         top: The folder that errors name, and that paths in them are relative to.
         size: Pixels a side that all are brought to (`resized`); 0: they have one size.
         broken: Takes the places of files that cannot be read, and why, and those are left out; None: they are refused.
+        leave_out: What lets a user leave them out, where the caller can be told to.
 
     Returns:
         (N, H, W, C), uint8; grey images among coloured ones become coloured.
@@ -91,9 +98,10 @@ def read_images(files: Sequence[Path], top: Path, size: int = 0, broken: dict[in
             except Exception as error:  # Pillow's readers raise at least nine kinds for damaged files
                 failed[place] = f"{name}: {error or type(error).__name__}"
         if failed and (broken is None or len(failed) == len(files)):
+            then = "" if len(failed) == len(files) else f", or have them left out: {leave_out}"
             raise DataError(
-                f"{top}: {len(failed)} of {len(files)} images cannot be read ({first(failed.values())}); remove them, "
-                "save them anew, or have them left out: --skip-broken, or skip-broken = true at a node"
+                f"{top}: {len(failed)} of {len(files)} images cannot be read ({first(failed.values())}); remove them "
+                f"or save them anew{then}"
             )
         return results
 

@@ -54,7 +54,7 @@ def pictures_of(files: Sequence[Path], shape: tuple[int, int, int], broken: dict
     if shape[1] != shape[2]:
         raise DataError(f"a network of images of {shape[1]}x{shape[2]}; needed: square ones, to bring pictures to")
     top = Path(os.path.commonpath([file.parent for file in files]))
-    return to_tensor(_as(shape[0], resized(read_images(files, top, shape[1], broken), shape[1])))
+    return to_tensor(_as(shape[0], resized(read_images(files, top, shape[1], broken, "--skip-broken"), shape[1])))
 
 
 def _as(channels: int, images: Uint8Images) -> Uint8Images:

@@ -73,7 +73,9 @@ def test_pictures_of_other_folders_are_not_scored(cli: Any, run: Path, pictures:
 
 def test_broken_pictures_are_refused_or_left_out(cli: Any, run: Path, pictures: Path) -> None:
     (pictures / "elm" / "1.png").write_bytes(b"gone")
-    assert "--skip-broken" in cli.refused("predict", run, pictures)
+    assert cli.refused("predict", run, pictures).endswith("save them anew, or have them left out: --skip-broken")
+    alone = cli.refused("predict", run, pictures / "elm" / "1.png")
+    assert alone.endswith("remove them or save them anew")  # of what is all broken, nothing would be left
     assert len(cli.done("predict", run, pictures, "--skip-broken")["predictions"]) == 5
 
 
