@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -50,9 +51,11 @@ def new_app(
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     emit({"apps": list(apps), "output": target, "files": files}, "\n".join(files), form)
     finish([target], None)
+    run = shlex.join(["flwr", "run", str(target), "--stream"])
     if importlib.util.find_spec("ray") is None:
-        note("without a SuperLink of your own, flwr run simulates with Ray: pip install 'fedcondense[simulation]'")
-    note(f"next: flwr run {target} --stream")
+        note("without a SuperLink of your own, flwr run simulates with Ray, which is not installed")
+        run = f"pip install 'flwr[simulation]' && {run}"
+    note(f"next: {run}")
 
 
 def apps_here() -> dict[str, Path]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def test_an_app_is_a_folder_that_flower_takes(cli: Any, tmp_path: Path) -> None:
@@ -13,6 +16,17 @@ def test_an_app_is_a_folder_that_flower_takes(cli: Any, tmp_path: Path) -> None:
     written = tomllib.loads((tmp_path / "hospitals" / "pyproject.toml").read_text())
     assert written["tool"]["flwr"]["app"]["components"]["serverapp"] == "fedcondense.flower.server:app"
     assert not list((tmp_path / "hospitals").rglob("__pycache__"))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_next_command_installs_what_it_lacks(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if is_there else None)
+    said = cli.run("new-app", "one-shot", "--output", tmp_path / "my app").stderr.splitlines()
+    run = f"flwr run '{tmp_path}/my app' --stream"
+    install = "" if is_there else "pip install 'flwr[simulation]' && "
+    assert said[-1] == f"next: {install}{run}"
 
 
 def test_without_a_name_they_are_listed(cli: Any, tmp_path: Path) -> None:
