@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedcondense.cli.outputs import RUN, check_output, check_output_folder
+from fedcondense.cli.outputs import RUN, check_output, check_output_folder, free
 from fedcondense.cli.sets import Network, Seed
 from fedcondense.cli.terminal import (
     DataRoot,
@@ -29,6 +29,7 @@ from fedcondense.cli.terminal import (
     set_up,
     typed,
 )
+from fedcondense.cli.unfinished import go_on_with
 from fedcondense.cli.usage import Command
 from fedcondense.cli.values import Whole
 from fedcondense.errors import SettingError
@@ -183,7 +184,7 @@ def _train_on_set(
     save_network(output, trained.network, trained.card, overwrite=overwrite)
     lines = [("images", len(synthetic)), ("classes", ", ".join(synthetic.classes)), ("network", trained.card.network)]
     emit({"images": len(synthetic), "output": output}, columns(lines), form)
-    finish([output], None)
+    finish([output], ["export-network", output, "--output", free(output.with_suffix(".pt2"))])
 
 
 def _train_on_folder(
@@ -211,7 +212,7 @@ def _train_on_folder(
     reached = "not measured; give --data" if row.get("accuracy") is None else f"{row['accuracy']:.1f} % on {name}"
     lines = [("sites", row["clients"]), ("images", row["images"]), ("accuracy", reached)]
     emit(result | {"data": name, "output": folder}, columns(lines), form)
-    finish([folder / "weights.safetensors", _report(folder)], None)
+    finish([folder / "weights.safetensors", _report(folder)], ["show", folder])
 
 
 @command
@@ -250,6 +251,8 @@ def forget(
     others = f"; in rounds {down} the other sites were sent what followed from its answers" if down else ""
     note(f"what others received cannot be recalled: copies of this folder, its network, its report{others}")
     finish([_report(folder)], None)
+    if again := go_on_with(folder):
+        note(f"next: {again}")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fedcondense.cli.terminal import (
     note,
     set_up,
 )
+from fedcondense.cli.unfinished import network_of
 from fedcondense.cli.usage import Command
 from fedcondense.machine import usual_device
 
@@ -59,11 +60,10 @@ def predict(
     import torch
 
     from fedcondense.networks.pictures import pictures_in, pictures_of
-    from fedcondense.networks.saved import load_network
     from fedcondense.training.scores import scores_of
 
     set_up(threads)
-    saved = load_network(network).to(device or usual_device())
+    saved = network_of(network).to(device or usual_device())
     files, broken = pictures_in(pictures), dict[int, str]()
     images = pictures_of([file.absolute() for file in files], saved.shape, broken if skip_broken else None)
     for why in broken.values():
@@ -123,10 +123,9 @@ def export_network(
     JSON keys: `output`, `classes`, `shape`, `off` (how far probabilities are from ours at most).
     """
     from fedcondense.networks.exported import export_network as export
-    from fedcondense.networks.saved import load_network
 
     set_up()
-    saved = load_network(network)
+    saved = network_of(network)
     check_output(output, overwrite, output.suffix.lower().removeprefix("."))
     off = export(saved, output, overwrite=overwrite)
     shape = "x".join(map(str, saved.shape))

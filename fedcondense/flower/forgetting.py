@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedcondense.ambient import in_own_state
@@ -27,10 +28,12 @@ from fedcondense.flower.arrivals import KeepingGrid
 from fedcondense.flower.books import ages, by_site, first_round, spent_per_site
 from fedcondense.flower.contract import Site, State
 from fedcondense.flower.files_run import BY_FILES, FilesRun, Trained, train
+from fedcondense.flower.history import accuracy_in
 from fedcondense.flower.inbox import Inbox
 from fedcondense.flower.rounds import AggregationError, Rounds
-from fedcondense.flower.run_folder import RunFolder, judged, records_by_site, refusals
+from fedcondense.flower.run_folder import RunFolder, judged, plain, records_by_site, refusals
 from fedcondense.flower.run_settings import code_of, side_of
+from fedcondense.flower.running import accuracy_of_weights
 from fedcondense.flower.served_run import ServedRun
 from fedcondense.flower.server import read_settings
 
@@ -127,7 +130,8 @@ class _ServedSite:
                 f"{folder.path}: the code of {name} or the test data are not those of the run; give the data that the "
                 "server tested on, and the version of fedcondense that it ran"
             )
-        strategy = self.entry.make(side_of(self.settings, self.own, test))
+        self.side = side_of(self.settings, self.own, test)
+        strategy = self.entry.make(self.side)
         if not isinstance(strategy, Rounds):
             raise SettingError(
                 f"{name} is one of Flower's own: {site} is in the weights that it keeps, and nothing takes it out; "
@@ -196,6 +200,12 @@ class _ServedSite:
         row = {"about": record.get("rows", {}).get(name, {}).get("about", self.entry.about(1))}
         row |= {key.replace("-", "_"): value for key, value in spent_per_site(state).items()}
         row |= {"seen_rounds": state.round} | ({} if joined is None else {"images": len(joined)})
+        measured: dict[str, float] = {}
+        if left and self.test is not None and state.weights is not None:  # else the run that follows measures
+            arrays = ArrayRecord(dict(state.weights.tensors))
+            percent, per_class = accuracy_of_weights(arrays, self.side, self.test)
+            row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
+            measured = accuracy_in(row)
         if self.inbox is not None:  # the round was combined anew
             said["refused"] = refusals(self.strategy.left_out, name)
             said["screened"] = judged(self.strategy.screened)
@@ -204,6 +214,7 @@ class _ServedSite:
             for one in said["rounds"]:
                 one |= {"answered": len(answers), "bytes_up": round(up / max(1, one["asked"]), 1), "total_up": up}
                 one.pop("accuracy", None)
+                one |= measured
             row["clients"] = len(answers)
         del record["forgetting"]
         for key in ("digest", "versions", "asked"):

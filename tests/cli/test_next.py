@@ -55,6 +55,8 @@ def told(ended: Any) -> list[str]:
         ("show", "--output", "seen.png", "--", "-odd.safetensors"),
         ("export", "tile.safetensors", "--output", "arrays.npz"),
         ("node", "check", 'data="digits" min-records=1'),
+        ("node", "check", 'data="digits"', "--size", "16"),
+        ("train", "tile.safetensors", "--output", "network.safetensors", "--network", "convnet1-w16", "--steps", "2"),
         ("node", "check", 'data="digits" max-ipc=2 max-steps=3 networks="convnet1-w16"'),
     ],
 )

@@ -167,6 +167,8 @@ class TestServed:
         assert "rounds from 2 to 2 are to be run again" in done.left
         assert [path.name for path in sorted((whole / "rounds").glob("*.state"))] == ["0001.state"]
         assert not (whole / "joined.safetensors").exists()
+        (first,), wanted = RunFolder(whole).read_result()["rounds"], RunFolder(without).read_result()["rounds"][0]
+        assert first["accuracy"] == wanted["accuracy"]
         grid = serve(Some(client), name, whole, small, 2, resume=True)
         assert sorted(grid.asked) == [(2, 0), (2, 2)]
         assert left(whole) == left(without)
