@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -68,7 +69,8 @@ def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_locat
         blob = io.BytesIO(whole[:-_SIZE])
         if _digest(blob.getbuffer()) != whole[-_SIZE:]:
             raise DamagedError("its checksum is another, or it was written without one")
-        loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, blob, map_location)
+        with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for each device that it meets
+            loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, blob, map_location)
     except Exception as error:  # unpickling may raise anything
         raise ResumeError(f"{path} is no checkpoint ({error}); delete it and start again") from error
     return loaded
