@@ -14,8 +14,9 @@ case ${RUN-} in *resume*) goes_on=yes ;; *) goes_on= ;; esac
 here=$(pwd)
 port=${PORT:-18001}
 
-export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
-export FLWR_HOME="$here/flwr"
+environment="FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1"
+# shellcheck disable=SC2086,SC2163  # three variables
+export $environment FLWR_HOME="$here/flwr"
 
 # 1. A certificate authority, and the server's certificate. On real machines: your own, and the server's name.
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -keyout ca.key -out ca.crt -subj "/CN=fedcondense test CA" \
@@ -71,12 +72,17 @@ for site in ${SITES:-digits digits}; do
     esac
     eval "own=\${NODE_$(printf %s "$name" | tr -c 'A-Za-z0-9' _):-}"
     flwr supernode register "node$node.pub" tls --name "$name"
-    flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \
-        --auth-supernode-private-key "node$node" --host 127.0.0.1 --port "$((port + 100 + node))" \
-        --isolation process --superexec-auth-secret-file superexec.secret \
-        --node-config "$part name='$name' data='$site' max-ipc=10 max-seconds=600.0 \
-            ledger='$here/node$node-ledger.jsonl' ${NODE:-} $own" \
-        > "node$node.log" 2>&1 &
+    printf '%s\n' "$part name='$name' data='$site' max-ipc=10 max-seconds=600.0 \
+        ledger='$here/node$node-ledger.jsonl' ${NODE:-} $own" > "node$node.config"
+    cat > "node$node.sh" << END
+# $name. If it dies, start it again: sh "$here/node$node.sh"
+cd "$here"
+exec env $environment FLWR_HOME="$here/flwr" flower-supernode --root-certificates ca.crt --superlink "127.0.0.1:$port" \\
+    --auth-supernode-private-key node$node --host 127.0.0.1 --port $((port + 100 + node)) \\
+    --isolation process --superexec-auth-secret-file superexec.secret \\
+    --node-config "\$(cat node$node.config)" >> node$node.log 2>&1
+END
+    sh "node$node.sh" &
     started="$started $!"
     flower-superexec --insecure --runtime-api-address "127.0.0.1:$((port + 100 + node))" \
         --superexec-auth-secret-file superexec.secret > "node$node-exec.log" 2>&1 &
