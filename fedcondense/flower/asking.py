@@ -175,10 +175,8 @@ def _so_far(mailbox: Mailbox, needed: int, left: float, is_ending: bool) -> str:
     if gone:
         told.append(f"gone: {named(site for site in mailbox.sites if site.node in gone)}")
     if len(mailbox.answers) < needed:
-        told.append(
-            f"{needed} are needed (min-replies) within {left:.0f} s (timeout): start who is down, or resume the run "
-            "with a lower min-replies"
-        )
+        lower = ", or resume the run with a lower min-replies" if needed > 1 else ""
+        told.append(f"min-replies = {needed}, for which there are {left:.0f} s (timeout): start who is down{lower}")
     elif is_ending:
         told.append(f"the others have {left:.0f} s (grace)")
     else:
@@ -234,7 +232,7 @@ def connected(grid: Grid, asking: Asking, known: Mapping[str, str] = {}, barred:
             raise NotConnectedError(f"{there} within {asking.wait:.0f} s{away}; start the others, or lower {which}")
         if log.is_due():
             away = _away(grid, known, barred)
-            then = f"start the others, or resume the run with a lower {which}"
+            then = f"start the others, or resume the run with a lower {which}" if needed > 1 else "start one"
             _LOG.info("%.0f s: %s, %.0f s left (wait)%s; %s", log.seconds, there, left, away, then)
         time.sleep(_POLL_S)
     return nodes
