@@ -46,7 +46,7 @@ from fedcondense.flower.strategies.factors import (
     least_squares,
     products_of,
 )
-from fedcondense.flower.strategies.features import embedded, labelled_by
+from fedcondense.flower.strategies.features import features_of, labelled_by
 from fedcondense.networks import build, default_network
 from fedcondense.randomness import stream
 from fedcondense.sets.synthetic import SyntheticSet
@@ -107,7 +107,7 @@ class Head(Task[Sums]):
 
         def run() -> Sums:
             with torch.autocast(data.device.type, enabled=False):  # sums over all records need all the digits
-                features = embedded(data, model, self.seed)
+                features = features_of(data, model, self.seed)
                 basis = _basis(model, self)
                 if basis is not None:
                     features = features @ basis.to(features.device)

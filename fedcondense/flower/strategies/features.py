@@ -19,7 +19,7 @@ from fedcondense.networks import build
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 
-__all__ = ["embedded", "feature_dims", "labelled_by", "random_features"]
+__all__ = ["embedded", "feature_dims", "features_of", "labelled_by", "random_features"]
 
 _AT_ONCE = 500  # images in a forward pass
 
@@ -34,7 +34,7 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
         seed: Of the network and of the projection.
         dims: Project to so many dimensions by a random Gaussian matrix; 0 keeps all.
     """
-    features = embedded(data, build(network, data.spec.shape, len(data.spec.classes), seed), seed)
+    features = embedded(data, network, seed)
     if not 0 < dims < features.shape[1]:
         return features
     with torch.autocast(data.device.type, enabled=False):
@@ -43,7 +43,12 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
         return projected
 
 
-def embedded(data: Data, model: nn.Module, seed: int) -> Tensor:
+def embedded(data: Data, network: str, seed: int) -> Tensor:
+    """Return all features of `random_features`."""
+    return features_of(data, build(network, data.spec.shape, len(data.spec.classes), seed), seed)
+
+
+def features_of(data: Data, model: nn.Module, seed: int) -> Tensor:
     """Return what a network's classifier is fed, (N, D) float32 on the data's device; the network stays there.
 
     Args:

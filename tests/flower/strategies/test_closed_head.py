@@ -25,7 +25,7 @@ from fedcondense.flower.strategies.closed_head import (
     is_enough,
     with_head,
 )
-from fedcondense.flower.strategies.features import embedded
+from fedcondense.flower.strategies.features import features_of
 from fedcondense.networks import build
 from fedcondense.parametrizations import Pixels
 from fedcondense.sets.synthetic import Part, Record, SyntheticSet
@@ -68,7 +68,7 @@ def test_division_does_not_matter(train: Data, test: Data, held: Partition, dims
 
 def test_it_is_least_squares_on_the_networks_features(train: Data) -> None:
     model = solved(train, [torch.arange(len(train))])
-    features = embedded(train, task_weights(train), 0)
+    features = features_of(train, task_weights(train), 0)
     rows = torch.cat([features, torch.ones(len(features), 1)], 1).double()
     targets = nn.functional.one_hot(train.labels, 10).double()
     gram = rows.T @ rows
