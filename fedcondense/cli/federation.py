@@ -86,7 +86,10 @@ def federate(
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option(parser=Listed(), help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC."),
+        typer.Option(
+            parser=Listed(),
+            help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC, local-only (one training per client).",
+        ),
     ] = None,
     objective: Objective = None,
     parametrization: Parametrization = None,
@@ -118,6 +121,8 @@ def federate(
     One DATA is divided among --clients. Of several, folder:site1 folder:site2 say, each is a client of that name, or
     NAME=folder:DIR; its test part, or a fifth of each class, is what the server tests on, and all else is condensed.
 
+    `local-only` trains one network per client on its own records, and takes that many times as long as one training.
+
     All of it runs in this process, over Flower's real serialisation: bytes are those of its messages. A budget bounds
     each reply of images, real ones of the controls included, and the dimensions of `ridge-8bit-equal-bytes`.
 
@@ -128,8 +133,8 @@ def federate(
     client failed);
     `partition` (`by`, `alpha`, `hash`, `counts`, `settings` with a file's `sha256`), `refused`, `coverage`, `classes`
     (in the order of the network's outputs and of `per_class`), `sites`, `by_site` (what each took and answered, in the
-    row of synthetic images), `broken` (files that cannot be read), `settings`, `versions`, `format`, `command`,
-    `output`.
+    row of synthetic images), `broken` (files that cannot be read), `tested` (test images), `settings`, `versions`,
+    `format`, `command`, `output`.
     """
     from fedcondense.flower import Condense, Measured, Output  # names the pip command if flwr is missing
     from fedcondense.flower import federate as run_federation

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedcondense.report.leads import doubt
 from fedcondense.report.reading import list_of, mapping_of, number_of
 
 __all__ = ["at_sites"]
@@ -30,13 +31,20 @@ def at_sites(result: Mapping[str, Any]) -> list[str]:
             f"{number_of(found.get('macro_accuracy')):.1f} %, worst {found.get('worst')} with {worst:.1f} %)."
         )
     if math.isfinite(alone := number_of(found.get("local_only_mean"))):
-        below = [str(name) for name in list_of(found.get("below_local_only"))]
-        named = f"better for {_some(below)}" if below else "better for none of them"
+        unclear = {str(one.get("site")) for one in sites if not _is_clear(one)}
+        below = [name for name in map(str, list_of(found.get("below_local_only"))) if name not in unclear]
+        named = f"better for {_some(below)}" if below else "better for none of them, as far as their records tell"
         said.append(f"Networks that they trained alone reach {alone:.1f} % on average, and are {named}.")
     if refused:
         named = _some([str(one.get("client")) for one in refused])
         said.append(f"{named} did not evaluate: {refused[0].get('reason')}.")
     return said
+
+
+def _is_clear(one: Mapping[str, Any]) -> bool:
+    """Say whether a site's records show that its own network is better; of an older file they are not asked."""
+    own, together, records = (number_of(one.get(name)) for name in ("local_only", "accuracy", "records"))
+    return not own - together <= doubt((own, together), records)
 
 
 def _many(number: int, what: str) -> str:

@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from fedcondense.errors import DataError
+from fedcondense.report.leads import doubt
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.rounds import PastRound, past_of
 from fedcondense.report.units import human_bytes
 from fedcondense.sets.selection import SELECTIONS
 
 __all__ = [
+    "JOINED",
+    "LEAST",
+    "NONE",
     "ReportRow",
     "headline",
     "read_result",
     "read_rows",
     "shown_cells",
     "table",
+    "tested_on",
 ]
 
 _NUMBERS = ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")
-_JOINED = "\N{NO-BREAK SPACE}"
+JOINED = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
+LEAST = 0.5
+"""Points: a smaller lead is none, however many images it was measured on."""
 _FORMAT = 2  # of result.json: what is newer may mean something else
 
 
@@ -47,6 +54,8 @@ class ReportRow:
         seen: Who sees what.
         rounds: How many there were.
         past: Each of them, as far as the file tells.
+        tested: On how many test images `accuracy` was measured.
+        seeds: Over how many its spread is.
         scores: What its first network's probabilities are worth (`fedcondense.training.scores`), as the file tells.
     """
 
@@ -62,6 +71,8 @@ class ReportRow:
     seen: str = ""
     rounds: int = 1
     past: tuple[PastRound, ...] = ()
+    tested: float = math.nan
+    seeds: int = 1
     scores: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,12 +96,17 @@ class ReportRow:
         if not math.isfinite(self.accuracy):
             return "not measured"
         spread = f" ± {self.accuracy_std:.1f}" if math.isfinite(self.accuracy_std) else ""
-        return f"{self.accuracy:.1f}{spread} %".replace(" ", _JOINED)
+        return f"{self.accuracy:.1f}{spread} %".replace(" ", JOINED)
 
     def clearly_above(self, other: ReportRow) -> bool:
-        """Tell whether the lead over `other` is half a point, and more than both spreads (added in quadrature)."""
-        spreads = [s for s in (self.accuracy_std, other.accuracy_std) if math.isfinite(s)]
-        return self.accuracy - other.accuracy > max(0.5, math.hypot(*spreads))
+        """Tell whether the lead over `other` is more than `needed_over`."""
+        return self.accuracy - other.accuracy > self.needed_over(other)
+
+    def needed_over(self, other: ReportRow) -> float:
+        """Return the lead, in points, that test images and seeds can show: half a point, or what they leave open."""
+        spreads = [(row.accuracy_std, row.seeds) for row in (self, other) if math.isfinite(row.accuracy_std)]
+        errors = [spread / math.sqrt(seeds) for spread, seeds in spreads]
+        return max(LEAST, doubt((self.accuracy, other.accuracy), self.tested, errors))
 
 
 def read_result(directory: str | Path) -> dict[str, Any]:
@@ -117,13 +133,14 @@ def read_result(directory: str | Path) -> dict[str, Any]:
 def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
     """Return the measured rows: synthetic images, then weights by rounds, then the others; what is missing is nan."""
     rows = []
-    once = len(list_of(mapping_of(result.get("settings")).get("evaluation_seeds"))) == 1
+    seeds = len(list_of(mapping_of(result.get("settings")).get("evaluation_seeds")))
+    tested = tested_on(result)
     measured = mapping_of(result.get("rows"))
     of_the_run = result.get("rounds") if len(measured) == 1 else None  # of a server app, which has one row
     for name, values in measured.items():
         values = mapping_of(values)
         numbers = {key: number_of(values.get(key)) for key in _NUMBERS}
-        if once:
+        if seeds == 1:
             numbers["accuracy_std"] = math.nan  # a single run has no spread, whatever the file says
         per_class = tuple(map(number_of, list_of(values.get("per_class"))))
         past = past_of(values.get("history", of_the_run))
@@ -131,8 +148,15 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
         if not math.isfinite(numbers["seconds"]) and past:
             numbers["seconds"] = sum(one.seconds for one in past)
         row = ReportRow(str(name), **numbers, per_class=per_class, past=past, scores=scores)  # type: ignore[arg-type]  # floats by name
-        rows.append(replace(row, **_about(str(name), values.get("about"))))
+        rows.append(replace(row, **_about(str(name), values.get("about")), tested=tested, seeds=max(1, seeds)))
     return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))
+
+
+def tested_on(result: Mapping[str, Any]) -> float:
+    """Return how many test images rows were measured on; of an older file as its scores say, nan where they do not."""
+    scored = [mapping_of(mapping_of(row).get("scores")) for row in mapping_of(result.get("rows")).values()]
+    found = [result.get("tested"), *(scores.get("records") for scores in scored)]
+    return next((n for n in map(number_of, found) if n >= 1), math.nan)
 
 
 def _about(name: str, about: Any) -> dict[str, Any]:
@@ -158,9 +182,9 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
     ours = next((row for row in rows if row.is_ours and math.isfinite(row.accuracy)), None)
     if ours is None:
         return ["This run did not measure a row of synthetic images, so there is nothing to compare."]
-    what = "One round of synthetic images" if ours.rounds == 1 else f"{ours.rounds} rounds of synthetic images"
-    reach = "reaches" if ours.rounds == 1 else "reach"
-    said = [f"{what} {reach} {ours.measured} with {human_bytes(ours.bytes_up)} up per client."]
+    is_one_round = ours.rounds == 1 and ours.travels == "synthetic images"
+    what = "One round of synthetic images" if is_one_round else f"{ours.label} ({ours.travels})"
+    said = [f"{what} reaches {ours.measured} with {human_bytes(ours.bytes_up)} up per client."]
     fedavg = [row for row in rows if row.is_averaging and math.isfinite(row.accuracy)]
     if fedavg:
         there = next((row for row in fedavg if row.accuracy >= ours.accuracy), None)
@@ -179,7 +203,7 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
         elif ours.clearly_above(best):
             said.append(f"No control does as well for as few bytes; the best is {best.label}, {best.measured}.")
         else:
-            said.append(f"That is within the spread of a simpler way, {best.label}, {best.measured}.")
+            said.append(f"A simpler way is level, {best.label}, {best.measured}: {_no_difference(ours, best)}.")
     dearer = max((row for row in controls if row not in affordable), key=lambda row: row.accuracy, default=None)
     if dearer and dearer.clearly_above(ours):
         cost = f"{dearer.measured} with {human_bytes(dearer.bytes_up)}"
@@ -187,11 +211,16 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
     return said
 
 
+def _no_difference(one: ReportRow, other: ReportRow) -> str:
+    on = f"on {one.tested:,.0f} test images" if math.isfinite(one.tested) else "beyond the spread over seeds"
+    return f"no difference seen {on}, where a lead of {one.needed_over(other):.1f} points would be one"
+
+
 def table(rows: Sequence[ReportRow]) -> list[tuple[str, ...]]:
     """Return the rows as lines of text, a heading first."""
     heading = ("way", "accuracy", "bytes up per client", "bytes down per client", "in all", "seconds")
     lines = [shown_cells(row) for row in rows]
-    measured = [c["measured"].replace(_JOINED, " ") for c in lines]
+    measured = [c["measured"].replace(JOINED, " ") for c in lines]
     names = ("up", "down", "both", "seconds")
     return [heading, *((c["label"], m, *(c[n] for n in names)) for c, m in zip(lines, measured, strict=True))]
 

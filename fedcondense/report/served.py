@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedcondense.report.reading import list_of, mapping_of, number_of
@@ -44,11 +45,15 @@ def unmeasured(result: Mapping[str, Any]) -> list[str]:
 
 def better_alone(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
     """Return in a sentence which sites do better alone than all together; empty: none, or nobody measured it."""
-    ours = next((row.accuracy for row in rows if row.is_ours), math.nan)
+    ours = next((row for row in rows if row.is_ours), ReportRow("none"))
     alone = next((row for row in map(mapping_of, mapping_of(result.get("rows")).values()) if "sites" in row), {})
     accuracies, names = map(number_of, list_of(alone.get("sites"))), list_of(alone.get("names"))
     found = sorted(zip(accuracies, names, strict=False), reverse=True, key=lambda one: one[0])
-    better = [f"{name} {accuracy:.1f} %" for accuracy, name in found if accuracy > ours]
+    better = [
+        f"{name} {accuracy:.1f} %"
+        for accuracy, name in found
+        if replace(ours, accuracy=accuracy, accuracy_std=math.nan).clearly_above(ours)
+    ]
     if not better:
         return ""
     more = f" and {len(better) - 5} more" if len(better) > 5 else ""

@@ -32,7 +32,7 @@ class TestFederate:
             assert {"accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds"} <= set(row)
             assert row["bytes_up"] > 0
         keys = {"format", "rows", "partition", "refused", "coverage", "classes", "sites", "settings", "versions"}
-        assert set(result) == {*keys, "by_site", "broken", "command", "output"}
+        assert set(result) == {*keys, "by_site", "broken", "tested", "command", "output"}
         assert [one["last"] for one in result["by_site"]] == [1] * len(result["sites"])
 
     def test_writes_the_result_the_sets_and_the_report(self, folder: Path) -> None:

@@ -36,7 +36,10 @@ def test_it_says_means_the_worst_site_and_who_does_better_alone() -> None:
         "macro 70.0 %, worst a with 50.0 %). Networks that they trained alone reach 62.5 % on average, and are better "
         "for a."
     )
-    assert said(below_local_only=[]).endswith("and are better for none of them.")
+    assert said(below_local_only=[]).endswith("and are better for none of them, as far as their records tell.")
+    one = {"site": "a", "accuracy": 50.0, "local_only": 60.0}
+    assert said(sites=[{**one, "records": 10}]).endswith("none of them, as far as their records tell.")
+    assert said(sites=[{**one, "records": 1000}]).endswith("are better for a.")
     assert "alone" not in said(local_only_mean=None)
 
 

@@ -63,7 +63,36 @@ class TestTheHeadline:
 
     def test_does_not_call_a_lead_within_the_spread_a_win(self) -> None:
         text = said({"one-shot": row(83, 40_000, 1.0), "random-real": row(82, 40_000, 1.0)})
-        assert "within the spread of a simpler way, random real" in text
+        assert "A simpler way is level, random real, 82.0 ± 1.0 %: no difference seen beyond the spread" in text
+
+    def test_one_image_of_forty_is_no_lead(self) -> None:
+        rows = {"one-shot": row(85.0, 40_000, None), "ridge": row(87.5, 30_000, None)}
+        text = " ".join(headline(read_rows({"rows": rows, "tested": 40})))
+        assert "simpler way wins" not in text
+        assert "no difference seen on 40 test images, where a lead of 15.5 points would be one." in text
+        text = " ".join(headline(read_rows({"rows": rows, "tested": 10_000})))
+        assert "A simpler way wins here: ridge" in text
+
+    def test_of_an_older_file_the_scores_say_how_many_images_were_tested(self) -> None:
+        rows = {"one-shot": row(85.0, 40_000, None) | {"scores": {"records": 40}}, "ridge": row(87.5, 30_000, None)}
+        assert {one.tested for one in read_rows({"rows": rows})} == {40}
+
+    def test_more_seeds_show_a_smaller_lead(self) -> None:
+        rows = {"one-shot": row(83, 40_000, 1.0), "random-real": row(81, 40_000, 1.0)}
+        for seeds, is_lead in ((3, True), (2, True), (0, False)):
+            ours, other = read_rows({"rows": rows, "settings": {"evaluation_seeds": list(range(seeds))}})
+            assert ours.clearly_above(other) == is_lead
+
+    def test_says_what_travels_where_it_is_more_than_one_round_of_images(self) -> None:
+        about = {
+            "label": "anchored, 3 rounds",
+            "travels": "synthetic images once, then weights at 8 bits, every round",
+            "rounds": 3,
+        }
+        text = said({"anchored-3": row(86, 60_000) | {"about": about}})
+        assert "anchored, 3 rounds (synthetic images once, then weights at 8 bits, every round) reaches 86.0" in text
+        assert "rounds of synthetic images" not in text
+        assert said({"one-shot": row(83, 40_000)}).startswith("One round of synthetic images reaches 83.0")
 
     def test_says_what_wins_with_more_bytes(self) -> None:
         text = said({"one-shot": row(83, 40_000), "ridge": row(90, 400_000)})

@@ -58,6 +58,7 @@ class FederationResult:
         sites: Whose sets are in the union, by the names of their files.
         by_site: What each site took and answered, of the same row (`fedcondense.flower.books.by_site`).
         broken: The image files that were left out, since they cannot be read; SITE/FILE where each site has its own.
+        tested: How many test images the rows were measured on.
         joined: The union of the clients' sets, with its evaluation; None if the row was not asked for.
         paths: The files that were written.
     """
@@ -71,10 +72,22 @@ class FederationResult:
     sites: list[str] = field(default_factory=list)
     by_site: list[dict[str, Any]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    tested: int = 0
     joined: SyntheticSet | None = None
     paths: list[Path] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``result.json`` holds, of JSON's types."""
-        names = ("rows", "settings", "partition", "refused", "coverage", "classes", "sites", "by_site", "broken")
+        names = (
+            "rows",
+            "settings",
+            "partition",
+            "refused",
+            "coverage",
+            "classes",
+            "sites",
+            "by_site",
+            "broken",
+            "tested",
+        )
         return {name: getattr(self, name) for name in names}
