@@ -96,7 +96,7 @@ class ServedRun:
             self.strategy.network = side.network
         check_screens(settings.screens, self.strategy)
         rounds = settings.num_rounds or entry.rounds
-        self.row = {"about": entry.about(rounds)}
+        self.row, self.saw = {"about": entry.about(rounds)}, entry.saw
         self.classes = () if test is None else test.spec.classes
         self.code = code_of(settings, own, entry, test)
         grid: Grid = kept
@@ -196,6 +196,7 @@ class ServedRun:
         self.rounds = strategy.history
         self.row |= {name.replace("-", "_"): value for name, value in strategy.spent.items()}
         self.row |= {"clients": len(strategy.answers), "seen_rounds": strategy.state.round}
+        self.row["about"] |= {"seen": self.saw(strategy) or self.row["about"]["seen"]}
         if strategy.state.joined is not None:
             self.row["images"] = len(strategy.state.joined)
         if (found := strategy.evaluated.get(strategy.state.round)) is not None:

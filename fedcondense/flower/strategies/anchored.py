@@ -28,7 +28,7 @@ from fedcondense.flower.payloads import Sums, Weights
 from fedcondense.flower.replies import ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
-from fedcondense.flower.strategies.anchors import ANCHORS, Shared, kept_as_tensors
+from fedcondense.flower.strategies.anchors import ANCHORS, Shared, kept_as_tensors, saw
 from fedcondense.flower.strategies.averages import AVERAGES, averaged
 from fedcondense.flower.strategies.closed_head import (
     Head,
@@ -291,8 +291,8 @@ ANCHORED = Entry(
     _anchored,
     label="anchored",
     travels="synthetic images once, then weights at 8 bits, in the last round sums of features",
-    seen="the server sees each site's synthetic images, class counts, weights and sums of features; sites see those "
-    "images that their sites share",
+    seen="the server sees each site's images, class counts, weights and sums; sites see images that their sites share",
+    saw=saw,
     settings=Settings(),
     tasks=(Condense, Continue, Head),
     rounds=5,

@@ -6,16 +6,20 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedcondense.condensing import condense
 from fedcondense.data import Data, Spec
+from fedcondense.flower.contract import State
+from fedcondense.flower.payloads import Sums
+from fedcondense.flower.sites import site_and_round
 from fedcondense.sets.fitting import Within
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["ANCHORS", "Condensed", "Nothing", "Shared", "kept_as_tensors"]
+__all__ = ["ANCHORS", "Condensed", "Nothing", "Shared", "kept_as_tensors", "saw", "who_shares"]
 
 _LOG = logging.getLogger("flwr")  # Flower's own: what it shows, it shows of us
 
@@ -116,6 +120,26 @@ class Nothing:
 
     def __call__(self, sets: Mapping[str, SyntheticSet], shared: frozenset[str]) -> None:
         """Return None."""
+
+
+def saw(strategy: Any) -> str:
+    """Return who has seen what in a run of `Anchored`."""
+    state, seen = strategy.state, "no site sees another's images"
+    if "anchors" in state.tensors:
+        is_made = isinstance(strategy.anchors, Condensed)
+        seen = "images that the server condensed from those of all" if is_made else f"images of {who_shares(state)}"
+        seen = f"sites see {seen}"
+    has_sums = any(isinstance(answer.payload, Sums) for answer in strategy.answers)  # in place of weights
+    weights = ", weights" if state.round > 1 + has_sums else ""
+    sums = ", sums of features" if has_sums else ""
+    return f"the server sees each site's synthetic images, class counts{weights}{sums}; {seen}"
+
+
+def who_shares(state: State) -> str:
+    """Say how many of the sites whose sets are kept share theirs."""
+    sites = {site_and_round(name)[0] for name in state.sets}
+    shares = sum(f"shares/{name}" in state.numbers for name in sites)
+    return f"sites that share theirs, {shares} of {len(sites)} at the end"
 
 
 Anchors = Callable[[Mapping[str, SyntheticSet], frozenset[str]], SyntheticSet | None]

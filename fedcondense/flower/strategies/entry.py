@@ -46,12 +46,13 @@ class Entry:
         make: Builds any Flower `Strategy` for a server.
         label: What a table calls it.
         travels: What a node sends.
-        seen: Who sees what.
+        seen: Who sees what, whatever a run's settings and sites say.
         settings: A frozen dataclass whose fields, in kebab-case, are the strategy's keys of a run's config.
         tasks: What nodes must answer.
         handlers: Flower's own message types that nodes must answer: ``"train"``, ``"evaluate"``.
         rounds: Unless a run says otherwise.
         starts: Whether it needs the weights of a network before its first round, and so a server that knows the data.
+        saw: From the strategy, once rounds are done, who has seen what in this run; empty: as `seen` says.
         bits: Of weights that travel: 0 as they are, 8 as `fedcondense.flower.eight_bits` packs them, both ways.
     """
 
@@ -65,6 +66,7 @@ class Entry:
     rounds: int = 1
     starts: bool = False
     bits: int = 0
+    saw: Callable[[Any], str] = lambda strategy: ""
 
     def about(self, rounds: int) -> dict[str, Any]:
         """Return what a row says of itself in ``result.json``."""

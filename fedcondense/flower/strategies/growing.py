@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.settings import number
 from fedcondense.flower.sites import site_and_round
 from fedcondense.flower.stores import EveryRound
-from fedcondense.flower.strategies.anchors import Shared
+from fedcondense.flower.strategies.anchors import Shared, who_shares
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import InBytes, asked_in_bytes
 from fedcondense.flower.strategies.one_shot import Condense, OneShot, condensed, log_absent, train_network
@@ -198,11 +198,19 @@ def _growing(side: ServerSide) -> Growing:
     return Growing(side.fit, side.limits, task=first, then=then, union=union, screen=side.screen, **side.asked)
 
 
+_SERVER_SEES = "the server sees each site's synthetic images and class counts"
+
+
+def _saw(strategy: Any) -> str:
+    return f"{_SERVER_SEES}; sites see those of {who_shares(strategy.state)}"
+
+
 GROWING = Entry(
     _growing,
     label="growing",
     travels="synthetic images, every round; the union goes down",
-    seen="the server sees each site's synthetic images and class counts; sites see those of sites that share theirs",
+    seen=f"{_SERVER_SEES}; sites see those of sites that share theirs",
+    saw=_saw,
     settings=Settings(),
     tasks=(Condense, Complete),
     rounds=2,

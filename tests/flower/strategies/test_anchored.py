@@ -20,7 +20,7 @@ from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.state_file import dump_state, load_state
-from fedcondense.flower.strategies.anchored import Anchored
+from fedcondense.flower.strategies.anchored import ANCHORED, Anchored
 from fedcondense.flower.strategies.anchors import Nothing
 from fedcondense.flower.strategies.averages import AVERAGES
 from fedcondense.flower.strategies.continuing import Continue
@@ -95,6 +95,7 @@ class TestAnchored:
         kept = SyntheticSet.from_bytes(strategy.state.tensors["anchors"].numpy().tobytes())
         assert strategy.state.joined is not None
         assert (len(kept), kept.nbytes) == (len(strategy.state.joined), strategy.state.joined.nbytes)
+        assert ANCHORED.saw(strategy).endswith("sites see images of sites that share theirs, 3 of 3 at the end")
 
     def test_a_site_that_shares_with_the_server_alone_is_in_no_anchors(self, train: Data, held: Partition) -> None:
         grid = Watched(client_of(train, held), {})
@@ -102,6 +103,7 @@ class TestAnchored:
         assert "anchors" not in strategy.state.tensors
         assert set(grid.of(2).values()) == {("query.continue", False)}
         assert strategy.state.joined is not None  # the server trains on all of them
+        assert ANCHORED.saw(strategy).endswith("weights; no site sees another's images")
 
     def test_a_late_site_sends_its_set_first_and_trains_from_the_next_round_on(
         self, train: Data, held: Partition
