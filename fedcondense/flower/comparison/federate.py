@@ -20,6 +20,7 @@ from fedcondense.flower.books import by_site
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.comparison.averaging import FedAvgRow, Kept, fedavg, fingerprint
 from fedcondense.flower.comparison.bench import Bench
+from fedcondense.flower.comparison.local_only import LOCAL_ONLY
 from fedcondense.flower.comparison.result import FederationProgress, FederationResult, Output
 from fedcondense.flower.comparison.rows import ROWS, Ran, Row, Runner, row_of
 from fedcondense.flower.contract import Node
@@ -145,6 +146,7 @@ class _Comparison:
         self.bench, self.asked, self.rows, self.folder, self.resume = bench, asked, rows, folder, resume
         self.grid = measured.fedavg_grid
         self.result = FederationResult(classes=list(bench.test.spec.classes), broken=list(bench.train.broken))
+        self.result.tested = len(bench.test)
         self.averaged: dict[tuple[str, int], dict[int, FedAvgRow]] = {}  # by strategy and place in the grid
         self.main = next((row.name for row in rows if "image" in row.entry.travels), "")
 
@@ -168,6 +170,9 @@ class _Comparison:
             "code of the methods": meaning(self.asked),
         }
         self._read_folder()
+        if any(row.entry is LOCAL_ONLY and row.name not in result.rows for row in self.rows):
+            told = "local-only: %d trainings, one per client, each as long as a training of another row"
+            _LOG.warning(told, bench.everyone)
         for row in self.rows:
             if row.name not in result.rows:
                 bench.progress(FederationProgress(row.name, "starting", 0.0))
@@ -175,7 +180,7 @@ class _Comparison:
                 averages = isinstance(row.entry.settings, LocalTraining) and row.entry.handlers == ("train",)
                 found = self._averaged(row) if averages else self._ran(row)
                 seconds = round(time.perf_counter() - began, 2)
-                result.rows[row.name] = {"seconds": seconds, **found, "about": row.about, "code": identity(row.entry)}
+                result.rows[row.name] = {"seconds": seconds, "about": row.about, **found, "code": identity(row.entry)}
                 bench.progress(FederationProgress(row.name, "done", 1.0))
                 log_numbers(row.rounds, result.rows[row.name])
                 self._write_result()
@@ -189,6 +194,7 @@ class _Comparison:
         set_bytes = int(self.result.rows.get(self.main, {}).get("set_bytes", 0))
         ran = Runner(self.bench, self.asked, set_bytes).run(row)
         if isinstance(ran.strategy, Rounds):
+            ran.row["about"] = row.about | {"seen": row.entry.saw(ran.strategy) or row.entry.seen}
             self.result.refused += refusals(ran.strategy.left_out, row.name)
             if row.name == self.main:
                 self._keep(row, ran, ran.strategy)

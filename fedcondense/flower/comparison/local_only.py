@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 def local_only(bench: Bench, row: str) -> dict[str, Any]:
     """Train a network at each site on its own records, by the bench's recipe, and test all on the server's test set.
 
-    Sites without enough records are left out, as in every other row.
+    It costs a training per site, where other rows train one network per seed. Sites without enough records are left
+    out, as in every other row.
 
     Returns:
         The row: means over sites, ``accuracy_worst``, ``sites`` with the accuracy of each in percent and their
@@ -41,7 +42,8 @@ def local_only(bench: Bench, row: str) -> dict[str, Any]:
     placed = Placed(NodeConfig(), Caps.none(bench.min_records), Allowance())
     percents, per_class, names = list[float](), list[torch.Tensor](), list[str]()
     for place, index in enumerate(bench.partition):
-        bench.progress(FederationProgress(row, f"client {place + 1} of {bench.everyone}", place / bench.everyone))
+        where = f"training {place + 1} of {bench.everyone}, one per client"
+        bench.progress(FederationProgress(row, where, place / bench.everyone))
         try:
             data = placed.enough(bench.train.subset(index))
         except SettingError as few:

@@ -47,8 +47,8 @@ ROWS = (
     "ridge-equal-bytes",
     "feature-statistics",
 )
-"""What is run by default; any other name in `STRATEGIES`, ``local-only`` for each site alone, NAME-N for N rounds of
-those that start from weights, and NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
+"""What is run by default; any other name in `STRATEGIES`, ``local-only`` for each site alone (one training per site),
+NAME-N for N rounds of those that start from weights, and NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
 
 _ALONE = "local-only"
 _BESIDE = 480  # bytes that a reply takes beside sums

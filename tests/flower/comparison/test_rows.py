@@ -111,7 +111,7 @@ def test_each_site_alone_is_a_row_without_a_message(train: Data, test: Data, hel
     counts = test.counts.tolist()
     mean = sum(n * value for n, value in zip(counts, ran.row["per_class"], strict=True)) / len(test)
     assert mean == pytest.approx(ran.row["accuracy"], abs=0.01)
-    assert [at.detail for at in told] == ["client 1 of 3", "client 2 of 3", "client 3 of 3"]
+    assert [at.detail for at in told] == [f"training {k} of 3, one per client" for k in (1, 2, 3)]
 
 
 def test_a_site_alone_without_enough_records_is_left_out(train: Data, test: Data, held: Partition) -> None:
