@@ -15,7 +15,7 @@ from fedcondense.data.layouts import first
 from fedcondense.data.vocabulary import refuse_alike, texts
 from fedcondense.errors import DataError
 
-__all__ = ["NOTE", "Listing", "is_hidden", "list_images", "lone_test", "why_no_classes"]
+__all__ = ["NOTE", "Listing", "is_hidden", "list_images", "lone_test", "part_of", "why_no_classes"]
 
 _LOG = logging.getLogger(__name__)
 

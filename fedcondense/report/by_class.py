@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcondense.report.reading import list_of, mapping_of, number_of
-from fedcondense.report.results import NONE, ReportRow
+from fedcondense.report.results import JOINED, NONE, ReportRow
 
 __all__ = ["classes_of", "counts_of", "coverage_of", "held_of", "over_all"]
 
@@ -65,7 +65,8 @@ def _scored(one: Mapping[str, Any]) -> dict[str, str]:
         value, ends = number_of(one.get(name)), list(map(number_of, list_of(one.get(f"{name}_interval"))))
         if not math.isfinite(value) or len(ends) != 2:
             return NONE
-        return f"{value:.1f} % ({ends[0]:.1f} to {ends[1]:.1f})"
+        parts = f"{value:.1f} %", f"({ends[0]:.1f} to {ends[1]:.1f})"  # a narrow column breaks between them alone
+        return " ".join(part.replace(" ", JOINED) for part in parts)
 
     area = number_of(one.get("auroc"))
     return {

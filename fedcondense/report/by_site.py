@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedcondense.report.by_class import held_of
+from fedcondense.report.leads import doubt
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import NONE, ReportRow
 from fedcondense.report.units import human_bytes
@@ -33,7 +34,7 @@ class _Site(NamedTuple):
     cells: tuple[tuple[str, str], ...]
 
 
-_HEADING = ("records", "classes", "sent", "received", "seconds", "broken images", "accuracy there")
+_HEADING = ("records", "classes", "sent", "received", "seconds", "broken images", "accuracy there", "macro there")
 
 
 def sites_in(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> SiteTable:
@@ -105,7 +106,8 @@ def _found(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> list[_Site]:
             (_shown(number_of(entry.get("seconds")), "{:,.1f}"), ""),
             (f"{unread}" if unread else NONE, ""),
             (_shown(right, "{:.1f} %"), f"of {apart:,.0f} kept apart" if math.isfinite(apart) else ""),
-            (_shown(own, "{:.1f} %"), "better than together" if own > right else ""),
+            (_shown(number_of(said.get("macro_accuracy")), "{:.1f} %"), ""),
+            (_shown(own, "{:.1f} %"), "better than together" if own - right > doubt((own, right), apart) else ""),
         )
         did, kind = ("forgotten", "forgotten") if name in gone else _did(result, name, entry, refused.get(name))
         found.append(_Site(name, did, kind, cells))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedcondense.data.folders import part_of
 from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.report.at_sites import at_sites
@@ -19,12 +20,14 @@ from fedcondense.report.by_site import broken_in, held_back, sites_in
 from fedcondense.report.html import embedded, rendered
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
+    LEAST,
     ReportRow,
     headline,
     read_result,
     read_rows,
     shown_cells,
     table,
+    tested_on,
 )
 from fedcondense.report.rounds import HEADING, lines_of, without_rounds
 from fedcondense.report.served import better_alone, command_of, unmeasured
@@ -57,7 +60,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     """
     directory = Path(directory)
     result = read_result(directory)
-    rows = read_rows(result)
+    rows, tested = read_rows(result), tested_on(result)
     counts = counts_of(result)
     classes = classes_of(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])
@@ -73,6 +76,8 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         error=result.get("error"),
         headline=said_of(result, rows),
         rows=[shown_cells(row) for row in rows],
+        tested=f"{tested:,.0f}" if math.isfinite(tested) else "",
+        least=LEAST,
         figures=_figures(rows),
         figure_text="; ".join(f"{row.label}: {row.measured}" for row in rows),
         curves=_curves(rows),
@@ -124,11 +129,24 @@ def _is_silent(left_out: Mapping[str, Any]) -> bool:
 
 def _title(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
     """Name the data, and what was compared."""
-    data = mapping_of(result.get("settings")).get("data") or "a federation"
+    data = _called(str(mapping_of(result.get("settings")).get("data") or "a federation"))
     labels = [row.label for row in rows]
     if len(labels) < 2:
         return f"{data}: {labels[0] if labels else 'nothing was measured'}"
     return f"{data}: {labels[0]} beside {len(labels) - 1} other way{'s' if len(labels) > 2 else ''}"
+
+
+def _called(data: str) -> str:
+    """Return what data are called: of a path the last name, or the one before it where that is a part's.
+
+    >>> _called("digits"), _called("folder:/srv/leaves/test"), _called("npz:plants/oak.npz")
+    ('digits', 'leaves', 'oak')
+    """
+    kind, _, path = data.partition(":")
+    if kind not in ("folder", "npz"):
+        return data
+    names = [Path(path).stem if kind == "npz" else Path(path).name, Path(path).parent.name]
+    return next((name for name in names if name and not part_of(name)), data)
 
 
 def _figures(rows: Sequence[ReportRow]) -> dict[str, str]:

@@ -29,8 +29,8 @@ RUN: dict[str, Any] = {
     ],
     "sites_evaluated": {
         "sites": [
-            {"site": "north", "accuracy": 80.0, "records": 14, "local_only": 70.0},
-            {"site": "south", "accuracy": 60.0, "records": 24, "local_only": 70.0},
+            {"site": "north", "accuracy": 80.0, "records": 14, "local_only": 70.0, "macro_accuracy": 64.0},
+            {"site": "south", "accuracy": 60.0, "records": 240, "local_only": 70.0},
         ]
     },
 }
@@ -60,9 +60,12 @@ def test_each_site_has_its_own_line() -> None:
         "seconds": "4.5",
         "broken images": NONE,
         "accuracy there": "80.0 % of 14 kept apart",
+        "macro there": "64.0 %",
         "alone, there": "70.0 %",
     }
     assert found["south"]["alone, there"] == "70.0 % better than together"
+    few = [{"site": "south", "accuracy": 60.0, "records": 24, "local_only": 70.0}]
+    assert lines({**RUN, "sites_evaluated": {"sites": few}})["south"]["alone, there"] == "70.0 %", "two records more"
     assert found["south"]["broken images"] == "3"
     why = "left out: no reply within the deadline; its last answer is of round 1, 1 round ago, 2026-11-30"
     assert found["south"]["did"] == why
@@ -94,7 +97,7 @@ def test_a_held_answer_is_counted_and_said_with_the_next_step() -> None:
 def test_an_older_file_has_what_it_knows() -> None:
     old = {key: RUN[key] for key in ("rows", "refused", "sites_evaluated")} | {"sites": ["north"]}
     found = lines(old)
-    assert set(found["north"]) == {"did", "accuracy there", "alone, there"}
+    assert set(found["north"]) == {"did", "accuracy there", "macro there", "alone, there"}
     assert found["north"]["did"] == "answered"  # in a later round than the one in which it was left out
 
 

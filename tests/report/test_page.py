@@ -168,6 +168,44 @@ class TestThePage:
             assert np.asarray(drawn.convert("L")).flatten().tolist() == stored.flatten().tolist()
 
 
+def test_every_cell_of_a_table_that_folds_says_its_column(tmp_path: Path) -> None:
+    """Below a width its lines become cards, which have no heading."""
+    verdict = {"client": "a", "class": "cat", "weight": 0.25, "why": "odd", "round": 1}
+    rows = {"one-shot": {**row(83, 40_000), "history": [rounds_of(1), rounds_of(2)]}}
+    text = write_report(write_run(tmp_path / "run", result(rows=rows, screened=[verdict]))).read_text()
+    assert "@media (max-width: 40rem) {\n  .narrow, .narrow tbody" in text
+    assert "@media (max-width: 64rem) {\n  .wide, .wide tbody" in text
+    tables = re.findall(r'<table class="([^"]*)">.*?<tbody>(.*?)</tbody>', text, re.DOTALL)
+    folding = [body for kinds, body in tables if {"narrow", "wide"} & set(kinds.split())]
+    assert len(folding) == len(tables) - 1 == 5, "all but the map of who holds what"
+    for body in folding:
+        cells = re.findall(r"<td[^>]*>", body)
+        assert cells
+        assert all("data-label=" in cell for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("data", "title"),
+    [
+        ("folder:/srv/leaves/test", "leaves"),
+        ("folder:/srv/leaves", "leaves"),
+        ("digits", "digits"),
+        ("", "a federation"),
+    ],
+)
+def test_a_run_is_called_by_its_data_and_the_path_is_among_the_settings(data: str, title: str, tmp_path: Path) -> None:
+    content = result(rows={"one-shot": row(83, 40_000)}, settings={"data": data})
+    page = Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8"))
+    assert f"{title}: one-shot" in page.text
+    assert f"data {data}".strip() in page.text
+
+
+def test_what_counts_as_a_lead_is_said_beside_the_rows(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path / "run", result(tested=40))).read_text()
+    assert "larger than 0.5 points and than half of the 95 % interval of a difference: of two shares of 40 test" in text
+    assert "95 % interval of a difference" not in write_report(write_run(tmp_path / "old", result())).read_text()
+
+
 @pytest.mark.parametrize(
     "content",
     [
