@@ -88,7 +88,7 @@ def federate(
         str | None,
         typer.Option(
             parser=Listed(),
-            help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC, local-only (one training per client).",
+            help="What to run, by commas: strategies, NAME-N for N rounds, NAME-CODEC, local-only (a training each).",
         ),
     ] = None,
     objective: Objective = None,

@@ -192,8 +192,9 @@ def headline(rows: Sequence[ReportRow]) -> list[str]:
         factor = row.bytes_up / ours.bytes_up if ours.bytes_up else math.nan
         cost = f"{row.measured} with {human_bytes(row.bytes_up)}, {factor:.3g} times the bytes"
         rounds = f"{row.rounds} round{'s' if row.rounds > 1 else ''}"
-        verdict = "gets there in" if there else "is not there after" if ours.clearly_above(row) else "comes close in"
-        said.append(f"{row.label.partition(',')[0]} {verdict} {rounds}: {cost}.")
+        verdict = "gets there in" if there else "is not there after" if ours.clearly_above(row) else "is level in"
+        why = f"; {_no_difference(ours, row)}" if verdict == "is level in" else ""
+        said.append(f"{row.label.partition(',')[0]} {verdict} {rounds}: {cost}{why}.")
     controls = [row for row in rows if not row.is_ours and not row.is_averaging and math.isfinite(row.accuracy)]
     affordable = [row for row in controls if not row.bytes_up > 1.02 * ours.bytes_up]
     if affordable:

@@ -202,8 +202,8 @@ def test_a_run_is_called_by_its_data_and_the_path_is_among_the_settings(data: st
 
 def test_what_counts_as_a_lead_is_said_beside_the_rows(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path / "run", result(tested=40))).read_text()
-    assert "larger than 0.5 points and than half of the 95 % interval of a difference: of two shares of 40 test" in text
-    assert "95 % interval of a difference" not in write_report(write_run(tmp_path / "old", result())).read_text()
+    assert "95 % interval of the difference, which follows from 40 test images per row" in text
+    assert "95 % interval of the difference" not in write_report(write_run(tmp_path / "old", result())).read_text()
 
 
 @pytest.mark.parametrize(

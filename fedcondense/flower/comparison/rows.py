@@ -48,7 +48,8 @@ ROWS = (
     "feature-statistics",
 )
 """What is run by default; any other name in `STRATEGIES`, ``local-only`` for each site alone (one training per site),
-NAME-N for N rounds of those that start from weights, and NAME-CODEC for what sends images, ``random-real-webp-20`` say."""
+NAME-N for N rounds of those that start from weights, and NAME-CODEC for what sends images, as in
+``random-real-webp-20``."""
 
 _ALONE = "local-only"
 _BESIDE = 480  # bytes that a reply takes beside sums
