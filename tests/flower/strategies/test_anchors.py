@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from fedcondense.data.images import Data
-from fedcondense.flower.strategies.anchors import ANCHORS, Condensed, Nothing, Shared
+from fedcondense.flower.contract import State
+from fedcondense.flower.strategies.anchors import ANCHORS, Condensed, Nothing, Shared, saw
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
 
@@ -59,3 +62,20 @@ def test_the_servers_own_set_holds_no_image_of_a_site(sets: dict[str, SyntheticS
 
 def test_they_are_named() -> None:
     assert list(ANCHORS) == ["shared", "condensed", "none"]
+
+
+@pytest.mark.parametrize(
+    ("server_round", "head", "sent"),
+    [(1, 0, ""), (2, 0, ", weights"), (3, 0, ", weights, sums of features"), (3, None, ", weights")],
+)
+def test_who_saw_what_follows_from_what_was_asked_so_far(
+    server_round: int, head: int | None, sent: str, sets: dict[str, SyntheticSet]
+) -> None:
+    state = State(server_round, sets=sets, numbers={"shares/site-1": 1})
+    strategy = SimpleNamespace(state=state, anchors=Shared(), head_bytes=head, last_round=3)
+    server = f"the server sees each site's synthetic images, class counts{sent}"
+    assert saw(strategy) == f"{server}; no site sees another's images"
+    strategy.state = state.but(tensors={"anchors": torch.zeros(1)})
+    assert saw(strategy) == f"{server}; sites see images of sites that share theirs, 1 of 4 at the end"
+    strategy.anchors = Condensed()
+    assert saw(strategy) == f"{server}; sites see images that the server condensed from those of all"
