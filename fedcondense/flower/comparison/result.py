@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,16 +78,4 @@ class FederationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``result.json`` holds, of JSON's types."""
-        names = (
-            "rows",
-            "settings",
-            "partition",
-            "refused",
-            "coverage",
-            "classes",
-            "sites",
-            "by_site",
-            "broken",
-            "tested",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("joined", "paths")}
