@@ -7,6 +7,7 @@ import torch
 
 from fedcondense.data.images import Data
 from fedcondense.flower.contract import State
+from fedcondense.flower.payloads import Sums, Weights
 from fedcondense.flower.strategies.anchors import ANCHORS, Condensed, Nothing, Shared, saw
 from fedcondense.sets.selection import select
 from fedcondense.sets.synthetic import SyntheticSet
@@ -65,14 +66,19 @@ def test_they_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("server_round", "head", "sent"),
-    [(1, 0, ""), (2, 0, ", weights"), (3, 0, ", weights, sums of features"), (3, None, ", weights")],
+    ("server_round", "last", "sent"),
+    [
+        (1, Weights({}), ""),
+        (2, Weights({}), ", weights"),
+        (2, Sums({}), ", sums of features"),
+        (3, Sums({}), ", weights, sums of features"),
+    ],
 )
-def test_who_saw_what_follows_from_what_was_asked_so_far(
-    server_round: int, head: int | None, sent: str, sets: dict[str, SyntheticSet]
+def test_who_saw_what_follows_from_what_came(
+    server_round: int, last: Weights | Sums, sent: str, sets: dict[str, SyntheticSet]
 ) -> None:
     state = State(server_round, sets=sets, numbers={"shares/site-1": 1})
-    strategy = SimpleNamespace(state=state, anchors=Shared(), head_bytes=head, last_round=3)
+    strategy = SimpleNamespace(state=state, anchors=Shared(), answers=[SimpleNamespace(payload=last)])
     server = f"the server sees each site's synthetic images, class counts{sent}"
     assert saw(strategy) == f"{server}; no site sees another's images"
     strategy.state = state.but(tensors={"anchors": torch.zeros(1)})
