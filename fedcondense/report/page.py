@@ -23,11 +23,11 @@ from fedcondense.report.results import (
     LEAST,
     ReportRow,
     headline,
+    images_tested,
     read_result,
     read_rows,
     shown_cells,
     table,
-    tested_on,
 )
 from fedcondense.report.rounds import HEADING, lines_of, without_rounds
 from fedcondense.report.served import better_alone, command_of, unmeasured
@@ -60,7 +60,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
     """
     directory = Path(directory)
     result = read_result(directory)
-    rows, tested = read_rows(result), tested_on(result)
+    rows, tested = read_rows(result), images_tested(result)
     counts = counts_of(result)
     classes = classes_of(result, counts)
     sets = sorted((directory / "clients").glob("*.safetensors"), key=lambda path: [len(path.stem), path.stem])

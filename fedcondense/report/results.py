@@ -22,11 +22,11 @@ __all__ = [
     "NONE",
     "ReportRow",
     "headline",
+    "images_tested",
     "read_result",
     "read_rows",
     "shown_cells",
     "table",
-    "tested_on",
 ]
 
 _NUMBERS = ("accuracy", "accuracy_std", "bytes_up", "bytes_down", "seconds")
@@ -134,7 +134,7 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
     """Return the measured rows: synthetic images, then weights by rounds, then the others; what is missing is nan."""
     rows = []
     seeds = len(list_of(mapping_of(result.get("settings")).get("evaluation_seeds")))
-    tested = tested_on(result)
+    tested = images_tested(result)
     measured = mapping_of(result.get("rows"))
     of_the_run = result.get("rounds") if len(measured) == 1 else None  # of a server app, which has one row
     for name, values in measured.items():
@@ -152,7 +152,7 @@ def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:
     return sorted(rows, key=lambda row: (not row.is_ours, not row.is_averaging, row.is_averaging and row.rounds))
 
 
-def tested_on(result: Mapping[str, Any]) -> float:
+def images_tested(result: Mapping[str, Any]) -> float:
     """Return how many test images rows were measured on; of an older file as its scores say, nan where they do not."""
     scored = [mapping_of(mapping_of(row).get("scores")) for row in mapping_of(result.get("rows")).values()]
     found = [result.get("tested"), *(scores.get("records") for scores in scored)]
