@@ -31,6 +31,7 @@ import flowers
 import freed
 import gpu
 import growing
+import head_tried
 import incremental
 import iterative
 import labels
@@ -266,6 +267,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growing": growing.table,
     "anchored": anchored.table,
     "anchored ends": anchored.ends,
+    "head tried": head_tried.table,
     "flowers": flowers.table,
     "flowers tuning": flowers.tuning,
     "anchored two classes": lambda: anchored.table("rows", 0.05),
