@@ -251,7 +251,7 @@ def _work(task: Question, holder: Holder, node: Node, ledger: Ledger | None, abo
         cost = job.cost
         charge = Charge(images=cost.images, decoded=cost.decoded, nbytes=cost.nbytes, epsilon=cost.epsilon)
         ledger.charge(f"{task.name}, round {about.round}, asked by fedcondense {about.version}", charge)
-    takes = f"about {job.cost.seconds:.0f} s, " if job.cost.seconds else ""  # 0: nobody knows
+    takes = f"about {max(1, round(job.cost.seconds))} s, " if job.cost.seconds else ""  # 0: nobody knows
     asked = (node.name, task.name, about.round, about.version, takes, job.cost.nbytes)
     _LOG.info("%s is asked for %s (round %d, fedcondense %s): %sat most %d bytes", *asked)
     with _timed(task, node), reporting(said, bar=False, log=_LOG):

@@ -47,6 +47,7 @@ def fit(memory: Memory, ready: Sequence[str], waiting: int) -> Memory:
 def _fit_plain(memory: Memory, ready: Sequence[str], waiting: int) -> Memory:
     """Fit sets whose sizes are known before they are made."""
     bound, groups = _bound(memory), len(memory.names)
+    cannot = f"a memory of {bound} bytes cannot hold {groups} groups of the sets that {memory.make!r} makes"
     share = largest_share(
         memory.share(groups),
         bound,
@@ -55,13 +56,14 @@ def _fit_plain(memory: Memory, ready: Sequence[str], waiting: int) -> Memory:
     )
     while share:
         trial = memory.copy()
-        trial.remake(ready, memory.shares(share), trial.made)
+        try:
+            trial.remake(ready, memory.shares(share), trial.made)
+        except SettingError as refused:  # so few images leave no room for what makes them
+            raise SettingError(f"{cannot}: {refused}") from None
         if trial.total_bytes <= bound:
             return trial
         share -= 1  # the maker took more than it had said, or says nothing
-    raise SettingError(
-        f"a memory of {bound} bytes cannot hold {groups} groups of the sets that {memory.make!r} makes; give it more"
-    )
+    raise SettingError(f"{cannot}; give it more")
 
 
 def _fit_coded(memory: Memory, ready: Sequence[str], waiting: int) -> Memory:

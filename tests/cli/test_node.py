@@ -154,7 +154,7 @@ class TestRelease:
         (line,) = (one for one in cli.done("node", "log", file)["lines"] if one["decision"] == "answered")
         page = (home / "sheet.html").read_text()
         assert line["sha256"] in page
-        assert f"<td>{line['run']}</td>" in page  # as `flwr list` has it
+        assert f"<code>{line['run']}</code></td>" in page  # as `flwr list` has it
         assert f"{line['nbytes']:,}" in page
         assert "to the server alone" in page
         assert "no epsilon and no delta" in page
