@@ -3,7 +3,7 @@
     python experiments/anchored.py choose --float32  # step sizes and the rest, on held-out training images
     python experiments/anchored.py rows --float32    # four rounds after round 0; `long`, ten; `longer`, twenty
     python experiments/anchored.py four --float32    # so `one`, `two`, `ten`: rows that solve for the last layer
-    python experiments/anchored.py cifar10 --float32       # ten rounds; so `cifar10-long`, fifty
+    python experiments/anchored.py cifar10 --float32 # ten rounds; `cifar10-long`, fifty; `cifar10-one`, `cifar10-two`
     python experiments/anchored.py --table           # Markdown, from what is there
 
 Round 0 is one-shot: `mmd-ridge`, 200 steps, a reply of at most 12 kB a client, coded by the rate rule; 800 steps of
@@ -74,6 +74,8 @@ KINDS = {  # data and rounds after round 0
     "ten": ("fashion-mnist", 10),
     "long": ("fashion-mnist", 10),
     "longer": ("fashion-mnist", 20),
+    "cifar10-one": ("cifar10", 1),
+    "cifar10-two": ("cifar10", 2),
     "cifar10": ("cifar10", 10),
     "cifar10-long": ("cifar10", 50),
 }
@@ -376,12 +378,12 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
     return "\n".join(lines)
 
 
-def ends(alpha: float = 0.1) -> str:
+def ends(kinds: Sequence[str] = ("one", "two", "four", "ten"), alpha: float = 0.1) -> str:
     """Return where rows that solve for the last layer end, and rows beside them, by rounds after round 0."""
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for key, cell in read(PATH).items():
         which, at, name, _ = [*key.split(" | "), "", ""][:4]
-        if which in ("one", "two", "four", "ten") and at == f"{alpha:g}":
+        if which in kinds and at == f"{alpha:g}":
             last = len(cell["rounds"]) - 1
             for number in {last} if "head" in name else {1, 2, 4, 10} & set(range(last + 1)):
                 found.setdefault((number, name), []).append(cell["rounds"][number])

@@ -287,6 +287,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sparse": sparse.table,
     "anchored tried": anchored_tried.table,
     "anchored cifar10": lambda: anchored.table("cifar10"),
+    "anchored cifar10 ends": lambda: anchored.ends(("cifar10-one", "cifar10-two", "cifar10")),
     "anchored cifar10 long": lambda: anchored.table("cifar10-long"),
     "freed": freed.table,
     "versions": versions.table,
