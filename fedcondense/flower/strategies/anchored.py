@@ -163,12 +163,12 @@ class Anchored(Rounds):
         )
 
     def _head(self, state: State, names: Collection[str] = ()) -> Head:
-        spec, (network, model), weights = self._spec(state), self._network(state), state.weights
-        assert weights is not None
+        spec, (network, model) = self._spec(state), self._network(state)
         dims = head_dims(model, len(spec.classes), self.head_bytes or 0)
-        counts = counts_of((one for name, one in state.sets.items() if name in names), spec.classes)
-        balance = balanced(counts, self.task.strength) if self.task.loss == "balanced" and counts.sum() else ()
-        packed = Packed.of(weights.tensors, model)
+        known = [state.sets[name] for name in names if name in state.sets]
+        is_balanced = self.task.loss == "balanced" and 3 * len(known) >= 2 * len(names) > 0
+        balance = balanced(counts_of(known, spec.classes), self.task.strength) if is_balanced else ()
+        packed = Packed.of((state.weights or Weights.of(model)).tensors, model)
         return Head(packed, spec.classes, spec.mean, spec.std, network, self.task.seed, dims, balance)
 
     def examine(self, stage: str, answer: Answer[Any]) -> None:

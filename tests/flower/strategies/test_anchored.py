@@ -23,6 +23,7 @@ from fedcondense.flower.state_file import dump_state, load_state
 from fedcondense.flower.strategies.anchored import ANCHORED, Anchored
 from fedcondense.flower.strategies.anchors import Nothing
 from fedcondense.flower.strategies.averages import AVERAGES
+from fedcondense.flower.strategies.closed_head import Head
 from fedcondense.flower.strategies.continuing import Continue
 from fedcondense.flower.strategies.one_shot import Condense
 from fedcondense.networks import build
@@ -137,6 +138,17 @@ class TestAnchored:
                 strategy.start(grid, num_rounds=rounds)
         asked = [{kind for kind, _ in grid.of(n).values()} for n in (1, 2, 3, 4)]
         assert asked == [{f"query.{task}"} for task in ("condense", "head", "continue", "head")]
+
+    def test_classes_are_weighed_where_most_who_are_asked_are_known(self, train: Data, held: Partition) -> None:
+        strategy = run(anchored(train, polish=Fit(steps=0), head_bytes=0), Watched(client_of(train, held)), 1)
+        everybody = [Site(f"client-{k}", str(k)) for k in range(3)]
+        strategy.last_round = 2
+        for sites, is_known in ((everybody, True), (everybody + [Site("", str(k)) for k in range(3, 9)], False)):
+            asked = strategy.ask(2, "answer", strategy.state, sites)
+            assert isinstance(asked, Mapping)
+            question = asked[sites[0]]
+            assert isinstance(question, Head)
+            assert bool(question.balance) == is_known
 
     def test_too_few_sites_leave_the_last_layer(
         self, train: Data, held: Partition, caplog: pytest.LogCaptureFixture
