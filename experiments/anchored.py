@@ -23,8 +23,8 @@ work folder. What each row is:
   class (after VHL: Tang et al., ICML 2022), means of groups of records, and real images in the codec that was best for
   them at 10 kB, as many as a tenth of the cap holds of each client's (they show records);
 - fedadam, fedavgm: both, combined by Flower's FedAdam and FedAvgM; fedexp: combined by FedExP;
-- head: in the last round sites send sums of features, as many bytes as weights or at most 140 kB, for which the last
-  layer is solved;
+- head: in the last round sites send sums of features, of about as many bytes as weights, from which the last layer is
+  solved; whole head: of all 512 features;
 - mixed: networks of three architectures, each trained on the union of round 0, as any site may do for itself;
 - scratch: FedAvg from an untrained network; scratch restricted: the same with restricted softmax.
 """
@@ -128,11 +128,11 @@ ROWS: dict[str, Row] = {
     "real, balanced, fedexp": Row("real", steps=BALANCED, average="fedexp"),
     "scratch, balanced, fedexp": Row(steps=BALANCED, average="fedexp", starts=False),
     "balanced, head": Row(steps=BALANCED, head=0),
-    "balanced, head of 140 kB": Row(steps=BALANCED, head=140_000),
+    "balanced, whole head": Row(steps=BALANCED, head=140_000),
     "neither, head": Row(head=0),
     "balanced, fedexp, head": Row(steps=BALANCED, average="fedexp", head=0),
     "scratch, balanced, head": Row(steps=BALANCED, starts=False, head=0),
-    "scratch, balanced, head of 140 kB": Row(steps=BALANCED, starts=False, head=140_000),
+    "scratch, balanced, whole head": Row(steps=BALANCED, starts=False, head=140_000),
     "scratch": Row(starts=False),
     "scratch, balanced": Row(steps=BALANCED, starts=False),
 }
