@@ -380,15 +380,16 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
 
 def ends(kinds: Sequence[str] = ("one", "two", "four", "ten"), alpha: float = 0.1) -> str:
     """Return where rows that solve for the last layer end, and rows beside them, by rounds after round 0."""
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     for key, cell in read(PATH).items():
-        which, at, name, _ = [*key.split(" | "), "", ""][:4]
+        which, at, name, seed = [*key.split(" | "), "", ""][:4]
         if which in kinds and at == f"{alpha:g}":
             last = len(cell["rounds"]) - 1
             for number in {last} if "head" in name else {1, 2, 4, 10} & set(range(last + 1)):
-                found.setdefault((number, name), []).append(cell["rounds"][number])
+                found.setdefault((number, name), {})[seed] = cell["rounds"][number]  # equal in runs of more rounds
     lines = ["| rounds | row | accuracy | worst | kB up, in all | divisions |", "|---|---|---|---|---|---|"]
-    for (number, name), cells in sorted(found.items(), key=lambda one: (one[0][0], -_mean(one[1], "accuracy"))):
+    rows = {key: list(by_seed.values()) for key, by_seed in found.items()}
+    for (number, name), cells in sorted(rows.items(), key=lambda one: (one[0][0], -_mean(one[1], "accuracy"))):
         values = [cell["accuracy"] for cell in cells]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         up, down = _mean(cells, "up") / 1000, _mean(cells, "down") / 1000
