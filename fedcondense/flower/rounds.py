@@ -88,6 +88,10 @@ class Rounds(Strategy):
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
         """Return what is kept once a stage's usable answers, by name of their sites, are there."""
 
+    def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
+        """Return which nodes are asked in a round, in ascending order: as `Asking` says, or as a method does."""
+        return self.asking.sample(nodes, server_round)
+
     def examine(self, stage: str, answer: Answer[Any]) -> None:
         """Raise UntrustedSetError for an answer that `combine` cannot take: its site is left out, the round goes on.
 
@@ -169,8 +173,7 @@ class Rounds(Strategy):
 
     def _round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Go through the stages of a round; None: nobody is to be asked."""
-        state, metrics, tally = self.state, MetricRecord(), Tally()
-        self.inboxes = {}
+        state, metrics, tally, self.inboxes = self.state, MetricRecord(), Tally(), {}
         for stage in self.stages:
             tally.waits(connected, grid, self.asking, self.state.sites, self.barred)
             mailbox = self._questions(server_round, stage, state, grid)
@@ -200,8 +203,7 @@ class Rounds(Strategy):
     def without(self, site: Site, first: Inbox) -> State:
         """Return what the first round leaves if a site is silent in it: the others' answers are combined again.
 
-        So it is where no answer of the first round depends on another site's, as in a round of one stage. A strategy
-        for which that does not hold, or which can do it with several stages, overrides this.
+        A strategy whose answers of the first round depend on other sites', or which has several stages, overrides this.
 
         Args:
             site: Its name and key.
@@ -221,7 +223,7 @@ class Rounds(Strategy):
     def _questions(self, server_round: int, stage: str, state: State, grid: Grid) -> Mailbox:
         """Wait for nodes, with a deadline, and return a mailbox with a question for each that is asked."""
         nodes = connected(grid, self.asking, state.sites, self.barred)
-        found, names = found_among(grid.get_nodes(), self.asking.sample(nodes, server_round), state.sites)
+        found, names = found_among(grid.get_nodes(), self.sample(nodes, server_round), state.sites)
         sites = [site for site in found if site.key not in self.barred]
         asked = self.ask(server_round, stage, state, sites)
         tasks = asked if isinstance(asked, Mapping) else dict.fromkeys(sites, asked)
@@ -230,8 +232,8 @@ class Rounds(Strategy):
             task = self.again(server_round, stage, state, site, reason)
             return None if task is None else questions({site: task}, server_round, self.limits.classes)[0]
 
-        sent = questions(tasks, server_round, self.limits.classes)
-        _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join({t.name for t in tasks.values()}))
+        sent, kinds = questions(tasks, server_round, self.limits.classes), {task.name for task in tasks.values()}
+        _LOG.info("round %d: asking %d nodes: %s", server_round, len(sent), ", ".join(sorted(kinds)))
         judges = partial(self.examine, stage), partial(self.kind, stage)
         return Mailbox(sent, self.limits, *judges, kept=state.sets, names=names, again=again)
 
@@ -244,9 +246,8 @@ class Rounds(Strategy):
         """
         self.inboxes[stage] = inbox
         answers, refused = inbox.sorted()
-        outgrown = inbox.outgrown()
+        before, outgrown = state, inbox.outgrown()
         log_odd(server_round, inbox)
-        before = state
         state = state.but(sets={name: one for name, one in state.sets.items() if name not in outgrown})
         if self.screen is not None and any(isinstance(answer.payload, SyntheticSet) for answer in answers):
             known = Known(self.limits.classes, server_round, self.asking.seed)
@@ -255,7 +256,7 @@ class Rounds(Strategy):
             self.screened += [(server_round, site, name, verdict) for (site, name), verdict in self.verdicts.items()]
             log_verdicts(server_round, self.verdicts, gone)
         self.answers, self.refused = tuple(answers), tuple(refused)
-        self.left_out += [(server_round, refusal) for refusal in refused]
+        self.left_out += [(server_round, one) for one in refused]
         check_enough(server_round, answers, refused, max(self.asking.min_replies, 1))
         state = self.combine(server_round, stage, state, answers)
         state = booked(before, state, server_round, inbox, answers)
@@ -263,8 +264,7 @@ class Rounds(Strategy):
         return state, metrics_of(answers, refused, self.asking)
 
     def _arrays(self) -> ArrayRecord:
-        weights: dict[str, Any] = {} if self.state.weights is None else dict(self.state.weights.tensors)
-        return ArrayRecord(weights)
+        return ArrayRecord({} if self.state.weights is None else dict[str, Any](self.state.weights.tensors))
 
     @in_own_state
     def configure_train(

@@ -44,6 +44,7 @@ from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
 from fedcondense.flower.strategies.iterative import started
 from fedcondense.flower.strategies.one_shot import Condense, log_absent
+from fedcondense.machine import usual_device
 from fedcondense.networks import NetworkMaker, build, default_network
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.evaluation import train_on
@@ -59,9 +60,8 @@ _CONTINUE, _SHARED, _POLISH = Continue(), Shared(), Fit(steps=0, lr=0.01)
 class Anchored(Rounds):
     """One-shot sets first; then rounds of averaging from the weights that they trained, with the sets as anchors.
 
-    A site that comes late joins the averaging at once; where the server trains on the union (`polish`), it is asked for
-    its set first, and joins in the round after. That union has the last set of every site, present or not. Anchors are
-    made once, after the first round.
+    A site that comes late joins the averaging at once; where the server trains on the union (`polish`), which has the
+    last set of every site, it is asked for its set first. Anchors are made once, after the first round.
 
     Args:
         spec: Shape, classes and normalisation of the images: the network's outputs are its classes. None: those of the
@@ -101,9 +101,8 @@ class Anchored(Rounds):
         usual = ReplyLimits() if spec is None else ReplyLimits.of(spec)
         super().__init__(usual if limits is None else limits, screen, **asked)
         self.spec, self.fit, self.first, self.anchors, self.polish = spec, fit, first, anchors, polish
-        self.average = FedAvg() if average is None else average
+        self.average, self.head_bytes = FedAvg() if average is None else average, head_bytes
         self.task: Continue = task
-        self.head_bytes = head_bytes
         if first is None and spec is None:
             raise SettingError("no sets are asked for, and no spec says what the network is for: give one of them")
 
@@ -125,13 +124,15 @@ class Anchored(Rounds):
         name = self.task.network or default_network(spec.shape)
         return name, build(name, spec.shape, len(spec.classes), self.task.seed)
 
+    def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
+        """Return all nodes in the round that solves for the last layer: sums of few are worth little."""
+        solves = self.head_bytes is not None and server_round == self.last_round > 1
+        return sorted(nodes) if solves else super().sample(nodes, server_round)
+
     def ask(self, server_round: int, stage: str, state: State, sites: Sequence[Site]) -> Mapping[Site, Question]:
         """Ask for sets that the server will train on; others train, and whoever may lack the anchors is sent them."""
         if self.head_bytes is not None and server_round == self.last_round and state.weights is not None:
-            names = [site.name for site in sites]
-            if not state.sets or is_enough(state.sets, names, self.classes):
-                return dict.fromkeys(sites, self._head(state, names))
-            _LOG.info("round %d averages: those asked hold too few records to solve for the last layer", server_round)
+            return dict.fromkeys(sites, self._head(state, [site.name for site in sites]))
         first = None if self.first is None else asked_in_bytes(self.first)
         if first is not None and state.weights is None:
             return dict.fromkeys(sites, first)
@@ -225,9 +226,8 @@ class Anchored(Rounds):
     def _trained(self, state: State, network: str | NetworkMaker, recipe: Fit, server_round: int) -> Weights:
         spec, union = self._spec(state), SyntheticSet.join(state.sets.values())
         like = Data(torch.empty(0, *spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), spec)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        seed = self.task.seed + server_round
-        return Weights.of(train_on(union, like, network=network, recipe=recipe, seed=seed, device=device))
+        how: dict[str, Any] = {"seed": self.task.seed + server_round, "device": usual_device()}
+        return Weights.of(train_on(union, like, network=network, recipe=recipe, **how))
 
 
 @dataclass(frozen=True)

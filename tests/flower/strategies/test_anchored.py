@@ -155,12 +155,20 @@ class TestAnchored:
     ) -> None:
         grid = Watched(client_of(train, held), round3=(1, 2))
         strategy = anchored(train, polish=Fit(steps=0), head_bytes=0)
-        with task_identity(), caplog.at_level("INFO", "flwr"):
+        with task_identity(), caplog.at_level("WARNING", "flwr"):
+            strategy.start(grid, num_rounds=1)
+            before, grid.round = dict(strategy.state.but().weights.tensors), 3  # type: ignore[union-attr]
             strategy.start(grid, num_rounds=2)
-            grid.round = 3
+        assert strategy.state.weights is not None
+        assert all(torch.equal(value, before[name]) for name, value in strategy.state.weights.tensors.items())
+        assert "round 2: those who answered hold too few records; the last layer stays" in caplog.text
+
+    def test_the_last_round_asks_all_whatever_share_the_others_ask(self, train: Data, held: Partition) -> None:
+        grid = Watched(client_of(train, held))
+        strategy = anchored(train, polish=Fit(steps=0), head_bytes=0, fraction_train=0.34)
+        with task_identity():
             strategy.start(grid, num_rounds=3)
-        assert {kind for kind, _ in grid.of(3).values()} == {"query.continue"}
-        assert "round 3 averages: those asked hold too few records" in caplog.text
+        assert [len(grid.of(number)) for number in (1, 2, 3)] == [1, 1, 3]
 
     def test_a_late_site_trains_at_once_where_nobody_would_train_on_its_set(self, train: Data, held: Partition) -> None:
         grid = Watched(client_of(train, held), round1=(2,))
