@@ -16,6 +16,9 @@ nothing where all sites of the division answer. Where 7, 5 or 3 of 10 do, it tak
 layer that is replaced has 87 and 85. So that layer stays unless sites with two thirds of the records, and all classes,
 answer.
 
+The ridge is chosen by generalised cross-validation, which follows from the sums: three sites with 225 photographs of
+leaves went from 51 percent down to 34 at a ridge that suits 60,000 images, and up to 57 at their own.
+
 Least squares give scores near 0 and 1. Logits are `SHARPNESS` times as large, so that the softmax of a network is worth
 reading: on held-out images of Fashion-MNIST, two divisions, the negative log-likelihood was 0.35 at 8, 0.44 at 5 and
 0.40 at 12, and the calibration error 2 points.
@@ -55,7 +58,6 @@ from fedcondense.sets.synthetic import SyntheticSet
 __all__ = ["SHARPNESS", "Head", "balanced", "check_head", "counts_of", "head_dims", "is_enough", "with_head"]
 
 SHARPNESS = 8.0
-_STRENGTH = 3e-4  # of the ridge, a share of the mean diagonal; flat from 1e-4 to 1e-3 on held-out images
 _FORM = "int8-deflated"
 _LEFT = 0.8
 _MOST = 1e4  # that a record weighs
@@ -177,7 +179,7 @@ def with_head(model: nn.Module, task: Head, answers: Sequence[Answer[Sums]]) -> 
     """
     task.weights.weights(model).load_into(model)
     size, classes = _size(model, task.dims), len(task.classes)
-    solution = least_squares((products_of(one.payload, size, classes, _FORM) for one in answers), _STRENGTH)
+    solution = least_squares((products_of(one.payload, size, classes, _FORM) for one in answers), None)
     solution = SHARPNESS * (solution - solution.mean(1, keepdim=True))
     basis = _basis(model, task)
     rows = solution[:-1] if basis is None else basis.double() @ solution[:-1]

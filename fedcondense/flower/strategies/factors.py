@@ -27,6 +27,7 @@ from fedcondense.flower.payloads import Sums
 
 __all__ = [
     "FORMS",
+    "STRENGTHS",
     "check_factor",
     "extended",
     "factor_bytes",
@@ -39,6 +40,9 @@ __all__ = [
 
 FORMS = {"float16": torch.float16, "int8": torch.int8, "int8-deflated": torch.int8}
 """How the numbers of a factor travel, by name."""
+
+STRENGTHS = tuple(10 ** (k / 3 - 4) for k in range(16))
+"""Shares of the mean diagonal that a ridge may be chosen from: 0.0001 to 10."""
 
 _DEFLATED = "int8-deflated"
 _MOST = {torch.float16: 1, torch.int8: 127}  # of the numbers that a scale multiplies
@@ -132,19 +136,33 @@ def size_of(factor: Sums, classes: int, form: str) -> int:
     return (numbers + rows * (rows - 1) // 2) // max(rows, 1) - classes
 
 
-def least_squares(products: Iterable[tuple[Tensor, Tensor]], strength: float) -> Tensor:
+def least_squares(products: Iterable[tuple[Tensor, Tensor]], strength: float | None) -> Tensor:
     """Add up what sites sent and solve: the classifier (D, K) of all their records, in float64.
 
     Args:
-        products: Of each site, as `products_of` returns them, one after another.
-        strength: The ridge, as a share of the mean diagonal of the Gram matrix.
+        products: Of each site, as `products_of` returns them, one after another; the last feature is a constant one.
+        strength: The ridge, as a share of the mean diagonal of the Gram matrix; None: that of `STRENGTHS` whose
+            generalised cross-validation is least (Golub, Heath and Wahba, Technometrics 1979), which follows from the
+            sums. Where records are fewer than features it has to be large.
     """
     gram, targets = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for one, other in products:
         gram, targets = gram + one, targets + other
-    penalty = strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    solution: Tensor = torch.linalg.solve(gram + penalty, targets)
+    mean = float(gram.diagonal().mean())
+    values, vectors = torch.linalg.eigh(gram)
+    values, inside = values.clamp_min(0), vectors.T @ targets
+    if strength is None:
+        strength = min(STRENGTHS, key=lambda one: _validated(values, inside, float(targets[-1].sum()), one * mean))
+    solution: Tensor = vectors @ (inside / (values + strength * mean).unsqueeze(1))
     return solution
+
+
+def _validated(values: Tensor, inside: Tensor, records: float, ridge: float) -> float:
+    """Return the generalised cross-validation of a ridge, by the eigenvalues and the products in their basis."""
+    power, shrunk = inside.square().sum(1), values + ridge
+    left = records - float((power * (2 / shrunk - values / shrunk.square())).sum())  # of labels' squares, which are 1
+    free = max(1 - float((values / shrunk).sum()) / records, 1e-3)
+    return max(left, 0.0) / free**2
 
 
 def check_factor(factor: Sums, size: int, classes: int, form: str) -> None:

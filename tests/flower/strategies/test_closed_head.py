@@ -25,6 +25,7 @@ from fedcondense.flower.strategies.closed_head import (
     is_enough,
     with_head,
 )
+from fedcondense.flower.strategies.factors import STRENGTHS, least_squares, products_of
 from fedcondense.flower.strategies.features import features_of
 from fedcondense.networks import build
 from fedcondense.parametrizations import Pixels
@@ -72,7 +73,7 @@ def test_it_is_least_squares_on_the_networks_features(train: Data) -> None:
     rows = torch.cat([features, torch.ones(len(features), 1)], 1).double()
     targets = nn.functional.one_hot(train.labels, 10).double()
     gram = rows.T @ rows
-    gram += 3e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     scores = rows @ torch.linalg.solve(gram, rows.T @ targets)
     with torch.no_grad():
         logits = model(train.batch(torch.arange(len(train))).images) / SHARPNESS
@@ -84,6 +85,37 @@ def task_weights(train: Data) -> nn.Module:
     """Return the network as eight bits leave it."""
     model = network_for(train)
     return task_for(train).weights.weights(model).load_into(model)
+
+
+def test_few_records_get_a_ridge_that_fits_them(train: Data, test: Data) -> None:
+    few = train.subset(torch.arange(50))  # fewer than the network has features
+    task, model = task_for(train), network_for(train)
+    answers = answers_of(few, [torch.arange(50)], task)
+    chosen = with_head(model, task, answers).load_into(model).eval()
+    found = accuracy(chosen, test)[0]
+    with torch.no_grad():
+        features = features_of(test, task_weights(train), 0).double()
+    bare = least_squares(
+        [products_of(one.payload, 1 + features.shape[1], 10, "int8-deflated") for one in answers], 1e-7
+    )
+    said = (torch.cat([features, torch.ones(len(features), 1)], 1) @ bare).argmax(1)
+    assert found > 100 * float((said == test.labels).double().mean()) + 5
+
+
+def test_the_ridge_is_that_of_generalised_cross_validation() -> None:
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.cat([torch.randn(30, 12, generator=draws), torch.ones(30, 1)], 1).double()
+    labels = nn.functional.one_hot(torch.randint(3, (30,), generator=draws), 3).double()
+    gram, products = rows.T @ rows, rows.T @ labels
+
+    def validated(strength: float) -> float:
+        ridge = strength * gram.diagonal().mean() * torch.eye(13, dtype=torch.float64)
+        hat = rows @ torch.linalg.solve(gram + ridge, rows.T)
+        return float((labels - hat @ labels).square().sum() / (1 - hat.trace() / 30) ** 2)
+
+    best = min(STRENGTHS, key=validated)
+    assert STRENGTHS[0] < best < STRENGTHS[-1] or best == STRENGTHS[-1]
+    torch.testing.assert_close(least_squares([(gram, products)], None), least_squares([(gram, products)], best))
 
 
 def test_all_layers_but_the_last_stay(train: Data, held: Partition) -> None:
