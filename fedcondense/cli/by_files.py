@@ -252,6 +252,7 @@ def forget(
     note(f"what others received cannot be recalled: copies of this folder, its network, its report{others}")
     finish([_report(folder)], None)
     if again := go_on_with(folder):
+        note("nodes of your own: name their SuperLink after the app, else Flower simulates nodes on this machine")
         note(f"next: {again}")
 
 

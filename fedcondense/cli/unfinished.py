@@ -52,6 +52,9 @@ def go_on_with(folder: Path) -> str:
     app, own = found
     given = {"resume": str(folder.absolute())}
     given |= {key: value for key, value in asked.items() if key not in ("resume", "output") and own.get(key) != value}
+    left = len(record.get("sites") or ())
+    if left and {**own, **given}.get("min-available-nodes", 0) > left:
+        given["min-available-nodes"] = left  # a site was forgotten
     config = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
     return shlex.join(["flwr", "run", str(app), "--stream", "--run-config", config])
 

@@ -34,6 +34,15 @@ def test_it_names_the_folder_and_what_is_not_the_app_s_own(tmp_path: Path) -> No
     assert told == {"resume": str(folder), "ipc": 2, "data": "folder:/data/all sites"}
 
 
+def test_no_more_nodes_are_waited_for_than_are_left(tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "run")
+    path = folder / "result.json"
+    record = json.loads(path.read_text())
+    record["settings"]["min-available-nodes"] = 3
+    path.write_text(json.dumps({**record, "sites": ["north", "east"]}))
+    assert "min-available-nodes=2" in go_on_with(folder)
+
+
 def test_of_a_done_run_and_of_another_app_there_is_none(tmp_path: Path) -> None:
     assert go_on_with(run_in(tmp_path, mine=1)) == ""
     (tmp_path / "result.json").write_text(json.dumps({"settings": {"strategy": "anchored"}}))
