@@ -50,7 +50,7 @@ def go_on_with(folder: Path) -> str:
     if found is None:
         return ""
     app, own = found
-    given = {"resume": str(folder.absolute())}
+    given: dict[str, Any] = {"resume": str(folder.absolute())}
     given |= {key: value for key, value in asked.items() if key not in ("resume", "output") and own.get(key) != value}
     left = len(record.get("sites") or ())
     if left and {**own, **given}.get("min-available-nodes", 0) > left:

@@ -176,7 +176,8 @@ def _so_far(mailbox: Mailbox, needed: int, left: float, is_ending: bool) -> str:
         told.append(f"gone: {named(site for site in mailbox.sites if site.node in gone)}")
     if len(mailbox.answers) < needed:
         lower = ", or resume the run with a lower min-replies" if needed > 1 else ""
-        told.append(f"min-replies = {needed}, for which there are {left:.0f} s (timeout): start who is down{lower}")
+        told.append(f"min-replies = {needed}, for which there are {left:.0f} s (timeout)")
+        told.append(f"start who is gone{lower}" if gone else "a node that stopped is named after a minute")
     elif is_ending:
         told.append(f"the others have {left:.0f} s (grace)")
     else:

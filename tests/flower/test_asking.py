@@ -118,7 +118,7 @@ class TestCollect:
         asked((102,), 100.0, Asking(min_replies=2), broken=(101,))
         assert said(caplog) == [
             f"{t} s: 1 answered, 1 refused; missing: node 102; min-replies = 2, for which there are "
-            f"{100 - t} s (timeout): start who is down, or resume the run with a lower min-replies"
+            f"{100 - t} s (timeout); a node that stopped is named after a minute"
             for t in (10, 20, 40, 80)
         ]
 
