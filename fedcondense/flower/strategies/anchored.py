@@ -30,15 +30,7 @@ from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.anchors import ANCHORS, Shared, kept_as_tensors, saw
 from fedcondense.flower.strategies.averages import AVERAGES, averaged
-from fedcondense.flower.strategies.closed_head import (
-    Head,
-    balanced,
-    check_head,
-    counts_of,
-    head_dims,
-    is_enough,
-    with_head,
-)
+from fedcondense.flower.strategies.closed_head import Head, balance_of, check_head, head_dims, is_enough, with_head
 from fedcondense.flower.strategies.continuing import NO_ANCHORS, Continue, LocalSteps
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
@@ -105,6 +97,8 @@ class Anchored(Rounds):
         self.task: Continue = task
         if first is None and spec is None:
             raise SettingError("no sets are asked for, and no spec says what the network is for: give one of them")
+        if spec is not None:
+            self._network(self.state)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -122,7 +116,10 @@ class Anchored(Rounds):
         """Return the global network's name, and one as it was before the first round."""
         spec = self._spec(state)
         name = self.task.network or default_network(spec.shape)
-        return name, build(name, spec.shape, len(spec.classes), self.task.seed)
+        model = build(name, spec.shape, len(spec.classes), self.task.seed)
+        if self.head_bytes is not None:
+            head_dims(model, len(spec.classes), 1)  # refuses what cannot be solved for, before a round is spent
+        return name, model
 
     def sample(self, nodes: Sequence[int], server_round: int) -> list[int]:
         """Return all nodes in the round that solves for the last layer: sums of few are worth little."""
@@ -148,7 +145,7 @@ class Anchored(Rounds):
 
     def _continue(self, server_round: int, state: State, anchors_too: bool = False) -> Continue:
         spec, (network, model) = self._spec(state), self._network(state)
-        weights = Weights.of(model) if state.weights is None else state.weights
+        weights = state.weights or Weights.of(model)
         kept = state.tensors.get("anchors")
         blob = b"" if kept is None else kept.numpy().tobytes()
         return replace(
@@ -166,16 +163,16 @@ class Anchored(Rounds):
     def _head(self, state: State, names: Collection[str] = ()) -> Head:
         spec, (network, model) = self._spec(state), self._network(state)
         dims = head_dims(model, len(spec.classes), self.head_bytes or 0)
-        known = [state.sets[name] for name in names if name in state.sets]
-        is_balanced = self.task.loss == "balanced" and 3 * len(known) >= 2 * len(names) > 0
-        balance = balanced(counts_of(known, spec.classes), self.task.strength) if is_balanced else ()
+        is_balanced = self.task.loss == "balanced"
+        balance = balance_of(state.sets, names, spec.classes, self.task.strength) if is_balanced else ()
         packed = Packed.of((state.weights or Weights.of(model)).tensors, model)
         return Head(packed, spec.classes, spec.mean, spec.std, network, self.task.seed, dims, balance)
 
     def examine(self, stage: str, answer: Answer[Any]) -> None:
         """Refuse what is of another network, and changes by a site that says it has no records."""
         if isinstance(answer.payload, Sums):
-            check_head(answer.payload, self._network(self.state)[1], self._head(self.state))
+            model, classes = self._network(self.state)[1], len(self.classes)
+            check_head(answer.payload, model, classes, head_dims(model, classes, self.head_bytes or 0))
         if isinstance(answer.payload, Packed):
             answer.payload.weights(self._network(self.state)[1])
             if not answer.num_examples:
@@ -211,7 +208,7 @@ class Anchored(Rounds):
         state = state.but(sets=sets, numbers=numbers)
         if changes:
             _, model = self._network(state)
-            before = Weights.of(model) if state.weights is None else state.weights
+            before = state.weights or Weights.of(model)
             weights, kept = averaged(self.average, server_round - 1, before, model, changes, state.tensors)
             state = state.but(weights=weights, tensors=kept)
         return self._polished(server_round, state)
@@ -290,7 +287,7 @@ def _anchored(side: ServerSide) -> Anchored:
 ANCHORED = Entry(
     _anchored,
     label="anchored",
-    travels="synthetic images once, then weights at 8 bits, in the last round sums of features",
+    travels="synthetic images once, then weights at 8 bits, last sums of features if the last layer is solved for",
     seen="the server sees each site's images, class counts, weights and sums; sites see images that their sites share",
     saw=saw,
     settings=Settings(),

@@ -32,10 +32,8 @@ from fedcondense.flower.caps import Cost
 from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.eight_bits import Feedback, Packed, packed_bytes
 from fedcondense.flower.payloads import Weights
-from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.settings import later, number
-from fedcondense.flower.strategies.features import labelled_by
-from fedcondense.networks import build, default_network
+from fedcondense.flower.strategies.features import carried
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 from fedcondense.sets.format import Limits
@@ -171,14 +169,7 @@ class Continue(LocalSteps, Task[Packed]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[Packed]:
         """Read weights and anchors, keep these, and return a round of SGD."""
-        data = labelled_by(holder, self.classes, node)
-        network = self.network or default_network(data.spec.shape)
-        node.caps.check_networks([network])
-        if self.mean:
-            check_normalisation(self.mean, self.std)
-            data = Data(data.images, data.labels, replace(data.spec, mean=self.mean, std=self.std))
-        model = build(network, data.spec.shape, len(self.classes), 0)
-        came = self.weights.weights(model)
+        data, network, model, came = carried(self, holder, node)
         anchors = self._anchors(data, node)
 
         def run() -> Packed:

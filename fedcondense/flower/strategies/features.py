@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from fedcondense.data import Data, Spec
 from fedcondense.deadline import check_time
 from fedcondense.errors import SettingError
 from fedcondense.flower.contract import Node
-from fedcondense.networks import build
+from fedcondense.flower.payloads import Weights
+from fedcondense.flower.replies import check_normalisation
+from fedcondense.networks import build, default_network
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 
-__all__ = ["embedded", "feature_dims", "features_of", "labelled_by", "random_features"]
+__all__ = ["carried", "embedded", "feature_dims", "features_of", "labelled_by", "random_features"]
 
 _AT_ONCE = 500  # images in a forward pass
 
@@ -72,6 +74,28 @@ def feature_dims(network: str, shape: tuple[int, int, int], seed: int, dims: int
     blank = torch.zeros(1, *shape, dtype=torch.uint8)
     spec = Spec("blank", shape, ("any",), (0.5,) * shape[0], (0.5,) * shape[0])
     return random_features(Data(blank, torch.zeros(1, dtype=torch.int64), spec), network, seed, dims).shape[1]
+
+
+def carried(task: Any, holder: Holder, node: Node) -> tuple[Data, str, nn.Module, Weights]:
+    """Return records as a question labels and normalises them, its network's name, such a network, and its weights.
+
+    Args:
+        task: A task with the fields ``weights`` (`Packed`), ``classes``, ``mean``, ``std`` and ``network``.
+        holder: Of the records.
+        node: Says which networks may be asked for.
+
+    Raises:
+        SettingError: As `labelled_by`; or the node does not allow the network, or the normalisation is none.
+        UntrustedSetError: The weights are of another network, or not finite.
+    """
+    data = labelled_by(holder, task.classes, node)
+    network = task.network or default_network(data.spec.shape)
+    node.caps.check_networks([network])
+    if task.mean:
+        check_normalisation(task.mean, task.std)
+        data = Data(data.images, data.labels, replace(data.spec, mean=task.mean, std=task.std))
+    model = build(network, data.spec.shape, len(task.classes), 0)
+    return data, network, model, task.weights.weights(model)
 
 
 @in_own_state

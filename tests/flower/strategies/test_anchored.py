@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from torch import nn
 
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import Partition
@@ -26,7 +27,7 @@ from fedcondense.flower.strategies.averages import AVERAGES
 from fedcondense.flower.strategies.closed_head import Head
 from fedcondense.flower.strategies.continuing import Continue
 from fedcondense.flower.strategies.one_shot import Condense
-from fedcondense.networks import build
+from fedcondense.networks import NETWORKS, build
 from fedcondense.sets.synthetic import SyntheticSet
 from fedcondense.training.fit import Fit, accuracy
 
@@ -138,6 +139,18 @@ class TestAnchored:
                 strategy.start(grid, num_rounds=rounds)
         asked = [{kind for kind, _ in grid.of(n).values()} for n in (1, 2, 3, 4)]
         assert asked == [{f"query.{task}"} for task in ("condense", "head", "continue", "head")]
+
+    def test_a_network_that_cannot_be_solved_for_is_refused_before_a_round(
+        self, train: Data, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def all_convolutions(shape: tuple[int, int, int], classes: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(shape[0], classes, shape[1]), nn.Flatten())
+
+        monkeypatch.setitem(NETWORKS, "all-convolutions", all_convolutions)
+        task = Continue(network="all-convolutions")
+        with pytest.raises(SettingError, match=r"has no last nn\.Linear with a bias.* set head = averaged"):
+            anchored(train, task=task, head_bytes=0)
+        assert anchored(train, task=task).head_bytes is None
 
     def test_classes_are_weighed_where_most_who_are_asked_are_known(self, train: Data, held: Partition) -> None:
         strategy = run(anchored(train, polish=Fit(steps=0), head_bytes=0), Watched(client_of(train, held)), 1)
