@@ -3,6 +3,7 @@
     python experiments/anchored.py choose --float32  # step sizes and the rest, on held-out training images
     python experiments/anchored.py rows --float32    # four rounds after round 0; `long`, ten; `longer`, twenty
     python experiments/anchored.py four --float32    # so `one`, `two`, `ten`: rows that solve for the last layer
+    python experiments/anchored.py four --seeds 1 2 --float32   # on the same divisions, everything else drawn anew
     python experiments/anchored.py cifar10 --float32 # ten rounds; `cifar10-long`, fifty; `cifar10-one`, `cifar10-two`
     python experiments/anchored.py --table           # Markdown, from what is there
 
@@ -12,7 +13,7 @@ each client's records a round and a step size that falls to nothing within it (c
 are of one pass at one step size, the latter with an augmentation of each record; anchors draw theirs in any case), all
 clients in every round, weights at eight bits both ways, through Flower's real serialisation; accuracy is
 that of the last step on all test images. Rows of one division and seed share round 0, whose answers are kept in the
-work folder. What each row is:
+work folder; a second seed of a division draws sets, networks and batches anew. What each row is:
 
 - anchors: the union, at most 100 kB, stands beside the records at each client; the server only averages;
 - server: no anchors; the server trains on the union after each averaging;
@@ -149,10 +150,11 @@ def load(name: str, held_out: bool) -> tuple[Data, Data]:
     return train.subset(first), train.subset(last)
 
 
-def bench_of(name: str, alpha: float, seed: int, work: Path, held_out: bool) -> Bench:
+def bench_of(name: str, alpha: float, division: int, work: Path, held_out: bool, seed: int = 0) -> Bench:
+    """Return a division and what runs on it; seed 0 is the division's own number."""
     train, test = load(name, held_out)
-    division = fc.partition(train, CLIENTS, "dirichlet", alpha=alpha, seed=seed)
-    return Bench(train, test, division, NETWORK, seed, work=work, min_records=10)
+    index = fc.partition(train, CLIENTS, "dirichlet", alpha=alpha, seed=division)
+    return Bench(train, test, index, NETWORK, division + 100 * seed, work=work, min_records=10)
 
 
 def ran(bench: Bench, strategy: Anchored, rounds: int, app: ClientApp | None = None) -> list[dict[str, float]]:
@@ -207,10 +209,12 @@ def first_round(bench: Bench) -> State:
     return load_state(path.read_bytes(), str(path))
 
 
-def computed(name: str, row: Row, rounds: int, alpha: float, seed: int, work: Path, held_out: bool = False) -> Any:
+def computed(
+    name: str, row: Row, rounds: int, alpha: float, division: int, work: Path, held_out: bool = False, seed: int = 0
+) -> Any:
     """Return a row's accuracies and bytes by round after round 0."""
     row = row if held_out else replace(row, steps={**PASSES, **row.steps})
-    bench = bench_of(name, alpha, seed, work, held_out)
+    bench = bench_of(name, alpha, division, work, held_out, seed)
     strategy, before = made(bench, row), 1 if row.starts else 0
     if row.starts:
         state = first_round(bench)
@@ -316,7 +320,9 @@ CHOICES: dict[str, Row] = {
 }
 
 
-def cells(kind: str, work: Path, alpha: float, divisions: Sequence[int], rows: Sequence[str]) -> dict[str, Any]:
+def cells(
+    kind: str, work: Path, alpha: float, divisions: Sequence[int], rows: Sequence[str], seeds: Sequence[int] = (0,)
+) -> dict[str, Any]:
     if kind == "choose":
         given = ("fashion-mnist", CHOICE, alpha, CHOOSING, work, True)
         return {f"choose | {said}": partial(_of, row, *given) for said, row in CHOICES.items()}
@@ -325,8 +331,11 @@ def cells(kind: str, work: Path, alpha: float, divisions: Sequence[int], rows: S
         return {f"mixed | {alpha:g} | {network} | {seed}": cell for (network, seed), cell in made.items()}
     data, rounds = KINDS[kind]
     return {
-        f"{kind} | {alpha:g} | {name} | {seed}": partial(_of, ROWS[name], data, rounds, alpha, seed, work, False)
-        for seed in divisions
+        f"{kind} | {alpha:g} | {name} | {division}{f', seed {seed}' if seed else ''}": partial(
+            _of, ROWS[name], data, rounds, alpha, division, work, False, seed
+        )
+        for seed in seeds
+        for division in divisions
         for name in rows
     }
 
@@ -340,8 +349,8 @@ def mixed(network: str, alpha: float, seed: int, work: Path) -> dict[str, Any]:
     return {"accuracy": round(found.accuracy, 3), "network": network}
 
 
-def _of(row: Row, name: str, rounds: int, alpha: float, seed: int, work: Path, held_out: bool) -> dict[str, Any]:
-    found: dict[str, Any] = computed(name, row, rounds, alpha, seed, work, held_out)
+def _of(row: Row, name: str, rounds: int, *where: Any) -> dict[str, Any]:
+    found: dict[str, Any] = computed(name, row, rounds, *where)
     return found
 
 
@@ -431,6 +440,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("anchored-work"), help="keeps answers and round 0")
     parser.add_argument("--alpha", type=float, default=0.1)
     parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="of each division")
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--table", action="store_true")
@@ -438,7 +448,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.kind:
         given.work.mkdir(parents=True, exist_ok=True)
-        run_at_precision(given, PATH, cells(given.kind, given.work, given.alpha, given.divisions, given.rows))
+        chosen = cells(given.kind, given.work, given.alpha, given.divisions, given.rows, given.seeds)
+        run_at_precision(given, PATH, chosen)
     if given.table or not given.kind:
         print(table())
 
