@@ -290,7 +290,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "anchored cifar10 ends": lambda: anchored.ends(("cifar10-one", "cifar10-two", "cifar10")),
     "anchored cifar10 long": lambda: anchored.table("cifar10-long"),
     "freed": freed.table,
-    "versions": versions.table,
+    **{f"versions {older}": lambda older=older: versions.table(older) for older in read(versions.RESULT)},  # type: ignore[misc]
     "large": large.table,
     "papers": papers.objectives,
     "papers stored": papers.stored,

@@ -1,6 +1,6 @@
 """A server of one version and a node of another, both installed: what a mixed federation says and does.
 
-    python experiments/versions.py f7b1988           # against this checkout's last commit; results/versions.json
+    python experiments/versions.py f7b1988 72f47c3   # each against this checkout's last commit; results/versions.json
     python experiments/versions.py --table
 
 Both commits are checked out and installed by ``pip install --no-deps --target``, each into a folder of its own. A
@@ -23,8 +23,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from cells import RESULTS, read
+
 HERE = Path(__file__).resolve()
-RESULT = HERE.parent / "results" / "versions.json"
+RESULT = RESULTS / "versions.json"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strategy, fields of its settings
     "one-shot": ("one-shot", {"ipc": 1, "steps": 2, "objective": "dm", "network": "convnet1-w16"}),
     "one-shot in two bits": (
@@ -36,9 +38,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strategy, fields of its sett
     "ridge": ("ridge", {"dims": 64}),
     "ridge, 8 bits": ("ridge-8bit", {"dims": 64}),
     "feature statistics": ("feature-statistics", {}),
+    "anchored": ("anchored", {"ipc": 1, "steps": 2, "network": "convnet1-w16"}),
+    "anchored, averaged": ("anchored", {"ipc": 1, "steps": 2, "network": "convnet1-w16", "head": "averaged"}),
     "FedAvg": ("fedavg", {}),
     "FedAvg, 8 bits": ("fedavg-8bit", {}),
 }
+ROUNDS = {"anchored": 3, "anchored, averaged": 3}  # sets, weights, sums or weights; of all others one
 LATER = {"a later wire, one-shot": "one-shot", "a later wire, FedAvg": "FedAvg"}
 PAIRS = (  # who asks, who answers, what
     ("newer", "older", (*CASES, *LATER)),
@@ -168,7 +173,7 @@ def server(case: str, python_path: str) -> None:
     grid = Pipe()
     with task_identity():
         try:
-            run_strategy(entry, side, entry.make(side), grid, 1, 60, None)
+            run_strategy(entry, side, entry.make(side), grid, ROUNDS.get(case, 1), 60, None)
             ended: dict[str, str | int] = {"said": "answered"}
         except Exception as error:
             said = str(error).splitlines()
@@ -214,9 +219,9 @@ def short(said: str) -> str:
     return said.partition("; all of them")[0]
 
 
-def table() -> str:
-    """Return what is kept."""
-    kept = json.loads(RESULT.read_text())
+def table(older: str) -> str:
+    """Return what is kept of a commit."""
+    kept = read(RESULT)[older]
     lines = ["| asked | " + " | ".join(f"{a} server, {b} node" for a, b, _ in PAIRS) + " |", "|---|---|---|---|"]
     for case in (*CASES, *LATER):
         cells = [kept["cases"].get(f"{a} server, {b} node: {case}", {"said": ""}) for a, b, _ in PAIRS]
@@ -226,8 +231,8 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", nargs="?", help="a commit")
-    parser.add_argument("new", nargs="?", default="HEAD")
+    parser.add_argument("older", nargs="*", help="commits")
+    parser.add_argument("--newer", default="HEAD")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--node", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--server", metavar="CASE", help=argparse.SUPPRESS)
@@ -237,18 +242,19 @@ def main() -> None:
         node()
     elif arguments.server:
         server(arguments.server, arguments.at)
-    elif arguments.table or not arguments.old:
-        print(table())
+    elif arguments.table or not arguments.older:
+        print(*map(table, read(RESULT)), sep="\n\n")
     else:
-        root = HERE.parents[1]
-        names = [
-            subprocess.run(
-                ["git", "rev-parse", "--short", name], cwd=root, check=True, capture_output=True, text=True
-            ).stdout.strip()
-            for name in (arguments.old, arguments.new)
-        ]
-        found = between(*names)
-        RESULT.write_text(json.dumps({"older": names[0], "newer": names[1], "cases": found}, indent=1) + "\n")
+        newer = named(arguments.newer)
+        for older in map(named, arguments.older):
+            found = read(RESULT) | {older: {"newer": newer, "cases": between(older, newer)}}
+            RESULT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def named(commit: str) -> str:
+    """Return a commit's short name."""
+    command = ["git", "rev-parse", "--short", commit]
+    return subprocess.run(command, cwd=HERE.parents[1], check=True, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
