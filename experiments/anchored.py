@@ -368,7 +368,7 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
     most = max((len(runs[0]) - 1 for runs in found.values()), default=0)
     shown = tuple(r for r in shown if r <= most)
     lines = [
-        f"| row | {' | '.join(f'round {r}' for r in shown)} | worst | kB up, down | divisions |",
+        f"| row | {' | '.join(f'round {r}' for r in shown)} | worst | kB up, down | runs |",
         "|---" * (len(shown) + 4) + "|",
     ]
 
@@ -388,27 +388,45 @@ def table(kind: str = "rows", alpha: float = 0.1) -> str:
 
 
 def ends(kinds: Sequence[str] = ("one", "two", "four", "ten"), alpha: float = 0.1) -> str:
-    """Return where rows that solve for the last layer end, and rows beside them, by rounds after round 0."""
+    """Return where rows that solve for the last layer end, and rows beside them, by rounds after round 0.
+
+    Rows are compared on the divisions and seeds that both have: mean difference ± its standard error.
+    """
     found: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     for key, cell in read(PATH).items():
-        which, at, name, seed = [*key.split(" | "), "", ""][:4]
+        which, at, name, drawn = [*key.split(" | "), "", ""][:4]
         if which in kinds and at == f"{alpha:g}":
             last = len(cell["rounds"]) - 1
             for number in {last} if "head" in name else {1, 2, 4, 10} & set(range(last + 1)):
-                found.setdefault((number, name), {})[seed] = cell["rounds"][number]  # equal in runs of more rounds
-    lines = ["| rounds | row | accuracy | worst | kB up, in all | divisions |", "|---|---|---|---|---|---|"]
-    rows = {key: list(by_seed.values()) for key, by_seed in found.items()}
-    for (number, name), cells in sorted(rows.items(), key=lambda one: (one[0][0], -_mean(one[1], "accuracy"))):
-        values = [cell["accuracy"] for cell in cells]
+                found.setdefault((number, name), {})[drawn] = cell["rounds"][number]  # equal in runs of more rounds
+    lines = ["| rounds | row | accuracy | worst | over averaging alone | over scratch | kB up, in all | runs |"]
+    lines.append("|---" * 8 + "|")
+    for (number, name), cells in sorted(found.items(), key=lambda one: (one[0][0], -_mean(one[1], "accuracy"))):
+        values = [cell["accuracy"] for cell in cells.values()]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        alone = name.removesuffix(", head").removesuffix(", whole head")
+        over = [
+            _ahead(cells, found.get((number, rival), {})) if rival != name else ""
+            for rival in (alone, name if name.startswith("scratch") else f"scratch, {name}")
+        ]
         up, down = _mean(cells, "up") / 1000, _mean(cells, "down") / 1000
-        text = f"{statistics.fmean(values):.1f}{spread} | {min(values):.1f} | {up:.0f}, {up + down:.0f} | {len(cells)}"
-        lines.append(f"| {number} | {name} | {text} |")
+        lines.append(
+            f"| {number} | {name} | {statistics.fmean(values):.1f}{spread} | {min(values):.1f} "
+            f"| {' | '.join(over)} | {up:.0f}, {up + down:.0f} | {len(cells)} |"
+        )
     return "\n".join(lines)
 
 
-def _mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.fmean(cell[key] for cell in cells)
+def _ahead(cells: Mapping[str, Mapping[str, Any]], rivals: Mapping[str, Mapping[str, Any]]) -> str:
+    pairs = [cells[drawn]["accuracy"] - rivals[drawn]["accuracy"] for drawn in sorted(cells.keys() & rivals.keys())]
+    if not pairs:
+        return ""
+    error = f" ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.1f}" if len(pairs) > 1 else ""
+    return f"{statistics.fmean(pairs):+.1f}{error}"
+
+
+def _mean(cells: Mapping[str, Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(cell[key] for cell in cells.values())
 
 
 def architectures(alpha: float = 0.1) -> str:
