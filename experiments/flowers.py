@@ -48,7 +48,7 @@ class Tuned(NamedTuple):
 
 KINDS = {
     "fedavg": Tuned(FedAvg, "FedAvg"),
-    "fedprox": Tuned(FedProx, "FedProx", "proximal_mu", (0.001, 0.01, 0.1)),
+    "fedprox": Tuned(FedProx, "FedProx", "proximal_mu", (0.001, 0.01, 0.1, 1.0)),
     "fedavgm": Tuned(FedAvgM, "FedAvgM", "server_momentum", (0.3, 0.6, 0.9)),
     "fedadam": Tuned(partial(FedAdam, tau=0.001), "FedAdam", "eta", (0.001, 0.003, 0.01)),
 }

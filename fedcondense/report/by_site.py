@@ -12,7 +12,7 @@ from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import NONE, ReportRow
 from fedcondense.report.units import human_bytes
 
-__all__ = ["SiteTable", "broken_in", "held_back", "sites_in"]
+__all__ = ["SiteTable", "broken_in", "held_back", "sites_in", "uncounted"]
 
 _SHOWN = 100  # sites of a table; the file holds the rest
 _NAMED = 4  # classes of a site that are named
@@ -60,6 +60,18 @@ def held_back(result: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
         f"{len(held)} of {_many(len(found), 'site')} {verb} answer for review there: {', '.join(held[:5])}{more}. Once "
         f"people there have agreed (fedcondense review), {then}."
     )
+
+
+def uncounted(result: Mapping[str, Any]) -> str:
+    """Say which sites have answered whose class counts nobody knows, where those of others are shown; empty: none."""
+    held = _classes(result)
+    answered = [str(one.get("site")) for one in _entries(result) if math.isfinite(number_of(one.get("last")))]
+    missing = [name for name in answered if name not in held]
+    if not held or not missing:
+        return ""
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    whose = "whose sets have never come" if len(missing) > 1 else "whose set has never come"
+    return f"Not among them: {', '.join(missing[:5])}{more}, {whose}, and counts come with sets."
 
 
 def broken_in(result: Mapping[str, Any]) -> tuple[str, list[str]]:

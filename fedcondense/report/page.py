@@ -16,7 +16,7 @@ from fedcondense.errors import FedcondenseError
 from fedcondense.files import write_file
 from fedcondense.report.at_sites import at_sites
 from fedcondense.report.by_class import classes_of, counts_of, coverage_of, held_of, over_all
-from fedcondense.report.by_site import broken_in, held_back, sites_in
+from fedcondense.report.by_site import broken_in, held_back, sites_in, uncounted
 from fedcondense.report.html import embedded, rendered
 from fedcondense.report.reading import list_of, mapping_of, number_of
 from fedcondense.report.results import (
@@ -90,6 +90,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         most=max((max(row, default=0) for row in counts), default=0),
         coverage=coverage_of(result, rows, classes, counts),
         over_all=over_all(rows),
+        uncounted=uncounted(result),
         sites=sites_in(result, rows),
         broken=broken,
         files=files,

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fedcondense.report.by_site import broken_in, held_back, sites_in
+from fedcondense.report.by_site import broken_in, held_back, sites_in, uncounted
 from fedcondense.report.page import said_of, write_report
 from fedcondense.report.results import NONE, read_rows
 
@@ -71,6 +71,18 @@ def test_each_site_has_its_own_line() -> None:
     assert found["south"]["did"] == why
     assert found["east"]["did"] == "answer held for review there"
     assert {value for head, value in found["east"].items() if head not in ("did", "received")} == {NONE}
+
+
+def test_a_site_that_came_after_the_sets_is_named_beside_the_counts() -> None:
+    late = {"site": "late", "last": 3, "records": 20, "bytes_up": 500.0}
+    assert uncounted({**RUN, "by_site": [*RUN["by_site"], late]}).startswith("Not among them: late, whose set has never")
+    many = [{**late, "site": f"late-{k}"} for k in range(7)]
+    assert "late-4 and 2 more, whose sets have never" in uncounted({**RUN, "by_site": [*RUN["by_site"], *many]})
+
+
+def test_who_has_never_answered_is_not_counted_as_late() -> None:
+    assert uncounted(RUN) == ""
+    assert uncounted({"by_site": [{"site": "north", "last": 1}]}) == "", "without sets there are no counts at all"
 
 
 def test_a_site_whose_node_is_gone_is_absent_and_not_refused(tmp_path: Path) -> None:
