@@ -95,7 +95,7 @@ def plan(
     found = plan_answer(*_asked(read_config(config), task, setting, size))
     cost, images = found.cost, sum(found.cost.images.values())
     seen = "the server, and the other sites of its runs" if found.shares == "sites" else "the server"
-    leaves = [f"{human_bytes(cost.nbytes)} to {seen}"]
+    leaves = [f"{human_bytes(cost.nbytes)} to {seen}", found.leaves]
     if images:
         leaves.append(f"{images} synthetic images, one for {found.least} records of its class at least")
     leaves += [

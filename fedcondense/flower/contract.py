@@ -105,6 +105,7 @@ class Task(Protocol[P]):
 
     name: ClassVar[str]  # an identifier; the message type is query.NAME
     payload: ClassVar[type[Payload]]  # what comes back
+    leaves: ClassVar[str] = ""  # what that is made of, in words for the people whose records they are
     evaluates: ClassVar[bool] = False  # whether it is about `Node.apart`: weights may come for it by ``allow-evaluate``
 
     @abstractmethod

@@ -65,6 +65,7 @@ class Evaluate(Task[Sums]):
     seed: int = number(0, 0)
 
     name: ClassVar[str] = "evaluate_weights"
+    leaves: ClassVar[str] = "how many of the records kept apart the network is right about, by class"
     payload: ClassVar[type[Sums]] = Sums
     evaluates: ClassVar[bool] = True
 

@@ -72,6 +72,7 @@ class Planned(NamedTuple):
     least: int  # records that an image stands for at least
     shares: str  # who may have sets: ``server`` or ``sites``
     size: str  # of an image, as the config has it; a run may say another where the config says none
+    leaves: str  # what the answer would be made of
 
 
 class Preview(NamedTuple):
@@ -228,7 +229,7 @@ def plan_answer(config: Mapping[str, Any], task: str, fields: Mapping[str, Any])
     placed.caps.check(cost)
     few = {name: n for name, n in counts if 0 < n < least}
     size = "x".join(map(str, data.spec.shape[1:]))
-    return Planned(node.name, cost, len(data), few, least, placed.config.share_with, size)
+    return Planned(node.name, cost, len(data), few, least, placed.config.share_with, size, kind.leaves)
 
 
 def _nearest(payload: Any, data: Data) -> dict[str, float]:

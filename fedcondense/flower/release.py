@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 from fedcondense.flower.node_config import Placed
 from fedcondense.flower.node_log import LogLine
 from fedcondense.flower.preview import check_node, read_log
+from fedcondense.flower.strategies import TASKS
 
 __all__ = ["Released", "released"]
 
+_FLOWERS = {  # by Flower's own message types
+    "train": "a network's weights after training on the records",
+    "evaluate": "how many of the records kept apart the network is right about",
+}
 _LEFT = ("answered", "kept")  # decisions after which something left
 
 
@@ -30,6 +35,7 @@ class Released(NamedTuple):
     sent: str
     shared: str
     weights: str  # whether questions about weights are answered
+    meaning: dict[str, str]  # of each task that was answered: what left
 
 
 def released(config: Mapping[str, Any]) -> Released:
@@ -55,7 +61,13 @@ def released(config: Mapping[str, Any]) -> Released:
         "after somebody here looked at it" if own.send == "ask" else "at once",
         "to the server, which may send sets on to other sites" if own.share_with == "sites" else "to the server alone",
         _weights(found.placed),
+        {line.task: _meaning(line.task) for line in left},
     )
+
+
+def _meaning(task: str) -> str:
+    known = TASKS[task].leaves if task in TASKS else _FLOWERS.get(task, "")
+    return known or "a task of your own"
 
 
 def _weights(placed: Placed) -> str:

@@ -75,7 +75,9 @@ def test_each_site_has_its_own_line() -> None:
 
 def test_a_site_that_came_after_the_sets_is_named_beside_the_counts() -> None:
     late = {"site": "late", "last": 3, "records": 20, "bytes_up": 500.0}
-    assert uncounted({**RUN, "by_site": [*RUN["by_site"], late]}).startswith("Not among them: late, whose set has never")
+    assert uncounted({**RUN, "by_site": [*RUN["by_site"], late]}).startswith(
+        "Not among them: late, whose set has never"
+    )
     many = [{**late, "site": f"late-{k}"} for k in range(7)]
     assert "late-4 and 2 more, whose sets have never" in uncounted({**RUN, "by_site": [*RUN["by_site"], *many]})
 

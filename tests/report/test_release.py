@@ -18,10 +18,14 @@ def test_a_line_has_the_whole_hash_its_remark_and_its_columns(tmp_path: Path) ->
         "2026-11-30T13:05:01", "condense", 1, 7, "0.9", reason="agreed <there>", nbytes=48_213, sha256=digest
     )
     caps = asdict(Caps())
-    found = Released("north", tmp_path / "log", [line], 48_213, 0, 50, caps, 0.0, "at once", "to the server", "no")
+    found = Released(
+        *("north", tmp_path / "log", [line], 48_213, 0, 50, caps, 0.0, "at once", "to the server", "no"),
+        meaning={"condense": "images, made"},
+    )
     text = write_release(tmp_path / "sheet.html", found, "0.9").read_text()
     (body,) = re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)
     assert digest in body
+    assert "<dt>condense</dt><dd>images, made</dd>" in text
     assert "agreed &lt;there&gt;" in body
     cells = re.findall(r"<td[^>]*>", body)
     assert len(cells) == text.count("<th>") == 7

@@ -99,6 +99,7 @@ class Head(Task[Sums]):
     balance: tuple[float, ...] = ()
 
     name: ClassVar[str] = "head"
+    leaves: ClassVar[str] = "sums over records of products of features, from which a network's last layer is solved for"
     payload: ClassVar[type[Sums]] = Sums
 
     def prepare(self, holder: Holder, node: Node) -> Job[Sums]:

@@ -52,6 +52,9 @@ class CondenseClasses(Condense):
     in_union: bool = False
 
     name: ClassVar[str] = "condense_classes"
+    leaves: ClassVar[str] = (
+        "synthetic images condensed from the records of the classes asked for; real ones too if asked for and allowed"
+    )
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Choose the real images first, which takes no time, and condense to the bytes that they leave."""

@@ -165,6 +165,7 @@ class Continue(LocalSteps, Task[Packed]):
     round: int = number(1, 1)
 
     name: ClassVar[str] = "continue"
+    leaves: ClassVar[str] = "how a network's weights change by training on the records"
     payload: ClassVar[type[Packed]] = Packed
 
     def prepare(self, holder: Holder, node: Node) -> Job[Packed]:

@@ -51,6 +51,7 @@ class Moments(Task[Sums]):
     seed: int = number(0, 0)
 
     name: ClassVar[str] = "moments"
+    leaves: ClassVar[str] = "means and variances of features per class"
     payload: ClassVar[type[Sums]] = Sums
 
     def prepare(self, holder: Holder, node: Node) -> Job[Sums]:

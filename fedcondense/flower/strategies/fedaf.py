@@ -144,6 +144,7 @@ class MatchAligned(MatchNear):
     strength: float = number(0.1, 0)
 
     name: ClassVar[str] = "match_aligned"
+    leaves: ClassVar[str] = "synthetic images, and the mean logits of the records of each class"
     payload: ClassVar[type[SyntheticSet]] = Aligned
 
     def compared(self, classes: Sequence[str]) -> DistributionMatching:
@@ -291,8 +292,7 @@ FEDAF = Entry(
     _fedaf,
     label="iterative (FedAF)",
     travels="synthetic images and mean logits of each class, every round",
-    seen="sites see the global network and the mean logits of all; the server sees each site's synthetic images, class "
-    "counts and mean logits, every round",
+    seen="sites see the network and all sites' mean logits; the server sees each one's images, counts and mean logits",
     settings=MatchAligned(),
     tasks=(MatchAligned,),
     rounds=5,

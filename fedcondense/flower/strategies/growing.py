@@ -66,6 +66,7 @@ class Complete(InBytes, Task[SyntheticSet]):
     start: str = "gaussian"
 
     name: ClassVar[str] = "complete"
+    leaves: ClassVar[str] = "synthetic images of what all sites' sets lack for the records here"
     payload: ClassVar[type[SyntheticSet]] = SyntheticSet
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:

@@ -83,6 +83,7 @@ class MatchNear(Task[SyntheticSet]):
     network: str = ""
 
     name: ClassVar[str] = "match_near"
+    leaves: ClassVar[str] = "synthetic images that match the records in networks near the server's"
     payload: ClassVar[type[SyntheticSet]] = SyntheticSet
 
     def compared(self, classes: Sequence[str]) -> DistributionMatching:

@@ -63,6 +63,7 @@ class Condense(InBytes, Task[SyntheticSet]):
     start: str = "gaussian"
 
     name: ClassVar[str] = "condense"
+    leaves: ClassVar[str] = "synthetic images condensed from the records"
     payload: ClassVar[type[SyntheticSet]] = SyntheticSet
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:

@@ -66,6 +66,7 @@ class Products(Task[Sums]):
     precision: str = later("float32")
 
     name: ClassVar[str] = "products"
+    leaves: ClassVar[str] = "sums over records of products of features, and of features by class"
     payload: ClassVar[type[Sums]] = Sums
 
     def prepare(self, holder: Holder, node: Node) -> Job[Sums]:

@@ -44,6 +44,7 @@ class Select(InBytes, Task[SyntheticSet]):
     seed: int = number(0, 0)
 
     name: ClassVar[str] = "select"
+    leaves: ClassVar[str] = "real images: records themselves"
     payload: ClassVar[type[SyntheticSet]] = SyntheticSet
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:

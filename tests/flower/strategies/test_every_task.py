@@ -102,6 +102,9 @@ class TestEveryTask:
         for item in fields(kind):  # type: ignore[arg-type]
             assert f"{item.name}: " in kind.__doc__, item.name
 
+    def test_it_says_what_leaves(self, name: str) -> None:
+        assert len(TASKS[name].leaves) > 20
+
     def test_fields_are_of_kinds_that_travel(self, name: str) -> None:
         for field, hint in get_type_hints(TASKS[name]).items():
             if get_origin(hint) not in (tuple,) and field in {f.name for f in fields(TASKS[name])}:  # type: ignore[arg-type]
