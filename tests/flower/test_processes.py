@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from fedcondense.data.loading import load_data
 from fedcondense.flower.client import app as client_app
 from fedcondense.flower.hosts.inprocess import run_in_process
 from fedcondense.flower.server import make_server_app
@@ -177,12 +181,38 @@ def test_a_supernode_that_is_killed_in_mid_round_costs_its_own_set_only(
 
 
 @pytest.mark.skipif(not shutil.which("openssl") or not shutil.which("curl"), reason="needs openssl and curl")
-def test_the_deployment_script_runs_with_tls_and_known_nodes(tmp_path: Path, environment: dict[str, str]) -> None:
-    port = free_port()
-    environment |= {"PORT": str(port), "IPC": "1", "STEPS": "5"}
-    flower([str(APP / "deploy.sh"), str(tmp_path / "deployment")], environment)
-    result = json.loads((tmp_path / "deployment" / "result" / "result.json").read_text())
-    assert result["rows"]["one-shot"]["clients"] == 2
+def test_the_deployment_script_has_tls_known_nodes_and_one_that_comes_late(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    names, digits = ("north", "south", "late"), load_data("digits").train
+    for k, name in enumerate(names):
+        data = digits.subset(torch.arange(60 * k, 60 * k + 60))
+        for n, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = tmp_path / name / data.spec.classes[int(label)] / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(path)
+    folder = tmp_path / "deployment"
+    environment |= {
+        "PORT": str(free_port()),
+        "SITES": f"folder:{tmp_path}/north folder:{tmp_path}/south",
+        "RUN": 'data="" ipc=1 objective="dm" steps=5 min-available-nodes=3 wait=600.0',
+        "NODE": "min-records=2",
+    }
+    with subprocess.Popen([APP / "deploy.sh", folder], env=environment, stdin=subprocess.DEVNULL) as run:
+        joined = folder / "joined"
+        wait_until(lambda: joined.exists() and len(joined.read_text().split()) == 2, 600, "two sites")
+        flower(["sh", str(folder / "add.sh"), f"folder:{tmp_path}/late"], environment)
+        assert run.wait(timeout=900) == 0
+    assert {path.stem for path in (folder / "result" / "clients").iterdir()} == set(names)
+    started = [int(pid) for pid in (folder / "started").read_text().split()]
+    assert len(started) == 2 + 2 * len(names)
+    wait_until(lambda: not any(map(is_alive, started)), 60, "all that was started has ended")
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "flower" in Path(f"/proc/{pid}/cmdline").read_text()
+    return False
 
 
 def children_of(pid: int, name: str) -> list[int]:
