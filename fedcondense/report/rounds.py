@@ -16,15 +16,15 @@ HEADING = (
     "round",
     "accuracy",
     "answered",
-    "bytes up per site",
-    "bytes down per site",
-    "in all so far",
+    "up per asked site",
+    "down per asked site",
+    "per site so far",
     "seconds",
     "of the server",
     "of a site",
     "memory",
 )
-"""Of `lines_of`; ``in all so far`` are bytes both ways per site that took part by then, ``memory`` is the server's."""
+"""Of `lines_of`; ``per site so far`` are bytes both ways over all sites ever asked, ``memory`` is the server's."""
 
 _COUNTED = ("accuracy", "asked", "answered", "refused", "bytes_up", "bytes_down")
 _NUMBERS = (*_COUNTED, "sites_accuracy", "seconds", "server_seconds", "client_seconds", "client_seconds_max", "memory")
