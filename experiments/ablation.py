@@ -12,7 +12,6 @@ means" is the objective and step size of `mmd-ridge`.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.contract import NetworkFactory, Objective
@@ -112,19 +110,15 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     parser.add_argument("--ipc", nargs="+", type=int, choices=STEPS, default=list(STEPS))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell from the i-th on")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     cells = {
         name_of(data, ipc, name, seed): row(data, ipc, name, seed)
         for ipc in arguments.ipc

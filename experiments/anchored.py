@@ -32,7 +32,6 @@ work folder; a second seed of a division draws sets, networks and batches anew. 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -453,16 +452,13 @@ def choices() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("kind", nargs="?", choices=("choose", *KINDS, "mixed"))
     parser.add_argument("--work", type=Path, default=Path("anchored-work"), help="keeps answers and round 0")
     parser.add_argument("--alpha", type=float, default=0.1)
     parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="of each division")
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     given = parser.parse_args()
     if given.kind:
         given.work.mkdir(parents=True, exist_ok=True)

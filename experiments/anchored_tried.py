@@ -17,7 +17,6 @@ to nothing, averaged by records. Each row changes one or two things:
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import anchored
 import torch
 import torch.nn.functional as F
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from torch import Tensor, nn
 
 from fedcondense.data.images import Data
@@ -180,16 +179,12 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--work", type=Path, default=Path("anchored-tried-work"), help="keeps round 0")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     cells: dict[str, Any] = {}
     for division in STEPS:
         work = arguments.work / str(division)

@@ -16,13 +16,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def run_cells(path: Path, cells: Mapping[str, Callable[[], dict[str, Any]]], shard: str = "0/1") -> None:
-    """Compute the cells that the file lacks, in order, and add each when it is done.
+    """Compute the cells that the file lacks, in order and on one thread, and add each when it is done.
 
     Args:
         path: A JSON object, by cell name.
         cells: Compute one each.
         shard: ``"i/n"``: of the cells that are missing, take every n-th from the i-th on.
     """
+    torch.set_num_threads(1)
     first, every = map(int, shard.split("/"))
     for name in list(cells)[first::every]:
         if name in read(path):
@@ -34,9 +35,13 @@ def run_cells(path: Path, cells: Mapping[str, Callable[[], dict[str, Any]]], sha
         print(name, json.dumps(result)[:160], flush=True)
 
 
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Give a command the option that `run_at_precision` heeds."""
+def command(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser with what every experiment takes; `run_at_precision` heeds ``--shard`` and ``--float32``."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell from the i-th on")
+    parser.add_argument("--table", action="store_true", help="print Markdown from what is there")
     parser.add_argument("--float32", action="store_true", help="for a CPU whose bfloat16 is slow; the cells say so")
+    return parser
 
 
 def run_at_precision(

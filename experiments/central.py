@@ -15,7 +15,6 @@ Steps are chosen so that a set takes about a minute of one CPU core, and two whe
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -23,8 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.objectives.features import Sum
@@ -135,22 +133,18 @@ def table(path: Path, trained: int = TRAINED) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--data", nargs="+", default=DATA)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--ipc", nargs="+", type=int, default=IPC)
-    parser.add_argument("--shard", default="0/1")
     parser.add_argument("--only", help="one method; dsa runs when it is asked for")
     parser.add_argument("--longer", action="store_true", help=f"train for {LONGER} steps instead of {TRAINED}")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     parser.add_argument("--output", type=Path, default=RESULTS / "central.json")
     arguments = parser.parse_args()
     trained = LONGER if arguments.longer else TRAINED
     if arguments.table:
         print(table(arguments.output, trained))
         return
-    torch.set_num_threads(1)
     cells = {
         name_of(data, ipc, method, storage, seed, trained): row(data, ipc, method, storage, seed, trained)
         for seed in arguments.seeds

@@ -18,7 +18,6 @@ commands read them. On the test images, three seeds: of the selection or the set
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -30,7 +29,7 @@ import coded_codecs
 import coded_tables
 import numpy as np
 import torch
-from cells import add_precision, read, run_at_precision
+from cells import command, read, run_at_precision
 from coded_plan import (
     BUDGETS,
     CANDIDATES,
@@ -207,18 +206,14 @@ KINDS = {"choose": choices, "ready": ready, "real": reals, "condensed": condense
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("kind", nargs="?", choices=[*KINDS, "agreement", "leaves"])
     parser.add_argument("folder", nargs="?", type=Path, help="of `agreement` or `leaves`")
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose names hold one of these")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table or not arguments.kind:
         print(*(make() for make in coded_tables.TABLES.values()), sep="\n\n")
         return
-    torch.set_num_threads(1)
     if arguments.kind == "leaves":
         write_leaves(arguments.folder)
         return

@@ -21,7 +21,6 @@ row condensed serves the other rows of the seed, with the CPU seconds that it to
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import statistics
@@ -35,7 +34,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
-from cells import RESULTS, add_precision, read, run_cells
+from cells import RESULTS, command, read, run_cells
 from continual_coded import Coded, coded_buffer
 from continual_protocols import BUDGETS, CONTROLS, PROTOCOLS, SEEDS, Protocol, is_adaptive, maker
 from continual_streams import experiences, load
@@ -213,19 +212,16 @@ def table(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("protocols", nargs="+", choices=["budgets", *PROTOCOLS], metavar="PROTOCOL")
     parser.add_argument("--match", default="", help="only rows whose name holds this text")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     budgets = [f"budget {images}" for images in BUDGETS]
     for name in (n for given in arguments.protocols for n in (budgets if given == "budgets" else [given])):
         if arguments.table:
             print(table(name))
             continue
-        torch.set_num_threads(1)
         CACHE.mkdir(exist_ok=True)
         wanted = [f"seed {seed}" for seed in arguments.seeds]
         chosen = {
@@ -233,7 +229,7 @@ def main() -> None:
             for key, cell in cells(name, arguments.float32).items()
             if arguments.match in key and key.rsplit(" | ")[-1] in wanted
         }
-        run_cells(PATH, chosen)
+        run_cells(PATH, chosen, arguments.shard)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ union, one seed, last step, 10,000 test images. Bytes are those of Flower's mess
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.flower import Bench, Condense, LocalTraining, fedavg
@@ -68,18 +66,14 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="FedVCK's dataset/split_file")
     parser.add_argument("--only", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--alpha", nargs="+", default=list(FILES), choices=FILES)
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table or arguments.folder is None:
         print(table())
         return
-    torch.set_num_threads(1)
     cells = {
         f"alpha{a} {row}": cell(row, arguments.folder / FILES[a]) for a in arguments.alpha for row in arguments.only
     }

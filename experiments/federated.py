@@ -13,7 +13,6 @@ serialised messages, a client. `weighted` is the accuracy when images weigh as m
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.flower import Condense, Measured, federate
@@ -199,20 +197,16 @@ def _line(axes: Any, cells: Sequence[Mapping[str, float]], label: str, **style: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1")
+    parser = command(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--longer", action="store_true", help=f"the server trains {LONGER} steps on sets made before")
     parser.add_argument("--alpha", type=float, nargs="+", default=(0.1, 0.5))
     parser.add_argument("--ipc", type=int, nargs="+", default=(*IPC, MOST))
     parser.add_argument("--only", help='one row, as "one-shot mmd-ridge"')
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     chosen = [
         key
         for key in keys()

@@ -18,7 +18,6 @@ which more rounds fit. Three seeds: of the division, the sets and the networks. 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.data.images import Data
@@ -261,19 +260,15 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("stage", nargs="*", help=f"choose, then {', '.join(STAGES)}; none: all of these")
     parser.add_argument("--data", nargs="+", default=tuple(BUDGETS), choices=tuple(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--budgets", type=int, nargs="+", help="bytes; by default all")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     once = _once(features.embedded)
     features.embedded = once  # type: ignore[assignment]  # features of all precisions and dimensions are those of one pass
     stages = arguments.stage or ["choose", *STAGES]

@@ -15,16 +15,14 @@ division.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from anchored import CHOOSING, bench_of
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx
 
 from fedcondense.flower import LocalTraining, fedavg
@@ -134,16 +132,12 @@ def tuning() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("kind", nargs="?", choices=("tune", "rows"))
     parser.add_argument("--data", choices=tuple(ROUNDS), default="fashion-mnist")
     parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)
     parser.add_argument("--bits", type=int, nargs="+", default=(8, 0), choices=(0, 8))
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.kind == "tune":
         for name in KINDS:  # FedAvg's step size first, which the others keep
             cells = {

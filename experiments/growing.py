@@ -21,15 +21,13 @@ the network. What each row is:
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.flower import Bench, Condense, LocalTraining, fedavg
@@ -151,17 +149,13 @@ def _line(label: str, accuracies: list[float], size: str) -> tuple[float, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1")
+    parser = command(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--only", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     cells = {f"{kind} | seed {seed}": partial(KINDS[kind], seed) for seed in arguments.seeds for kind in arguments.only}
     run_at_precision(arguments, PATH, cells)
 

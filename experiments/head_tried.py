@@ -11,7 +11,6 @@ them are drawn, and classes that none of them holds are left out.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import anchored_tried
 import torch
 import torch.nn.functional as F
 from anchored_tried import STEPS, combined, trained
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from torch import Tensor, nn
 
 from fedcondense.condensing import Own
@@ -159,16 +158,12 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--work", type=Path, default=Path("anchored-tried-work"), help="keeps round 0")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     run_at_precision(arguments, PATH, cells(arguments.work))
 
 

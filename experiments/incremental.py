@@ -21,7 +21,6 @@ Rows that only train otherwise take the sets that another row has left in ``--ca
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from flwr.app import ArrayRecord, Context, MetricRecord
 
 import fedcondense as fc
@@ -276,17 +275,13 @@ def _with_spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of cells")
     parser.add_argument("--cache", type=Path, default=RESULTS.parent / "sets", help="for answers and sets")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     wanted = {name: cell for name, cell in cells(arguments.cache).items() if any(p in name for p in arguments.only)}
     run_at_precision(arguments, PATH, wanted)

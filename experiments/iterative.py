@@ -14,13 +14,11 @@ test images, seeds 0 to 2: division, sets and network change with it. Every clie
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 
 import fedcondense as fc
 from fedcondense.flower import Bench, Condense, LocalTraining, fedavg
@@ -108,17 +106,13 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1")
+    parser = command(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--only", nargs="+", default=[*ROWS, "fedavg"])
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     cells: dict[str, Callable[[], dict[str, Any]]] = {}
     for seed in arguments.seeds:
         for name in arguments.only:

@@ -12,14 +12,13 @@ has one; bytes are those of the file. Seeds 0 to 2 are of the draw and of the ne
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from zoo import original
 
 import fedcondense as fc
@@ -116,17 +115,13 @@ def tried() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--held-out", action="store_true", help="test on training images, seed 0")
     parser.add_argument("--only", default="", help="cells whose name has this text")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
     arguments = parser.parse_args()
     if arguments.table:
         print(table(arguments.held_out), tried(), sep="\n\n")
         return
-    torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     held_out = arguments.held_out
     cells = {

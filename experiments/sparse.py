@@ -18,16 +18,14 @@ sums of features, from which the last layer is solved (as ``resume`` with ``num-
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from anchored import NETWORK, POLISH, ran
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from flwr.app import Context, Message
 
 import fedcondense as fc
@@ -100,15 +98,11 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
+    parser = command(__doc__)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     cells = {f"{row} | seed {seed}": partial(cell, row, seed) for seed in (0, 1, 2) for row in ROWS}
     run_at_precision(arguments, PATH, cells)
 

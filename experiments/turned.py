@@ -11,13 +11,12 @@ on all angles, which is what it would meet elsewhere.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from functools import partial
 from typing import Any
 
 import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 import fedcondense as fc
@@ -74,15 +73,11 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
+    parser = command(__doc__)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())
         return
-    torch.set_num_threads(1)
     run_at_precision(arguments, PATH, {f"seed {seed}": partial(cell, seed) for seed in SEEDS})
 
 

@@ -17,14 +17,13 @@ the set, last step. Rows, all of 1 or 20 plain images per class (10 images at 28
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from cells import RESULTS, add_precision, read, run_at_precision
+from cells import RESULTS, command, read, run_at_precision
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 import fedcondense as fc
@@ -129,15 +128,11 @@ def published() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    add_precision(parser)
+    parser = command(__doc__)
     arguments = parser.parse_args()
     if arguments.table:
         print(table(), published(), sep="\n\n")
         return
-    torch.set_num_threads(1)
     cells: dict[str, Callable[[], dict[str, Any]]] = {
         f"{row} | {ipc} | seed {seed}": partial(cell, row, ipc, seed) for seed in SEEDS for ipc in SIZES for row in ROWS
     }
