@@ -61,13 +61,16 @@ class Agreeing(InProcessGrid):
         messages = list(messages)
         self.asked += len(messages)
         if self.asked > len(self.traffic):
-            for context in self._contexts.values():
-                holding, answers = waiting_at(context.node_config)
-                for one in answers:
-                    if one.site in self.sites:
-                        holding.decide(one, "send")
+            self.agree()
         pushed: Iterable[str] = super().push_messages(messages)
         return pushed
+
+    def agree(self) -> None:
+        for context in self._contexts.values():
+            holding, answers = waiting_at(context.node_config)
+            for one in answers:
+                if one.site in self.sites:
+                    holding.decide(one, "send")
 
 
 def untrained(joined: SyntheticSet) -> nn.Module:
@@ -104,6 +107,19 @@ def test_an_answer_that_is_agreed_to_comes_in_the_same_round_and_the_other_is_no
 def test_a_round_that_fails_of_it_says_what_to_do(config: dict[str, Any]) -> None:
     with pytest.raises(AggregationError, match=r"held for review there; once people there have looked .*resume = true"):
         run(config, ("client-0",), min_replies=2)
+
+
+def test_another_run_gets_what_people_agreed_to_after_the_first_had_failed(config: dict[str, Any]) -> None:
+    with pytest.raises(AggregationError, match="held for review"):
+        run(config, ())
+    with task_identity():
+        later = Agreeing(app, 2, node_config=config)
+        later.sites = ("client-1",)
+        later.agree()
+        assert later.asked == 0
+        strategy = OneShot(untrained, task=TASK, min_replies=1)
+        strategy.start(later, timeout=20.0)
+    assert [answer.site.name for answer in strategy.answers] == ["client-1"]
 
 
 def test_a_server_of_before_finds_a_node_that_waits(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
