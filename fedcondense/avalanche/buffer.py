@@ -117,7 +117,7 @@ class CondensedBuffer(ExemplarsBuffer):
         check_classes(classes)
         per_image = condenser.per_image
         is_coded = most is not None and (codec, real_codec or codec) != (RAW, RAW)
-        images = stored_images(max_size, most, shape, per_image, is_coded)
+        images = stored_images(max_size, most, shape, per_image, is_coded, total_num_groups)
         super().__init__(images if is_coded else images * per_image)
         self.memory = Memory(
             None if is_coded else images,

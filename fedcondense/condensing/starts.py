@@ -79,11 +79,13 @@ def real(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
 
 
 def from_memory_or(start: Start, stored: Tensor) -> Start:
-    """Return a start from images that a memory holds already, and from `start` for classes that it has none of.
+    """Return a start from the images that a memory holds already, and from `start` where it has too few or none.
+
+    No image begins twice: two that are equal get equal gradients, and stay equal however long they are condensed.
 
     Args:
-        start: For the other classes.
-        stored: (N,) bool, which of the data are the memory's own; each class takes its first, again if they are few.
+        start: For the other images.
+        stored: (N,) bool, which of the data are the memory's own; each class takes its first ones that differ.
     """
 
     def from_memory_or_new(data: Data, counts: list[int], generator: torch.Generator) -> Tensor:
@@ -91,10 +93,19 @@ def from_memory_or(start: Start, stored: Tensor) -> Start:
         for c, count in enumerate(counts):
             own = (stored.to(data.device) & (data.labels == c)).nonzero().squeeze(1)
             if count and len(own):
-                pieces[c] = data.images[own.repeat(-(-count // len(own)))[:count]].float() / 255
+                kept = _different(data.images[own])[:count]
+                pieces[c] = torch.cat([kept.float() / 255, pieces[c][len(kept) :].to(kept.device)])
         return torch.cat(pieces)
 
     return from_memory_or_new
+
+
+def _different(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) without those that are equal to one before them."""
+    _, which = torch.unique(images.flatten(1), dim=0, return_inverse=True)
+    places = torch.arange(len(images), device=images.device)
+    first = torch.full_like(places, len(images)).scatter_reduce(0, which, places, "amin")
+    return images[first[first < len(images)].sort().values]
 
 
 def _grey(data: Data, count: int, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ __all__ = [
     "Vocabulary",
     "by_name",
     "refuse_alike",
+    "spelling",
     "tell_of_lacking",
     "texts",
     "to_classes",
@@ -156,7 +157,7 @@ def by_name(data: Data, classes: tuple[str, ...]) -> Data:
 def warn_of_alike(classes: Sequence[str], title: str) -> None:
     """Say which class names of one data set differ by case, spaces, hyphens or Unicode form alone; letters may."""
     seen: dict[str, str] = {}
-    pairs = [f"{seen[k]!r} and {name!r}" for name in classes if seen.setdefault(k := _spelling(name), name) != name]
+    pairs = [f"{seen[k]!r} and {name!r}" for name in classes if seen.setdefault(k := spelling(name), name) != name]
     if pairs:
         _LOG.warning(
             "%s: classes that differ by case, spaces, hyphens or Unicode form alone stay two: %s", title, first(pairs)
@@ -174,7 +175,7 @@ def tell_of_lacking(train: Data, test: Data) -> None:
 def _place(name: str, place: Mapping[str, int], title: str) -> int:
     if name in place:
         return place[name]
-    alike = next((other for other in place if _spelling(other) == _spelling(name)), None)
+    alike = next((other for other in place if spelling(other) == spelling(name)), None)
     if alike is not None:
         raise DataError(
             f"{title}: class {name!r} differs from {alike!r} by case, spaces, hyphens or Unicode form alone; rename "
@@ -190,7 +191,7 @@ def refuse_alike(named: Sequence[Names], title: str) -> None:
     """Refuse names of different data sets that are joined, if spelling alone tells them apart."""
     spelled: dict[str, set[str]] = {}
     for name in {name for names in named for name in names.values()}:
-        spelled.setdefault(_spelling(name), set()).add(name)
+        spelled.setdefault(spelling(name), set()).add(name)
     for same in (sorted(names) for names in spelled.values() if len(names) > 1):
         if not any(set(same) <= set(names.values()) for names in named):
             raise DataError(
@@ -199,7 +200,7 @@ def refuse_alike(named: Sequence[Names], title: str) -> None:
             )
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
     """Return what two names share that differ by case, spaces, hyphens or Unicode form alone."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\s_-]+", "", plain) or plain

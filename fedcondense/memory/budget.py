@@ -68,8 +68,6 @@ def check_settings(memory: Memory) -> None:
         raise SettingError(f"every_samples {samples!r}; needed: a whole number from 1, or None")
     if seconds is not None and not seconds > 0:
         raise SettingError(f"every_seconds {seconds!r}; needed: a number above 0, or None")
-    if max_bytes is not None and max_bytes < 1:
-        raise SettingError(f"max_bytes {max_bytes}; needed: 1 or more, or None")
 
 
 def largest_share(most: int, max_bytes: int, groups: int, nbytes: Callable[[int], int]) -> int:

@@ -81,11 +81,15 @@ class Contents:
         """The groups that something is stored of, in order of appearance."""
         return list(dict.fromkeys([*self.seen, *self.waiting]))
 
-    def share(self, groups: int) -> int:
+    def share(self, groups: int, shape: Sequence[int] = ()) -> int:
         """Return the stored images that each of `groups` groups may take.
 
         Without a number of images, it is as many as the bytes would hold; where they are coded, as any group has
         records.
+
+        Args:
+            groups: How many there are.
+            shape: Of the images, while the memory has seen none.
 
         Raises:
             SettingError: There would be none.
@@ -93,16 +97,18 @@ class Contents:
         images = self.images
         if images is None and self.fits_coded:
             return max([1, *self._records.values()])
+        many = max(1, self.groups or groups, groups)
         if images is None:
-            assert self.spec is not None
             assert self.max_bytes is not None
-            images = self.max_bytes // math.prod(self.spec.shape)
-        share = images // max(1, self.groups or groups, groups)
-        if share < 1:
-            raise SettingError(
-                f"a memory of {images} stored images cannot hold {groups} groups; give it at least one a group"
-            )
-        return share
+            plain = math.prod(shape if self.spec is None else self.spec.shape)
+            if (images := self.max_bytes // plain) < many:
+                raise SettingError(
+                    f"a memory of {self.max_bytes} bytes cannot hold {many} groups, whose images take {plain} bytes "
+                    f"each; give it more than {many * plain}, or a codec, such as 'bits-2'"
+                )
+        if images < many:
+            raise SettingError(f"a memory of {images} stored images cannot hold {many} groups; give it {many} or more")
+        return images // many
 
     @property
     def synthetic(self) -> SyntheticSet | None:
@@ -188,9 +194,13 @@ class Contents:
     def _uniform(self, *purpose: str) -> float:
         return float(torch.rand((), generator=stream(self.seed, *purpose, self.added)))
 
+    def class_of(self, group: str) -> str:
+        """Return the class of a group."""
+        return group.partition("#")[0] if self._way.renames else group
+
     def leave(self, name: str) -> bool:
         """Take a class out, with all its groups; say whether there was one."""
-        gone = {g for g in self.names if (g.partition("#")[0] if self._way.renames else g) == name}
+        gone = {g for g in self.names if self.class_of(g) == name}
         stored = count_stored(self.sets)
         again = [g for g in with_inseparable(self.sets, [g for g in stored if g in gone]) if g not in gone]
         new = self.made(again, max(stored[g] for g in again), stored_too=True).recode(self.codec) if again else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,10 +12,14 @@ import torch
 from torch import Tensor
 
 from fedcondense.data.augment import OPERATIONS
+from fedcondense.data.class_names import class_name
 from fedcondense.data.images import Data, Spec
+from fedcondense.data.vocabulary import spelling, warn_of_alike
 from fedcondense.errors import DataError
 
-__all__ = ["KEEPS_LABELS", "Gathered", "Piece", "as_piece", "joined", "measured_spec"]
+__all__ = ["KEEPS_LABELS", "Gathered", "Piece", "as_piece", "joined", "measured_spec", "tell_of_odd"]
+
+_LOG = logging.getLogger(__name__)
 
 KEEPS_LABELS = tuple(name for name in OPERATIONS if name != "flip")  # a mirrored digit is none
 
@@ -47,6 +52,11 @@ class Gathered:
     def waits(self) -> bool:
         """Whether anything is held at all."""
         return not (self.samples is None and self.seconds is None)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes of what is held."""
+        return list(dict.fromkeys(name for piece in self.pieces for name in piece.data.spec.classes))
 
     def take(self, piece: Piece) -> tuple[list[list[Piece]], Gathered]:
         """Return what is to be condensed now that a piece has come, in chunks, and what is held from now on.
@@ -93,12 +103,25 @@ def as_piece(images: Tensor, labels: Sequence[str | int] | Tensor) -> Piece:
     images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise DataError(f"images of {images.dtype} {tuple(images.shape)}; needed: torch.uint8 (N, C, H, W)")
-    names = [str(label) for label in (labels.tolist() if isinstance(labels, Tensor) else labels)]
+    given = labels.tolist() if isinstance(labels, Tensor) else labels
+    names = [class_name(label, place) for place, label in enumerate(given)]
     classes = tuple(dict.fromkeys(names))
     number = {name: c for c, name in enumerate(classes)}
     channels, height, width = images.shape[1:]
     spec = Spec("stream", (channels, height, width), classes, (0.0,) * channels, (1.0,) * channels, KEEPS_LABELS)
     return Piece(Data(images.cpu(), torch.tensor([number[name] for name in names], dtype=torch.int64), spec), True)
+
+
+def tell_of_odd(names: Sequence[str], known: Collection[str]) -> None:
+    """Warn, once, of new classes that are probably old ones: in another spelling, or numbers beside names."""
+    if not (new := [name for name in names if name not in known]):
+        return
+    spelled = set(map(spelling, new))
+    warn_of_alike([*(name for name in known if spelling(name) in spelled), *new], "the stream")
+    kinds = {name.isdecimal() for name in known}, {name.isdecimal() for name in new}
+    if len(kinds[0] | kinds[1]) > 1 and len(kinds[0]) < 2:
+        number = next(name for name in [*new, *known] if name.isdecimal())
+        _LOG.warning("the stream: label %s is a class of its own beside those that have names; give all names", number)
 
 
 def measured_spec(images: Tensor, operations: tuple[str, ...]) -> Spec:

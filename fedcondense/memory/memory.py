@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from fedcondense.ambient import own_state
+from fedcondense.budgets import budget_bytes
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import DataError, SettingError
 from fedcondense.memory.budget import check_settings
 from fedcondense.memory.fitting import fit
-from fedcondense.memory.gathering import Gathered, Piece, as_piece, joined
+from fedcondense.memory.gathering import Gathered, Piece, as_piece, joined, tell_of_odd
 from fedcondense.memory.kept import Kept
 from fedcondense.memory.makers import Maker
 from fedcondense.memory.updates import waited_enough
@@ -46,8 +47,9 @@ class Memory(Kept):
             where these are bounded and images are coded.
         minimum: Real images of a group to wait for before it is condensed; meanwhile they are kept beside the budget,
             and counted in `nbytes`. Never more than the budget: beyond it, the group with the most is condensed.
-        max_bytes: What `nbytes` may be after each call, that is the file with header, labels and record, and with what
-            waits: half of it is kept for that if `minimum` is above 1. None: no such bound. `images` holds as well.
+        max_bytes: What `nbytes` may be after each call, ``40_000`` or ``"40 kB"``: the file with header, labels and
+            record, and with what waits; half of it is kept for that if `minimum` is above 1. None: no such bound.
+            `images` holds as well.
         codec: What packs the images that are made, by its name in `CODECS`: ``"bits-2"``, say. They are encoded once,
             and keep their bytes until they leave. With `max_bytes`, the number of images follows from what they take.
         real_codec: What packs real images, ``"jpeg-10"``, say; None: as `codec`. Those that wait are not packed.
@@ -70,7 +72,7 @@ class Memory(Kept):
         update: str | None = None,
         real_fraction: float = 0.0,
         minimum: int = 1,
-        max_bytes: int | None = None,
+        max_bytes: int | str | None = None,
         codec: str = RAW,
         real_codec: str | None = None,
         balance: str = "class",
@@ -80,7 +82,8 @@ class Memory(Kept):
     ) -> None:
         self.images, self.make, self.groups = images, make, groups
         self.update = update or str(getattr(make, "update", "recondense"))
-        self.real_fraction, self.minimum, self.max_bytes, self.seed = real_fraction, minimum, max_bytes, seed
+        self.real_fraction, self.minimum, self.seed = real_fraction, minimum, seed
+        self.max_bytes = None if max_bytes is None else budget_bytes(max_bytes, "max_bytes")
         self.codec, self.real_codec, self.balance = codec, codec if real_codec is None else real_codec, balance
         self.gathered = Gathered(every_samples, every_seconds)
         check_settings(self)
@@ -215,6 +218,9 @@ class Memory(Kept):
     def _gather(self, piece: Piece, device: torch.device) -> None:
         """Hold a piece in RAM, and take in what is due."""
         self._check_shape(piece.data)
+        known, classes = [*self.names, *self.gathered.names], piece.data.spec.classes
+        self.share(len({*known, *classes}), piece.data.spec.shape)  # refuses a class too many before it is held
+        tell_of_odd(classes, list(dict.fromkeys(map(self.class_of, known))))
         chunks, gathered = self.gathered.take(piece)
         if not chunks:
             self.gathered = gathered

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from fedcondense.data.images import Data
 from fedcondense.errors import DataError, SettingError
 from fedcondense.memory import Condenser, Memory, Selector
+from fedcondense.sets.synthetic import SyntheticSet
 
 RANDOM = Selector("random")
 
@@ -113,12 +112,16 @@ def test_what_cannot_be_taken_in_is_refused_at_once_and_changes_nothing(
 
 
 def test_an_error_while_condensing_leaves_what_was_held(
-    stream: tuple[torch.Tensor, list[str]], unchanged: Callable[[Memory], AbstractContextManager[None]]
+    stream: tuple[torch.Tensor, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = Memory(2, RANDOM, every_samples=30)
+    def broken(*given: Any) -> SyntheticSet:
+        raise DataError("a camera that broke")
+
+    monkeypatch.setattr(Selector, "__call__", broken)
+    memory = Memory(20, RANDOM, every_samples=30)
     memory.observe(stream[0][:20], stream[1][:20])
     held = copy.copy(memory.gathered)
-    with pytest.raises(SettingError, match="2 stored images cannot hold"):
+    with pytest.raises(DataError, match="that broke"):
         memory.observe(stream[0][20:40], stream[1][20:40])
     assert memory.gathered is held or memory.gathered == held
     assert (memory.nbytes, memory.added, memory.spec) == (0, 0, None)
@@ -128,3 +131,66 @@ def test_an_error_while_condensing_leaves_what_was_held(
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=f"{next(iter(settings))} .*; needed"):
         Memory(20, RANDOM, **settings)
+
+
+def test_a_class_that_began_with_one_image_has_images_that_differ(digits: Data) -> None:
+    """Copies get equal gradients and stay copies, however long they are condensed."""
+    memory = Memory(20, Condenser("dm", "multi-formation", network="convnet1-w16", steps=3), groups=2)
+    ones, twos = (digits.images[digits.labels == k] for k in (1, 2))
+    memory.observe(torch.cat([ones[:40], twos[:1]]), ["one"] * 40 + ["two"])
+    memory.observe(twos[1:40], ["two"] * 39)
+    assert memory.synthetic is not None
+    pixels = memory.synthetic.pixels()
+    mine = pixels.images[pixels.targets[:, memory.synthetic.classes.index("two")] > 0].flatten(1)
+    assert len(mine) == 40
+    assert len(mine.unique(dim=0)) == len(mine)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("first", "then", "said"),
+        [
+            (["healthy"], ["HEALTHY"], "'healthy' and 'HEALTHY'"),
+            (["healthy", "Healthy"], ["oak"], "'healthy' and 'Healthy'"),
+            (["leaf spot"], ["leaf-spot"], "'leaf spot' and 'leaf-spot'"),
+            (["oak"], [0], "label 0 is a class of its own"),
+            ([3, 4], ["oak"], "label 3 is a class of its own"),
+            ([3], [4], ""),
+            (["oak"], ["elm"], ""),
+        ],
+    )
+    @pytest.mark.parametrize("update", ["recondense", "append"])
+    def test_a_class_that_is_probably_an_old_one_is_told_of_once(
+        self, first: list[Any], then: list[Any], said: str, update: str, digits: Data, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        memory = Memory(20, RANDOM, update=update)
+        for names in (first, then, then, first):
+            memory.observe(digits.images[: len(names)], names)
+        told = [text for text in caplog.messages if text.startswith("the stream: ")]
+        assert len(told) == bool(said)
+        assert all(said in text for text in told)
+
+    def test_spaces_at_the_ends_are_no_other_class(self, digits: Data) -> None:
+        memory = Memory(20, RANDOM)
+        memory.observe(digits.images[:2], ["oak", " oak "])
+        assert memory.names == ["oak"]
+
+    def test_what_cannot_be_a_name_is_refused(self, digits: Data) -> None:
+        with pytest.raises(DataError, match="is empty"):
+            Memory(20, RANDOM).observe(digits.images[:1], [" "])
+
+
+class TestRoom:
+    def test_a_class_too_many_is_refused_before_it_is_held(self, digits: Data) -> None:
+        memory = Memory(2, RANDOM, every_samples=100)
+        memory.observe(digits.images[:2], ["oak", "elm"])
+        with pytest.raises(SettingError, match=r"2 stored images cannot hold 3 groups; give it 3 or more"):
+            memory.observe(digits.images[:1], ["ash"])
+        assert len(memory.gathered) == 2
+
+    def test_bytes_are_answered_in_bytes(self, digits: Data) -> None:
+        memory = Memory(None, RANDOM, max_bytes="0.15 kB", every_samples=100)
+        assert memory.max_bytes == 150
+        memory.observe(digits.images[:2], ["oak", "elm"])
+        with pytest.raises(SettingError, match=r"150 bytes cannot hold 3 groups, .*more than 192"):
+            memory.observe(digits.images[:1], ["ash"])

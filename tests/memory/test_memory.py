@@ -272,7 +272,7 @@ class TestResize:
     ) -> None:
         memory = Memory(20, RANDOM)
         memory.add(piece(0, 1))
-        with unchanged(memory), pytest.raises(SettingError, match="2 groups; give it at least one a group"):
+        with unchanged(memory), pytest.raises(SettingError, match="cannot hold 2 groups; give it 2 or more"):
             memory.resize(images)
 
 
@@ -308,7 +308,7 @@ class TestRefusals:
         self, piece: Callable[..., Data], unchanged: Callable[[Memory], AbstractContextManager[None]]
     ) -> None:
         memory = Memory(2, RANDOM)
-        with unchanged(memory), pytest.raises(SettingError, match="cannot hold 3 groups; give it at least one"):
+        with unchanged(memory), pytest.raises(SettingError, match="cannot hold 3 groups; give it 3 or more"):
             memory.add(piece(0, 1, 2))
         memory.add(piece(0, 1))
         with unchanged(memory), pytest.raises(SettingError, match="cannot hold 3 groups"):
