@@ -90,18 +90,18 @@ def _tuning(results: dict[str, Any], data: str, name: str, value: float) -> floa
     return found
 
 
-def row(data: str, name: str, bits: int, seed: int) -> dict[str, Any]:
-    value = best(data, name)
+def row(data: str, name: str, bits: int, seed: int, value: float | None = None) -> dict[str, Any]:
+    value = best(data, name) if value is None else value
     return computed(data, name, value, bits, seed, ROUNDS[data], False) | {"value": value}
 
 
 def table(data: str = "fashion-mnist") -> str:
     """Return rows as Markdown, the best at the end first."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for key, cell in read(PATH).items():
-        kind, of, name, bits, _ = [*key.split(" | "), ""][:5]
+        kind, of, name, bits = [*key.split(" | "), ""][:4]
         if (kind, of) == ("row", data):
-            found.setdefault((name, bits), []).append(cell)
+            found.setdefault((name, bits, cell["value"]), []).append(cell)
     shown = [r for r in SHOWN if r <= ROUNDS[data]]
     lines = [f"| row | setting | {' | '.join(f'round {r}' for r in shown)} | kB up, down | divisions |"]
     lines.append("|---" * (len(shown) + 4) + "|")
@@ -109,7 +109,7 @@ def table(data: str = "fashion-mnist") -> str:
     def last(cells: list[dict[str, Any]]) -> float:
         return statistics.fmean(cell["rounds"][str(ROUNDS[data])][0] for cell in cells)
 
-    for (name, bits), cells in sorted(found.items(), key=lambda item: -last(item[1])):
+    for (name, bits, value), cells in sorted(found.items(), key=lambda item: -last(item[1])):
         texts = []
         for r in shown:
             percents = [cell["rounds"][str(r)][0] for cell in cells]
@@ -117,7 +117,7 @@ def table(data: str = "fashion-mnist") -> str:
             texts.append(f"{statistics.fmean(percents):.1f}{spread}")
         up, down = (statistics.fmean(cell["rounds"][str(ROUNDS[data])][way] for cell in cells) / 1000 for way in (1, 2))
         label = KINDS[name].label + (", 8 bits" if bits == "8" else "")
-        setting = f"{KINDS[name].setting or 'step size'} {cells[0]['value']:g}"
+        setting = f"{KINDS[name].setting or 'step size'} {value:g}"
         lines.append(f"| {label} | {setting} | {' | '.join(texts)} | {up:,.0f}, {down:,.0f} | {len(cells)} |")
     return "\n".join(lines)
 
@@ -139,6 +139,9 @@ def main() -> None:
     parser.add_argument("kind", nargs="?", choices=("tune", "rows"))
     parser.add_argument("--data", choices=tuple(ROUNDS), default="fashion-mnist")
     parser.add_argument("--strategies", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument(
+        "--value", type=float, help="of what a strategy adds, in the place of the best on held-out images"
+    )
     parser.add_argument("--divisions", type=int, nargs="+", default=DIVISIONS)
     parser.add_argument("--bits", type=int, nargs="+", default=(8, 0), choices=(0, 8))
     given = parser.parse_args()
@@ -152,8 +155,9 @@ def main() -> None:
             }
             run_at_precision(given, PATH, cells)
     elif given.kind == "rows":
+        said = () if given.value is None else (given.value,)
         cells = {
-            _key("row", given.data, name, bits, seed): partial(row, given.data, name, bits, seed)
+            _key("row", given.data, name, bits, seed, *said): partial(row, given.data, name, bits, seed, given.value)
             for seed in given.divisions
             for bits in given.bits
             for name in given.strategies
