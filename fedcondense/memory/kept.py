@@ -15,6 +15,7 @@ from fedcondense.files import write_file
 from fedcondense.memory.contents import Contents
 from fedcondense.memory.file import MemoryState, dump_memory, parse_memory, read_memory
 from fedcondense.memory.gathering import Gathered
+from fedcondense.memory.stored import count_stored
 from fedcondense.sets.codecs import RAW
 
 __all__ = ["Kept"]
@@ -30,6 +31,10 @@ class Kept(Contents):
     changes: int
     beside: int
     note: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        stored = sum(count_stored([*self.sets, *([] if self.real is None else [self.real])]).values())
+        return f"{type(self).__name__}({stored} stored images of {len(self.names)} groups in {self.nbytes:,} bytes)"
 
     @property
     def nbytes(self) -> int:

@@ -240,6 +240,13 @@ class TestWaiting:
             assert sum(replayed(memory).values()) <= 5
 
 
+def test_it_shows_what_it_holds(piece: Callable[..., Data]) -> None:
+    memory = Memory(20, RANDOM)
+    assert repr(memory) == "Memory(0 stored images of 0 groups in 0 bytes)"
+    memory.add(piece(0, 1))
+    assert repr(memory) == f"Memory(20 stored images of 2 groups in {memory.nbytes:,} bytes)"
+
+
 class TestResize:
     @pytest.mark.parametrize("update", UPDATES)
     def test_a_smaller_budget_shrinks_all_groups(self, piece: Callable[..., Data], update: str) -> None:
