@@ -38,7 +38,7 @@ from fedcondense.flower.serialised import message_parts
 PATH = RESULTS / "superlink.json"
 SIZES = (1_000, 10_000)
 STATES = ("memory", "sqlite")
-IDLE = (("memory", 1_000), ("memory", 10_000), ("memory", 100_000), ("sqlite", 1_000))
+IDLE = (("memory", 1_000), ("memory", 10_000), ("memory", 100_000), ("sqlite", 1_000), ("sqlite", 10_000))
 FAILS = 250_001  # ids in one poll: a variable of the query each, of which SQLite takes 250,000 as Python ships it
 
 
