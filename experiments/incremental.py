@@ -14,6 +14,9 @@ classes so far. Rows:
 - condensed: `mmd-ridge`, 120 steps, images and bits by the rate rule, an image for ten records;
 - hybrid: a part of the bytes for real images, the rest condensed;
 - joint: from scratch on all records of the classes so far;
+- sums: no images; of each task sites send sums of random features, as `ridge` does, and the server adds them to those
+  that it keeps, at eight bits as well (ACIL: Zhuang et al., NeurIPS 2022, https://arxiv.org/abs/2205.14922); as many
+  features of an untrained ConvNet-3 width 64 as the memory holds, or as its share of a site and task does ("sums, up");
 - own order: each site begins at another task, and questions name no class; replies may take a 25th of the memory.
 
 Rows that only train otherwise take the sets that another row has left in ``--cache``.
@@ -36,11 +39,15 @@ import fedcondense as fc
 from fedcondense.data.images import Data
 from fedcondense.flower import Caps, make_client_app
 from fedcondense.flower.hosts.inprocess import InProcessGrid, task_identity
-from fedcondense.flower.payloads import Weights
+from fedcondense.flower.payloads import Sums, Weights
+from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.running import accuracy_of_weights
 from fedcondense.flower.strategies import ServerSide
 from fedcondense.flower.strategies.condense_classes import CondenseClasses
+from fedcondense.flower.strategies.factors import factored, least_squares, products_of
+from fedcondense.flower.strategies.features import random_features
 from fedcondense.flower.strategies.incremental import Incremental, tasks_of
+from fedcondense.flower.strategies.ridge import Products, Ridge, ridge_dims
 from fedcondense.networks import build
 from fedcondense.randomness import child_seed
 from fedcondense.sets.synthetic import SyntheticSet
@@ -50,6 +57,7 @@ from fedcondense.training.fit import accuracy, fit_on
 PATH = RESULTS / "incremental.json"
 SITES, TASKS, BETA = 5, 5, 0.5
 NETWORK, FIT, STEPS = "convnet3-w32", fc.Fit(steps=600), 120
+WIDE = "convnet3-w64"  # whose features are summed: 1,024
 SMALL, LARGE = 46_080, 460_800  # 15 and 150 images of 8 bits
 SEEDS = (0, 1, 2)
 
@@ -185,6 +193,48 @@ def _order(tasks: Sequence[Sequence[str]], data: Data) -> list[list[int]]:
     return [[data.spec.classes.index(name) for name in names] for names in tasks]
 
 
+def sums(memory: int, seed: int, per_site: bool) -> dict[str, Any]:
+    """Add up sums of features, task by task, and classify among the classes so far by what they give."""
+    (train, test), (tasks, held, said) = load(), division(seed)
+    names, form = train.spec.classes, "int8-deflated"
+    dims = ridge_dims(memory // (SITES * TASKS) if per_site else memory, len(names), form)
+    question = Products(names, WIDE, seed, dims, form)
+    seen = random_features(test, WIDE, seed, dims)
+    size, up, after = seen.shape[1] + 1, 0, list[dict[str, Any]]()
+    kept: Sums | None = None
+    for number in range(TASKS):
+        app = make_client_app(_holder(train, held[number]), caps=Caps.none(2), is_counted=False)
+        strategy = Ridge(question, limits=ReplyLimits.of(train.spec), min_train_nodes=SITES, min_available_nodes=SITES)
+        with task_identity():
+            grid = InProcessGrid(app, SITES)
+            strategy.start(grid, num_rounds=1)
+        up += sum(traffic.up for traffic in grid.traffic.values())
+        came = [answer.payload for answer in strategy.answers]
+        pairs = [products_of(one, size, len(names), form) for one in (*came, *([] if kept is None else [kept]))]
+        kept = _added(pairs, form)
+        solution = least_squares([products_of(kept, size, len(names), form)], None).float()
+        known = sorted(names.index(name) for task in tasks[: number + 1] for name in task)
+        said_to_be = torch.tensor(known)[(seen @ solution[:-1] + solution[-1])[:, known].argmax(1)]
+        right = [100 * (said_to_be[test.labels == c] == c).float().mean() for c in range(len(names))]
+        after.append(_known(torch.stack(right)) | {"memory": len(kept.to_bytes()), "sites": len(came)})
+    found = {"after": after, "tasks": _order(tasks, train), "bytes_up": up / SITES, "dims": size - 1}
+    return found | {"divisions": said}
+
+
+def _holder(train: Data, held: Sequence[torch.Tensor]) -> Callable[[Context], Data]:
+    return lambda context: train.subset(held[int(context.node_config["partition-id"])])
+
+
+def _added(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], form: str) -> Sums:
+    """Return products that are added up as a factor: what is kept between tasks."""
+    gram, targets = (sum(parts) for parts in zip(*pairs, strict=True))
+    assert isinstance(gram, torch.Tensor)
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())  # rounded sums may lack a direction
+    upper = torch.linalg.cholesky(gram, upper=True)
+    right = torch.linalg.solve_triangular(upper.T, targets, upper=False)
+    return factored(upper.float(), right.float(), form)
+
+
 def joint(seed: int) -> dict[str, Any]:
     """Train from scratch on all records of the classes so far, after each task."""
     (train, test), (tasks, held, said) = load(), division(seed)
@@ -216,6 +266,8 @@ def cells(cache: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     add(("condensed, 1500 steps", "condensed, pixels"), SMALL, SEEDS[:1])
     add(("finetune",), SMALL, SEEDS[1:])
     found |= {_key("joint", 0, seed): partial(joint, seed) for seed in SEEDS[1:]}
+    for row, memory in (("sums", SMALL), ("sums, up", SMALL), ("sums", LARGE), ("sums, up", LARGE)):
+        found |= {_key(row, memory, seed): partial(sums, memory, seed, row == "sums, up") for seed in SEEDS}
     add(("real", "hybrid", "condensed"), LARGE, SEEDS[1:])
     return found
 
@@ -244,7 +296,7 @@ def table() -> str:
     results = read(PATH)
     lines = ["| memory, kB | row | final | mean over tasks | forgetting | kB kept | kB up per site | seeds |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    names = [*TRAINED, *ROWS, *TRIED, "joint"]
+    names = [*TRAINED, *ROWS, *TRIED, "sums", "sums, up", "joint"]
     for memory in (0, SMALL, LARGE):
         for row in names:
             found = [results[key] for seed in SEEDS if (key := _key(row, memory, seed)) in results]
