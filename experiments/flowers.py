@@ -48,10 +48,10 @@ KINDS = {
     "fedavg": Tuned(FedAvg, "FedAvg"),
     "fedprox": Tuned(FedProx, "FedProx", "proximal_mu", (0.001, 0.01, 0.1, 1.0)),
     "fedavgm": Tuned(FedAvgM, "FedAvgM", "server_momentum", (0.3, 0.6, 0.9)),
-    "fedadam": Tuned(partial(FedAdam, tau=0.001), "FedAdam", "eta", (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "fedadam": Tuned(partial(FedAdam, tau=0.001), "FedAdam", "eta", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
 }
 STEP_SIZES = {"fashion-mnist": (0.03,), "cifar10": (0.03, 0.1)}
-NEAR = {"fedprox": (0.01, 0.1), "fedavgm": (0.6, 0.9), "fedadam": (0.01, 0.03)}  # of what was best on Fashion-MNIST
+NEAR = {"fedprox": (0.01, 0.1), "fedavgm": (0.6, 0.9), "fedadam": (0.03, 0.1)}  # of what was best on Fashion-MNIST
 
 
 def values(data: str, name: str) -> tuple[float, ...]:
