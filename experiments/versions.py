@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from cells import RESULTS, read
 
+CLIENT_RAISED = 1  # Flower's code of an app that raised
 HERE = Path(__file__).resolve()
 RESULT = RESULTS / "versions.json"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strategy, fields of its settings
@@ -67,7 +68,7 @@ def take(stream: IO[bytes]) -> tuple[str, dict[str, bytes]]:
 
 def node() -> None:
     """Answer the messages on standard input, by whatever version is installed, with the digits."""
-    from flwr.app import Context, RecordDict
+    from flwr.app import Context, Error, Message, RecordDict
 
     from fedcondense.data.loading import load_data
     from fedcondense.flower.client import make_client_app
@@ -85,7 +86,12 @@ def node() -> None:
                 root, parts = take(sys.stdin.buffer)
             except ValueError:  # the end
                 return
-            put(out, *message_parts(client(message_of(root, parts), context)))
+            message = message_of(root, parts)
+            try:
+                reply = client(message, context)
+            except Exception as raised:  # as Flower's own runtime does
+                reply = Message(Error(CLIENT_RAISED, f"{type(raised).__name__}: {raised}"), reply_to=message)
+            put(out, *message_parts(reply))
 
 
 def server(case: str, python_path: str) -> None:
