@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from cells import RESULTS, read
 
-CLIENT_RAISED = 1  # Flower's code of an app that raised
+CLIENT_RAISED = 2  # Flower's code of an app that raised
 HERE = Path(__file__).resolve()
 RESULT = RESULTS / "versions.json"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strategy, fields of its settings
