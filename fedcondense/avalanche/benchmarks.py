@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedcondense.ambient import in_own_state
+from fedcondense.avalanche.splits import check_split
 from fedcondense.data.images import Data
 from fedcondense.data.vocabulary import by_name
 from fedcondense.errors import DataError, SettingError
@@ -54,7 +55,12 @@ def split_benchmark(
         n_experiences: It must divide the number of classes.
         seed: Of the order of classes.
         task_labels: Whether each experience is a task of its own, with a task label; class labels stay.
+
+    Raises:
+        SettingError: `n_experiences` does not divide the number of classes.
+        DataError: A class has no images in one of the streams.
     """
+    check_split(train.spec.name, train.spec.classes, train.counts.tolist(), test.counts.tolist(), n_experiences)
     order = torch.randperm(len(train.spec.classes), generator=torch.Generator().manual_seed(seed)).tolist()
     datasets = NormalisedImages(train), NormalisedImages(test)
     return nc_benchmark(*datasets, n_experiences, task_labels=task_labels, fixed_class_order=order)

@@ -41,7 +41,7 @@ class Listing(NamedTuple):
     is_export: bool  # of a synthetic set: all of it is for training
 
 
-def list_images(top: Path, title: str, endings: frozenset[str]) -> Listing:
+def list_images(top: Path, title: str, endings: frozenset[str], is_quiet: bool = False) -> Listing:
     """Tell classes and parts of a folder apart; nothing is opened.
 
     Args:
@@ -50,6 +50,7 @@ def list_images(top: Path, title: str, endings: frozenset[str]) -> Listing:
             the test part where there is no other.
         title: What the log calls it.
         endings: Of files that can be read, lower case.
+        is_quiet: Whether the log is not told of what is passed over: it will be when the images are read.
 
     Raises:
         DataError: It is neither, or could be both.
@@ -63,7 +64,7 @@ def list_images(top: Path, title: str, endings: frozenset[str]) -> Listing:
         labels = {folder: label for label, folder in enumerate(note.folders)}
         found = [_labelled(part, labels, endings, Counter()) for part in tops]
         return Listing(note.classes, _some(found[0], tops[0]), found[1] if len(found) > 1 else None, True)
-    tops = _parts_of(top, title, endings)
+    tops = _parts_of(top, title, endings, is_quiet)
     skipped: Counter[str] = Counter()
     named = [_class_folders(part) for part in tops]
     for part, mine in zip(tops, named, strict=True):
@@ -77,7 +78,7 @@ def list_images(top: Path, title: str, endings: frozenset[str]) -> Listing:
         for part, folders in zip(tops, named, strict=True)
     ]
     loose = sum(p.suffix.lower() in endings for part in {top, *tops} for p in _files(part))
-    if skipped or loose:
+    if (skipped or loose) and not is_quiet:
         kinds = first([f"{n} {ending or 'without an ending'}" for ending, n in skipped.most_common()], 5)
         outside = f"{loose} images outside of the class folders" if loose else ""
         _LOG.warning("%s: files that are passed over: %s", title, ", ".join(filter(None, (kinds, outside))))
@@ -141,7 +142,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _HIDDEN
 
 
-def _parts_of(top: Path, title: str, endings: frozenset[str]) -> list[Path]:
+def _parts_of(top: Path, title: str, endings: frozenset[str], is_quiet: bool) -> list[Path]:
     """Return the training and the test part, or the folder itself if its folders are classes."""
     named: dict[str, list[Path]] = {}
     for folder in _folders(top):
@@ -164,7 +165,7 @@ def _parts_of(top: Path, title: str, endings: frozenset[str]) -> list[Path]:
         raise DataError(
             f"{top}: {chosen[0].name} is there, but no training part; add train/, or name folder:{chosen[0]}"
         )
-    if len(chosen) > 2:
+    if len(chosen) > 2 and not is_quiet:
         _LOG.warning("%s: the validation part %s is not read", title, chosen[2].name)
     return chosen[:2]
 

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from fedcondense.data.images import Data, DataSet
 from fedcondense.data.items import from_dataset
 from fedcondense.data.layouts import first
 from fedcondense.data.sizes import checked_size, resized
-from fedcondense.data.splits import hold_out, to_data, to_dataset, to_tensor
+from fedcondense.data.splits import hold_out, is_for_testing, to_data, to_dataset, to_tensor
 from fedcondense.data.vocabulary import by_name, tell_of_lacking, texts
 from fedcondense.errors import DataError, SettingError, unknown
 
-__all__ = ["BROKEN", "data_root", "load_data", "load_parts", "load_test", "load_train"]
+__all__ = ["BROKEN", "count_listed", "data_root", "load_data", "load_parts", "load_test", "load_train"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,6 +140,38 @@ def load_parts(
     elif hasattr(name, "__getitem__") and not isinstance(name, tuple | list):
         return [from_dataset(name, _name_of(name), size=side)]
     return list(load_data(name, root, side, skip_broken))
+
+
+class Counts(NamedTuple):
+    """How many images each class has in each part."""
+
+    classes: tuple[str, ...]
+    train: list[int]
+    test: list[int]
+
+
+def count_listed(name: str, root: str | Path | None = None) -> Counts | None:
+    """Count the images of a folder as `load_data` divides them; no file is opened. None: of another kind of source.
+
+    Args:
+        name: As for `load_data`.
+        root: As for `load_data`.
+
+    Raises:
+        DataError: The folder is not one of images in class folders, or there is none.
+    """
+    path = _path_in(name, data_root(root))
+    if name == IMAGENETTE:
+        path = imagenette_folder(data_root(root))
+    if path is None or name.startswith("npz:"):
+        return None
+    found = list_images(path, name, readable(), is_quiet=True)
+    train, test = (np.array([label for _, label in part or ()], dtype=np.int64) for part in (found.train, found.test))
+    if found.test is None and not found.is_export:
+        held = is_for_testing(train)
+        train, test = train[~held], train[held]
+    counts = (np.bincount(labels, minlength=len(found.classes)).tolist() for labels in (train, test))
+    return Counts(in_words(found.classes), *counts)
 
 
 def data_root(root: str | Path | None = None) -> Path:

@@ -38,6 +38,17 @@ def test_the_order_follows_from_the_seed(digits: DataSet) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_what_cannot_be_divided_is_refused(digits: DataSet) -> None:
+    with pytest.raises(SettingError, match=r"digits: 3 experiences for 10 classes; needed: .* 1, 2, 5, 10"):
+        split_benchmark(*digits, 3)
+    for pair, part in (
+        ((digits.train.subset(digits.train.labels != 4), digits.test), "to learn from"),
+        ((digits.train, digits.test.subset(digits.test.labels != 4)), "to test on"),
+    ):
+        with pytest.raises(DataError, match=rf"digits: 1 of 10 classes have no images {part} \(4\)"):
+            split_benchmark(*pair, 5)
+
+
 @pytest.mark.parametrize("task_labels", [True, False])
 def test_tasks_are_numbered_where_they_are_asked_for_and_classes_keep_their_labels(
     task_labels: bool, digits: DataSet

@@ -11,7 +11,7 @@ from PIL import Image
 from fedcondense.data.catalogue import CATALOGUE, Arrays, Entry
 from fedcondense.data.images import Spec
 from fedcondense.data.items import from_dataset
-from fedcondense.data.loading import data_root, load_data
+from fedcondense.data.loading import count_listed, data_root, load_data
 from fedcondense.errors import DataError, SettingError
 
 
@@ -402,3 +402,40 @@ def test_importing_the_module_loads_neither_scikit_learn_nor_torchvision() -> No
     code = f"import sys, fedcondense.data.loading; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class TestCountListed:
+    """What a folder holds, without opening a file: the counts are those of what is loaded."""
+
+    @pytest.mark.parametrize("parts", [("train", "test"), ("train", "val"), ("",)])
+    def test_counts_are_those_of_what_is_loaded(self, tmp_path: Path, parts: tuple[str, ...]) -> None:
+        for part, more in zip(parts, (6, 0), strict=False):
+            for name, count in (("cat", 5), ("dog", 7)):
+                for k in range(count + more):
+                    write_image(tmp_path / part / name / f"{k}.png")
+        (tmp_path / parts[-1] / "ant").mkdir()
+        write_image(tmp_path / parts[0] / "ant" / "1.png")
+        found = count_listed(f"folder:{tmp_path}")
+        train, test = load_data(f"folder:{tmp_path}")
+        classes, per_test = train.spec.classes, test.counts.tolist()
+        assert found == (classes, train.counts.tolist(), per_test)
+        assert per_test[classes.index("ant")] == 0
+
+    def test_files_are_not_opened_and_the_log_is_not_told_twice(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for k in range(5):
+            (tmp_path / "cat").mkdir(exist_ok=True)
+            (tmp_path / "cat" / f"{k}.png").write_bytes(b"no image")
+        (tmp_path / "cat" / "notes.txt").touch()
+        assert count_listed(f"folder:{tmp_path}") == (("cat",), [4], [1])
+        assert caplog.text == ""
+
+    def test_other_sources_are_counted_once_they_are_loaded(self, tmp_path: Path) -> None:
+        assert count_listed("digits") is None
+        assert count_listed(f"npz:{save(tmp_path / 'some.npz')}") is None
+
+    def test_what_is_no_folder_of_classes_is_refused(self, tmp_path: Path) -> None:
+        write_image(tmp_path / "1.png")
+        with pytest.raises(DataError, match="no images found"):
+            count_listed(f"folder:{tmp_path}")
