@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLACE",
     "DamagedError",
+    "append_checksum",
     "check",
     "check_file",
     "dump_json",
@@ -26,12 +27,14 @@ __all__ = [
     "load_json",
     "load_tensors",
     "seal",
+    "without_checksum",
 ]
 
 PLACE = f"sha256:{'0' * 64}"
 """What stands where a checksum will be: the first thing of this form in a file, among its first bytes."""
 
 _FORM = re.compile(rb"sha256:[0-9a-f]{64}")
+_SIZE = len(PLACE)  # bytes of a checksum
 _HEAD = 1 << 16  # bytes in which it stands
 _AT_ONCE = 1 << 20  # bytes
 
@@ -54,6 +57,23 @@ def check(blob: bytes) -> None:
         DamagedError: They were changed, cut, or never sealed.
     """
     _check(io.BytesIO(blob))
+
+
+def append_checksum(blob: bytes) -> bytes:
+    """Return bytes with their checksum after them: readers of archives pass over what follows these."""
+    return blob + f"sha256:{hashlib.sha256(blob).hexdigest()}".encode()
+
+
+def without_checksum(blob: bytes) -> bytes:
+    """Return the bytes that `append_checksum` was given.
+
+    Raises:
+        DamagedError: They were changed, cut, or never had one.
+    """
+    whole = blob[:-_SIZE]
+    if append_checksum(whole) != blob:
+        raise DamagedError("its checksum is another, or it was written without one")
+    return whole
 
 
 def check_file(path: Path) -> None:

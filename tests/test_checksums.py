@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedcondense.checksums import (
     PLACE,
     DamagedError,
+    append_checksum,
     check,
     check_file,
     dump_json,
@@ -20,6 +21,7 @@ from fedcondense.checksums import (
     load_json,
     load_tensors,
     seal,
+    without_checksum,
 )
 
 TENSORS = {"a": torch.arange(6).view(2, 3), "b": torch.tensor([], dtype=torch.float16)}
@@ -27,6 +29,7 @@ RECORD = {"name": "ü", "number": 0.1, "looks like one": PLACE}
 MADE: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "json": (dump_json(RECORD), load_json),
     "tensors": (dump_tensors(TENSORS, "kept", RECORD), lambda blob: load_tensors(blob, "kept")),
+    "appended": (append_checksum(b"an archive" * 99), without_checksum),
     "large": (seal(PLACE.encode() + bytes(3 << 20)), check),
 }
 
@@ -42,6 +45,14 @@ def test_what_is_written_comes_back() -> None:
 def test_a_tensor_that_does_not_lie_in_order_is_put_in_order() -> None:
     turned = torch.arange(6).view(2, 3).T
     assert torch.equal(load_tensors(dump_tensors({"a": turned}, "kept", {}), "kept")[0]["a"], turned)
+
+
+def test_what_has_its_checksum_after_it_comes_back_and_nothing_shorter_has_one() -> None:
+    assert without_checksum(append_checksum(b"")) == b""
+    assert without_checksum(MADE["appended"][0]) == b"an archive" * 99
+    for blob in (b"", b"an archive", MADE["appended"][0][:-1], MADE["json"][0]):
+        with pytest.raises(DamagedError, match="its checksum is another, or it was written without one"):
+            without_checksum(blob)
 
 
 def test_other_readers_open_it() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import pickle
@@ -14,13 +13,11 @@ from typing import Any
 import torch
 from avalanche import checkpointing
 
-from fedcondense.checksums import DamagedError
+from fedcondense.checksums import append_checksum, without_checksum
 from fedcondense.errors import ResumeError, SettingError
 from fedcondense.files import write_file
 
 __all__ = ["maybe_load_checkpoint", "save_checkpoint"]
-
-_SIZE = 71  # bytes of a checksum
 
 
 def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[str] | None = None) -> Path:
@@ -48,7 +45,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], exclude: list[s
         raise SettingError(
             f"{path}: the strategy holds what cannot be kept ({error}); clear it, or exclude it"
         ) from error
-    return write_file(path, blob.getvalue() + _digest(blob.getvalue()), overwrite=True)
+    return write_file(path, append_checksum(blob.getvalue()), overwrite=True)
 
 
 def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_location: Any = None) -> tuple[Any, int]:
@@ -65,20 +62,15 @@ def maybe_load_checkpoint(strategy: Any, path: str | os.PathLike[str], map_locat
     if not Path(path).exists():
         return strategy, 0
     try:
-        whole = Path(path).read_bytes()
-        blob = io.BytesIO(whole[:-_SIZE])
-        if _digest(blob.getbuffer()) != whole[-_SIZE:]:
-            raise DamagedError("its checksum is another, or it was written without one")
+        blob = io.BytesIO(without_checksum(Path(path).read_bytes()))
         with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for each device that it meets
             loaded: tuple[Any, int] = checkpointing.maybe_load_checkpoint(strategy, blob, map_location)
     except Exception as error:  # unpickling may raise anything
-        raise ResumeError(f"{path} is no checkpoint ({error}); delete it and start again") from error
+        raise ResumeError(
+            f"{path} is no checkpoint ({error}); move it away to begin anew, and with it what the new run is not to "
+            "replace, such as the buffer's own file"
+        ) from error
     return loaded
-
-
-def _digest(blob: bytes | memoryview) -> bytes:
-    """Return what ends the file: readers of its archive pass over what follows that."""
-    return f"sha256:{hashlib.sha256(blob).hexdigest()}".encode()
 
 
 def _reattach_optimizers() -> None:

@@ -232,7 +232,7 @@ class TestFile:
         before = dict(vars(strategy))
         for damaged in (whole[: len(whole) // 2], b"", b"hello", whole[:100] + b"x" * 50 + whole[150:]):
             path.write_bytes(damaged)
-            with pytest.raises(ResumeError, match=r"run is no checkpoint .*; delete it and start again"):
+            with pytest.raises(ResumeError, match=r"run is no checkpoint .*; move it away to begin anew, and with it"):
                 maybe_load_checkpoint(strategy, path)
             assert vars(strategy) == before
 
