@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedcondense.avalanche.metrics import buffer_metrics as buffer_metrics
     from fedcondense.avalanche.plugins import CondensedGDumbPlugin as CondensedGDumbPlugin
     from fedcondense.avalanche.plugins import CondensedReplayPlugin as CondensedReplayPlugin
+    from fedcondense.avalanche.progress import ProgressLogger as ProgressLogger
     from fedcondense.avalanche.strategies import CondensedDER as CondensedDER
     from fedcondense.avalanche.strategies import CondensedGDumb as CondensedGDumb
     from fedcondense.avalanche.strategies import CondensedReplay as CondensedReplay
@@ -35,6 +36,7 @@ _HOMES = {
     "CondensedGDumbPlugin": "plugins",
     "CondensedReplay": "strategies",
     "CondensedReplayPlugin": "plugins",
+    "ProgressLogger": "progress",
     "WeightAveragingPlugin": "averaging",
     "buffer_metrics": "metrics",
     "domain_benchmark": "benchmarks",
