@@ -100,7 +100,7 @@ def prepare(
         rate = rate_of(spec, counts, within, parametrization, limit=limit, **told)
         ipc = rate.ipc
     ipc = whole_number(ipc, "ipc", 1)
-    shares = images_per_class(holder, ipc, limit)
+    shares = images_per_class(holder, ipc, limit, "" if within is None else f"a budget of {within.most:,} bytes")
     images = shares.images if rate is None else list(rate.images)
     if rate is None and codec != RAW:
         rate = rate_at(images, codec, parametrization, **told)

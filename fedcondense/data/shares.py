@@ -37,7 +37,7 @@ class Shares(NamedTuple):
 
 
 @in_own_state
-def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
+def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0, given: str = "") -> Shares:
     """Give each class `ipc` images, or as many as `limit` times its records, at least one.
 
     Nothing is logged here: callers that speak to a user log `warning`.
@@ -46,6 +46,8 @@ def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
         holder: Who has the records, or the data themselves; classes may be absent.
         ipc: Images per class.
         limit: The largest share of a class's records.
+        given: What the caller was given where `ipc` only follows from it, such as ``"a budget of 20,000 bytes"``: the
+            warning speaks of that.
 
     Raises:
         SettingError: `ipc` is no whole number from 1, or `limit` is not in (0, 1].
@@ -70,5 +72,6 @@ def images_per_class(holder: _Counted, ipc: int, limit: float = 1.0) -> Shares:
     short = {holder.spec.classes[c]: n for c, n in enumerate(images) if 0 < n < ipc}
     allowed = "the records" if limit == 1 else f"{limit:g} of the records"
     told = ", ".join(f"{name} ({n})" for name, n in short.items())
-    text = f"ipc {ipc} is more than {allowed} of some classes; they get what is there: {told}"
+    many = f"{given} has room for {ipc} images per class, which is" if given else f"ipc {ipc} is"
+    text = f"{many} more than {allowed} of some classes; they get what is there: {told}"
     return Shares(images, short, text if short else "")

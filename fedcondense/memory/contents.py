@@ -226,7 +226,9 @@ class Contents:
         old = bytes_by_class(join([*self.sets, self.real])) if is_old else {}
         mixed = mix(names, self.waiting, old, self.seen)
         data = Data(mixed.images, mixed.labels, replace(self.spec, classes=tuple(names))).to(self.device)
-        if not all(name in self.seen for name in names) and (warning := images_per_class(data, ipc).warning):
+        budget = f"{self.max_bytes:,} bytes" if self.max_bytes is not None else f"{self.images} images"
+        warning = images_per_class(data, ipc, given=f"a memory of {budget}").warning
+        if warning and not all(name in self.seen for name in names):
             _LOG.warning(warning)
         made = self.make(data, ipc, child_seed(self.seed, self.added), mixed.stored)
         return made.with_record(counts=mixed.counts)

@@ -279,6 +279,13 @@ class TestData:
         assert made.counts().tolist() == [4, 2, 0, 4]
         assert "ipc 4 is more than the records of some classes; they get what is there: b (2)" in caplog.text
 
+    def test_under_a_budget_the_log_speaks_of_the_budget(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING):
+            condense(toy((20, 2)), "9 kB", network=TINY, steps=1)
+        assert "a budget of 9,000 bytes has room for" in caplog.text
+        assert "b (2)" in caplog.text
+        assert "ipc" not in caplog.text
+
     @pytest.mark.parametrize("objective", OBJECTIVES)
     @pytest.mark.parametrize("counts", [(0, 12, 0, 9), (0, 7, 0), (1,), (1, 1, 1)])
     def test_absent_single_and_tiny_classes(self, objective: str, counts: tuple[int, ...]) -> None:

@@ -36,6 +36,14 @@ def test_short_classes_are_returned_by_name_and_nothing_is_logged(caplog: pytest
     assert not caplog.records
 
 
+def test_a_caller_who_gave_bytes_is_told_of_bytes() -> None:
+    assert images_per_class(Counted(20, 2), 5, given="a memory of 2,000 bytes").warning == (
+        "a memory of 2,000 bytes has room for 5 images per class, which is more than the records of some classes; "
+        "they get what is there: b (2)"
+    )
+    assert images_per_class(Counted(20, 7), 5, given="a memory of 2,000 bytes").warning == ""
+
+
 def test_no_class_is_short_no_warning() -> None:
     assert images_per_class(Counted(5, 5, 0), 5)[1:] == ({}, "")
 

@@ -181,8 +181,13 @@ class TestHybrid:
         assert stored(memory) == dict.fromkeys("0123", 2)
 
 
-def test_few_records_of_a_group_are_told_once(piece: Callable[..., Data], caplog: pytest.LogCaptureFixture) -> None:
-    memory = Memory(40, RANDOM, groups=2)
+@pytest.mark.parametrize(
+    ("given", "said"), [({"images": 40}, "40 images"), ({"images": None, "max_bytes": 9000}, "9,000 bytes")]
+)
+def test_few_records_of_a_group_are_told_once_in_the_words_of_what_was_given(
+    given: dict[str, Any], said: str, piece: Callable[..., Data], caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = Memory(make=RANDOM, groups=2, **given)
     for number in range(4):
         memory.add(piece(0, count=5, begin=5 * number))
     memory.add(piece(1, count=5))
@@ -190,6 +195,7 @@ def test_few_records_of_a_group_are_told_once(piece: Callable[..., Data], caplog
     assert len(told) == 2
     assert told[0].endswith("they get what is there: 0 (5)")
     assert told[1].endswith("they get what is there: 1 (5)")
+    assert all(line.startswith(f"a memory of {said} has room for ") and "ipc" not in line for line in told)
 
 
 class TestWaiting:
