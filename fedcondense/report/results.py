@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,6 +121,14 @@ def read_result(directory: str | Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if sets := _sets_in(path.parent):
+            picture = sets[0].with_suffix(".png")
+            show = shlex.join(["fedcondense", "show", str(sets[0]), "--output", str(picture)])
+            held = ", ".join(one.name for one in sets[:3]) + (", ..." if len(sets) > 3 else "")
+            raise DataError(
+                f"{path.parent} is not the folder of a federation ({path.name} does not exist); it holds {held}, and a "
+                f"set or memory is shown by its file: {show}"
+            ) from None
         made = "fedcondense federate DATA --output DIR"
         raise DataError(f"{path} does not exist; a report needs the folder that `{made}` wrote") from None
     except (OSError, ValueError) as error:
@@ -128,6 +138,16 @@ def read_result(directory: str | Path) -> dict[str, Any]:
     if number_of(result.get("format", 1)) > _FORMAT:
         raise DataError(f"{path} is of format {result['format']}; update fedcondense to read it")
     return result
+
+
+def _sets_in(folder: Path) -> list[Path]:
+    """Return the files of sets and memories in a folder, by how their headers begin; networks are none."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if b'"fedcondense":' in file.read(64):
+                found.append(path)
+    return found
 
 
 def read_rows(result: Mapping[str, Any]) -> list[ReportRow]:

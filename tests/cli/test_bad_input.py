@@ -126,7 +126,8 @@ class TestBadInput:
             assert "U+001B" in said
 
     def test_no_result_in_a_folder(self, cli: Any, tmp_path: Path) -> None:
-        assert "result.json does not exist" in cli.refused("report", tmp_path)
+        for command in ("report", "show"):
+            assert "result.json does not exist" in cli.refused(command, tmp_path)
 
     def test_missing_data_says_which_files_were_looked_for_and_where(self, cli: Any, tmp_path: Path) -> None:
         said = cli.refused(

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+import fedcondense as fc
 from fedcondense.errors import DataError
+from fedcondense.networks import ConvNet
+from fedcondense.networks.saved import NetworkCard, save_network
 from fedcondense.report.results import headline, read_result, read_rows, table
 
 HOSTILE = "<script>document.title='owned'</script>"
@@ -39,6 +42,20 @@ def test_a_folder_without_a_result_is_one_clear_error(content: str | None, says:
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(DataError, match=says):
         read_result(tmp_path)
+
+
+def test_a_folder_of_sets_alone_says_how_one_is_shown(tmp_path: Path) -> None:
+    train = fc.load_data("digits").train
+    fc.select(train, 1).save(tmp_path / "memory.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(b"something else")
+    shape = train.spec.shape
+    card = NetworkCard("own", train.spec.classes, shape, train.spec.mean, train.spec.std, "one")
+    save_network(tmp_path, ConvNet(shape, 10, 16, 1, "group"), card)
+    with pytest.raises(DataError, match="is not the folder of a federation") as refused:
+        read_result(tmp_path)
+    assert "it holds memory.safetensors, and a set or memory is shown by its file" in str(refused.value)
+    file = tmp_path / "memory.safetensors"
+    assert str(refused.value).endswith(f": fedcondense show {file} --output {file.with_suffix('.png')}")
 
 
 def said(rows: dict[str, Any], **settings: Any) -> str:
