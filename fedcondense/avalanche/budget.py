@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedcondense.data.layouts import channels_come_first
 from fedcondense.errors import SettingError
 
 __all__ = ["stored_images"]
@@ -36,6 +37,8 @@ def stored_images(
         images = most
     elif shape is None or len(shape) != 3 or min(shape) < 1:
         raise SettingError(f"shape {shape}; max_bytes needs (C, H, W), the size of the stream's images")
+    elif turned := channels_come_first(shape):
+        raise SettingError(f"shape {shape}; needed: (C, H, W) of the stream's images, {turned}")
     else:
         plain = shape[0] * shape[1] * shape[2]
         if (images := most if is_coded else most // plain) < least:

@@ -14,18 +14,10 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TaskAwar
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fedcondense.data.layouts import channels_come_first
 from fedcondense.errors import DataError, SettingError
 
-__all__ = [
-    "Experience",
-    "Layout",
-    "Range",
-    "as_dataset",
-    "first_image",
-    "noted",
-    "read",
-    "read_note",
-]
+__all__ = ["Experience", "Layout", "Range", "as_dataset", "first_image", "noted", "read", "read_note"]
 
 _LOG = logging.getLogger(__name__)
 _OUTSIDE = 1e-3  # share of an experience's values that may be clipped silently
@@ -230,7 +222,10 @@ def _check_sample(first: Any, shown: bool) -> None:
     """Refuse what is not an image and its label, with the task label if it is shown."""
     fields = first if isinstance(first, (tuple, list)) else [first]
     image = fields[0]
-    if len(fields) == 2 + shown and isinstance(image, Tensor) and image.ndim == 3 and image.dtype in _DTYPES.values():
+    is_one = isinstance(image, Tensor) and image.ndim == 3 and image.dtype in _DTYPES.values()
+    if turned := channels_come_first(image.shape) if is_one else "":
+        raise DataError(f"samples of images {tuple(image.shape)}; needed: (C, H, W), {turned}")
+    if len(fields) == 2 + shown and is_one:
         return
     given = ", ".join(f"{tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in fields)
     dtype = f" of {image.dtype}" if isinstance(image, Tensor) else ""

@@ -14,6 +14,7 @@ from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of
 from fedcondense.data.augment import OPERATIONS, check_augmentations
 from fedcondense.data.class_names import class_names
+from fedcondense.data.layouts import channels_come_first
 from fedcondense.errors import DataError, SettingError
 from fedcondense.plain import finite_number, listed, plain_text, whole_number
 
@@ -81,6 +82,8 @@ def settle_spec(of: Any, name: str, operations: str) -> None:
     shape = listed(of.shape, "shape")
     if len(shape) != 3:
         raise SettingError(f"images of shape {shape!r:.100}; needed: (C, H, W)")
+    if turned := channels_come_first(shape):
+        raise SettingError(f"images of shape {shape}; needed: (C, H, W), {turned}")
     shape = tuple(whole_number(side, "images with a side of", 1, _SIDE + 1) for side in shape)
     names = tuple(plain_text(word, "augmentation", _NAME) for word in listed(getattr(of, operations), "augmentation"))
     if not all(names) or len(set(names)) < len(names):

@@ -20,6 +20,7 @@ __all__ = [
     "Numbers",
     "Uint8Images",
     "batch_channels_last",
+    "channels_come_first",
     "check_sizes",
     "first",
     "stack",
@@ -50,6 +51,20 @@ def batch_channels_last(images: npt.NDArray[Any], name: str, is_sized: bool = Fa
     if not is_sized:
         check_sizes([images.shape[1:3]], name, lambda i: "all")
     return images
+
+
+def channels_come_first(shape: Sequence[int]) -> str:
+    """Say so where the shape of an image is (H, W, C); empty: it is (C, H, W), or something else.
+
+    >>> channels_come_first((64, 48, 3))
+    'channels come first: (3, 64, 48), as images.transpose(0, 3, 1, 2) of arrays or permute of tensors gives'
+    >>> channels_come_first((3, 64, 3)), channels_come_first((2, 64, 48))
+    ('', '')
+    """
+    if len(shape) != 3 or shape[2] not in (1, 3) or shape[0] in (1, 3):
+        return ""
+    turned = f"({shape[2]}, {shape[0]}, {shape[1]})"
+    return f"channels come first: {turned}, as images.transpose(0, 3, 1, 2) of arrays or permute of tensors gives"
 
 
 def stack(images: Sequence[Uint8Images], name: str, say: Callable[[int], str]) -> Uint8Images:

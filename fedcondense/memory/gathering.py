@@ -14,6 +14,7 @@ from torch import Tensor
 from fedcondense.data.augment import OPERATIONS
 from fedcondense.data.class_names import class_name
 from fedcondense.data.images import Data, Spec
+from fedcondense.data.layouts import channels_come_first
 from fedcondense.data.vocabulary import spelling, warn_of_alike
 from fedcondense.errors import DataError
 
@@ -103,6 +104,8 @@ def as_piece(images: Tensor, labels: Sequence[str | int] | Tensor) -> Piece:
     images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise DataError(f"images of {images.dtype} {tuple(images.shape)}; needed: torch.uint8 (N, C, H, W)")
+    if turned := channels_come_first(images.shape[1:]):
+        raise DataError(f"images of {tuple(images.shape)}; needed: (N, C, H, W), {turned}")
     given = labels.tolist() if isinstance(labels, Tensor) else labels
     names = [class_name(label, place) for place, label in enumerate(given)]
     classes = tuple(dict.fromkeys(names))

@@ -343,6 +343,10 @@ class TestRefusals:
             ({"max_bytes": 1000}, "give one of them"),
             ({"max_size": None, "max_bytes": 1000}, r"shape None; max_bytes needs \(C, H, W\)"),
             ({"max_size": None, "max_bytes": 1000, "shape": (8, 8)}, r"shape \(8, 8\); max_bytes needs"),
+            (
+                {"max_size": None, "max_bytes": 99_000, "shape": (64, 48, 3)},
+                r"shape \(64, 48, 3\); needed: .* channels come first: \(3, 64, 48\)",
+            ),
             ({"max_size": None, "max_bytes": 1000, "shape": (1, 0, 8)}, r"shape \(1, 0, 8\); max_bytes needs"),
             ({"max_size": None, "max_bytes": 63, "shape": (1, 8, 8)}, "63 bytes for 1 class; needed: more than 64"),
             ({"max_size": None, "max_bytes": 192, "shape": (1, 8, 8)}, r"192 bytes; needed: \d+ at least, the file of"),
@@ -408,6 +412,7 @@ class TestRefusals:
         [
             ([(torch.rand(5), 0)], r"samples of \(\(5,\), int\)"),
             ([("a text", 0)], r"samples of \(str, int\)"),
+            ([(torch.rand(32, 24, 3), 0)], r"images \(32, 24, 3\); needed: \(C, H, W\), .* first: \(3, 32, 24\)"),
             ([(torch.rand(1, 8, 8), 0, 0, 0)], r"samples of \(\(1, 8, 8\), int, int, int\)"),
             ([(torch.rand(1, 8, 8), 0), (torch.rand(1, 8, 9), 0)], "do not stack.*one size"),
             ([(torch.full((1, 8, 8), torch.nan), 0)], "not finite; look at the stream's transform"),

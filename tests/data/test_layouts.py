@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcondense.data.layouts import Numbers, batch_channels_last, check_sizes, first, stack, to_bytes, to_numbers
+from fedcondense.data.layouts import (
+    Numbers,
+    batch_channels_last,
+    channels_come_first,
+    check_sizes,
+    first,
+    stack,
+    to_bytes,
+    to_numbers,
+)
 from fedcondense.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
@@ -105,3 +114,10 @@ def test_grey_images_among_coloured_ones_become_coloured() -> None:
 def test_a_list_is_cut_after_the_first_few() -> None:
     assert first("abc") == "a, b, c"
     assert first("abcd") == "a, b, c, ..."
+
+
+def test_channels_that_come_last_are_said_to_come_first_and_others_are_not() -> None:
+    assert channels_come_first((64, 48, 3)).startswith("channels come first: (3, 64, 48), as images.transpose")
+    assert channels_come_first((28, 28, 1)).startswith("channels come first: (1, 28, 28)")
+    for shape in ((3, 64, 48), (1, 28, 28), (3, 8, 3), (1, 1, 1), (3, 4), (2, 8, 8)):
+        assert channels_come_first(shape) == ""

@@ -96,6 +96,11 @@ def test_added_data_are_gathered_with_their_own_spec(digits: Data) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "says"),
     [
+        (
+            torch.zeros(2, 64, 48, 3, dtype=torch.uint8),
+            ["a", "b"],
+            "images of (2, 64, 48, 3); needed: (N, C, H, W), channels come first: (3, 64, 48), as images.transpose",
+        ),
         (torch.zeros(1, 1, 8, 8), ["a"], "images of torch.float32 (1, 1, 8, 8); needed: torch.uint8 (N, C, H, W)"),
         (torch.zeros(8, 8, dtype=torch.uint8), ["a"], "images of torch.uint8 (8, 8)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["a"], "2 images but labels of shape (1,)"),
