@@ -11,6 +11,15 @@ __all__ = ["card_of"]
 
 _LICENCE = "to be stated by whoever publishes this file; the terms of the data that it was made from apply as well."
 
+_STARTS = {  # what names in records stand for; a name of the user's own stays
+    "gaussian": "draws from each class's mean and principal directions (gaussian)",
+    "grey": "noise around the data's mean colour (grey)",
+    "noise": "uniform noise (noise)",
+    "real": "real images (real)",
+    "from_memory_or_new": "what a replay memory held of a class, and of a new class as any set is",
+    "last_round": "what its site sent a round before, or where there was none as any set is",
+}
+
 
 def card_of(synthetic: SyntheticSet) -> str:
     """Return the card: what the set is, how it was made, its classes, what was measured, what it lets out, its use."""
@@ -42,15 +51,20 @@ def _made(synthetic: SyntheticSet) -> str:
             ("method", record.method),
             ("stored as", type(part.parametrization).__name__),
             ("network", record.network),
-            ("started from", record.start),
+            ("started from", _STARTS.get(record.start, record.start)),
             ("steps", record.steps),
-            ("images per class, in bytes", record.ipc),
+            ("size", _size(record.ipc)),
             ("augmentation", ", ".join(record.augmentation)),
         ]
         lines.append("- " + "; ".join(f"{name}: {_flat(str(value))}" for name, value in facts if value))
     made = "\n".join(dict.fromkeys(lines))
     took = f"Made in {synthetic.seconds:,.1f} s" if synthetic.seconds else "How long it took is not said"
     return f"{made}\n\n{took}; {len(synthetic.parts)} part(s)."
+
+
+def _size(ipc: int) -> str:
+    """Return what images per class, which count bytes, mean; empty: nothing was said."""
+    return f"the bytes of {ipc} plain image{'s' if ipc > 1 else ''} per class at most" if ipc else ""
 
 
 def _classes(synthetic: SyntheticSet) -> str:

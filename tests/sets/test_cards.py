@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import fedcondense as fc
+from fedcondense.memory import Condenser, Memory
 
 
 def test_a_card_says_what_a_stranger_needs() -> None:
@@ -14,7 +16,8 @@ def test_a_card_says_what_a_stranger_needs() -> None:
     for said in (
         "# digits: a synthetic set",
         f"10 images of 1 x 8 x 8 and their labels in {held.nbytes:,} bytes (codec raw)",
-        "method: dm; stored as: Pixels; network: convnet2-w32; started from: gaussian; steps: 2",
+        "method: dm; stored as: Pixels; network: convnet2-w32; started from: draws from each class's mean and "
+        "principal directions (gaussian); steps: 2; size: the bytes of 1 plain image per class at most; augmentation: ",
         f"| 3 | 1 | {train.counts[3]} |",
         f"{measured.accuracy:.1f} ± {measured.accuracy_std:.1f} % of digits, {len(test)} images",
         "2 network(s) convnet2-w32, trained on this set alone by the protocol own (steps 2,",
@@ -34,3 +37,22 @@ def test_records_among_the_images_are_said_and_names_stay_in_their_cell() -> Non
     text = fc.SyntheticSet.join([chosen, fc.SyntheticSet([*named])]).card()
     assert "| \\# | 1 |" in text
     assert "; 2 part(s)" in text
+
+
+def test_the_card_of_a_memory_is_in_words(tmp_path: Path) -> None:
+    memory = Memory(8, Condenser("dm", network="convnet1-w16", steps=1), groups=2)
+    train, _ = fc.load_data("digits")
+    for digit in (3, 5):
+        memory.observe(train.images[train.labels == digit][:20], [str(digit)] * 20)
+    text = fc.SyntheticSet.load(memory.save(tmp_path / "memory.safetensors")).card()
+    assert "started from: what a replay memory held of a class, and of a new class as any set is; steps: 1" in text
+    assert "size: the bytes of 4 plain images per class at most" in text
+    assert "from_memory" not in text
+
+
+def test_every_start_of_ours_is_said_in_words_and_another_by_its_name() -> None:
+    train, _ = fc.load_data("digits")
+    made = fc.select(train, 1)
+    for start in (*fc.STARTS, "from_memory_or_new", "last_round"):
+        assert f"started from: {start};" not in made.with_record(start=start).card()
+    assert "started from: mine;" in made.with_record(start="mine").card()
