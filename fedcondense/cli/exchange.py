@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedcondense.cli.outputs import check_output, free
-from fedcondense.cli.sets import Labels, Unit, evaluating
+from fedcondense.cli.sets import Labels, Unit, next_of
 from fedcondense.cli.terminal import (
     DataRoot,
     Format,
@@ -103,7 +103,7 @@ def import_set(
          ("set", f"{len(synthetic)} images in {human_bytes(synthetic.nbytes)}")]
     )  # fmt: skip
     emit(result | {"nbytes": synthetic.nbytes, "output": output}, text, form)
-    finish([output], evaluating(output, synthetic, data, data_root=data_root))
+    finish([output], next_of(output, synthetic, data, data_root=data_root))
 
 
 @command
@@ -138,4 +138,4 @@ def export_set(
     result = {"output": output, "images": len(synthetic), "test": None if real is None else len(real)}
     lines = [("images", len(synthetic)), ("test images", "none" if real is None else len(real))]
     emit(result, columns(lines), form)
-    finish([output], evaluating(file, synthetic, data, size=size, data_root=data_root, plugin=plugin))
+    finish([output], next_of(file, synthetic, data, size=size, data_root=data_root, plugin=plugin))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedcondense.cli.outputs import check_output
+from fedcondense.cli.outputs import check_output, free
 from fedcondense.cli.terminal import (
     Device,
     Format,
@@ -87,6 +87,8 @@ def predict(
     texts = [columns(lines)] if scores is None or len(rows) <= _LISTED else []
     texts += [table_of(scores)] if scores is not None and any(path.is_dir() for path in pictures) else []
     emit({"network": network, "predictions": rows, "scores": scores}, "\n\n".join(texts), form)
+    exported = network / "network.pt2" if network.is_dir() else network.with_suffix(".pt2")
+    finish([], ["export-network", network, "--output", free(exported)])
 
 
 def table_of(scores: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedcondense.cli.outputs import free
 from fedcondense.cli.terminal import columns, given, note, printable, typed
 from fedcondense.cli.values import Bytes, Whole
 from fedcondense.errors import SettingError
@@ -39,9 +40,9 @@ __all__ = [
     "Unit",
     "checkpoint_of",
     "describe",
-    "evaluating",
     "measure",
     "named_data",
+    "next_of",
     "result_of",
     "save_measured",
 ]
@@ -89,14 +90,20 @@ def named_data(synthetic: SyntheticSet, data: str | None) -> str:
     return data or synthetic.name
 
 
-def evaluating(file: Path, synthetic: SyntheticSet, data: str | None = None, **options: Any) -> list[str | Path] | None:
-    """Return the command that measures a set; None where only its maker knows which data or which plugin it needs."""
+def next_of(file: Path, synthetic: SyntheticSet, data: str | None = None, **options: Any) -> list[str | Path] | None:
+    """Return the command that measures a set, or makes a network of one whose data its maker alone knows.
+
+    None: both need a plugin that is not loaded.
+    """
     from fedcondense.data.augment import augmentations
     from fedcondense.data.catalogue import CATALOGUE
 
     used = {name for part in synthetic.parts for name in part.record.augmentation}
-    if (data is None and synthetic.name not in CATALOGUE) or not used <= {*augmentations()}:
+    if not used <= {*augmentations()}:
         return None
+    if data is None and synthetic.name not in CATALOGUE:
+        network = free(file.with_name("network.safetensors"))
+        return ["train", file, "--output", network, *typed(plugin=options.get("plugin"))]
     return ["evaluate", file, *typed(data=data, **options)]
 
 

@@ -11,7 +11,7 @@ from fedcondense.cli.outputs import PICTURE, check_output
 from fedcondense.cli.sets import (
     SetFile,
     describe,
-    evaluating,
+    next_of,
 )
 from fedcondense.cli.terminal import (
     Format,
@@ -67,7 +67,7 @@ def show(
     show_set(synthetic, output, columns, scale)
     result = {"output": output, "images": len(synthetic), "nbytes": synthetic.nbytes, "codec": synthetic.codec}
     emit(result, describe(synthetic), form)
-    finish([output], evaluating(file, synthetic, plugin=plugin))
+    finish([output], next_of(file, synthetic, plugin=plugin))
 
 
 def _show_run(folder: Path, output: Path | None, form: Format) -> None:

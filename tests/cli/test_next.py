@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fedcondense as fc
 from fedcondense.training.evaluation import Evaluation
@@ -89,8 +90,24 @@ def test_a_set_of_a_plugin_s_augmentation_is_shown_and_exported_without_it(cli: 
 
 
 @pytest.mark.parametrize("data", ["folder:scans", "stream"])
-def test_a_set_whose_data_only_its_maker_knows_has_no_next(cli: Any, quick: Path, data: str) -> None:
-    fc.SyntheticSet.load(quick / "tile.safetensors").with_record(data=data).save("theirs.safetensors")
-    ended = cli.run("show", "theirs.safetensors", "--output", "theirs.png")
-    assert ended.exit_code == 0
-    assert "next: " not in ended.stderr
+def test_a_set_whose_data_only_its_maker_knows_is_trained_on(cli: Any, quick: Path, data: str) -> None:
+    (quick / "theirs").mkdir()
+    fc.SyntheticSet.load(quick / "tile.safetensors").with_record(data=data).save("theirs/memory.safetensors")
+    (quick / "theirs" / "network.safetensors").write_bytes(b"another")
+    words = told(cli.run("show", "theirs/memory.safetensors", "--output", "theirs.png"))
+    assert words == ["train", "theirs/memory.safetensors", "--output", "theirs/network-2.safetensors"]
+    words = told(cli.run(*words, "--network", "convnet1-w16", "--steps", "2"))
+    assert words[0] == "export-network"
+
+
+def test_predict_is_followed_by_an_export_of_its_network(cli: Any, quick: Path) -> None:
+    network = ("--network", "convnet1-w16", "--steps", "2")
+    cli.run("train", "tile.safetensors", "--output", "network.safetensors", *network)
+    Image.new("L", (8, 8)).save("seen.png")
+    (quick / "run").mkdir()
+    (quick / "run" / "weights.safetensors").write_bytes((quick / "network.safetensors").read_bytes())
+    for where, file in (("network.safetensors", "network.pt2"), ("run", "run/network.pt2")):
+        words = told(cli.run("predict", where, "seen.png"))
+        assert words == ["export-network", where, "--output", file]
+        assert cli.run(*words).exit_code == 0
+        assert told(cli.run("predict", where, "seen.png"))[-1] == file.replace(".pt2", "-2.pt2")
