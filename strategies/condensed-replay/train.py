@@ -42,6 +42,7 @@ from fedcondense.sets.codecs import codec_named
 CHECKPOINT, ARGUMENTS, MEMORY, PAST = "strategy.pt", "arguments.json", "memory.safetensors", "accuracies.json"
 LEARNED = (MEMORY, "weights.safetensors")  # what a run must not replace unless it wrote it
 NOT_KEPT = ("output", "data_root", "overwrite")  # of the arguments: where things lie, not what is learned
+ANEW = "give another --output, or --overwrite to begin anew and replace what is there"
 
 
 def main() -> None:
@@ -112,11 +113,10 @@ def check_output(output: Path, asked: dict[str, str]) -> None:
     A run writes its checkpoint before its first experience, so a memory without one is not that of a run to go on with.
     """
     checkpoint, kept = output / CHECKPOINT, output / ARGUMENTS
-    then = "give another --output, or --overwrite to begin anew and replace what is there"
     held = [name for name in LEARNED if (output / name).exists()]
     if not checkpoint.exists():
         if held:
-            raise OutputError(f"{output} holds {' and '.join(held)}, but no {CHECKPOINT} to go on from; {then}")
+            raise OutputError(f"{output} holds {' and '.join(held)}, but no {CHECKPOINT} to go on from; {ANEW}")
         return
     part = checkpoint
     try:
@@ -124,9 +124,9 @@ def check_output(output: Path, asked: dict[str, str]) -> None:
         part = kept
         before = json.loads(kept.read_text())
     except (OSError, ValueError) as error:
-        raise ResumeError(f"no run can go on in {output}: {part} is missing or damaged ({error}); {then}") from error
+        raise ResumeError(f"no run can go on in {output}: {part} is missing or damaged ({error}); {ANEW}") from error
     if before != asked:
-        raise ResumeError(f"{checkpoint} is of other arguments ({kept}); give them, or {then.removeprefix('give ')}")
+        raise ResumeError(f"{checkpoint} is of other arguments ({kept}); give them, or {ANEW.removeprefix('give ')}")
 
 
 def condenser_of(given: argparse.Namespace, is_tiny: bool) -> Condenser:
@@ -164,7 +164,7 @@ def learn(given: argparse.Namespace, asked: dict[str, str]) -> None:
         save_checkpoint(strategy, checkpoint)  # from now on the memory in this folder is this run's
     if done and not memory.exists():
         buffer_of(strategy).save(memory)
-    table: list[list[float]] = json.loads(past.read_text())[:done] if past.exists() else []
+    table = read_table(past, done)
     with contextlib.nullcontext(silent) if sys.stdout.isatty() else reporting("learning") as report:
         for experience in benchmark.train_stream[done:]:
             report(len(table) / given.experiences, f"experience {len(table) + 1} of {given.experiences}")
@@ -189,6 +189,17 @@ def learn(given: argparse.Namespace, asked: dict[str, str]) -> None:
         f"file alone may be better: fedcondense train {shlex.quote(str(memory))} -o {shlex.quote(str(network))}"
     )
     print(f"next: {shlex.join(['fedcondense', 'show', str(memory), '--output', str(given.output / 'memory.png')])}")
+
+
+def read_table(past: Path, done: int) -> list[list[float]]:
+    """Return the accuracies after each of the experiences that are done."""
+    try:
+        table: list[list[float]] = json.loads(past.read_text()) if done else []
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"no run can go on without {past} ({error}); {ANEW}") from error
+    if [len(row) for row in table[:done]] != list(range(1, done + 1)):
+        raise ResumeError(f"{past} has not the accuracies of the {done} experiences that are done; {ANEW}")
+    return table[:done]
 
 
 def silent(done: float, detail: str) -> None:
@@ -284,3 +295,5 @@ if __name__ == "__main__":
         main()
     except fc.FedcondenseError as error:
         sys.exit(str(error))
+    except OSError as error:  # a full disk, a folder that vanished: what was complete is on the disk already
+        sys.exit(f"{error.filename or 'writing'}: {error.strerror or error}; mend it, and the same command goes on")

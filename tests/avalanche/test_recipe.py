@@ -109,12 +109,18 @@ def test_killed_before_its_first_checkpoint_it_goes_on_and_overwrite_begins_anew
     assert ended.code == 0, ended.err
     whole = memory.read_bytes()
     assert len(fc.SyntheticSet.load(memory).classes) == 10
+    past = tmp_path / "run" / "accuracies.json"
+    for blob, says in ((b"[", "no run can go on without"), (b"[[1.0]]", "has not the accuracies of the 5 experiences")):
+        past.write_bytes(blob)
+        ended = program(*flags)
+        assert ended.code == 1
+        assert says in ended.err.splitlines()[-1]
     (tmp_path / "run" / "strategy.pt").unlink()
     assert "holds memory.safetensors and weights.safetensors, but no strategy.pt" in refusal(program(*flags))
     assert memory.read_bytes() == whole
     assert program(*flags, "--overwrite", "--seed", "1").code == 0
     assert memory.read_bytes() != whole
-    assert [len(row) for row in json.loads((tmp_path / "run" / "accuracies.json").read_text())] == [1, 2, 3, 4, 5]
+    assert [len(row) for row in json.loads(past.read_text())] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
