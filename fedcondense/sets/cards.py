@@ -16,7 +16,7 @@ _STARTS = {  # what names in records stand for; a name of the user's own stays
     "grey": "noise around the data's mean colour (grey)",
     "noise": "uniform noise (noise)",
     "real": "real images (real)",
-    "from_memory_or_new": "what a replay memory held of a class, and of a new class as any set is",
+    "from_memory_or_new": "what a replay memory held of a class, and draws as for any set where that was too little",
     "last_round": "what its site sent a round before, or where there was none as any set is",
 }
 

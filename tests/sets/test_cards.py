@@ -45,7 +45,8 @@ def test_the_card_of_a_memory_is_in_words(tmp_path: Path) -> None:
     for digit in (3, 5):
         memory.observe(train.images[train.labels == digit][:20], [str(digit)] * 20)
     text = fc.SyntheticSet.load(memory.save(tmp_path / "memory.safetensors")).card()
-    assert "started from: what a replay memory held of a class, and of a new class as any set is; steps: 1" in text
+    assert "started from: what a replay memory held of a class, and draws as for any set where that was " in text
+    assert "too little; steps: 1" in text
     assert "size: the bytes of 4 plain images per class at most" in text
     assert "from_memory" not in text
 
