@@ -14,7 +14,17 @@ from fedcondense.randomness import Drawn
 if TYPE_CHECKING:
     from fedcondense.data.images import Data
 
-__all__ = ["STARTS", "WITHOUT_RECORDS", "Start", "from_memory_or", "gaussian", "grey", "noise", "real"]
+__all__ = [
+    "FROM_MEMORY_OR_REAL",
+    "STARTS",
+    "WITHOUT_RECORDS",
+    "Start",
+    "from_memory_or",
+    "gaussian",
+    "grey",
+    "noise",
+    "real",
+]
 
 Start = Callable[["Data", "list[int]", torch.Generator], Tensor]
 """Takes the data, how many images of each class, and a generator; returns (N, C, H, W) in [0, 1], class by class."""
@@ -22,6 +32,8 @@ Start = Callable[["Data", "list[int]", torch.Generator], Tensor]
 _FEW = 10  # a class with fewer records starts from public grey: its mean nearly is one of them
 _SOME = 40  # with fewer, from its mean and white noise: principal directions would be records
 _DIRECTIONS = 20
+FROM_MEMORY_OR_REAL = "from_memory_or_real"
+"""What a record says of images that started from a memory's, and from records where it had too few."""
 
 
 @in_own_state
@@ -97,6 +109,8 @@ def from_memory_or(start: Start, stored: Tensor) -> Start:
                 pieces[c] = torch.cat([kept.float() / 255, pieces[c][len(kept) :].to(kept.device)])
         return torch.cat(pieces)
 
+    if start is real:
+        from_memory_or_new.__name__ = FROM_MEMORY_OR_REAL
     return from_memory_or_new
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedcondense.arguments import device_of
 from fedcondense.condensing import Loop, Progress, Start, prepare, run
-from fedcondense.condensing.starts import STARTS, from_memory_or
+from fedcondense.condensing.starts import FROM_MEMORY_OR_REAL, STARTS, from_memory_or
 from fedcondense.contract import Objective, Parametrization, Recipe
 from fedcondense.data.images import Data, Spec
 from fedcondense.errors import SettingError, look_up
@@ -161,7 +161,7 @@ class Condenser:
         record = _largest_record(spec, recorded(objective), ipc, counts)
         network = describe(self.network or default_network(spec.shape))
         steps = recipe.steps if self.steps is None else self.steps
-        record = replace(record, network=network, start=from_memory_or.__name__ + "_new", steps=steps)
+        record = replace(record, network=network, start=FROM_MEMORY_OR_REAL, steps=steps)
         return blank(self._made_by(), record, ipc, soft=objective.learn_labels)
 
     def _begin(self, data: Data, ipc: int, seed: int, device: torch.device, start: Start) -> Loop:

@@ -17,6 +17,7 @@ _STARTS = {  # what names in records stand for; a name of the user's own stays
     "noise": "uniform noise (noise)",
     "real": "real images (real)",
     "from_memory_or_new": "what a replay memory held of a class, and draws as for any set where that was too little",
+    "from_memory_or_real": "what a replay memory held of a class, and real images where that was too little",
     "last_round": "what its site sent a round before, or where there was none as any set is",
 }
 
@@ -95,7 +96,7 @@ def _worth(synthetic: SyntheticSet) -> str:
 def _lets_out(synthetic: SyntheticSet) -> str:
     records = [part.record for part in synthetic.parts]
     shown = "Its images were learned from records; they are no records, and may resemble some."
-    if any(record.start == "real" for record in records):
+    if any(record.start in ("real", "from_memory_or_real") for record in records):
         shown = "Among its images are records, or images that started from records and may still show them."
     elif not all(record.start for record in records):
         shown = "What its images started from is not said: they may be records."

@@ -51,9 +51,17 @@ def test_the_card_of_a_memory_is_in_words(tmp_path: Path) -> None:
     assert "from_memory" not in text
 
 
+def test_the_card_of_a_memory_that_starts_from_records_says_so() -> None:
+    memory = Memory(4, Condenser("dm", network="convnet1-w16", steps=1, start="real"))
+    train, _ = fc.load_data("digits")
+    memory.observe(train.images[:20], ["any"] * 20)
+    assert memory.synthetic is not None
+    assert "images that started from records" in memory.synthetic.card()
+
+
 def test_every_start_of_ours_is_said_in_words_and_another_by_its_name() -> None:
     train, _ = fc.load_data("digits")
     made = fc.select(train, 1)
-    for start in (*fc.STARTS, "from_memory_or_new", "last_round"):
+    for start in (*fc.STARTS, "from_memory_or_new", "from_memory_or_real", "last_round"):
         assert f"started from: {start};" not in made.with_record(start=start).card()
     assert "started from: mine;" in made.with_record(start="mine").card()
