@@ -270,7 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "head tried": head_tried.table,
     "flowers": flowers.table,
     "flowers tuning": flowers.tuning,
-    "anchored two classes": lambda: anchored.table("rows", 0.05),
+    "anchored two classes": lambda: anchored.ends(alpha=0.05),
     "anchored long": lambda: anchored.table("long"),
     "anchored mixed": anchored.architectures,
     "anchored augmented": lambda: anchored.table("augmented"),
