@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedcondense.checkpoints import Checkpoint
     from fedcondense.condensing import Plan, Progress, condense, plan
     from fedcondense.condensing.starts import STARTS
+    from fedcondense.data import AUGMENTATIONS
     from fedcondense.data.given import as_data
     from fedcondense.data.images import Data, DataSet, Spec
     from fedcondense.data.loading import load_data
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fedcondense.errors import FedcondenseError
     from fedcondense.loggers import LOGGERS, Logger, logged
     from fedcondense.networks import NETWORKS
+    from fedcondense.networks.exported import export_network
     from fedcondense.networks.saved import load_network
     from fedcondense.objectives import OBJECTIVES
     from fedcondense.parametrizations import PARAMETRIZATIONS
@@ -37,11 +39,14 @@ if TYPE_CHECKING:
     from fedcondense.training.evaluation import Evaluation, evaluate
     from fedcondense.training.fit import Fit
     from fedcondense.training.labels import relabel
+    from fedcondense.training.protocols import PROTOCOLS
     from fedcondense.training.ready import train
+    from fedcondense.training.scores import score
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AUGMENTATIONS": "data",
     "CODECS": "sets.codecs",
     "Checkpoint": "condensing",
     "Data": "data.images",
@@ -55,6 +60,7 @@ _HOMES = {
     "NETWORKS": "networks",
     "OBJECTIVES": "objectives",
     "PARAMETRIZATIONS": "parametrizations",
+    "PROTOCOLS": "training.protocols",
     "Partition": "data.partitions",
     "Plan": "condensing",
     "Progress": "condensing",
@@ -67,6 +73,7 @@ _HOMES = {
     "condense": "condensing",
     "evaluate": "training.evaluation",
     "export": "sets.exchange",
+    "export_network": "networks.exported",
     "import_tensors": "sets.exchange",
     "load_data": "data.loading",
     "load_network": "networks.saved",
@@ -77,16 +84,19 @@ _HOMES = {
     "plan": "condensing",
     "ready_sets": "sets.zoo",
     "relabel": "training.labels",
+    "score": "training.scores",
     "select": "sets.selection",
     "train": "training.ready",
 }
 
 __all__ = [
+    "AUGMENTATIONS",
     "CODECS",
     "LOGGERS",
     "NETWORKS",
     "OBJECTIVES",
     "PARAMETRIZATIONS",
+    "PROTOCOLS",
     "SELECTIONS",
     "STARTS",
     "Checkpoint",
@@ -107,6 +117,7 @@ __all__ = [
     "condense",
     "evaluate",
     "export",
+    "export_network",
     "import_tensors",
     "load_data",
     "load_network",
@@ -117,6 +128,7 @@ __all__ = [
     "plan",
     "ready_sets",
     "relabel",
+    "score",
     "select",
     "train",
 ]

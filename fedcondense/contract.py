@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedcondense.data.augment import Augmentation
 from fedcondense.data.images import Batch, Data, Spec
+from fedcondense.errors import SettingError
 
 __all__ = [
     "Batch",
@@ -179,6 +180,20 @@ class Objective(ABC):
     def loss(self, draw: Draw, observed: Any, synthetic: Synthetic) -> Tensor:
         """Return the scalar to minimise, differentiable in `synthetic`; a class that is absent adds zero."""
 
+    def one_number(self, loss: Tensor) -> Tensor:
+        """Return a loss that can be minimised.
+
+        Raises:
+            SettingError: It is no tensor, or one of several numbers.
+        """
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise SettingError(
+                f"{type(self).__name__} gives {given} for its loss; needed: one number as a tensor, such as "
+                "(real - synthetic).square().sum()"
+            )
+        return loss
+
     def extras(self) -> dict[str, Tensor]:
         """Return where the objective's own learnable tensors start; none by default."""
         return {}
@@ -194,7 +209,7 @@ class Objective(ABC):
             groups = _by_class(synthetic, at_once)
         total = synthetic.images.new_zeros(())
         for group in groups:
-            loss = self.loss(draw, observed, group)
+            loss = self.one_number(self.loss(draw, observed, group))
             if loss.requires_grad:  # a group whose classes the real data lack says nothing
                 loss.backward()
             total = total + loss.detach()

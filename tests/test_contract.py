@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedcondense.contract import Draw, NetworkSource, Objective, Synthetic
 from fedcondense.data.augment import Augmentation
 from fedcondense.data.images import Data
+from fedcondense.errors import SettingError
 
 DRAW = Draw(None, Augmentation.draw((), 1, torch.Generator()), 0)
 
@@ -39,7 +41,36 @@ def leaves(labels: list[int]) -> Synthetic:
     return Synthetic(images.requires_grad_(), F.one_hot(torch.tensor(labels), 5).float())
 
 
+class Odd(Cubes):
+    """A loss that is none."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__()
+        self.made = made
+
+    def loss(self, draw: Draw, observed: None, synthetic: Synthetic) -> Tensor:
+        result: Tensor = self.made(synthetic.images)
+        return result
+
+
 class TestBackward:
+    @pytest.mark.parametrize(
+        ("made", "said"),
+        [
+            (lambda images: 1.0, "Odd gives a float for its loss"),
+            (lambda images: images.flatten(1).sum(1), r"Odd gives a tensor \(2,\) for its loss"),
+            (lambda images: None, "Odd gives a NoneType for its loss"),
+        ],
+    )
+    def test_a_loss_that_is_not_one_number_is_refused_in_words(self, made: Any, said: str) -> None:
+        with pytest.raises(SettingError, match=f"{said}; needed: one number"):
+            Odd(made).backward(DRAW, None, leaves([0, 1]), 5)
+
+    def test_one_number_may_be_of_any_shape(self) -> None:
+        synthetic = leaves([0, 1])
+        Odd(lambda images: images.sum().reshape(1, 1)).backward(DRAW, None, synthetic, 5)
+        assert torch.equal(synthetic.images.grad, torch.ones_like(synthetic.images))
+
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(1, 25))
     def test_groups_of_classes_give_the_loss_and_gradient_of_the_whole(self, labels: list[int], at_once: int) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from fedcondense.cli.outputs import SWEEP, check_output_folder
 from fedcondense.cli.sets import Seeds
-from fedcondense.cli.terminal import DataRoot, Device, Format, Output, Plugin, Precisely, Precision, set_up
+from fedcondense.cli.terminal import DataRoot, Device, Format, Output, Plugin, Precisely, Precision, Size, set_up
 from fedcondense.cli.values import Listed, Number, Whole
 from fedcondense.errors import SettingError
 from fedcondense.machine import usual_device
@@ -94,6 +94,7 @@ class Sweeping:
     )
     ray: Annotated[str | None, typer.Option(help="Cells as tasks of a Ray cluster: auto, local, ray://HOST.")] = None
     data_root: DataRoot = None
+    size: Size = None
     plugin: Plugin = None
     device: Device = None
     precision: Precisely = Precision.float32
@@ -197,7 +198,7 @@ def site_of(common: Sweeping) -> Site:
     from fedcondense.sweeps import Site
 
     root = None if common.data_root is None else str(common.data_root)
-    return Site(root, str(device_of(common.device or usual_device())))
+    return Site(root, str(device_of(common.device or usual_device())), common.size)
 
 
 def workers_of(common: Sweeping) -> Workers:

@@ -215,9 +215,12 @@ def _run(
 def _look(loop: Loop, loss: float, good: SyntheticSet) -> SyntheticSet:
     """Return the set as it stands, or raise what says that it is broken, with the last good one."""
     if not (math.isfinite(loss) and all(bool(t.isfinite().all()) for t in (*loop.codes.values(), loop.targets))):
+        then = f"try a smaller step size than {loop.recipe.lr:g} (recipe)"
+        if loop.done <= 1:  # before any step was taken: no step size is to blame
+            then = "nothing was learned before it, so mend the objective, the network or the images"
         raise DivergenceError(
             f"the loss is {loss} at step {loop.done} of {loop.recipe.steps}; that of step {good.record.steps} "
-            f"is kept: try a smaller step size than {loop.recipe.lr:g} (recipe)",
+            f"is kept: {then}",
             good,
         )
     return loop.finished()

@@ -16,7 +16,7 @@ from fedcondense.data.class_names import class_names
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.layouts import Uint8Images, batch_channels_last, first, to_bytes, to_numbers
 from fedcondense.data.sizes import resized
-from fedcondense.data.vocabulary import tell_of_lacking, warn_of_alike
+from fedcondense.data.vocabulary import tell_of_gaps, tell_of_lacking, warn_of_alike
 from fedcondense.errors import DataError
 
 __all__ = ["Labels", "check_labels", "hold_out", "is_for_testing", "to_data", "to_dataset", "to_tensor"]
@@ -71,7 +71,9 @@ def to_data(
 ) -> list[Data]:
     """Give all splits one spec: the entry's constants, or what the first split says."""
     images = splits[0][0]
-    classes = classes or tuple(map(str, range(1 + max(int(labels.max(initial=0)) for _, labels in splits))))
+    if not classes:
+        classes = tuple(map(str, range(1 + max(int(labels.max(initial=0)) for _, labels in splits))))
+        tell_of_gaps([labels for _, labels in splits], classes, name)
     if different := {other.shape[1:] for other, _ in splits} - {images.shape[1:]}:
         raise DataError(
             f"{name}: train images are {images.shape[1:]}, test images {different.pop()}; needed: one shape"

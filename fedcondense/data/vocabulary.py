@@ -25,6 +25,7 @@ __all__ = [
     "by_name",
     "refuse_alike",
     "spelling",
+    "tell_of_gaps",
     "tell_of_lacking",
     "texts",
     "to_classes",
@@ -161,6 +162,18 @@ def warn_of_alike(classes: Sequence[str], title: str) -> None:
     if pairs:
         _LOG.warning(
             "%s: classes that differ by case, spaces, hyphens or Unicode form alone stay two: %s", title, first(pairs)
+        )
+
+
+def tell_of_gaps(labels: Sequence[Any], classes: Sequence[str], title: str) -> None:
+    """Say which labels below the largest have no image in any part, where labels are all that is known of classes."""
+    held = set().union(*(part.tolist() for part in labels))
+    if held and (gaps := [name for label, name in enumerate(classes) if label not in held]):
+        _LOG.warning(
+            "%s: no image has a label of %s, and where labels have no names all from 0 on are classes; give names, or "
+            "numbers without gaps",
+            title,
+            first(gaps),
         )
 
 

@@ -161,6 +161,8 @@ def named(name: str) -> NetworkMaker:
         return NETWORKS[name]
     if name.startswith(PREFIX):
         return torchvision_network(name)
+    if "," in name:
+        raise SettingError(f"network {name!r:.100}; names are joined by '+', as in 'convnet3-w32+mlp'")
     close = difflib.get_close_matches(name, NETWORKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     norms = ", ".join(f"-{norm}" for norm in NORMS if norm != "instance")

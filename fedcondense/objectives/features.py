@@ -108,7 +108,7 @@ class FeatureObjective(Objective):
             rows = torch.cat([self.rows(draw, piece) for piece in pieces])
         rows.requires_grad_()
         with _full_precision(rows):
-            loss = self.compare(observed, rows, torch.cat(targets) if mixes else synthetic.targets)
+            loss = self.one_number(self.compare(observed, rows, torch.cat(targets) if mixes else synthetic.targets))
         loss.backward()
         gradients = cast(Tensor, rows.grad).split([len(piece) for piece in images])
         for piece, gradient in zip(pieces, gradients, strict=True):

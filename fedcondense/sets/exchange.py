@@ -59,7 +59,8 @@ def import_tensors(
     outside saw something else; a warning says how many there were. Floating point from 0 to 255 is refused.
 
     Args:
-        images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or of one pair; with `labels` one of
+        images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or of one pair, ``(images, labels)`` or
+            ``{"images": images, "labels": labels}``; with `labels` one of
             images alone, as MTT's ``images_best.pt``: (N, C, H, W), floating point or uint8.
         labels: A file as MTT's ``labels_best.pt``: (N,) whole numbers, or (N, K) probabilities.
         data: What the images stand for: a name that `load_data` knows, or a spec such as ``train.spec``. Labels are
@@ -135,13 +136,21 @@ def export(
     return _write_folder(path, _files(splits, folders), json.dumps(note, indent=1).encode(), overwrite)
 
 
+_NAMES = (("images", "labels"), ("images", "targets"), ("data", "targets"), ("data", "labels"), ("x", "y"))
+_KINDS = "{'images': ..., 'labels': ...}, {'data': [[images, labels], ...]}"
+
+
 def _pair(content: Any, path: str | os.PathLike[str], experiment: int) -> tuple[Any, Any]:
     pairs = content.get("data") if isinstance(content, dict) else None
+    named = content if isinstance(content, dict) else {}
+    pair = next((one for one in _NAMES if all(isinstance(named.get(name), Stored) for name in one)), None)
+    if pair is not None:
+        pairs = [[named[name] for name in pair]]
     if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(one, Stored) for one in content):
         pairs = [content]  # (images, labels)
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         given = "one tensor" if isinstance(content, Stored) else f"a {type(content).__name__}"
-        _refuse(path, f"{given}; needed: (images, labels), {{'data': [[images, labels], ...]}}, or --labels beside it")
+        _refuse(path, f"{given}; needed: (images, labels), {_KINDS}, or --labels beside it")
     if not 0 <= experiment < len(pairs):
         _refuse(path, f"{len(pairs)} sets of images and labels, number {experiment} was asked for; count from 0")
     images, labels = pairs[experiment]

@@ -37,10 +37,11 @@ _EPOCHS = 5  # over all real data, at least: in the steps that a small set is gi
 
 
 class Site(NamedTuple):
-    """Where data lie and torch computes; it changes no setting of a cell."""
+    """Where data lie and torch computes; of a cell's settings it changes the data's fingerprint alone, by `size`."""
 
     data_root: str | None = None
     device: str = "cpu"
+    size: int | None = None  # pixels a side that images are brought to
 
 
 LOCAL = Site()
@@ -89,7 +90,7 @@ def compute(cell: Cell, held: bytes | None, site: Site = LOCAL) -> tuple[Outcome
 @lru_cache(maxsize=2)
 def data_of(name: str, site: Site) -> DataSet:
     """Load data onto the device; the last two are kept."""
-    train, test = load_data(name, site.data_root)
+    train, test = load_data(name, site.data_root, site.size)
     return DataSet(train.to(site.device), test.to(site.device))
 
 

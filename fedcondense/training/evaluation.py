@@ -216,7 +216,8 @@ def _check_training(synthetic: SyntheticSet, like: Data, network: str | NetworkM
     instance_of("recipe", recipe, Fit, "a Fit, which says how a network is trained")
     if synthetic.shape != like.spec.shape:
         raise SettingError(
-            f"the set has images of {synthetic.shape}, the data of {like.spec.shape}; give data of one shape"
+            f"the set has images of {synthetic.shape}, the data of {like.spec.shape}; give data of one shape, "
+            f"such as data that is brought to {synthetic.shape[-1]} pixels a side (size={synthetic.shape[-1]}, --size)"
         )
     network = network or default_network(synthetic.shape)
     probe(network, synthetic.shape, len(like.spec.classes), images=min(2, recipe.batch, len(synthetic)))

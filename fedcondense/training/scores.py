@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcondense.ambient import in_own_state
 from fedcondense.data.images import Data
 from fedcondense.data.vocabulary import by_name
 from fedcondense.errors import SettingError
@@ -95,6 +96,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+@in_own_state
 def scores_of(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Scores:
     """Score probabilities (N, K) against labels (N,), which index the names of the K classes.
 
@@ -124,6 +126,7 @@ def scores_of(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> 
     )
 
 
+@in_own_state
 def score(network: SavedNetwork, data: Data) -> Scores:
     """Score a network on labelled images, whose classes are matched by name.
 

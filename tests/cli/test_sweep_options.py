@@ -78,9 +78,14 @@ def test_a_base_cell_holds_what_was_asked_for_and_the_data_s_fingerprints(tmp_pa
         base_cell("digits", common, "dn")
 
 
+def test_a_size_makes_other_data_of_a_sweep(tmp_path: Path) -> None:
+    small, large = (base_cell("digits", Sweeping(tmp_path, size=size, device="cpu")).making for size in (None, 16))
+    assert small.fingerprint != large.fingerprint
+
+
 def test_cells_are_computed_here_unless_there_are_workers(tmp_path: Path) -> None:
-    common = Sweeping(tmp_path, data_root=tmp_path, device="cpu")
-    assert site_of(common) == (str(tmp_path), "cpu")
+    common = Sweeping(tmp_path, data_root=tmp_path, size=16, device="cpu")
+    assert site_of(common) == (str(tmp_path), "cpu", 16)
     assert isinstance(workers_of(common), Here)
     side_by_side = workers_of(replace(common, workers=3))
     assert isinstance(side_by_side, Processes)

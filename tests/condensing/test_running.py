@@ -116,8 +116,14 @@ class TestUntil:
         monkeypatch.setattr("fedcondense.condensing.running._LOOK_S", math.inf)
         loop = prepare(toy(), 1, "dm", "pixels", network=TINY, steps=30)
         loop.codes["images"].data.fill_(math.nan)
-        with pytest.raises(DivergenceError, match="at step 6 of 30"):
+        with pytest.raises(DivergenceError, match=r"at step 6 of 30; .* a smaller step size"):
             run(loop, until=clock.now + 6)
+
+    def test_of_a_first_step_no_step_size_is_to_blame(self, clock: Clock) -> None:
+        loop = prepare(toy(), 1, "dm", "pixels", network=TINY, steps=6)
+        loop.codes["images"].data.fill_(math.nan)
+        with pytest.raises(DivergenceError, match=r"at step 1 of 6; .*nothing was learned before it"):
+            run(loop)
 
     @pytest.mark.parametrize("seconds", [2, 7])  # refused, and returned
     @pytest.mark.parametrize("objective", ["mmd-ridge", "idc", "mtt", "frepo"])

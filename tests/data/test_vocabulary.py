@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset, random_split
 
+from fedcondense.data.given import as_data
 from fedcondense.data.images import Data, DataSet, Spec
 from fedcondense.data.items import from_dataset
 from fedcondense.data.loading import load_data
@@ -248,3 +249,13 @@ def test_a_spec_of_other_names_is_refused_and_names_say_what_labels_are() -> Non
     with pytest.raises(DataError, match=r"class '0 - zero' is none of .*\(0, 1\); .*give classes="):
         from_dataset(held, spec)
     assert from_dataset(held, spec, classes=spec.classes).spec == spec
+
+
+@pytest.mark.parametrize(("labels", "said"), [([5, 6], "0, 1, 2"), ([0, 2], " 1, and"), ([0, 1], ""), ([0], "")])
+def test_labels_without_names_that_leave_numbers_out_are_told_of(
+    labels: list[int], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = as_data((np.zeros((4, 8, 8), np.uint8), np.array((labels * 4)[:4])))
+    assert len(data.spec.classes) == max(labels) + 1
+    assert len(caplog.messages) == bool(said)
+    assert said in caplog.text

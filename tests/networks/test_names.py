@@ -26,6 +26,11 @@ def test_equal_seeds_give_equal_networks_of_a_mixture() -> None:
         assert torch.equal(first, second)
 
 
+def test_names_go_by_a_plus_and_not_by_commas() -> None:
+    with pytest.raises(SettingError, match=r"'lenet,mlp'; names are joined by '\+'"):
+        network_kinds("lenet,mlp")
+
+
 def test_a_name_that_comes_twice_counts_once() -> None:
     assert len(network_kinds("lenet+lenet+mlp")) == 2
 

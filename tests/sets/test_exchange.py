@@ -138,7 +138,7 @@ class TestImport:
     def test_says_what_a_file_of_both_is(self, content: Any, tmp_path: Path) -> None:
         with pytest.raises(
             UntrustedSetError,
-            match=r"needed: \(images, labels\), \{'data': \[\[images, labels\], ...\]\}, or --labels",
+            match=r"needed: \(images, labels\), \{'images': .*\{'data': \[\[images, labels\], ...\]\}, or --labels",
         ):
             import_tensors(write(tmp_path / "a.pt", content), data=COLOUR)
 
@@ -161,6 +161,14 @@ class TestImport:
         pair = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
         found = import_tensors(write(tmp_path / "a.pt", pair), data=COLOUR)
         assert found.counts().tolist()[:2] == [1, 1]
+
+    @pytest.mark.parametrize("names", [("images", "labels"), ("x", "y"), ("data", "targets")])
+    def test_so_is_a_dict_that_names_them(self, names: tuple[str, str], tmp_path: Path) -> None:
+        pair = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
+        found = import_tensors(write(tmp_path / "a.pt", dict(zip(names, pair, strict=True))), data=COLOUR)
+        assert found.counts().tolist()[:2] == [1, 1]
+        with pytest.raises(UntrustedSetError, match="a dict; needed: "):
+            import_tensors(write(tmp_path / "b.pt", {names[0]: pair[0]}), data=COLOUR)
 
     def test_runs_nothing(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.pt", {"data": [[torch.zeros(2, 3, 8, 8), ConvNet((3, 8, 8), 2, width=4, depth=1)]]})

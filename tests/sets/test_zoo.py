@@ -19,6 +19,11 @@ def test_there_is_a_file_for_each_line_of_the_index_and_no_other() -> None:
     }
 
 
+def test_a_file_of_one_s_own_is_opened_otherwise() -> None:
+    with pytest.raises(SettingError, match=r"SyntheticSet\.load opens it"):
+        load_set("runs/mine.safetensors")
+
+
 @pytest.mark.parametrize("name", ready_sets())
 class TestEveryReadySet:
     def test_is_what_the_index_says(self, name: str) -> None:

@@ -90,6 +90,8 @@ def load_set(data: str, ipc: int = 10) -> SyntheticSet:
         ('fashion-mnist', (1, 28, 28), 40)
     """
     name = f"{data}-ipc{ipc}"
+    if Path(data).suffix == ".safetensors":
+        raise SettingError(f"{data} is a file: SyntheticSet.load opens it; load_set takes the name of a ready set")
     if name not in ready_sets():
         raise SettingError(f"{unknown('ready set', name, ready_sets())}; `fedcondense condense {data}` makes others")
     ready = ready_sets()[name]
