@@ -269,6 +269,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "anchored ends": anchored.ends,
     "head tried": head_tried.table,
     "flowers": flowers.table,
+    "flowers cifar10": lambda: flowers.table("cifar10"),
     "flowers tuning": flowers.tuning,
     "anchored two classes": lambda: anchored.ends(alpha=0.05),
     "anchored long": lambda: anchored.table("long"),
