@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 _SUM = 0.02  # how far the sum of probabilities may be from 1, as in a set's own file
 _CLIPPED = 0.02  # the share of clipped values from which on a warning says so
 _FAR = 10  # no normalised image has many values beyond it
+_NAMED = (("images", "labels"), ("images", "targets"), ("data", "targets"), ("data", "labels"), ("x", "y"))
+_USUAL = "{'images': ..., 'labels': ...}, {'data': [[images, labels], ...]}"
 
 
 @in_own_state
@@ -59,9 +61,8 @@ def import_tensors(
     outside saw something else; a warning says how many there were. Floating point from 0 to 255 is refused.
 
     Args:
-        images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or of one pair, ``(images, labels)`` or
-            ``{"images": images, "labels": labels}``; with `labels` one of
-            images alone, as MTT's ``images_best.pt``: (N, C, H, W), floating point or uint8.
+        images: A file of DC, DSA or DM, ``{"data": [[images, labels], ...]}``, or of one pair, a tuple or named; with
+            `labels` one of images alone, as MTT's ``images_best.pt``: (N, C, H, W), floating point or uint8.
         labels: A file as MTT's ``labels_best.pt``: (N,) whole numbers, or (N, K) probabilities.
         data: What the images stand for: a name that `load_data` knows, or a spec such as ``train.spec``. Labels are
             indices into its class names.
@@ -136,25 +137,18 @@ def export(
     return _write_folder(path, _files(splits, folders), json.dumps(note, indent=1).encode(), overwrite)
 
 
-_NAMES = (("images", "labels"), ("images", "targets"), ("data", "targets"), ("data", "labels"), ("x", "y"))
-_KINDS = "{'images': ..., 'labels': ...}, {'data': [[images, labels], ...]}"
-
-
 def _pair(content: Any, path: str | os.PathLike[str], experiment: int) -> tuple[Any, Any]:
-    pairs = content.get("data") if isinstance(content, dict) else None
     named = content if isinstance(content, dict) else {}
-    pair = next((one for one in _NAMES if all(isinstance(named.get(name), Stored) for name in one)), None)
-    if pair is not None:
-        pairs = [[named[name] for name in pair]]
+    plain = [[named[name] for name in pair] for pair in _NAMED if all(isinstance(named.get(n), Stored) for n in pair)]
+    pairs = plain[:1] or named.get("data")
     if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(one, Stored) for one in content):
         pairs = [content]  # (images, labels)
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         given = "one tensor" if isinstance(content, Stored) else f"a {type(content).__name__}"
-        _refuse(path, f"{given}; needed: (images, labels), {_KINDS}, or --labels beside it")
+        _refuse(path, f"{given}; needed: (images, labels), {_USUAL}, or --labels beside it")
     if not 0 <= experiment < len(pairs):
         _refuse(path, f"{len(pairs)} sets of images and labels, number {experiment} was asked for; count from 0")
-    images, labels = pairs[experiment]
-    return images, labels
+    return pairs[experiment][0], pairs[experiment][1]
 
 
 def _pixels(given: Any, spec: Spec, normalised: bool, path: str | os.PathLike[str]) -> Tensor:

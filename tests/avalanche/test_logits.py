@@ -116,7 +116,7 @@ class TestLogits:
         with pytest.raises(SettingError, match="a resize without a strategy; give the one whose model"):
             buffer.resize(None, 8)
         assert buffer.max_size == len(buffer.buffer) == 20
-        with pytest.raises(SettingError, match="at least one a group"):
+        with pytest.raises(SettingError, match=r"cannot hold 4 groups; give it 4 or more"):
             buffer.resize(Random(0), 3)
         assert len(samples(buffer)[2]) == 20
 
