@@ -69,6 +69,7 @@ class TestBackward:
     def test_one_number_may_be_of_any_shape(self) -> None:
         synthetic = leaves([0, 1])
         Odd(lambda images: images.sum().reshape(1, 1)).backward(DRAW, None, synthetic, 5)
+        assert synthetic.images.grad is not None
         assert torch.equal(synthetic.images.grad, torch.ones_like(synthetic.images))
 
     @settings(max_examples=60, deadline=None)
