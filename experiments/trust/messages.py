@@ -346,13 +346,16 @@ def check_floods(count: int, seed: int) -> Row:
 def _against_server(count: int, seed: int, how_many: Callable[[random.Random], int], honest: int = 7) -> Row:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    draw, sound, replies = random.Random(f"{seed}/nodes"), _honest(honest), _replies()
+    draw, replies = random.Random(f"{seed}/nodes"), _replies()
+    *sound, known = _honest(
+        honest + 1
+    )  # the hostile know one set, of nobody who answers: the first of two equal ones counts
     _federation(sound, [], draw)
     limit_memory(_MEMORY)
     tally = Tally()
     for k in range(count):
         kinds = [draw.choice(sorted(replies)) for _ in range(how_many(draw))]
-        bad = [replies[kind](draw, draw.choice(sound)) for kind in kinds]
+        bad = [replies[kind](draw, known) for kind in kinds]
         tally.tried += len(bad)
         began = time.monotonic()
         try:
