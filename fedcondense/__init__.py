@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fedcondense.training.evaluation import Evaluation, evaluate
     from fedcondense.training.fit import Fit
     from fedcondense.training.labels import relabel
-    from fedcondense.training.protocols import PROTOCOLS
+    from fedcondense.training.protocols import PROTOCOLS, Protocol
     from fedcondense.training.ready import train
     from fedcondense.training.scores import score
 
@@ -64,6 +64,7 @@ _HOMES = {
     "Partition": "data.partitions",
     "Plan": "condensing",
     "Progress": "condensing",
+    "Protocol": "training.protocols",
     "SELECTIONS": "sets.selection",
     "STARTS": "condensing",
     "Spec": "data.images",
@@ -110,6 +111,7 @@ __all__ = [
     "Partition",
     "Plan",
     "Progress",
+    "Protocol",
     "Spec",
     "SyntheticSet",
     "Within",

@@ -284,7 +284,7 @@ ENTRY_POINTS: dict[str, Callable[[Path], Any]] = {
     **{f"build {name}": partial(built, name) for name in ("convnet2-w16-batch", "lenet", "vit-small")},
 }
 VALUES = {"Checkpoint", "DataSet", "Evaluation", "FedcondenseError", "Fit", "Limits", "Partition", "Plan", "Progress"}
-VALUES |= {"Logger", "Spec", "Within", "logged"}  # hold what they are given, are raised, or compute nothing
+VALUES |= {"Logger", "Protocol", "Spec", "Within", "logged"}  # hold what they are given, are raised, or compute nothing
 VALUES |= {"export_network"}  # tests/networks/test_exported.py has it, with an extra
 
 

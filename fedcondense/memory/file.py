@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ __all__ = ["REAL", "WAITING", "MemoryState", "dump_memory", "parse_memory", "rea
 REAL, WAITING = "real", "waiting"  # methods in the records of parts that hold real images
 # of our own file
 _LIMITS = Limits(nbytes=1 << 32, decoded=1 << 24, decoded_bytes=1 << 36, header=1 << 28, parts=1 << 20, names=1 << 26)
+_TOLD = 60  # characters of a long setting that a message tells
 
 
 class MemoryState(NamedTuple):
@@ -74,9 +76,9 @@ def parse_memory(blob: bytes, settings: Mapping[str, Any]) -> MemoryState:
     made = {name for part in stored.parts if part.record.method != WAITING for name in part.record.classes}
     if not made <= set(seen):
         raise UntrustedSetError("a memory that holds images of groups which its description leaves out")
-    differs = [f"{k} was {theirs.get(k)!r}, is {mine!r}" for k, mine in settings.items() if theirs.get(k) != mine]
+    differs = [_parted(k, theirs.get(k), mine) for k, mine in settings.items() if theirs.get(k) != mine]
     if differs:
-        raise ResumeError(f"a memory of other settings: {'; '.join(differs)}")
+        raise ResumeError(f"a memory of other settings: {'; '.join(differs)}; make it with those, or give another file")
     record = stored.record
     spec = Spec(record.data, record.shape, record.classes, record.mean, record.std, record.augmentation)
     sets: list[SyntheticSet] = []
@@ -90,3 +92,13 @@ def parse_memory(blob: bytes, settings: Mapping[str, Any]) -> MemoryState:
         else:
             sets.append(one)
     return MemoryState(spec, added, seen, note, sets, real, waiting)
+
+
+def _parted(name: str, was: object, now: object) -> str:
+    """Say what a setting was and is: of long texts what begins at the word in which they part."""
+    texts = repr(was), repr(now)
+    if max(map(len, texts)) > 2 * _TOLD:
+        same = re.split(r"(?<=[ (\[{,])", os.path.commonprefix(texts))
+        begin = len("".join(same[:-1]))
+        texts = f"...{texts[0][begin:]:.{_TOLD}}", f"...{texts[1][begin:]:.{_TOLD}}"
+    return f"{name} was {texts[0]}, is {texts[1]}"

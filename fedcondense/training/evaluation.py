@@ -207,7 +207,7 @@ def _check_finite(module: torch.nn.Module, test: Data, seed: int) -> None:
     if not bool(outputs.isfinite().all()):
         raise DivergenceError(
             f"the network of seed {seed} gives outputs that are not finite after training; take a smaller step size "
-            "(Fit(lr=...)), or mend its forward pass"
+            "(Fit(lr=...), or a --protocol that a --plugin adds to fc.PROTOCOLS), or mend its forward pass"
         )
 
 
