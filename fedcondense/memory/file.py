@@ -98,7 +98,7 @@ def _parted(name: str, was: object, now: object) -> str:
     """Say what a setting was and is: of long texts what begins at the word in which they part."""
     texts = repr(was), repr(now)
     if max(map(len, texts)) > 2 * _TOLD:
-        same = re.split(r"(?<=[ (\[{,])", os.path.commonprefix(texts))
-        begin = len("".join(same[:-1]))
-        texts = f"...{texts[0][begin:]:.{_TOLD}}", f"...{texts[1][begin:]:.{_TOLD}}"
+        words = [re.split(r"(?<=[ (\[{,])", text) for text in texts]
+        same = next((k for k, (one, other) in enumerate(zip(*words, strict=False)) if one != other), 0)
+        texts = (f"...{''.join(words[0][same:]):.{_TOLD}}", f"...{''.join(words[1][same:]):.{_TOLD}}")
     return f"{name} was {texts[0]}, is {texts[1]}"
