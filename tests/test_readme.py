@@ -164,7 +164,7 @@ def hospitals(tmp_path: Path) -> None:
                 Image.fromarray(image).save(tmp_path / site / name / f"{k}.png")
     shutil.copy(tmp_path / "north" / "ill" / "0.png", tmp_path / "picture.png")
     programs = [block.text for block in PYTHON if block.where.startswith("docs/own-objective.md")]
-    for name, program in zip(("median.py", "darker.py"), programs, strict=True):
+    for name, program in zip(("median.py", "darker.py", "gentle.py"), programs, strict=True):
         (tmp_path / name).write_text(program)
     config = f'name = "north"\ndata = "folder:{tmp_path}/north"\nsize = 8\nsend = "ask"\n'
     (tmp_path / "node.toml").write_text(config)

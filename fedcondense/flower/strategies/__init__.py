@@ -2,6 +2,7 @@
 
 from fedcondense.flower.contract import Question
 from fedcondense.flower.evaluating import Evaluate
+from fedcondense.flower.strategies.analytic import ANALYTIC
 from fedcondense.flower.strategies.anchored import ANCHORED
 from fedcondense.flower.strategies.averaging import AVERAGING
 from fedcondense.flower.strategies.dynafed import DYNAFED
@@ -25,6 +26,7 @@ STRATEGIES: dict[str, Entry] = {
     "fedaf": FEDAF,
     "dynafed": DYNAFED,
     "incremental": INCREMENTAL,
+    "analytic": ANALYTIC,
     **AVERAGING,
     "random-real": selection("random", "random real"),
     "half-resolution-real": selection("half-resolution", "half-resolution real", "real images, half resolution"),

@@ -21,7 +21,7 @@ from fedcondense.flower.untrusted import some_names
 from fedcondense.flower.wire import NO_DATA
 from fedcondense.sets.synthetic import SyntheticSet
 
-__all__ = ["CondenseClasses"]
+__all__ = ["CondenseClasses", "restricted"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CondenseClasses(Condense):
 
     def prepare(self, holder: Holder, node: Node) -> Job[SyntheticSet]:
         """Choose the real images first, which takes no time, and condense to the bytes that they leave."""
-        held = _restricted(holder, self.classes, node)
+        held = restricted(holder, self.classes, node)
         if self.in_union:
             node = node._replace(takes=_added)
         if not self.real_fraction:
@@ -75,7 +75,7 @@ class CondenseClasses(Condense):
         large = tuple(name for name, count in counts if count >= caps.min_records)
         if not large:
             return super().prepare(held, node)
-        chosen = select.prepare(_restricted(held, large, node), half)
+        chosen = select.prepare(restricted(held, large, node), half)
         real = chosen.run()
         beside = half._replace(takes=lambda made: node.takes(SyntheticSet.join([real, cast(SyntheticSet, made)])))
         condensed = super().prepare(held, beside)
@@ -94,7 +94,7 @@ def _added(made: Payload) -> int:
     return SyntheticSet.join([made, made]).nbytes - made.nbytes
 
 
-def _restricted(holder: Holder, names: Sequence[str], node: Node) -> Holder:
+def restricted(holder: Holder, names: Sequence[str], node: Node) -> Holder:
     """Return the owner of those records that are of some classes.
 
     Raises:

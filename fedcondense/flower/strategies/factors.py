@@ -15,7 +15,7 @@ Fashion-MNIST).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from fedcondense.flower.payloads import Sums
 __all__ = [
     "FORMS",
     "STRENGTHS",
+    "added",
     "check_factor",
     "extended",
     "factor_bytes",
@@ -76,6 +77,16 @@ def factored(features: Tensor, targets: Tensor, form: str) -> Sums:
     if form == _DEFLATED:
         packed = torch.frombuffer(bytearray(zlib.compress(packed.numpy().tobytes(), 9)), dtype=torch.uint8)
     return Sums({"rows": packed, "scales": scales})
+
+
+def added(products: Sequence[tuple[Tensor, Tensor]], form: str) -> Sums:
+    """Return the factor of a sum of products, which come as `products_of` returns them."""
+    gram = torch.stack([one for one, _ in products]).sum(0)
+    targets = torch.stack([one for _, one in products]).sum(0)
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean() + 1e-9)  # rounded sums may lack a direction
+    upper = torch.linalg.cholesky(gram, upper=True)
+    right = torch.linalg.solve_triangular(upper.T, targets, upper=False)
+    return factored(upper.float(), right.float(), form)
 
 
 def _numbers(factor: Sums, form: str, most: int = _LONGEST) -> Tensor:
@@ -152,7 +163,8 @@ def least_squares(products: Iterable[tuple[Tensor, Tensor]], strength: float | N
     values, vectors = torch.linalg.eigh(gram)
     values, inside = values.clamp_min(0), vectors.T @ targets
     if strength is None:
-        strength = min(STRENGTHS, key=lambda one: _validated(values, inside, float(targets[-1].sum()), one * mean))
+        records = max(1.0, float(targets[-1].sum()))  # sums that lie may count none
+        strength = min(STRENGTHS, key=lambda one: _validated(values, inside, records, one * mean))
     solution: Tensor = vectors @ (inside / (values + strength * mean).unsqueeze(1))
     return solution
 

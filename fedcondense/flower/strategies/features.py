@@ -21,7 +21,7 @@ from fedcondense.networks import build, default_network
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 
-__all__ = ["carried", "embedded", "feature_dims", "features_of", "labelled_by", "random_features"]
+__all__ = ["carried", "embedded", "feature_dims", "features_of", "labelled_by", "projection", "random_features"]
 
 _AT_ONCE = 500  # images in a forward pass
 
@@ -40,9 +40,13 @@ def random_features(data: Data, network: str, seed: int, dims: int = 0) -> Tenso
     if not 0 < dims < features.shape[1]:
         return features
     with torch.autocast(data.device.type, enabled=False):
-        projection = torch.randn(features.shape[1], dims, generator=stream(seed, "projection")) / dims**0.5
-        projected: Tensor = features @ projection.to(features.device)
-        return projected
+        return features @ projection(features.shape[1], dims, seed).to(features.device)
+
+
+def projection(width: int, dims: int, seed: int) -> Tensor:
+    """Return the random Gaussian matrix (width, dims) that features are projected by."""
+    columns: Tensor = torch.randn(width, dims, generator=stream(seed, "projection")) / dims**0.5
+    return columns
 
 
 def embedded(data: Data, network: str, seed: int) -> Tensor:

@@ -34,7 +34,15 @@ from fedcondense.sets.synthetic import Part, SyntheticSet
 from fedcondense.training.evaluation import train_on
 from fedcondense.training.fit import Fit
 
-__all__ = ["INCREMENTAL", "Incremental", "IncrementalSettings", "tasks_of"]
+__all__ = [
+    "INCREMENTAL",
+    "Incremental",
+    "IncrementalSettings",
+    "begins",
+    "check_tasks",
+    "done_by",
+    "tasks_of",
+]
 
 
 def tasks_of(classes: Sequence[str], per_task: int, order: int = 0) -> tuple[tuple[str, ...], ...]:
@@ -96,7 +104,7 @@ class Incremental(Rounds):
     ) -> None:
         super().__init__(ReplyLimits.of(spec) if limits is None else limits, screen, **asked)
         self.spec, self.tasks, self.rounds_per_task = spec, tuple(map(tuple, tasks)), rounds_per_task
-        _check_tasks(self.tasks, spec)
+        check_tasks(self.tasks, spec)
         self.task: CondenseClasses = asked_in_bytes(task)
         self.memory, self.anew, self.fit = memory, anew, fit
         self.network = network or default_network(spec.shape)
@@ -120,9 +128,9 @@ class Incremental(Rounds):
         place = (server_round - 1) // self.rounds_per_task
         if place >= len(self.tasks):
             return {}
-        begins = {site: min(place, int(state.numbers.get(_done(site), 0))) for site in sites}
         share = self._free(place, state) // ((len(self.tasks) - place) * len(sites))
-        return {site: self._question(begin, place + 1, seed, share) for site, begin in begins.items()}
+        missed = begins(place, state, sites)
+        return {site: self._question(begin, place + 1, seed, share) for site, begin in missed.items()}
 
     def _free(self, place: int, state: State) -> int:
         """Return the bytes of the memory that sets of the tasks before leave, 0 if there is no bound."""
@@ -149,11 +157,16 @@ class Incremental(Rounds):
         how: Any = {"network": network, "recipe": self.fit, "seed": self.task.seed + server_round}
         trained = train_on(SyntheticSet.join(sets.values()), like, **how, device=usual_device())
         done = min(len(self.tasks), (server_round - 1) // self.rounds_per_task + 1)
-        numbers = {**state.numbers, **{_done(answer.site): done for answer in answers}} if self.tasks else state.numbers
+        numbers = {**state.numbers, **done_by(answers, done)} if self.tasks else state.numbers
         return state.but(sets=sets, weights=Weights.of(trained), numbers=numbers)
 
 
-def _check_tasks(tasks: Sequence[Sequence[str]], spec: Spec) -> None:
+def check_tasks(tasks: Sequence[Sequence[str]], spec: Spec) -> None:
+    """Refuse a task that names no class, one that is unknown, or one that came before.
+
+    Raises:
+        SettingError: There is one.
+    """
     before: set[str] = set()
     for number_, names in enumerate(tasks, 1):
         odd = [name for name in names if name not in spec.classes or name in before]
@@ -168,6 +181,16 @@ def _check_tasks(tasks: Sequence[Sequence[str]], spec: Spec) -> None:
 
 def _classes_of(part: Part) -> set[str]:
     return {part.record.classes[c] for c in part.labels().unique().tolist()}
+
+
+def begins(place: int, state: State, sites: Sequence[Site]) -> dict[Site, int]:
+    """Return with which task each site begins when one is due, the first being 0: with the first that it missed."""
+    return {site: min(place, int(state.numbers.get(_done(site), 0))) for site in sites}
+
+
+def done_by(answers: Sequence[Answer[Any]], tasks: int) -> dict[str, int]:
+    """Return what a state's numbers say from now on: who has answered so many tasks."""
+    return {_done(answer.site): tasks for answer in answers}
 
 
 def _done(site: Site) -> str:
