@@ -13,12 +13,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedcondense.errors import MissingExtraError, OutputError, SettingError, look_up
+from fedcondense.errors import MissingExtraError, OutputError, SettingError, unknown
 from fedcondense.progress import where
 
 __all__ = ["LOGGERS", "JsonLines", "Logger", "TensorBoard", "log_numbers", "logged", "logger_of"]
@@ -108,7 +108,9 @@ def logger_of(given: str) -> Logger:
         OutputError: It cannot write there.
     """
     name, _, place = given.partition(":")
-    make = look_up("logger", name, LOGGERS)
+    if name not in LOGGERS:
+        raise SettingError(f"{unknown('logger', name, LOGGERS)}; one's own come with a file: --plugin FILE")
+    make = LOGGERS[name]
     if not place:
         raise SettingError(f"logger {given!r} says not where to; needed: {name}:PATH")
     return make(place)
@@ -118,7 +120,7 @@ def logger_of(given: str) -> Logger:
 def logged(to: Logger | str | None) -> Iterator[None]:
     """Send numbers of all work inside, in this thread, to a logger, and close it.
 
-    A logger that fails ends no run: it is said once, and the run goes on without it.
+    A logger that fails ends no run: it is said once, and the run goes on without it. One that cannot be made does.
 
     Args:
         to: A logger, or what `logger_of` takes; None or empty: nothing changes.
@@ -131,8 +133,13 @@ def logged(to: Logger | str | None) -> Iterator[None]:
     try:
         yield
     finally:
+        has_failed = _LOGGER.get() is not logger  # and was told of
         _LOGGER.reset(token)
-        _guarded(logger.close)
+        if has_failed:
+            with suppress(Exception):
+                logger.close()
+        else:
+            _guarded(logger.close)
 
 
 def log_numbers(step: int, values: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _BAR_AFTER_S = 2.0  # of work: less is not waited for
 _BAR_EVERY_S = 0.2
 _LINE_EVERY_S, _LINE_SELDOM_S = 10.0, 60.0  # between two lines at first, and of a run of hours
+_EARLY_S = 30.0  # of a part, in which its pace says little
 _SILENT_S = 2.0  # from which on what is inside is heard
 
 
@@ -92,7 +93,8 @@ class Report:
         Of the pace up to the last report: while what is inside takes its time, nothing is known to be done.
         """
         began, first = self.first or (self.began, 0.0)
-        if self.done - first < 0.01 or self.done >= 1:
+        least = 0.01 if self.told - began < _EARLY_S else 0.001  # of hours of work one per cent is long
+        if self.done - first < least or self.done >= 1:
             return None
         left = (self.told - began) * (1 - self.done) / (self.done - first) - (now - self.told)
         return left if left > 0 else None

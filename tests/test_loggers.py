@@ -77,11 +77,14 @@ def test_a_logger_that_fails_ends_no_run(caplog: pytest.LogCaptureFixture) -> No
         for step in (1, 2, 3):
             log_numbers(step, {"loss": 1.0})
     assert len(broken.said) == 1
+    assert caplog.text.count("the logger failed") == 1
     assert "the logger failed (ConnectionError: no route to host); the run goes on without it" in caplog.text
 
 
 def test_what_is_no_logger_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="no logger is called 'wandb'; all of them: jsonl, tensorboard"):
+    with pytest.raises(
+        SettingError, match=r"no logger is called 'wandb'; all of them: jsonl, tensorboard; .* --plugin FILE"
+    ):
         logger_of("wandb:x")
     with pytest.raises(SettingError, match="says not where to; needed: jsonl:PATH"), logged("jsonl"):
         pass

@@ -96,6 +96,7 @@ def evaluate(
     themselves; `nbytes`, `data`, `file`.
     """
     from fedcondense.data.loading import load_test
+    from fedcondense.networks import probe
     from fedcondense.training.protocols import protocol_named
 
     set_up(threads, plugin, precision)
@@ -106,6 +107,8 @@ def evaluate(
     name = named_data(synthetic, data)
     test = load_test(name, data_root, size, skip_broken).to(device or usual_device())
     networks = [None] if network is None else network.split(",")
+    for name_of_network in filter(None, networks):  # all of them, before hours go into the first
+        probe(name_of_network, synthetic.shape, len(test.spec.classes), images=min(2, len(synthetic)))
     as_recorded = (network, protocol, seeds) == (None, None, None) and synthetic.evaluation is not None
     several = len(protocols) * len(networks) > 1
     rows: list[Evaluation] = []
@@ -114,8 +117,10 @@ def evaluate(
         for one in networks:
             if under is not None:
                 which = one or protocol_named(under).network(synthetic.shape)
+                number = seeds or 3
                 note(
-                    f"training {seeds or 3} networks {which} by the protocol {under}; killed, the same command goes on"
+                    f"training {number} network{'s' if number > 1 else ''} {which} by the protocol {under}; killed, "
+                    "the same command goes on"
                 )
             checkpoints.append(checkpoint_of(file, one, under))
             number = 3 if seeds is None else seeds

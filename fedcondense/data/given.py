@@ -14,12 +14,12 @@ from torch import Tensor
 from fedcondense.data.images import Data
 from fedcondense.data.items import from_dataset
 from fedcondense.data.layouts import batch_channels_last, first, to_bytes, to_numbers
-from fedcondense.data.loading import load_train
+from fedcondense.data.loading import load_test, load_train
 from fedcondense.data.splits import check_labels, to_data
 from fedcondense.data.vocabulary import vocabulary_of
 from fedcondense.errors import DataError
 
-__all__ = ["as_data"]
+__all__ = ["as_data", "as_test"]
 
 _NEEDED = (
     "needed: Data, a map-style Dataset or a DataLoader of (image, label), arrays (images, labels), a folder, or the "
@@ -53,8 +53,20 @@ def as_data(given: Any, size: int | None = None) -> Data:
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, _NO_SETS):
         return from_dataset(given, str(getattr(given, "name", type(given).__name__)), size=size)
     if isinstance(given, torch.utils.data.IterableDataset) or hasattr(given, "__next__"):
-        raise DataError(f"a {type(given).__name__} without an end; {_NEEDED}")
+        raise DataError(f"a {type(given).__name__}, which may have no end; {_NEEDED}")
     raise DataError(f"a {type(given).__name__}; {_NEEDED}")
+
+
+def as_test(given: Any) -> Data:
+    """Return labelled images to test on, as `as_data` does; of a name, or of a folder with one, the test split.
+
+    Raises:
+        DataError: As there.
+    """
+    if isinstance(given, str | os.PathLike):
+        path = Path(given)
+        return load_test(f"folder:{path}" if path.is_dir() else str(given))
+    return as_data(given)
 
 
 def _is_loader(given: Any) -> bool:
@@ -73,8 +85,8 @@ def _batches(loader: Iterable[Any]) -> Iterator[Any]:
     """Return the batches, or say that a loader cannot make any of its items."""
     try:
         yield from loader
-    except TypeError as error:  # of torch's default_collate
-        if "default_collate" not in str(error):
+    except (TypeError, RuntimeError) as error:  # of torch's default_collate
+        if not any(said in str(error) for said in ("default_collate", "stack expects each tensor to be equal size")):
             raise
         raise DataError(f"the DataLoader cannot batch its items; give the Dataset itself ({error})") from error
 

@@ -79,7 +79,7 @@ def check_sizes(sizes: Sequence[tuple[int, ...]], name: str, say: Callable[[int]
     usual = Counter(sizes).most_common(1)[0][0]
     if odd := [i for i, size in enumerate(sizes) if size != usual]:
         few = first([f"{say(i)}: {sizes[i][0]}x{sizes[i][1]}" for i in odd])
-        most = f"most are {usual[0]}x{usual[1]}, but {len(odd)} of {len(sizes)} are not"
+        most = f"{len(sizes) - len(odd)} of {len(sizes)} images are {usual[0]}x{usual[1]}, the rest not"
         raise DataError(f"{name}: {most} ({few}); needed: one size, by --size 64 or fc.as_data(..., size=64)")
     if not all(SIDES[0] <= side <= SIDES[1] for side in usual):
         told = f"{name}: images are {usual[0]}x{usual[1]}; needed: {SIDES[0]} to {SIDES[1]} pixels a side"

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedcondense.errors import SettingError, look_up
+from fedcondense.errors import SettingError, look_up, unknown
 
-__all__ = ["NORMS", "ConvNet", "Shape", "pool2"]
+__all__ = ["NORMS", "ConvNet", "Shape", "is_logits", "pool2"]
+
+_LAYERS = ("embedding", "logits")
 
 Shape = tuple[int, int, int]
 """(C, H, W) of an image."""
@@ -61,13 +63,18 @@ class ConvNet(nn.Module):
         self.mixes_images = norm == "batch"
 
     def features(self, images: Tensor, layer: str = "embedding") -> Tensor:
-        """Return flattened features (N, D), or logits (N, K); on a CPU in chunks that stay in the cache."""
+        """Return flattened features (N, D), or logits (N, K); on a CPU in chunks that stay in the cache.
+
+        Raises:
+            SettingError: The layer is neither ``"embedding"`` nor ``"logits"``.
+        """
+        wants_logits = is_logits(layer)
         if _by_hand(images) and not (self.mixes_images and self.training):
             pieces = images.split(max(8, _CHUNK_BYTES // self.image_bytes))
         else:
             pieces = (images,)
         features = torch.cat([self._embed(piece) for piece in pieces])
-        return self.classifier(features) if layer == "logits" else features
+        return self.classifier(features) if wants_logits else features
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (N, K)."""
@@ -78,6 +85,17 @@ class ConvNet(nn.Module):
         for block in self.blocks:
             images = pool2(F.relu(block(images), inplace=in_place))
         return images.flatten(1)
+
+
+def is_logits(layer: str) -> bool:
+    """Say whether a layer is ``"logits"``, what leaves the classifier, or ``"embedding"``, what feeds it.
+
+    Raises:
+        SettingError: It is neither.
+    """
+    if layer not in _LAYERS:
+        raise SettingError(unknown("layer", layer, _LAYERS))
+    return layer == "logits"
 
 
 def _by_hand(images: Tensor) -> bool:

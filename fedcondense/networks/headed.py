@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedcondense.errors import SettingError
+from fedcondense.networks.convnet import is_logits
 
 __all__ = ["Headed"]
 
@@ -31,14 +32,16 @@ class Headed(nn.Module):
         """Return the classifier's input, (N, D), or logits (N, K).
 
         Raises:
-            SettingError: The module does not return logits, or passes no linear layer.
+            SettingError: The module does not return logits, or passes no linear layer; or the layer is neither
+                ``"embedding"`` nor ``"logits"``.
         """
+        wants_logits = is_logits(layer)
         logits = self.module(images)
         if not (isinstance(logits, Tensor) and logits.ndim == 2):
             given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise SettingError(f"{type(self.module).__name__} returns {given}; needed: logits, one tensor (N, K)")
         kept, self._kept = self._kept, None
-        if layer == "logits":
+        if wants_logits:
             return logits
         if kept is None:
             raise SettingError(

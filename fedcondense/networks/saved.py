@@ -90,6 +90,8 @@ class SavedNetwork(nn.Module):
         Raises:
             SettingError: The images are of another shape, type or range.
         """
+        if not isinstance(images, Tensor):
+            raise SettingError(f"images: a {type(images).__name__}; needed: a tensor (N, C, H, W), such as Data.images")
         given = f"images of {images.dtype} {tuple(images.shape)}"
         if tuple(images.shape[1:]) != self.shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
             needed = f"(N, {', '.join(map(str, self.shape))}), uint8 or floating point in [0, 1]"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from fedcondense.ambient import in_own_state
 from fedcondense.arguments import device_of, instance_of
 from fedcondense.checkpoints import Checkpoint
+from fedcondense.data.given import as_test
 from fedcondense.data.images import Batch, Data
 from fedcondense.errors import DataError, DivergenceError, SettingError
 from fedcondense.loggers import log_numbers
@@ -37,7 +40,7 @@ _MOST_IMAGES = 10_000_000  # what a file may ask for; about an hour of one CPU c
 @in_own_state
 def evaluate(
     synthetic: SyntheticSet,
-    test: Data,
+    test: Any,
     *,
     network: str | NetworkMaker | None = None,
     protocol: str | Protocol = "short",
@@ -55,7 +58,8 @@ def evaluate(
 
     Args:
         synthetic: The set; classes are matched to those of `test` by name.
-        test: Real images.
+        test: Real images: `Data`, or what `as_data` takes; of a name or folder the test split. They are
+            normalised as the set is, unless they are `Data`.
         network: A name in `NETWORKS`, ``"torchvision:NAME"``, a class or function that builds a module, or a module,
             whose weights are drawn anew (`Anew`); None: the protocol's, as the image size asks.
         protocol: A name in `PROTOCOLS`: ``"short"``, or ``"published"``, at 10 to 250 times the cost.
@@ -79,6 +83,10 @@ def evaluate(
     seeds = tuple(whole_number(seed, "seed") for seed in listed(seeds, "seeds"))
     if not seeds:
         raise SettingError("no seeds; give one per network, such as [0, 1, 2]")
+    if not isinstance(test, Data):
+        test = as_test(test)
+        record = synthetic.record  # images of which nobody says how they are normalised are as those of the set
+        test = Data(test.images, test.labels, replace(test.spec, mean=record.mean, std=record.std))
     if not len(test):
         raise DataError(f"{test.spec.name}: no images to test on; give a test part, or data that have one")
     device = device_of(device) if device is not None else test.device

@@ -61,6 +61,12 @@ def test_a_list_of_networks_is_a_row_each_and_a_table(
     assert "mlp, quick protocol: " in ended.stderr
 
 
+def test_all_networks_are_looked_at_before_the_first_is_trained(cli: Any, made: Path) -> None:
+    said = cli.refused("evaluate", made, "--network", "mlp,lenett", "--seeds", 1)
+    assert "no network is called 'lenett'; did you mean 'lenet'?" in said
+    assert "protocol: " not in said
+
+
 def test_a_file_of_other_code_is_evaluated_as_it_is(cli: Any, tmp_path: Path) -> None:
     """Real images as other code would save them: networks learn from them what they would from a set of ours."""
     train, _ = load_data("digits")

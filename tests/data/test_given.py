@@ -29,6 +29,16 @@ class Named(Dataset[Any]):
         return torch.from_numpy(BYTES[i])[None].float() / 255, int(LABELS[i])
 
 
+class Sized(Dataset[Any]):
+    """Images of two sizes."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.zeros(1, 8 + index, 8), 0
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from ()
@@ -89,9 +99,9 @@ def test_data_are_left_alone() -> None:
     [
         (5, "a int; needed: Data, a map-style Dataset"),
         ([1, 2], "a list; needed"),
-        (Endless(), "a Endless without an end"),
+        (Endless(), "a Endless, which may have no end"),
         (DataLoader(Endless()), "need not end; give a map-style Dataset"),
-        (iter([1]), "without an end"),
+        (DataLoader(Sized(), batch_size=2), "cannot batch its items; give the Dataset itself"),
         ((BYTES, LABELS[:3]), "one for each of the images"),
         ((BYTES.astype(np.float32), LABELS), r"\[0, 1\]"),
         (DataLoader(Named(), batch_size=5, collate_fn=lambda items: items), "batch 0 of the loader is no pair"),

@@ -101,7 +101,7 @@ def test_black_images_are_no_mask_but_zeros_and_ones_are_refused_whoever_holds_t
 
 def test_the_odd_sizes_are_named_and_the_usual_one_is_what_is_needed() -> None:
     sizes = [(8, 8), (9, 8), (8, 8), (8, 10)]
-    with pytest.raises(DataError, match=r"most are 8x8, but 2 of 4 are not \(item 1: 9x8, item 3: 8x10\)"):
+    with pytest.raises(DataError, match=r"2 of 4 images are 8x8, the rest not \(item 1: 9x8, item 3: 8x10\)"):
         check_sizes(sizes, "toy", lambda i: f"item {i}")
 
 

@@ -213,7 +213,9 @@ class TestFolder:
     def test_images_of_different_sizes_are_counted_and_the_first_named(self, tmp_path: Path) -> None:
         for i in range(10):
             write_image(tmp_path / "a" / f"{i}.png", (9, 10) if i >= 6 else (8, 8))
-        message = r"most are 8x8, but 4 of 10 are not \(a/6.png: 10x9, a/7.png: 10x9, a/8.png: 10x9, \.\.\.\); needed"
+        message = (
+            r"6 of 10 images are 8x8, the rest not \(a/6.png: 10x9, a/7.png: 10x9, a/8.png: 10x9, \.\.\.\); needed"
+        )
         with pytest.raises(DataError, match=message):
             load_data(f"folder:{tmp_path}")
 
@@ -328,7 +330,7 @@ class TestTorchDatasets:
             ),
             (
                 [(torch.zeros(8, 8), 0)] * 3 + [(torch.zeros(9, 8), 0)],
-                r"most are 8x8, but 1 of 4 are not \(item 3: 9x8\)",
+                r"3 of 4 images are 8x8, the rest not \(item 3: 9x8\)",
             ),
         ],
     )

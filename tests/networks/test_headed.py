@@ -50,6 +50,12 @@ def test_a_module_without_a_linear_layer_has_logits_alone() -> None:
         network.features(images(3, 1, 8, 8))
 
 
+@pytest.mark.parametrize("network", [Headed(Plain()), build("convnet1-w16", (1, 8, 8), 4, 0)])
+def test_a_layer_of_another_name_is_refused(network: Headed) -> None:
+    with pytest.raises(SettingError, match="no layer is called 'embeding'; did you mean 'embedding'"):
+        network.features(images(3, 1, 8, 8), "embeding")
+
+
 @pytest.mark.parametrize("of", [lambda logits: (logits, logits), lambda logits: logits[:, 0]])
 def test_a_module_that_returns_no_logits_is_refused(of: Callable[[Tensor], Any]) -> None:
     class Other(Plain):

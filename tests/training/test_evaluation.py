@@ -104,6 +104,14 @@ class TestClasses:
         assert result.per_class[2] != result.per_class[2]
         assert result.accuracy == 100
 
+    def test_what_data_come_as_is_taken_and_of_a_name_the_test_split(self, digits: DataSet) -> None:
+        few = select(digits.train, 1)
+        found = {
+            evaluate(few, test, recipe=Fit(steps=2), seeds=[0]).accuracies
+            for test in (digits.test, "digits", (digits.test.images, digits.test.labels))
+        }
+        assert len(found) == 1
+
     def test_no_class_in_common_is_refused(self) -> None:
         with pytest.raises(SettingError, match=r"no class of the set \(g, h, \.\.\.\) is one of the data's"):
             evaluate(synthetic([0], ("g", "h")), real([0], ("a", "b")))
