@@ -1,7 +1,7 @@
 """A robot's memory: the condensed-replay program on one core and 1 GB, on 64-pixel photographs within 512 KiB.
 
-    python experiments/robot.py FOLDER [--only condensed]      # FOLDER/train/<class>/1.jpg, FOLDER/test/<class>/1.jpg
-    python experiments/robot.py --table
+    python experiments/robot.py FOLDER [--only condensed]  # FOLDER/train/<class>/1.jpg, FOLDER/test/<class>/1.jpg
+    python experiments/robot.py --table                             # those of the page, which --output names
 
 The program runs as a child process, as a user starts it. It gets one core by `sched_setaffinity`. The bound is on
 anonymous memory, which a machine without swap cannot give back: the parent reads it from /proc every tenth of a second
@@ -25,7 +25,7 @@ from typing import Any
 
 from cells import RESULTS, read, run_cells
 
-PATH = RESULTS / "robot.json"
+PATH = RESULTS / "robot.json"  # of the page's pictures; those of others go elsewhere
 PROGRAM = Path(__file__).parent.parent / "strategies" / "condensed-replay" / "train.py"
 BUDGET, MOST = "512 KiB", 10**9  # of the memory's file; bytes of anonymous memory
 MEMORIES = {"condensed": (), "real images as JPEG": ("--real", "jpeg-15")}  # more of the program's arguments
@@ -95,11 +95,11 @@ def imports() -> dict[str, Any]:
     return {name: found[name] for name in ("peak_bytes", "peak_anonymous_bytes")}
 
 
-def robot(folder: Path, more: Sequence[str]) -> dict[str, Any]:
+def robot(folder: Path, size: int, budget: str, more: Sequence[str]) -> dict[str, Any]:
     """Run the program on a folder of photographs."""
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-W", "ignore", str(PROGRAM), "--data", f"folder:{folder}", "--size", "64"]
-        command += ["--max-bytes", BUDGET, *more, "--output", output]
+        command = [sys.executable, "-W", "ignore", str(PROGRAM), "--data", f"folder:{folder}", "--size", str(size)]
+        command += ["--max-bytes", budget, *more, "--output", output]
         found = limited(command, MOST)
         files = {file.name: file.stat().st_size for file in Path(output).iterdir() if file.is_file()}
     lines = found.pop("lines")
@@ -110,9 +110,9 @@ def robot(folder: Path, more: Sequence[str]) -> dict[str, Any]:
     return found | kept | {"file_bytes": files["memory.safetensors"], "files": files, "experience_cpu_seconds": each}
 
 
-def table() -> str:
+def table(path: Path = PATH) -> str:
     """Return a row for each memory, and what the imports take."""
-    results = read(PATH)
+    results = read(path)
     lines = [
         "| | memory's file, bytes | replayed images | accuracy | CPU s per experience | peak MB | anonymous MB |",
         "|---|---|---|---|---|---|---|",
@@ -135,6 +135,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER")
     parser.add_argument("--only", choices=MEMORIES)
+    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--max-bytes", default=BUDGET, help="of the memory's file")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/robot.json"), help="where rows are kept; another for other pictures"
+    )
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
@@ -143,9 +148,12 @@ def main() -> None:
     if arguments.folder is None:
         parser.error("FOLDER is needed: train and test in it, each with a folder per class")
     cells: dict[str, Callable[[], dict[str, Any]]] = {"imports": imports}
+    what = arguments.folder.absolute(), arguments.size, arguments.max_bytes
     chosen = [arguments.only] if arguments.only else MEMORIES
-    cells |= {name: partial(robot, arguments.folder.absolute(), MEMORIES[name]) for name in chosen}
-    run_cells(PATH, cells)
+    cells |= {name: partial(robot, *what, MEMORIES[name]) for name in chosen}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    run_cells(arguments.output, cells)
+    print(table(arguments.output))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def predict(
     """
     import torch
 
+    from fedcondense.data.layouts import first
     from fedcondense.networks.pictures import pictures_in, pictures_of
     from fedcondense.training.scores import scores_of
 
@@ -82,6 +83,10 @@ def predict(
     ]
     known = [saved.classes.index(file.parent.name) if file.parent.name in saved.classes else -1 for file in files]
     scores = None if -1 in known else scores_of(found, torch.tensor(known), saved.classes).to_dict()
+    folders = {file.parent.name for file in files}
+    if -1 in known and folders & set(saved.classes):
+        odd = first(map(repr, sorted(folders - set(saved.classes))))
+        note(f"not scored: no class of this network is called {odd}; it has {first(saved.classes, 10)}")
     lines: list[tuple[Any, ...]] = [("file", "class", "probability")]
     lines += [(row["file"], row["class"], f"{100 * row['probability']:.1f} %") for row in rows]
     texts = [columns(lines)] if scores is None or len(rows) <= _LISTED else []

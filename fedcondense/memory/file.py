@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ __all__ = ["REAL", "WAITING", "MemoryState", "dump_memory", "parse_memory", "rea
 REAL, WAITING = "real", "waiting"  # methods in the records of parts that hold real images
 # of our own file
 _LIMITS = Limits(nbytes=1 << 32, decoded=1 << 24, decoded_bytes=1 << 36, header=1 << 28, parts=1 << 20, names=1 << 26)
-_TOLD = 60  # characters of a long setting that a message tells
+_TOLD = 100  # characters of a long setting that a message tells
+_CALLED = {"make": "what makes its sets"}
 
 
 class MemoryState(NamedTuple):
@@ -95,10 +95,12 @@ def parse_memory(blob: bytes, settings: Mapping[str, Any]) -> MemoryState:
 
 
 def _parted(name: str, was: object, now: object) -> str:
-    """Say what a setting was and is: of long texts what begins at the word in which they part."""
+    """Say what a setting was and is: of long texts the parts that differ."""
     texts = repr(was), repr(now)
     if max(map(len, texts)) > 2 * _TOLD:
-        words = [re.split(r"(?<=[ (\[{,])", text) for text in texts]
-        same = next((k for k, (one, other) in enumerate(zip(*words, strict=False)) if one != other), 0)
-        texts = (f"...{''.join(words[0][same:]):.{_TOLD}}", f"...{''.join(words[1][same:]):.{_TOLD}}")
-    return f"{name} was {texts[0]}, is {texts[1]}"
+        parts = [text.split(", ") for text in texts]
+        if len(parts[0]) == len(parts[1]):
+            pairs = [pair for pair in zip(*parts, strict=True) if pair[0] != pair[1]]
+            parts = [[pair[k] for pair in pairs] for k in range(2)]
+        texts = (f"{', '.join(parts[0]):.{_TOLD}}", f"{', '.join(parts[1]):.{_TOLD}}")
+    return f"{_CALLED.get(name, name)} was {texts[0]}, is {texts[1]}"

@@ -32,7 +32,9 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in (Path(str(given).removeprefix("folder:")) for given in paths):
         if path.is_dir():
-            inner = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in readable())
+            linked = [one for one in path.iterdir() if one.is_symlink() and one.is_dir()]  # which rglob passes over
+            every = sorted(file for top in (path, *linked) for file in top.rglob("*"))
+            inner = (file for file in every if file.suffix.lower() in readable())
             found += [file for file in inner if not any(map(is_hidden, file.relative_to(path).parts))]
         elif path.exists():
             found.append(path)

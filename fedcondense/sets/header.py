@@ -83,7 +83,9 @@ def read_header(blob: memoryview, limits: Limits) -> Header:
         refuse(f"the header is no object; {_AGAIN}")
     metadata = header.pop("__metadata__", None)
     if not (isinstance(metadata, dict) and isinstance(metadata.get("fedcondense"), str)):
-        refuse("a safetensors file without a fedcondense record; give a set that `save` wrote")
+        refuse(
+            "a safetensors file without a fedcondense record, of other code or damaged; give a set that `save` wrote"
+        )
     content = _read_json(metadata["fedcondense"].encode(), limits)
     if not isinstance(content, dict):
         refuse(f"the fedcondense record is no object; {_AGAIN}")

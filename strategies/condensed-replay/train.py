@@ -41,6 +41,7 @@ from fedcondense.sets.codecs import codec_named
 
 CHECKPOINT, ARGUMENTS, MEMORY, PAST = "strategy.pt", "arguments.json", "memory.safetensors", "accuracies.json"
 LEARNED = (MEMORY, "weights.safetensors")  # what a run must not replace unless it wrote it
+FEW = 60  # updates of the network
 NOT_KEPT = ("output", "data_root", "overwrite")  # of the arguments: where things lie, not what is learned
 ANEW = "give another --output, or --overwrite to begin anew and replace what is there"
 
@@ -162,16 +163,20 @@ def learn(given: argparse.Namespace, asked: dict[str, str]) -> None:
         print(f"{checkpoint} is taken over: {done} of {given.experiences} experiences are done", flush=True)
     elif not checkpoint.exists():
         save_checkpoint(strategy, checkpoint)  # from now on the memory in this folder is this run's
-    if done and not memory.exists():
-        buffer_of(strategy).save(memory)
+    if done:  # whatever became of its file, which may be missing or damaged
+        buffer_of(strategy).save(memory, overwrite=True)
+    updates = strategy.train_epochs * len(train) // (given.experiences * strategy.train_mb_size)
+    if given.strategy == "replay" and updates < FEW:
+        more = -(-FEW * strategy.train_epochs // max(1, updates))
+        print(f"{updates} updates an experience are few for this network: --epochs {more} gives {FEW}", flush=True)
     table = read_table(past, done)
     with contextlib.nullcontext(silent) if sys.stdout.isatty() else reporting("learning") as report:
         for experience in benchmark.train_stream[done:]:
             report(len(table) / given.experiences, f"experience {len(table) + 1} of {given.experiences}")
             strategy.train(experience)
             table.append(accuracies_of(strategy, benchmark, len(table) + 1))
+            buffer_of(strategy).save(memory, overwrite=True)  # first: where the disk is full, it is what counts
             write_file(past, json.dumps(table).encode(), overwrite=True)
-            buffer_of(strategy).save(memory, overwrite=True)  # first: where the disk is full, it is the smaller one
             save_checkpoint(strategy, checkpoint)
             print(line_of(table, given.experiences), flush=True)
         found = accuracies_of(strategy, benchmark, given.experiences)

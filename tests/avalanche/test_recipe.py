@@ -87,6 +87,9 @@ def test_the_recipe_learns_the_digits_leaves_a_memory_and_started_again_has_noth
     Path(first["memory"]).unlink()
     assert result(program(*flags).out) == first
     assert fc.SyntheticSet.load(first["memory"]).to_bytes() == memory.to_bytes()
+    Path(first["memory"]).write_bytes(b"damaged")
+    assert result(program(*flags).out) == first
+    assert fc.SyntheticSet.load(first["memory"]).to_bytes() == memory.to_bytes()
     again = refusal(program("--output", str(tmp_path / "run"), "--strategy", "replay", before=no_data))
     assert "is of other arguments" in again
 

@@ -68,6 +68,8 @@ def test_pictures_of_other_folders_are_not_scored(cli: Any, run: Path, pictures:
     (tmp_path / "ours").mkdir()
     (pictures / "ash" / "0.png").rename(tmp_path / "ours" / "x.png")
     assert cli.done("predict", run, tmp_path / "ours")["scores"] is None
+    ended = cli.run("predict", run, tmp_path / "ours", pictures)
+    assert "not scored: no class of this network is called 'ours'; it has ash, elm" in ended.stderr
     assert "sensitivity" not in cli.run("predict", run, pictures / "ash" / "1.png").stdout
 
 

@@ -24,6 +24,9 @@ def folder(tmp_path: Path) -> Path:
 def test_folders_give_their_images_and_nothing_hidden(folder: Path) -> None:
     names = [str(path.relative_to(folder)) for path in pictures_in([folder, folder / "a.jpg"])]
     assert names == ["a.jpg", "b/1.png", "b/2.png", "a.jpg"]
+    (folder / "linked").symlink_to(folder / "b")
+    assert len(pictures_in([folder])) == 5
+    (folder / "linked").unlink()
     assert pictures_in([Path(f"folder:{folder}/b")]) == pictures_in([folder / "b"])
 
 
