@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar, Unpack
 
 import torch
@@ -29,7 +30,7 @@ from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.closed_head import SHARPNESS, last_layer
 from fedcondense.flower.strategies.condense_classes import restricted
 from fedcondense.flower.strategies.entry import Entry, ServerSide
-from fedcondense.flower.strategies.factors import added, check_factor, least_squares, products_of
+from fedcondense.flower.strategies.factors import check_factor, factor_of, least_squares, products_of, summed
 from fedcondense.flower.strategies.features import feature_dims, labelled_by, projection
 from fedcondense.flower.strategies.incremental import begins, check_tasks, done_by, tasks_of
 from fedcondense.flower.strategies.ridge import Products, ridge_dims
@@ -154,10 +155,11 @@ class Analytic(Rounds):
 
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Sums]]) -> State:
         """Add the products to those that are kept, and solve for the last layer."""
-        came = [self._products(answer.payload.tensors, _FORM) for answer in answers]
-        seen = self._seen(state) | (torch.stack([targets[-1] for _, targets in came]).sum(0) > 0.5)
+        came = (self._products(answer.payload.tensors, _FORM) for answer in answers)
         before = [self._products(state.tensors, self.form)] if "rows" in state.tensors else []
-        kept = added([*before, *came], self.form)
+        gram, targets = summed(chain(before, came))
+        seen = self._seen(state) | (targets[-1] > 0.5)
+        kept = factor_of(gram, targets, self.form)
         solution = least_squares([self._products(kept.tensors, self.form)], None)
         return state.but(
             weights=self._weights(solution, seen),

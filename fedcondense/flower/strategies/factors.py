@@ -15,7 +15,7 @@ Fashion-MNIST).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -28,15 +28,16 @@ from fedcondense.flower.payloads import Sums
 __all__ = [
     "FORMS",
     "STRENGTHS",
-    "added",
     "check_factor",
     "extended",
     "factor_bytes",
+    "factor_of",
     "factored",
     "least_squares",
     "products_of",
     "size_of",
     "square",
+    "summed",
 ]
 
 FORMS = {"float16": torch.float16, "int8": torch.int8, "int8-deflated": torch.int8}
@@ -79,10 +80,17 @@ def factored(features: Tensor, targets: Tensor, form: str) -> Sums:
     return Sums({"rows": packed, "scales": scales})
 
 
-def added(products: Sequence[tuple[Tensor, Tensor]], form: str) -> Sums:
-    """Return the factor of a sum of products, which come as `products_of` returns them."""
-    gram = torch.stack([one for one, _ in products]).sum(0)
-    targets = torch.stack([one for _, one in products]).sum(0)
+def summed(products: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Add up products, which come as `products_of` returns them, one after another: only the sum is held."""
+    gram, targets = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for one, other in products:
+        gram, targets = gram + one, targets + other
+    return gram, targets
+
+
+def factor_of(gram: Tensor, targets: Tensor, form: str) -> Sums:
+    """Return the factor of products that are added up already."""
+    gram = gram.clone()
     gram.diagonal().add_(1e-6 * gram.diagonal().mean() + 1e-9)  # rounded sums may lack a direction
     upper = torch.linalg.cholesky(gram, upper=True)
     right = torch.linalg.solve_triangular(upper.T, targets, upper=False)
@@ -156,9 +164,7 @@ def least_squares(products: Iterable[tuple[Tensor, Tensor]], strength: float | N
             generalised cross-validation is least (Golub, Heath and Wahba, Technometrics 1979), which follows from the
             sums. Where records are fewer than features it has to be large.
     """
-    gram, targets = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for one, other in products:
-        gram, targets = gram + one, targets + other
+    gram, targets = summed(products)
     mean = float(gram.diagonal().mean())
     values, vectors = torch.linalg.eigh(gram)
     values, inside = values.clamp_min(0), vectors.T @ targets
