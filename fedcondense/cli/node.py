@@ -105,7 +105,10 @@ def plan(
         else "no noise is added, so nothing here is differentially private: look at `fedcondense node preview`",
     ]
     lines: list[tuple[object, ...]] = [("site", found.name), ("task", task), ("bytes", human_bytes(cost.nbytes))]
-    lines += [("time", f"about {clock(cost.seconds)} on this machine"), ("memory", human_bytes(cost.memory))]
+    lines += [
+        ("time", f"about {clock(cost.seconds)} on this machine"),
+        ("memory", f"{human_bytes(cost.memory)} more than the program and the data take"),
+    ]
     lines += [("records", found.records), ("image size", found.size)]
     lines += [("images", f"{name}: {n}") for name, n in list(cost.images.items())[:40]]
     lines += [("left out", f"{name}: {n} records, fewer than {found.least}") for name, n in found.left_out.items()]

@@ -86,7 +86,7 @@ def plan(
     fields = [
         ("set", f"{takes}, {planned.decoded} images to train on{stored}"),
         ("time", f"{clock(planned.seconds)} for {planned.steps} steps on this machine"),
-        ("memory", human_bytes(planned.memory)),
+        ("memory", f"{human_bytes(planned.memory)} more than the program and the data take"),
         *(("advice", text) for text in planned.advice),
     ]
     emit(planned.to_dict(), columns(fields), form)
