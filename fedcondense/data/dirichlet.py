@@ -57,7 +57,7 @@ def partition_dirichlet(
     if min_partition_size * num_partitions > len(labels):
         needed = f"{num_partitions} clients of at least {min_partition_size}"
         raise SettingError(
-            f"{needed} need more than the {len(labels)} examples; lower min_partition_size or num_partitions"
+            f"{needed} need more than {len(labels)} examples; lower min_partition_size or num_partitions (--clients)"
         )
     members = index_by_class(labels)
     for _ in range(_TRIES):
@@ -77,7 +77,7 @@ def partition_dirichlet(
     else:
         tried = f"{_TRIES} draws of Dir({alpha}) left a client of {num_partitions} with fewer than {min_partition_size}"
         raise SettingError(
-            f"{tried} of {len(labels)} examples; raise alpha, or lower min_partition_size or num_partitions"
+            f"{tried} of {len(labels)} examples; raise alpha, or lower min_partition_size or num_partitions (--clients)"
         )
     settings = {
         "alpha": alpha,

@@ -30,7 +30,7 @@ def site_names(names: Sequence[str]) -> dict[str, str]:
             file's own name is not the site's.
 
     Raises:
-        SettingError: Two sites have one name.
+        SettingError: Two sites have one name, or one folder or file.
 
     Example:
         >>> site_names(["folder:data/north", "south=folder:data/s 2"])
@@ -41,10 +41,20 @@ def site_names(names: Sequence[str]) -> dict[str, str]:
         own = re.match(r"([\w.-]{1,64})=(.+)", given, re.DOTALL)
         site, name = (own[1], own[2]) if own else ("", given)
         site = site or re.sub(r"[^\w.-]+", "-", Path(name.partition(":")[2] or name).name.removesuffix(".npz"))[:64]
+        place = _place(name)
+        same = next((other for other, its in found.items() if place and _place(its) == place), site)
+        if same != site:
+            raise SettingError(f"{same} and {site} are one and the same, {name}; name each site's data once")
         if site in found:
             raise SettingError(f"two sites are called {site!r}; name them: {site}-1={found[site]} {site}-2={name}")
         found[site] = name
     return found
+
+
+def _place(name: str) -> str:
+    """Return what a folder or file is, however it is spelled; empty: a data set's name."""
+    kind, _, path = name.partition(":")
+    return str(Path(path).resolve()) if kind in ("folder", "npz") else ""
 
 
 @in_own_state
@@ -66,7 +76,8 @@ def load_sites(
         holds which of the former. `Data.broken` of the former has SITE/FILE for each file that was left out.
 
     Raises:
-        DataError: A site cannot be loaded, images differ in size, or nothing is left for testing.
+        DataError: A site cannot be loaded, images differ in size, there is one class alone, or nothing is left for
+            testing.
     """
     sites = site_names(names)
     parts = {site: _parts(name, root, size, skip_broken) for site, name in sites.items()}
@@ -87,6 +98,8 @@ def load_sites(
         raise DataError(
             "no site has five images of a class or a test/ part, so nothing is left for testing; add images"
         )
+    if len(classes) < 2:
+        raise DataError(f"all sites have one class, {', '.join(map(repr, classes))}; needed: two, to tell apart")
     train, test = to_data(", ".join(sites)[:100], splits, classes)
     train.broken = tuple(f"{site}/{file}" for site, (part, _) in parts.items() for file in part.broken)
     ends = np.cumsum([0, *(len(of_site[0][1]) for of_site in held)]).tolist()

@@ -206,6 +206,8 @@ class _ServedSite:
             percent, per_class = accuracy_of_weights(arrays, self.side, self.test)
             row |= {"accuracy": percent, "accuracy_std": None, "per_class": plain(per_class.tolist())}
             measured = accuracy_in(row)
+        for one in said["rounds"]:
+            one.pop("sites_accuracy", None)  # a mean that the site's records are in
         if self.inbox is not None:  # the round was combined anew
             said["refused"] = refusals(self.strategy.left_out, name)
             said["screened"] = judged(self.strategy.screened)

@@ -171,7 +171,9 @@ class ServedRun:
             if isinstance(self.grid, CheckedGrid):
                 self.grid.go_on(state)
         if state.round:
-            self.row |= before.get("rows", {}).get(self.name, {})
+            row = before.get("rows", {}).get(self.name, {})
+            seen = row.get("about", {}).get("seen", self.row["about"]["seen"])
+            self.row = {**row, "about": {**self.row["about"], "seen": seen}}
             self.sites_evaluated = before.get("sites_evaluated", {})
         _LOG.info("going on with %s after round %d", self.folder.path, state.round)
 

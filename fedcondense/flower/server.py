@@ -159,6 +159,7 @@ def make_server_app(
     def main(grid: Grid, context: Context) -> None:
         tell_in_one_line()
         asked = {**(config or {}), **context.run_config}
+        named = isinstance(asked.get("resume"), str | Path)
         asked = _with_folder({key: str(value) if isinstance(value, Path) else value for key, value in asked.items()})
         folder = RunFolder(_output(asked, context.run_id))
         with hold(folder.path, is_folder=True):
@@ -166,6 +167,12 @@ def make_server_app(
             before = folder.read_unfinished() if resumed and folder.holds_run() else None
             if before is None:
                 folder.check_free()
+                if resumed and named:
+                    raise ResumeError(
+                        f"{folder.path} holds no run to go on with; give a run's folder, or output for a new one"
+                    )
+                if resumed:
+                    _LOG.info("%s holds no run yet: it begins", folder.path)
             run = ServedRun(folder, asked, before)
             try:
                 with reporting(run.name, bar=False, log=_LOG), logged(str(asked.get("log", ""))):

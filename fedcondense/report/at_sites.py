@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcondense.report.leads import doubt
@@ -34,6 +34,8 @@ def at_sites(result: Mapping[str, Any]) -> list[str]:
         unclear = {str(one.get("site")) for one in sites if not _is_clear(one)}
         below = [name for name in map(str, list_of(found.get("below_local_only"))) if name not in unclear]
         named = f"better for {_some(below)}" if below else "better for none of them, as far as their records tell"
+        if not below and (ahead := _ahead_together(sites)):
+            named = f"better by {ahead:.1f} points on all their records together, though no single site's tell"
         said.append(f"Networks that they trained alone reach {alone:.1f} % on average, and are {named}.")
     if refused:
         named = _some([str(one.get("client")) for one in refused])
@@ -45,6 +47,17 @@ def _is_clear(one: Mapping[str, Any]) -> bool:
     """Say whether a site's records show that its own network is better; of an older file they are not asked."""
     own, together, records = (number_of(one.get(name)) for name in ("local_only", "accuracy", "records"))
     return not own - together <= doubt((own, together), records)
+
+
+def _ahead_together(sites: Sequence[Mapping[str, Any]]) -> float:
+    """Return by how many points sites are better alone, over all their records; 0 where these do not tell."""
+    found = [[number_of(one.get(name)) for name in ("local_only", "accuracy", "records")] for one in sites]
+    known = [one for one in found if all(map(math.isfinite, one))]
+    records = sum(n for _, _, n in known)
+    if not records:
+        return 0.0
+    own, together = (sum(one[k] * one[2] for one in known) / records for k in (0, 1))
+    return own - together if own - together > doubt((own, together), records) else 0.0
 
 
 def _many(number: int, what: str) -> str:

@@ -78,13 +78,15 @@ def _scored(one: Mapping[str, Any]) -> dict[str, str]:
 
 def over_all(rows: Sequence[ReportRow]) -> str:
     """Return in a sentence what our network is worth on all test records, beside the classes."""
-    scores = next((row.scores for row in rows if row.is_ours), {})
+    row = next((row for row in rows if row.is_ours), None)
+    scores = {} if row is None else row.scores
     accuracy, balanced, off = (number_of(scores.get(n)) for n in ("accuracy", "balanced_accuracy", "calibration_error"))
     ends = list(map(number_of, list_of(scores.get("accuracy_interval"))))
     if not all(map(math.isfinite, (accuracy, balanced, off, *ends))) or len(ends) != 2:
         return ""
     return (
-        f"The network in this folder has {accuracy:.1f} % ({ends[0]:.1f} to {ends[1]:.1f}) on "
+        f"The network in this folder, that of {row.label if row else ''}, has {accuracy:.1f} % "
+        f"({ends[0]:.1f} to {ends[1]:.1f}) on "
         f"{number_of(scores.get('records')):,.0f} test records, {balanced:.1f} % as the mean over classes; its stated "
         f"probabilities are off by {off:.1f} points on average (expected calibration error)."
     )

@@ -89,6 +89,7 @@ printf '%s\n' "$part name='$name' data='$site' max-ipc=10 max-seconds=600.0 \
 api=127.0.0.1:$((port + 100 + number))
 cat > "$own.sh" << NODE
 # $name. If it dies, start it again, and deploy.sh ends it with the others: sh "$PWD/$own.sh" &
+# In the first minute after a kill Flower refuses it ("Failed to activate SuperNode" in $own.log): try again.
 cd "$PWD"
 . ./add.env
 echo \$\$ >> started

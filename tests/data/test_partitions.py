@@ -185,7 +185,7 @@ def test_counts_are_met_exactly_and_a_row_of_zeros_is_a_client_without_data() ->
         *[({"by": by, "seed": -1, "counts": [[1, 1]] * 4}, r"seed is -1; needed: a whole number") for by in PARTITIONS],
         ({"alpha": [1.0, 2.0]}, r"alpha is \[1.0, 2.0\]; needed: .*4 of them"),
         ({"by": "client-dirichlet", "alpha": -1}, r"alpha is -1; needed: .* one a class"),
-        ({"min_partition_size": 40}, r"4 clients of at least 40 need more than the 100 examples; lower"),
+        ({"min_partition_size": 40}, r"4 clients of at least 40 need more than 100 examples; lower"),
         ({"alpha": 1e-4, "min_partition_size": 25}, r"1000 draws of Dir\(0.0001\) left a client of 4 .* raise alpha"),
         ({"by": "shards", "num_shards_per_partition": 30}, r"120 shards need as many examples, but there are 100"),
         ({"by": "shards", "num_shards_per_partition": 0}, r"num_shards_per_partition is 0; needed"),

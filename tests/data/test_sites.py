@@ -38,6 +38,16 @@ class TestNames:
         with pytest.raises(SettingError, match=r"two sites are called 'train'; .*train-1=folder:a/train"):
             site_names(["folder:a/train", "folder:b/train"])
 
+    def test_one_folder_under_two_names_is_refused(self) -> None:
+        with pytest.raises(SettingError, match=r"a and east are one and the same, folder:x/\.\./a; name each site's"):
+            site_names(["folder:a", "east=folder:x/../a"])
+
+    def test_sites_of_one_class_in_all_are_refused(self, tmp_path: Path) -> None:
+        for site in ("north", "south"):
+            write(tmp_path / site / "ash", 6, 50)
+        with pytest.raises(DataError, match="all sites have one class, 'ash'; needed: two"):
+            load_sites([f"folder:{tmp_path / site}" for site in ("north", "south")])
+
 
 class TestLoadSites:
     def test_every_record_is_used_and_classes_match_by_name(self, sites: list[str]) -> None:

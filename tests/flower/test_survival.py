@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from fedcondense import files
 from fedcondense.data.images import Data
 from fedcondense.data.partitions import partition
+from fedcondense.errors import ResumeError
 from fedcondense.flower import run_settings, served_run
 from fedcondense.flower.caps import Caps
 from fedcondense.flower.client import make_client_app
@@ -192,6 +193,18 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(
     assert left(output) == whole(name)
 
 
+def test_a_folder_without_a_run_to_go_on_with_is_refused_before_anybody_is_asked(
+    client: ClientApp, test: Data, tmp_path: Path
+) -> None:
+    grid = Shuffled(client)
+    with pytest.raises(ResumeError, match="holds no run to go on with; give a run's folder, or output for a new one"):
+        serve(client, "one-shot", "", test, grid, resume=str(tmp_path / "typo"))
+    assert not grid.asked
+    assert serve(
+        client, "one-shot", tmp_path / "new", test, grid, resume=True
+    ).asked  # one command, begun or gone on with
+
+
 @pytest.mark.parametrize("name", AVERAGING)
 def test_flowers_own_go_on_with_all_that_they_keep_on_themselves(
     name: str, client: ClientApp, test: Data, whole: Any, tmp_path: Path
@@ -226,3 +239,13 @@ def test_a_sample_of_nodes_is_drawn_by_the_seed_and_the_round(client: ClientApp,
     assert random.getstate() == state
     serve(client, "fedavg", tmp_path / "three", test, resume=True, **config)
     assert left(tmp_path / "three") == left(tmp_path / "one")
+
+
+def test_a_run_that_goes_on_for_more_rounds_is_called_by_all_of_them(
+    client: ClientApp, test: Data, tmp_path: Path
+) -> None:
+    serve(client, "fedavg", tmp_path / "run", test, Shuffled(client, NODES))  # dies in its second round
+    serve(client, "fedavg", tmp_path / "run", test, resume=True, **{"num-rounds": 3})
+    about = RunFolder(tmp_path / "run").read_result()["rows"]["fedavg"]["about"]
+    assert about["rounds"] == 3
+    assert about["label"].endswith("3 rounds")

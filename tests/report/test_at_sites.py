@@ -40,6 +40,10 @@ def test_it_says_means_the_worst_site_and_who_does_better_alone() -> None:
     one = {"site": "a", "accuracy": 50.0, "local_only": 60.0}
     assert said(sites=[{**one, "records": 10}]).endswith("none of them, as far as their records tell.")
     assert said(sites=[{**one, "records": 1000}]).endswith("are better for a.")
+    many = [{**one, "site": str(k), "records": 60} for k in range(4)]
+    assert said(sites=many, below_local_only=list("0123")).endswith(
+        "are better by 10.0 points on all their records together, though no single site's tell."
+    )
     assert "alone" not in said(local_only_mean=None)
 
 

@@ -25,12 +25,12 @@ from fedcondense.flower.asking import Asked
 from fedcondense.flower.contract import Answer, Question, Screen, Site, State
 from fedcondense.flower.eight_bits import Packed
 from fedcondense.flower.payloads import Sums, Weights
-from fedcondense.flower.replies import ReplyLimits, by_name
+from fedcondense.flower.replies import Refusal, ReplyLimits, by_name
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.anchors import ANCHORS, Shared, kept_as_tensors, saw
 from fedcondense.flower.strategies.averages import AVERAGES, averaged
-from fedcondense.flower.strategies.closed_head import Head, balance_of, check_head, head_dims, is_enough, with_head
+from fedcondense.flower.strategies.closed_head import Head, balance_of, check_head, head_dims, too_few, with_head
 from fedcondense.flower.strategies.continuing import NO_ANCHORS, Continue, LocalSteps
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.in_bytes import asked_in_bytes
@@ -181,10 +181,12 @@ class Anchored(Rounds):
     def combine(self, server_round: int, stage: str, state: State, answers: Sequence[Answer[Any]]) -> State:
         """Take in sets that came, average changes and train on the union; or solve for the last layer."""
         if any(isinstance(answer.payload, Sums) for answer in answers):
-            if state.sets and not is_enough(state.sets, [answer.site.name for answer in answers], self.classes):
-                _LOG.warning("round %d: those who answered hold too few records; the last layer stays", server_round)
-                return state
-            return state.but(weights=with_head(self._network(state)[1], self._head(state), answers))
+            model, head = self._network(state)[1], self._head(state)
+            if not state.sets or not (why := too_few(state.sets, answers, head, model)):
+                return state.but(weights=with_head(model, head, answers))
+            _LOG.warning("round %d: %s; the last layer stays", server_round, why)
+            self.left_out += [(server_round, Refusal(one.site, f"its sums are not used: {why}")) for one in answers]
+            return state
         new = [answer for answer in answers if isinstance(answer.payload, SyntheticSet)]
         changes = [answer for answer in answers if isinstance(answer.payload, Packed)]
         numbers = {**state.numbers, **{f"shares/{answer.site.name}": 1 for answer in new if answer.shares}}

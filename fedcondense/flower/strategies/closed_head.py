@@ -61,8 +61,8 @@ __all__ = [
     "check_head",
     "counts_of",
     "head_dims",
-    "is_enough",
     "last_layer",
+    "too_few",
     "with_head",
 ]
 
@@ -164,11 +164,31 @@ def counts_of(sets: Mapping[str, SyntheticSet], classes: Sequence[str]) -> Tenso
     return torch.tensor(counts, dtype=torch.float64).reshape(len(sets), len(classes)).sum(0)
 
 
-def is_enough(sets: Mapping[str, SyntheticSet], names: Collection[str], classes: Sequence[str]) -> bool:
-    """Say whether sites of these names hold enough of the records that all sets were made of to solve for a layer."""
-    known = counts_of(sets, classes)
-    mine = counts_of({name: one for name, one in sets.items() if name in names}, classes)
-    return bool(mine.sum() >= _ENOUGH * known.sum()) and bool((mine > 0)[known > 0].all())
+def too_few(sets: Mapping[str, SyntheticSet], answers: Sequence[Answer[Sums]], task: Head, model: nn.Module) -> str:
+    """Say why the sites that answered are too few to solve for a layer; empty: they are enough.
+
+    They need two thirds of the records, and all classes. What a site holds its set says; of one that never sent a set,
+    since it came later, its answer does.
+
+    Args:
+        sets: Of the first round, by site.
+        answers: Sums, as `Head` gives them.
+        task: What was asked.
+        model: A network like the question's.
+    """
+    size = _size(model, task.dims)
+    said = {one.site.name: one.num_examples for one in answers if one.site.name not in sets}
+    known = counts_of(sets, task.classes)
+    mine = counts_of({name: sets[name] for name in (one.site.name for one in answers) if name in sets}, task.classes)
+    theirs, all_of_them = float(mine.sum()) + sum(said.values()), float(known.sum()) + sum(said.values())
+    if theirs < _ENOUGH * all_of_them:
+        return f"those who answered hold {theirs:.0f} of {all_of_them:.0f} records, and two thirds are needed"
+    for one in answers:
+        if one.site.name in said:
+            mine = mine + products_of(one.payload, size, len(task.classes), _FORM)[1][-1].clamp_min(0)
+    if lost := [name for name, n, m in zip(task.classes, known, mine, strict=True) if n and not m]:
+        return f"nobody who answered holds {lost[0]!r}"
+    return ""
 
 
 def balanced(counts: Tensor, strength: float) -> tuple[float, ...]:

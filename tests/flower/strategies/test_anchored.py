@@ -174,7 +174,10 @@ class TestAnchored:
             strategy.start(grid, num_rounds=2)
         assert strategy.state.weights is not None
         assert all(torch.equal(value, before[name]) for name, value in strategy.state.weights.tensors.items())
-        assert "round 2: those who answered hold too few records; the last layer stays" in caplog.text
+        assert (
+            "round 2: those who answered hold 455 of 1433 records, and two thirds are needed; the last" in caplog.text
+        )
+        assert {(n, one.site.name) for n, one in strategy.left_out} == {(2, "client-0")}  # whose sums came for nothing
 
     def test_the_last_round_asks_all_whatever_share_the_others_ask(self, train: Data, held: Partition) -> None:
         grid = Watched(client_of(train, held))

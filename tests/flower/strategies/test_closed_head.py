@@ -22,10 +22,10 @@ from fedcondense.flower.strategies.closed_head import (
     check_head,
     counts_of,
     head_dims,
-    is_enough,
+    too_few,
     with_head,
 )
-from fedcondense.flower.strategies.factors import STRENGTHS, least_squares, products_of
+from fedcondense.flower.strategies.factors import STRENGTHS, factored, least_squares, products_of
 from fedcondense.flower.strategies.features import features_of
 from fedcondense.networks import build
 from fedcondense.parametrizations import Pixels
@@ -219,11 +219,31 @@ class TestBalance:
             replace(task_for(train), balance=balance).prepare(Own(train), NODE)
 
     @pytest.mark.parametrize(
-        ("names", "enough"), [(["site-0"], False), (["site-0", "site-1"], True), (["site-1", "site-2"], False)]
+        ("answered", "why"),
+        [
+            ({"site-0": (10, 10)}, "those who answered hold 20 of 60 records, and two thirds are needed"),
+            ({"site-0": (10, 10), "site-1": (20, 0)}, ""),
+            ({"site-1": (20, 0), "site-2": (20, 0)}, "nobody who answered holds 'b'"),
+            ({"site-0": (10, 10), "late": (60, 0)}, ""),  # came after the first round: 80 of 120 records
+            ({"site-1": (20, 0), "late": (50, 20)}, ""),
+            ({"site-1": (20, 0), "late": (70, 0)}, "nobody who answered holds 'b'"),
+        ],
     )
-    def test_two_thirds_of_the_records_and_all_classes_are_enough(self, names: list[str], enough: bool) -> None:
+    def test_two_thirds_of_the_records_and_all_classes_are_enough(
+        self, answered: dict[str, tuple[int, int]], why: str, train: Data
+    ) -> None:
+        task = replace(task_for(train, 6), classes=("a", "b"))
         sets = named([(10, 10), (20, 0), (20, 0)])
-        assert is_enough(sets, names, ("a", "b")) == enough
+        answers = [Answer(Site(name), sums_of(counts, 7), sum(counts)) for name, counts in answered.items()]
+        assert too_few(sets, answers, task, network_for(train)) == why
+
+
+def sums_of(counts: tuple[int, int], size: int) -> Sums:
+    """Return the factor of features that are random, for so many records of two classes."""
+    labels = torch.tensor([0] * counts[0] + [1] * counts[1])
+    rows = torch.randn(len(labels), size - 1, generator=torch.Generator().manual_seed(0))
+    features = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    return factored(features, torch.nn.functional.one_hot(labels, 2).float(), "int8-deflated")
 
 
 class TestCheck:
