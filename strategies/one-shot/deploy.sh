@@ -106,7 +106,9 @@ END
 for site in ${SITES:-digits digits}; do sh add.sh "$site"; done
 
 # 4. The round. `flwr run` exits with 0 whatever happened: the result's folder says how it ended.
-flwr run "$app" tls --stream --run-config "${RUN-ipc=${IPC:-2} steps=${STEPS:-200}} output=\"$here/result\""
+small=""
+grep -q '^ipc = ' "$app/pyproject.toml" && small="ipc=${IPC:-2} steps=${STEPS:-200}"
+flwr run "$app" tls --stream --run-config "${RUN-$small} output=\"$here/result\""
 flwr list --format json > runs.json
 if ! [ -f result/result.json ] || grep -q '"error"' result/result.json; then
     echo "the run failed, see $here/result/result.json and the logs" >&2
