@@ -145,9 +145,10 @@ def answer(
     if held is not None and not kind.evaluates:
         _reviewed(Holding(held), payload, placed, name, task, about, records, data, context)
     seconds = float(getattr(payload, "seconds", 0.0)) or time.monotonic() - began
-    _LOG.info("%s sends %d bytes for %s, %.1f s", name, len(payload.to_bytes()), task.name, seconds)
     shares, broken = config.share_with == "sites", len(loaded.broken)
-    return pack_answer(payload, about, (name, place), records, seconds, data.spec.classes, shares, broken)
+    answer = pack_answer(payload, about, (name, place), records, seconds, data.spec.classes, shares, broken)
+    _LOG.info("%s sends %d bytes for %s, %.1f s", name, content_bytes(answer), task.name, seconds)
+    return answer
 
 
 def _reviewed(
