@@ -92,10 +92,9 @@ class SavedNetwork(nn.Module):
         """
         if not isinstance(images, Tensor):
             raise SettingError(f"images: a {type(images).__name__}; needed: a tensor (N, C, H, W), such as Data.images")
-        given = f"images of {images.dtype} {tuple(images.shape)}"
+        given, needed = f"images of {images.dtype} {tuple(images.shape)}", f"(N, {', '.join(map(str, self.shape))})"
         if tuple(images.shape[1:]) != self.shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            needed = f"(N, {', '.join(map(str, self.shape))}), uint8 or floating point in [0, 1]"
-            raise SettingError(f"{given}; needed: {needed}")
+            raise SettingError(f"{given}; needed: {needed}, uint8 or floating point in [0, 1]")
         if images.is_floating_point() and len(images):
             low, high = float(images.min()), float(images.max())
             if not (low >= 0 and high <= 1):

@@ -41,8 +41,8 @@ from fedcondense.sets.codecs import codec_named
 
 CHECKPOINT, ARGUMENTS, MEMORY, PAST = "strategy.pt", "arguments.json", "memory.safetensors", "accuracies.json"
 LEARNED = (MEMORY, "weights.safetensors")  # what a run must not replace unless it wrote it
-FEW = 60  # updates of the network
 NOT_KEPT = ("output", "data_root", "overwrite")  # of the arguments: where things lie, not what is learned
+FEW = 60  # updates of the network
 ANEW = "give another --output, or --overwrite to begin anew and replace what is there"
 
 
@@ -165,10 +165,9 @@ def learn(given: argparse.Namespace, asked: dict[str, str]) -> None:
         save_checkpoint(strategy, checkpoint)  # from now on the memory in this folder is this run's
     if done:  # whatever became of its file, which may be missing or damaged
         buffer_of(strategy).save(memory, overwrite=True)
-    updates = strategy.train_epochs * len(train) // (given.experiences * strategy.train_mb_size)
-    if given.strategy == "replay" and updates < FEW:
-        more = -(-FEW * strategy.train_epochs // max(1, updates))
-        print(f"{updates} updates an experience are few for this network: --epochs {more} gives {FEW}", flush=True)
+    an_epoch = -(-len(train) // (given.experiences * strategy.train_mb_size))
+    if given.strategy == "replay" and (updates := an_epoch * strategy.train_epochs) < FEW:
+        print(f"{updates} updates an experience are few; --epochs {-(-FEW // an_epoch)} makes {FEW}", flush=True)
     table = read_table(past, done)
     with contextlib.nullcontext(silent) if sys.stdout.isatty() else reporting("learning") as report:
         for experience in benchmark.train_stream[done:]:
