@@ -23,6 +23,7 @@ from fedcondense.flower.contract import Job, Node, Task
 from fedcondense.flower.payloads import Sums, Weights
 from fedcondense.flower.replies import check_normalisation
 from fedcondense.flower.settings import number
+from fedcondense.flower.untrusted import for_images
 from fedcondense.flower.wire import own_version
 from fedcondense.identity import identity
 from fedcondense.networks import build, default_network
@@ -87,7 +88,8 @@ class Evaluate(Task[Sums]):
         node.caps.check_steps(self.alone)
         network = self.network or default_network(apart.spec.shape)
         node.caps.check_networks([network])
-        model = self.weights.load_into(build(network, apart.spec.shape, len(self.classes), 0))
+        with for_images(apart.spec.shape):
+            model = self.weights.load_into(build(network, apart.spec.shape, len(self.classes), 0))
         spec = replace(apart.spec, mean=self.mean or apart.spec.mean, std=self.std or apart.spec.std)
         check_normalisation(spec.mean, spec.std)
 

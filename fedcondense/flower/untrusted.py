@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.lib import format as npy
 
 from fedcondense.errors import UntrustedSetError
 
-__all__ = ["count_of", "safe_text", "seconds_of", "some_names", "untrusted_array"]
+__all__ = ["count_of", "for_images", "safe_text", "seconds_of", "some_names", "untrusted_array"]
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _HTML = str.maketrans({"<": "(", ">": ")", "&": "+"})
@@ -100,3 +101,15 @@ def some_names(names: Iterable[str] | Mapping[str, object]) -> str:
     """Return the first five names, quoted and shortened, and how many more there are."""
     some = sorted(str(name)[:40] for name in names)
     return ", ".join(map(repr, some[:5])) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
+
+
+@contextmanager
+def for_images(shape: tuple[int, int, int]) -> Iterator[None]:
+    """Say of weights that do not fit which images the network here is for: another size makes another network."""
+    try:
+        yield
+    except UntrustedSetError as error:
+        here = (
+            f"images here are {shape[1]}x{shape[2]}; if the server's are others, let the node's config say their size"
+        )
+        raise UntrustedSetError(f"{error}; {here}") from None

@@ -139,7 +139,10 @@ class TestWhatANodeAllows:
     @pytest.mark.parametrize(
         ("change", "needed"),
         [
-            ({"weights": Weights({"a": torch.ones(2)})}, "weights of other names than those of this network"),
+            (
+                {"weights": Weights({"a": torch.ones(2)})},
+                "; images here are 8x8; if the server's are others, let the node's config say",
+            ),
             ({"classes": ()}, "the question names no classes"),
             ({"network": "convnet1-w32"}, "weights: "),
             ({"mean": (0.5, 0.5)}, "mean"),

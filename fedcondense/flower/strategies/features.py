@@ -17,6 +17,7 @@ from fedcondense.errors import SettingError
 from fedcondense.flower.contract import Node
 from fedcondense.flower.payloads import Weights
 from fedcondense.flower.replies import check_normalisation
+from fedcondense.flower.untrusted import for_images
 from fedcondense.networks import build, default_network
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
@@ -99,7 +100,8 @@ def carried(task: Any, holder: Holder, node: Node) -> tuple[Data, str, nn.Module
         check_normalisation(task.mean, task.std)
         data = Data(data.images, data.labels, replace(data.spec, mean=task.mean, std=task.std))
     model = build(network, data.spec.shape, len(task.classes), 0)
-    return data, network, model, task.weights.weights(model)
+    with for_images(data.spec.shape):
+        return data, network, model, task.weights.weights(model)
 
 
 @in_own_state
