@@ -92,6 +92,7 @@ def write_report(directory: str | Path, *, shows_refused: bool = False) -> Path:
         over_all=over_all(rows),
         uncounted=uncounted(result),
         sites=sites_in(result, rows),
+        whose=next((row.label for row in rows if row.is_ours), "") if len(rows) > 1 else "",
         broken=broken,
         files=files,
         clients=clients,

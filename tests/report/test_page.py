@@ -250,6 +250,14 @@ def test_rounds_of_a_server_app_are_those_of_its_row(tmp_path: Path) -> None:
     assert f"2 84.0 % {NONE} of {NONE}" in page.text
 
 
+@pytest.mark.parametrize("rows", [ROWS, {"one-shot": ROWS["one-shot"]}])
+def test_what_sites_took_is_said_to_be_of_one_way_where_there_are_several(rows: Any, tmp_path: Path) -> None:
+    content = result(rows=rows, by_site=[{"site": "north", "last": 1, "bytes_up": 9, "bytes_down": 9, "seconds": 1.0}])
+    page = Page(write_report(write_run(tmp_path / "run", content)).read_text(encoding="utf-8"))
+    whose = "those of one-shot, " if len(rows) > 1 else ""
+    assert f"Bytes and seconds are {whose}of all rounds together" in page.text
+
+
 @pytest.mark.parametrize("rounds", [None, "many", [{"round": 1, "accuracy": 70.0}], [{"round": 1}, {"round": 2}]])
 def test_without_two_rounds_that_were_measured_there_are_no_curves(rounds: Any, tmp_path: Path) -> None:
     content = result(rows={"one-shot": row(83, 40_000)}, rounds=rounds)
