@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import analytic_bits
 import anchored
 import anchored_tried
 import central
@@ -244,6 +245,7 @@ def architectures() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "incremental": incremental.table,
+    "analytic bits": analytic_bits.table,
     "iterative": iterative.table,
     "deployment": deployment.table,
     "trust": trust.quoted,

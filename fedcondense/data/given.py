@@ -44,8 +44,7 @@ def as_data(given: Any, size: int | None = None) -> Data:
     if isinstance(given, Data):
         return given
     if isinstance(given, str | os.PathLike):
-        path = Path(given)
-        return load_train(f"folder:{path}" if path.is_dir() else str(given), size=size)
+        return load_train(_named(given), size=size)
     if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(v, np.ndarray | Tensor) for v in given):
         return _from_arrays(*given)
     if _is_loader(given):
@@ -63,10 +62,12 @@ def as_test(given: Any) -> Data:
     Raises:
         DataError: As there.
     """
-    if isinstance(given, str | os.PathLike):
-        path = Path(given)
-        return load_test(f"folder:{path}" if path.is_dir() else str(given))
-    return as_data(given)
+    return load_test(_named(given)) if isinstance(given, str | os.PathLike) else as_data(given)
+
+
+def _named(given: str | os.PathLike[str]) -> str:
+    """Return the name by which data are loaded: a folder's path is one, too."""
+    return f"folder:{given}" if Path(given).is_dir() else str(given)
 
 
 def _is_loader(given: Any) -> bool:
@@ -88,7 +89,8 @@ def _batches(loader: Iterable[Any]) -> Iterator[Any]:
     except (TypeError, RuntimeError) as error:  # of torch's default_collate
         if not any(said in str(error) for said in ("default_collate", "stack expects each tensor to be equal size")):
             raise
-        raise DataError(f"the DataLoader cannot batch its items; give the Dataset itself ({error})") from error
+        last = str(error).strip().splitlines()[-1]  # a worker's error holds its traceback
+        raise DataError(f"the DataLoader cannot batch its items; give the Dataset itself ({last})") from error
 
 
 def _from_loader(loader: Iterable[Any]) -> Data:

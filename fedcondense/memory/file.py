@@ -99,8 +99,10 @@ def _parted(name: str, was: object, now: object) -> str:
     texts = repr(was), repr(now)
     if max(map(len, texts)) > 2 * _TOLD:
         parts = [text.split(", ") for text in texts]
+        differ = [k for k, (one, other) in enumerate(zip(*parts, strict=False)) if one != other]
         if len(parts[0]) == len(parts[1]):
-            pairs = [pair for pair in zip(*parts, strict=True) if pair[0] != pair[1]]
-            parts = [[pair[k] for pair in pairs] for k in range(2)]
+            parts = [[those[k] for k in differ] for those in parts]
+        else:
+            parts = [those[differ[0] if differ else min(map(len, parts)) :] for those in parts]
         texts = (f"{', '.join(parts[0]):.{_TOLD}}", f"{', '.join(parts[1]):.{_TOLD}}")
     return f"{_CALLED.get(name, name)} was {texts[0]}, is {texts[1]}"

@@ -19,19 +19,19 @@ from torch import Tensor
 
 from fedcondense.condensing import Own
 from fedcondense.contract import Holder
-from fedcondense.data import Data, Spec
+from fedcondense.data import Spec
 from fedcondense.errors import SettingError
 from fedcondense.flower.asking import Asked
 from fedcondense.flower.contract import Answer, Job, Node, Question, Site, State, Task
 from fedcondense.flower.payloads import Sums, Weights
-from fedcondense.flower.replies import ReplyLimits, check_normalisation
+from fedcondense.flower.replies import ReplyLimits
 from fedcondense.flower.rounds import Rounds
 from fedcondense.flower.settings import number
 from fedcondense.flower.strategies.closed_head import SHARPNESS, last_layer
 from fedcondense.flower.strategies.condense_classes import restricted
 from fedcondense.flower.strategies.entry import Entry, ServerSide
 from fedcondense.flower.strategies.factors import check_factor, factor_of, least_squares, products_of, summed
-from fedcondense.flower.strategies.features import feature_dims, labelled_by, projection
+from fedcondense.flower.strategies.features import feature_dims, labelled_by, normalised, projection
 from fedcondense.flower.strategies.incremental import begins, check_tasks, done_by, tasks_of
 from fedcondense.flower.strategies.ridge import Products, ridge_dims
 from fedcondense.networks import build, default_network
@@ -74,10 +74,7 @@ class ProductsOfClasses(Task[Sums]):
 
     def prepare(self, holder: Holder, node: Node) -> Job[Sums]:
         """Return one pass over the records of these classes, for the factor of their features and labels."""
-        data = labelled_by(restricted(holder, self.asked, node), self.classes, node)
-        if self.mean:
-            check_normalisation(self.mean, self.std)
-            data = Data(data.images, data.labels, replace(data.spec, mean=self.mean, std=self.std))
+        data = normalised(labelled_by(restricted(holder, self.asked, node), self.classes, node), self.mean, self.std)
         return Products(self.classes, self.network, self.seed, self.dims, _FORM).prepare(Own(data), node)
 
 
@@ -93,8 +90,7 @@ class Analytic(Rounds):
         tasks: Names of classes that come together, task by task (`tasks_of`).
         task: What is asked; the strategy sets classes and normalisation.
         memory: Bytes of what the server keeps, which say how many features there are; 0: all of the network's. They are
-            kept at 8 bits, or at 16 where 600 have room: on held-out images of CIFAR-10, two streams of five tasks,
-            8 bits had 50.4 and 48.9 in 300 kB where 16 had 49.8 and 48.9, in 461 kB 47.0, 42.6, and 16 50.5, 50.0.
+            kept at 8 bits, or at 16 where 600 have room (`experiments/analytic_bits.py`, on held-out images).
         network: A name in `NETWORKS` with a last `nn.Linear`; empty: the one for the images' size.
         limits: What a reply may hold; None: what `spec` says.
         asked: As in `Rounds`. A site without a class of a task is left out and has not failed.

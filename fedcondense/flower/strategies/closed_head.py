@@ -183,12 +183,13 @@ def too_few(sets: Mapping[str, SyntheticSet], answers: Sequence[Answer[Sums]], t
     theirs, all_of_them = float(mine.sum()) + sum(said.values()), float(known.sum()) + sum(said.values())
     if theirs < _ENOUGH * all_of_them:
         return f"those who answered hold {theirs:.0f} of {all_of_them:.0f} records, and two thirds are needed"
+    if bool((mine > 0)[known > 0].all()):
+        return ""
     for one in answers:
         if one.site.name in said:
             mine = mine + products_of(one.payload, size, len(task.classes), _FORM)[1][-1].clamp_min(0)
-    if lost := [name for name, n, m in zip(task.classes, known, mine, strict=True) if n and not m]:
-        return f"nobody who answered holds {lost[0]!r}"
-    return ""
+    lost = [name for name, n, m in zip(task.classes, known, mine, strict=True) if n and not m]
+    return f"nobody who answered holds {lost[0]!r}" if lost else ""
 
 
 def balanced(counts: Tensor, strength: float) -> tuple[float, ...]:

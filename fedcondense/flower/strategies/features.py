@@ -22,7 +22,16 @@ from fedcondense.networks import build, default_network
 from fedcondense.networks.passes import repeatable
 from fedcondense.randomness import stream
 
-__all__ = ["carried", "embedded", "feature_dims", "features_of", "labelled_by", "projection", "random_features"]
+__all__ = [
+    "carried",
+    "embedded",
+    "feature_dims",
+    "features_of",
+    "labelled_by",
+    "normalised",
+    "projection",
+    "random_features",
+]
 
 _AT_ONCE = 500  # images in a forward pass
 
@@ -96,12 +105,22 @@ def carried(task: Any, holder: Holder, node: Node) -> tuple[Data, str, nn.Module
     data = labelled_by(holder, task.classes, node)
     network = task.network or default_network(data.spec.shape)
     node.caps.check_networks([network])
-    if task.mean:
-        check_normalisation(task.mean, task.std)
-        data = Data(data.images, data.labels, replace(data.spec, mean=task.mean, std=task.std))
+    data = normalised(data, task.mean, task.std)
     model = build(network, data.spec.shape, len(task.classes), 0)
     with for_images(data.spec.shape):
         return data, network, model, task.weights.weights(model)
+
+
+def normalised(data: Data, mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
+    """Return records as a question normalises them; as they are if it does not say how.
+
+    Raises:
+        SettingError: The normalisation is none.
+    """
+    if not mean:
+        return data
+    check_normalisation(mean, std)
+    return Data(data.images, data.labels, replace(data.spec, mean=mean, std=std))
 
 
 @in_own_state
