@@ -171,9 +171,8 @@ class Analytic(Rounds):
 
     def _weights(self, solution: Tensor, is_seen: Tensor) -> Weights:
         """Return the untrained network's weights with the solution as its last layer."""
-        solution = (
-            SHARPNESS * (solution - solution[:, is_seen].sum(1, keepdim=True) / is_seen.sum().clamp_min(1)) * is_seen
-        )
+        mean = solution[:, is_seen].sum(1, keepdim=True) / is_seen.sum().clamp_min(1)
+        solution = SHARPNESS * (solution - mean) * is_seen
         name, layer = last_layer(self.model)
         rows, bias = solution[:-1], solution[-1].where(is_seen, torch.tensor(_UNSEEN, dtype=torch.float64))
         if len(rows) < layer.in_features:
